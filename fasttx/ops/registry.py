@@ -1,0 +1,293 @@
+"""The table of ops: what exists, which implementations each op has, and which of them runs.
+
+An :class:`Op` is one row: a forward and a backward :class:`Half` (schema, check, fake, PyTorch composition, float64
+reference, cost) and the :class:`Impl` rows that can run the pair.  Dispatch, ``python -m fasttx supported``, the tests and
+the benchmarks all read the same rows, so that none of them can know an op that another does not.
+
+Every half is a PyTorch operator ``fasttx::<name>_fwd`` / ``fasttx::<name>_bwd`` whose last argument ``backend`` is what
+the caller asked for ("auto", or a forced name).  Autograd keeps that string between the two calls: since ``auto`` is a pure
+function of the tensors and both halves decide on the same ones, backward runs where forward ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("cuda", "triton", "torch")
+
+LIB = torch.library.Library("fasttx", "DEF")
+OPS: dict[str, Op] = {}
+LAUNCHES: Counter[tuple[str, str]] = Counter()
+"""How often each (operator, backend) ran in this process, e.g. ``LAUNCHES["softmax_fwd", "triton"]``."""
+
+_warned: set[tuple[str, str]] = set()
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for cannot run the call; the message says which, and why."""
+
+
+def _forced_from_environment() -> str:
+    name = os.environ.get("FASTTX_BACKEND", "auto")
+    if name not in ("auto", *BACKENDS):
+        raise BackendError(f"FASTTX_BACKEND={name!r}: allowed are 'auto', {', '.join(map(repr, BACKENDS))}")
+    return name
+
+
+_forced = _forced_from_environment()
+
+
+def forced_backend() -> str:
+    """The backend in force: ``"auto"``, or the name given to :class:`backend` or ``FASTTX_BACKEND``."""
+    return _forced
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force every op of the whole process, all threads, to one backend within the ``with`` block.
+
+    Args:
+        name: ``"cuda"``, ``"triton"``, ``"torch"``, or ``"auto"`` for the default choice.
+
+    Raises:
+        BackendError: at once for an unknown name; at the call of an op that this backend cannot run.  A forced
+            backend never falls back.
+    """
+    global _forced
+    if name not in ("auto", *BACKENDS):
+        raise BackendError(f"backend: got {name!r}; allowed are 'auto', {', '.join(map(repr, BACKENDS))}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+# ------------------------------------------------------------------------------------------------ what can run here
+
+
+@functools.cache
+def _triton_present() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _arch(device_index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device_index)
+    return major * 10 + minor
+
+
+def _cannot_run_on(backend_name: str, device: torch.device, min_arch: int) -> str | None:
+    """The reason why a compiled backend cannot run on `device`, or None."""
+    if backend_name == "triton" and not _triton_present():
+        return "triton is not installed (pip install triton)"
+    if device.type == "cuda" and torch.version.hip is None:
+        arch = _arch(device.index if device.index is not None else torch.cuda.current_device())
+        return f"needs compute capability {min_arch}, the device has {arch}" if arch < min_arch else None
+    if backend_name == "triton" and device.type in ("cpu", "cuda") and _interpreting():
+        return None
+    return f"needs an NVIDIA GPU, the tensors are on '{device.type}'" + (
+        " (TRITON_INTERPRET=1 runs it on a CPU, for tests)" if backend_name == "triton" else ""
+    )
+
+
+def _resolve(path: str) -> Callable[..., None]:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+# ------------------------------------------------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True)
+class Impl:
+    """A compiled implementation of an op: a forward and a backward launcher that belong together.
+
+    Launchers are destination-passing: ``fwd(*outputs, *arguments)`` without the ``backend`` argument; they neither
+    allocate outputs nor check anything.
+
+    Attributes:
+        backend: ``"triton"`` or ``"cuda"``.
+        fwd, bwd: ``"module:function"``, imported at the first call.
+        supports: gets the tensors named by ``Half.keys`` and answers None or the reason it cannot run them.
+        min_arch: lowest compute capability, times ten.
+    """
+
+    backend: str
+    fwd: str
+    bwd: str
+    supports: Callable[..., str | None]
+    min_arch: int = 80
+
+
+@dataclass(frozen=True)
+class Half:
+    """One direction of an op.
+
+    Attributes:
+        schema: PyTorch operator schema; the last argument must be ``str backend``.
+        check: the only place where shapes, dtypes and devices are validated; raises ValueError or TypeError.
+        fake: allocates the outputs from the arguments (also on fake and meta tensors).
+        torch: the same result composed of PyTorch's own operators, on any device; returns what `fake` returns.
+        reference: the same result in float64, written from the formula; returns what `fake` returns, in float64.
+        keys: names of the tensors on which support is decided.
+        cost: (flop, bytes that must move at least), from the arguments.
+    """
+
+    schema: str
+    check: Callable[..., None]
+    fake: Callable[..., Any]
+    torch: Callable[..., Any]
+    reference: Callable[..., Any]
+    keys: tuple[str, ...]
+    cost: Callable[..., tuple[float, float]]
+
+    def argument_names(self) -> list[str]:
+        inside = self.schema[self.schema.index("(") + 1 : self.schema.index(") ->")]
+        return [a.split("=")[0].split()[-1] for a in inside.split(", ") if a.strip() != "*"]
+
+
+@dataclass(frozen=True)
+class Op:
+    """A row of the table; creating it registers ``fasttx::<name>_fwd`` and ``fasttx::<name>_bwd``."""
+
+    name: str
+    fwd: Half
+    bwd: Half
+    impls: tuple[Impl, ...] = ()
+
+    def __post_init__(self) -> None:
+        OPS[self.name] = self
+        for direction, half in (("fwd", self.fwd), ("bwd", self.bwd)):
+            full = f"{self.name}_{direction}"
+            names = half.argument_names()
+            if names[-1] != "backend":
+                raise ValueError(f"{full}: the last argument of the schema must be 'str backend', got {names[-1]!r}")
+            LIB.define(full + half.schema, tags=(torch.Tag.pt2_compliant_tag,))
+            LIB.impl(full, _body(self, direction, half, names), "CompositeExplicitAutograd")
+            torch.library.register_fake(f"fasttx::{full}", _without_backend(half.fake), lib=LIB)
+
+    def reasons(self, *tensors: Tensor) -> dict[str, str | None]:
+        """For every backend, None if it can run tensors like these, else why not."""
+        found: dict[str, str | None] = {name: "not implemented" for name in BACKENDS}
+        found["torch"] = None
+        for impl in self.impls:
+            found[impl.backend] = self._why_not(impl, tensors)
+        return found
+
+    def pick(self, requested: str, *tensors: Tensor) -> Impl | None:
+        """The implementation that runs tensors like these; None stands for the PyTorch composition.
+
+        Raises:
+            BackendError: `requested` is a backend's name and that backend cannot run them.
+        """
+        device = tensors[0].device
+        if requested == "torch":
+            return None
+        if requested != "auto":
+            why = "not implemented"
+            for impl in self.impls:
+                if impl.backend == requested:
+                    reason = self._why_not(impl, tensors)
+                    if reason is None:
+                        return impl
+                    why = reason
+            raise BackendError(f"fasttx::{self.name}: backend '{requested}' cannot run this call: {why}")
+        if device.type != "cuda":
+            return None
+        reasons = []
+        for impl in self.impls:
+            reason = self._why_not(impl, tensors)
+            if reason is None:
+                return impl
+            reasons.append(f"{impl.backend}: {reason}")
+        key = (self.name, "; ".join(reasons))
+        if key not in _warned:
+            _warned.add(key)
+            warnings.warn(
+                f"fasttx::{self.name} runs as PyTorch's own operators on {device} ({key[1]})", stacklevel=2
+            )
+        return None
+
+    @staticmethod
+    def _why_not(impl: Impl, tensors: tuple[Tensor, ...]) -> str | None:
+        return _cannot_run_on(impl.backend, tensors[0].device, impl.min_arch) or impl.supports(*tensors)
+
+
+def _without_backend(fn: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fn)
+    def call(*args: Any) -> Any:
+        return fn(*args[:-1])
+
+    return call
+
+
+def _body(op: Op, direction: str, half: Half, names: list[str]) -> Callable[..., Any]:
+    """The operator's implementation: check, choose, allocate, launch."""
+    full = f"{op.name}_{direction}"
+    where = tuple(names.index(k) for k in half.keys)
+    launchers: dict[str, Callable[..., None]] = {}
+
+    def body(*args: Any) -> Any:
+        requested, args = args[-1], args[:-1]
+        half.check(*args)
+        tensors = tuple(args[i] for i in where)
+        impl = op.pick(requested, *tensors)
+        if impl is None or tensors[0].numel() == 0:  # nothing to launch on: the composition defines empty results
+            LAUNCHES[full, "torch"] += 1
+            return half.torch(*args)
+        launch = launchers.get(impl.backend)
+        if launch is None:
+            launch = launchers[impl.backend] = _resolve(getattr(impl, direction))
+        outputs = half.fake(*args)
+        flat = outputs if isinstance(outputs, tuple) else (outputs,)
+        device = tensors[0].device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                launch(*flat, *args)
+        else:
+            launch(*flat, *args)
+        LAUNCHES[full, impl.backend] += 1
+        return outputs
+
+    return body
+
+
+# ---------------------------------------------------------------------------------------------------- random state
+
+LIB.define("rng_state(Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag))
+
+
+def _rng_state_fake(device: torch.device) -> Tensor:
+    return torch.empty(2, dtype=torch.int64, device=device)
+
+
+def _rng_state(device: torch.device) -> Tensor:
+    """(seed, offset) from the device's own generator: as reproducible as torch.manual_seed, safe in CUDA graphs."""
+    return torch.empty(2, dtype=torch.int64, device=device).random_()
+
+
+LIB.impl("rng_state", _rng_state, "CompositeExplicitAutograd")
+torch.library.register_fake("fasttx::rng_state", _rng_state_fake, lib=LIB)
+
+
+def new_rng_state(device: torch.device) -> Tensor:
+    """A fresh dropout state: int64 (2,) on `device`, (seed, offset), which kernels read by pointer."""
+    return torch.ops.fasttx.rng_state.default(device)
+
