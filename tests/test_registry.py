@@ -1,0 +1,140 @@
+"""The table's own behaviour: forcing, refusing, falling back with a reason, backward where forward ran."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from fasttx.ops import registry
+from fasttx.ops.registry import BackendError, Half, Impl, Op, backend, forced_backend
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def _half(arguments: str) -> Half:
+    return Half(
+        schema=f"({arguments}, str backend) -> Tensor",
+        check=lambda x: None,
+        fake=torch.empty_like,
+        torch=_double,
+        reference=lambda x: x.double() * 2,
+        keys=("x",),
+        cost=lambda x: (x.numel(), 8.0 * x.numel()),
+    )
+
+
+def triple_into(out: torch.Tensor, x: torch.Tensor) -> None:
+    """A launcher that can be told from the composition: it triples."""
+    out.copy_(x * 3)
+
+
+@pytest.fixture(scope="module")
+def op() -> Op:
+    where = f"{__name__}:triple_into"
+    made = Op(
+        "table_test",
+        _half("Tensor x"),
+        _half("Tensor x"),
+        (Impl("triton", where, where, lambda x: "needs an even length" if x.numel() % 2 else None),),
+    )
+    del registry.OPS["table_test"]  # not a row that other tests should see
+    return made
+
+
+def test_force_is_process_wide_and_restored() -> None:
+    before = forced_backend()
+    with backend("torch"):
+        assert forced_backend() == "torch"
+        with backend("auto"):
+            assert forced_backend() == "auto"
+        assert forced_backend() == "torch"
+    assert forced_backend() == before
+    with pytest.raises(RuntimeError, match="stop"), backend("torch"):
+        raise RuntimeError("stop")
+    assert forced_backend() == before
+
+
+def test_unknown_backend_is_refused() -> None:
+    with pytest.raises(BackendError, match=r"'cudnn'.*allowed are 'auto', 'cuda', 'triton', 'torch'"), backend("cudnn"):
+        pass
+    env = {**os.environ, "FASTTX_BACKEND": "cudnn"}
+    ran = subprocess.run([sys.executable, "-c", "import fasttx"], env=env, capture_output=True, text=True)
+    assert ran.returncode != 0 and "FASTTX_BACKEND='cudnn'" in ran.stderr
+
+
+def test_environment_forces() -> None:
+    env = {**os.environ, "FASTTX_BACKEND": "torch"}
+    code = "from fasttx.ops.registry import forced_backend; print(forced_backend())"
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "torch"
+
+
+def test_forced_backend_runs_or_raises(op: Op, device: torch.device) -> None:
+    call = torch.ops.fasttx.table_test_fwd
+    even, odd = torch.ones(4, device=device), torch.ones(3, device=device)
+    before = registry.LAUNCHES["table_test_fwd", "triton"]
+    assert torch.equal(call(even, "triton"), even * 3)
+    assert registry.LAUNCHES["table_test_fwd", "triton"] == before + 1
+    with pytest.raises(BackendError, match="table_test: backend 'triton' cannot run this call: needs an even length"):
+        call(odd, "triton")
+    with pytest.raises(BackendError, match="backend 'cuda' cannot run this call: not implemented"):
+        call(even, "cuda")
+    assert torch.equal(call(even, "torch"), even * 2)
+
+
+def test_auto_on_cpu_never_interprets(op: Op) -> None:
+    assert torch.equal(torch.ops.fasttx.table_test_fwd(torch.ones(4), "auto"), torch.full((4,), 2.0))
+
+
+def test_auto_on_a_gpu_warns_once_and_says_why(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGpu:
+        """Stands for a tensor on a GPU: only its device and its length are asked for."""
+
+        device = torch.device("cuda", 0)
+
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        def numel(self) -> int:
+            return self.n
+
+    monkeypatch.setattr(registry, "_cannot_run_on", lambda *a: None)
+    assert op.pick("auto", OnGpu(4)).backend == "triton"  # type: ignore[union-attr,arg-type]
+    with pytest.warns(UserWarning, match=r"table_test runs as PyTorch's own operators on cuda:0 \(triton: needs an even"):
+        assert op.pick("auto", OnGpu(3)) is None  # type: ignore[arg-type]
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert op.pick("auto", OnGpu(3)) is None  # type: ignore[arg-type]
+
+
+def test_reasons_name_every_backend(op: Op, device: torch.device) -> None:
+    found = op.reasons(torch.ones(3, device=device))
+    assert found == {"cuda": "not implemented", "triton": "needs an even length", "torch": None}
+
+
+def test_empty_input_launches_nothing(op: Op, device: torch.device) -> None:
+    before = registry.LAUNCHES["table_test_fwd", "triton"]
+    assert torch.ops.fasttx.table_test_fwd(torch.ones(0, device=device), "triton").shape == (0,)
+    assert registry.LAUNCHES["table_test_fwd", "triton"] == before
+
+
+def test_schema_must_end_in_backend() -> None:
+    half = Half("(Tensor x) -> Tensor", *[lambda x: x] * 4, keys=("x",), cost=lambda x: (0, 0))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="last argument of the schema must be 'str backend', got 'x'"):
+        Op("table_test_wrong", half, half)
+    del registry.OPS["table_test_wrong"]
+
+
+def test_rng_state_follows_the_seed(device: torch.device) -> None:
+    torch.manual_seed(7)
+    a, b = registry.new_rng_state(device), registry.new_rng_state(device)
+    torch.manual_seed(7)
+    assert torch.equal(a, registry.new_rng_state(device)) and not torch.equal(a, b)
+    assert a.shape == (2,) and a.dtype == torch.int64 and a.device.type == device.type
