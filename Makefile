@@ -1,0 +1,91 @@
+# Every target is one command that a person could type. `make help` lists them.
+#
+#   PYTHON=python3.12    the Python that makes .venv (default: the first Python >= 3.10 found)
+#   PIP_ARGS=...         more arguments for pip install, e.g. --index-url of a mirror, or of PyTorch's CPU builds
+#   DEMO_ARGS=...        arguments for `make demo`, e.g. DEMO_ARGS="--tiny"
+#   PART=tests|bench     one part of `make gpu-check`;  OUT=dir  where it writes
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10 python /usr/bin/python3
+PYTHON ?= $(shell for p in $(CANDIDATES); do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo "$$p" && break; done)
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIN := $(shell cat constraints.txt pyproject.toml setup.py | cksum | cut -d ' ' -f 1)
+STAMP := $(VENV)/installed-$(PIN)
+PIP := $(PY) -m pip --disable-pip-version-check install --no-compile $(PIP_ARGS)
+DEMO_ARGS ?=
+OUT ?= gpu-check-out
+PART ?=
+BASH_ENV :=
+WORKERS ?= 2
+
+# One thread a worker: two pytest processes with a thread pool each would fight over the cores.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(PY) -m pytest -n $(WORKERS)
+
+.PHONY: help venv demo test test-slow test-all lint types format aot package-check gpu-check clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
+
+venv: $(STAMP) ## .venv with fasttx (editable) and everything that the other targets use, at the pinned versions
+
+# torch goes first and alone: with a CUDA build comes its own Triton, and the pin below must not argue with it.
+$(STAMP): constraints.txt pyproject.toml setup.py
+	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.10 with venv and ensurepip found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "making $(VENV) with $(PYTHON) ($$($(PYTHON) --version))"
+	rm -f $(VENV)/installed-*
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) -q "$$(grep '^torch==' constraints.txt)" "$$(grep '^numpy' constraints.txt)"
+	grep -v '^triton==' constraints.txt > $(VENV)/constraints.txt
+	if [ "$$(uname -s)" = Linux ] && ! $(PY) -c 'import triton' 2>/dev/null; then $(PIP) -q "$$(grep '^triton==' constraints.txt)"; fi
+	$(PIP) -q -c $(VENV)/constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## real BERT weights on real text, unpatched and patched: parity, times, loss curves, a PNG
+	$(PY) -m fasttx demo $(DEMO_ARGS)
+
+test: $(STAMP) ## the tests; without a GPU the Triton kernels run in Triton's interpreter
+	$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP) ## the slower cases alone
+	$(PYTEST) -m slow
+
+test-all: lint types test test-slow aot package-check ## everything, and the demo at tiny size: what .ci/run calls
+	$(MAKE) demo DEMO_ARGS="--tiny --out $(VENV)/demo-tiny"
+
+lint: $(STAMP) ## ruff, and clang-format where there is C++
+	$(PY) -m ruff check .
+	@files=$$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h'); if [ -n "$$files" ]; then $(VENV)/bin/clang-format --dry-run -Werror $$files; fi
+
+types: $(STAMP) ## mypy
+	$(PY) -m mypy
+
+format: $(STAMP) ## rewrite imports and C++ as `make lint` wants them
+	$(PY) -m ruff check --fix .
+	@files=$$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h'); if [ -n "$$files" ]; then $(VENV)/bin/clang-format -i $$files; fi
+
+aot: $(STAMP) ## compile every kernel's listed configurations to machine code for sm_80, sm_90 and sm_100
+	env -u TRITON_INTERPRET $(ONE_THREAD) $(PY) -m pytest tests/ahead_of_time -p no:cacheprovider
+
+package-check: $(STAMP) ## sdist, the wheel from it, and the wheel's import in an empty environment
+	$(PY) tests/scripts/package_check.py
+
+# A machine with a GPU may have no network: its own Python is used as it is where it has what the check needs.
+gpu-check: ## the tests and a short benchmark on the GPU of this machine
+	@py=$(PY); \
+	if [ ! -e $(STAMP) ]; then \
+	  if $(PYTHON) -c 'import pytest, torch, transformers, triton; assert torch.cuda.is_available()' 2>/dev/null; \
+	  then py=$(PYTHON); else $(MAKE) venv; fi; fi; \
+	echo "gpu-check with $$py"; \
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $$py -m bench.gpu_check --out $(OUT) $(if $(PART),--part $(PART))
+
+clean: ## remove everything that the other targets made
+	rm -rf $(VENV) build dist fasttx.egg-info gpu-check-out demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,86 @@
+"""Builds sdist and wheel as a release would, and imports the wheel where nothing else of fasttx is.
+
+The wheel is made from the sdist, not from the checkout, so that a file missing from the sdist is found.  The import runs
+in a new virtual environment that holds only the wheel; torch and numpy are lent to it from the environment that runs this
+script, through a .pth file (which, unlike a site directory, does not bring that environment's own editable fasttx).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+IMPORT_CHECK = """
+import socket, sys, time
+def refuse(*args, **kwargs): raise SystemExit("importing fasttx opened a socket")
+socket.socket.connect = refuse
+import torch
+began = time.perf_counter()
+import fasttx
+took = time.perf_counter() - began
+assert fasttx.__file__.startswith(sys.prefix), fasttx.__file__
+assert not torch.cuda.is_initialized()
+for absent in ("triton", "transformers", "typer"):
+    assert absent not in sys.modules, f"import fasttx imported {absent}"
+print(f"fasttx {fasttx.__version__} imports in {took * 1e3:.0f} ms beyond torch")
+"""
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> None:
+    print("$", " ".join(map(str, command)), flush=True)
+    subprocess.run([str(c) for c in command], cwd=cwd, check=True)
+
+
+def expect(found: set[str], wanted: set[str], what: str) -> None:
+    missing = sorted(wanted - found)
+    if missing:
+        raise SystemExit(f"{what} lacks {', '.join(missing)}")
+
+
+def main() -> None:
+    kernels = {f"fasttx/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
+    bench = {f"fasttx/bench/{p.name}" for p in (ROOT / "bench").glob("*.py")}
+    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "fasttx").rglob("*.py")}
+    wanted = kernels | bench | modules | {"fasttx/py.typed"}
+    if not kernels:
+        raise SystemExit("kernels/ holds no Python file")
+
+    with tempfile.TemporaryDirectory(prefix="fasttx-package-") as folder:
+        work = Path(folder)
+        run(sys.executable, "-m", "build", "--outdir", work / "dist", ROOT)  # the wheel from the sdist
+        (sdist,) = (work / "dist").glob("*.tar.gz")
+        (wheel,) = (work / "dist").glob("*.whl")
+        with tarfile.open(sdist) as archive:
+            members = archive.getmembers()
+        links = [m.name for m in members if m.issym() or m.islnk()]
+        if links:
+            raise SystemExit(f"{sdist.name} holds links, which pip on Windows cannot unpack: {', '.join(links)}")
+        in_sdist = {m.name.split("/", 1)[1] for m in members if "/" in m.name}
+        expect(in_sdist, wanted | {"LICENSE", "README.md", "pyproject.toml", "setup.py"}, sdist.name)
+        with zipfile.ZipFile(wheel) as archive:
+            in_wheel = set(archive.namelist())
+        expect(in_wheel, wanted, wheel.name)
+        stray = sorted(n for n in in_wheel if not n.startswith(("fasttx/", "fasttx-")))
+        if stray:
+            raise SystemExit(f"{wheel.name} installs outside fasttx/: {', '.join(stray)}")
+
+        venv.create(work / "env", with_pip=True, symlinks=True)
+        python = work / "env" / "bin" / "python"
+        run(python, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-index", "--no-deps", wheel, cwd=work)
+        site = Path(sysconfig.get_path("purelib", vars={"base": str(work / "env"), "platbase": str(work / "env")}))
+        (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        run(python, "-c", IMPORT_CHECK, cwd=work)
+        run(python, "-m", "fasttx", "doctor", "--env", "--json", cwd=work)
+    print(f"package-check: {len(in_sdist)} files in the sdist, {len(in_wheel)} in the wheel, {len(kernels)} kernel files")
+
+
+if __name__ == "__main__":
+    main()
