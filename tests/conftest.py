@@ -24,7 +24,7 @@ else:
     HAS_TRITON = True
 
 if HAS_TRITON and not HAS_GPU:
-    from triton_interpreter import repair
+    from fasttx.triton_interpreter import repair
 
     repair()
 
