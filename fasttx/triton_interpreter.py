@@ -50,7 +50,7 @@ def repair() -> None:
     dot, cast, fp_to_fp, binary = builder.create_dot, builder.cast_impl, builder.create_fp_to_fp, builder.binary_op
 
     def patched_tensor(tensor: Any, scope: Any, *args: Any, **kwargs: Any) -> None:
-        """int(array([n])) raises from numpy 2.4 on; Triton 3.7 squeezes by itself."""
+        """int(array([n])) raises from numpy 2.4 on; Triton 3.9 squeezes by itself."""
         patch_tensor(tensor, scope, *args, **kwargs)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
 
