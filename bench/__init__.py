@@ -1,0 +1,1 @@
+"""Measurements: kernels, models, host cost. Importable as `bench` from a checkout and as `fasttx.bench` anywhere."""
