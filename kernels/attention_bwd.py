@@ -1,0 +1,433 @@
+"""Attention backward, padded and packed (varlen), in one kernel family.
+
+Mathematics.  With P = exp(S - lse), Z = keep / (1 - p_hat) and dP = Z * (dout V^T):
+dV = (Z * P)^T dout;  delta = rowsum(dout * out) = rowsum(P * dP);  dS = P * (dP - delta);
+dQ = softmax_scale * dS K;  dK = softmax_scale * dS^T Q.  P is computed again from q, k and softmax_lse.
+(Dao, "FlashAttention-2", 2023, section 3.1.2.)
+
+Contract.  dq, dk, dv are contiguous and wholly written; the inputs are read by strides, last dims contiguous.  Fully masked rows
+and keys that no query sees get zeros.  Four ways, chosen by shape:
+- one block holds every key: one kernel writes all three, delta is summed inside; out is not read.
+- else: delta is computed first, then a program per key block writes its dk and dv and adds its share of dq in fp32 by atomics
+  (the order of those additions, and so the last bits of dq, vary from run to run).
+- deterministic: the same without dq, which a third kernel computes by query blocks.  Every result is bitwise reproducible.
+Where heads are grouped, the program of a key head walks through its query heads itself: dk and dv never need atomics.
+
+Cost.  2.5 x the forward's flop (deterministic: 3.5 x); reads q, dout (and out) once and again per key block from L2, k and v once;
+writes dk, dv, dq (with atomics: 4 bytes an element and key block, mostly in L2).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention import (
+    LOG2E,
+    UNSPECIALIZED,
+    arch_of,
+    bias_strides,
+    biased,
+    folds_scale,
+    last_key,
+    load_tile,
+    precision_of,
+    sequence,
+    store_tile,
+    strides,
+    visible_only,
+    window_limits,
+)
+from .attention_config import config, power_of_two
+from .dropout import dropout_threshold, frag_mask, keep_scale
+
+DQ_NONE = tl.constexpr(0)  # another kernel computes dq
+DQ_ATOMIC = tl.constexpr(1)  # dq is fp32 zeros, added to by every key block
+DQ_DIRECT = tl.constexpr(2)  # this program sees every key: it alone writes dq
+
+
+@triton.jit
+def probabilities(s, lse, softmax_scale, FOLD_SCALE: tl.constexpr):
+    """exp(scaled s - lse); 0 where the score is -inf or, lse being +inf then, the row is masked or absent."""
+    if FOLD_SCALE:
+        return tl.exp2(s * (softmax_scale * LOG2E) - lse * LOG2E)
+    else:
+        return tl.exp2((s - lse) * LOG2E)
+
+
+@triton.jit
+def load_lse(ptr, mask):
+    """softmax_lse of some rows, +inf for those that are absent or fully masked: their probabilities become 0."""
+    lse = tl.load(ptr, mask=mask, other=float("inf"))
+    return tl.where(lse == float("-inf"), float("inf"), lse)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def attention_bwd_delta_kernel(
+    delta, out, dout, cu_seqlens_q, stride_ob, stride_om, stride_oh, num_heads, max_seqlen_q, total_q,
+    HEAD_DIM_V: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """delta = rowsum(dout * out) of BLOCK_M rows of one head; strides are those of dout."""
+    blocks = tl.cdiv(max_seqlen_q, BLOCK_M)
+    head = tl.program_id(0) // blocks
+    m0 = tl.program_id(0) % blocks * BLOCK_M
+    b = head // num_heads
+    h = head % num_heads
+    first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q)
+    if m0 >= n_q:
+        return
+    dout += h.to(tl.int64) * stride_oh + m0.to(tl.int64) * stride_om
+    if cu_seqlens_q is None:
+        dout += b.to(tl.int64) * stride_ob
+        delta += head.to(tl.int64) * max_seqlen_q
+    else:
+        dout += first_q * stride_om
+        delta += h.to(tl.int64) * total_q + first_q
+    offs_m = tl.arange(0, BLOCK_M)
+    out += ((first_q + m0) * num_heads + h) * HEAD_DIM_V
+    o_tile = load_tile(out, num_heads * HEAD_DIM_V, offs_m, n_q - m0, HEAD_DIM_V, BLOCK_DV).to(tl.float32)
+    do_tile = load_tile(dout, stride_om, offs_m, n_q - m0, HEAD_DIM_V, BLOCK_DV).to(tl.float32)
+    tl.store(delta + m0 + offs_m, tl.sum(o_tile * do_tile, 1), mask=offs_m < n_q - m0)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def attention_bwd_dkdv_kernel(
+    dq, dk, dv, dout, q, k, v, delta, softmax_lse, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state,
+    stride_ob, stride_om, stride_oh, stride_qb, stride_qm, stride_qh, stride_kb, stride_kn, stride_kh,
+    stride_vb, stride_vn, stride_vh, stride_bb, stride_bh, stride_bm, stride_bn,
+    num_heads, max_seqlen_q, max_seqlen_k, total_q, softmax_scale, window_left, window_right,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    GROUP: tl.constexpr, FOLD_SCALE: tl.constexpr, KEY_MASK: tl.constexpr, WINDOW: tl.constexpr,
+    THRESHOLD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    TRANSPOSED: tl.constexpr, DQ: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of BLOCK_N keys of one key head, and what those keys contribute to dq."""
+    blocks = tl.cdiv(max_seqlen_k, BLOCK_N)
+    n0 = tl.program_id(0) % blocks * BLOCK_N
+    b = tl.program_id(0) // blocks // (num_heads // GROUP)
+    hk = tl.program_id(0) // blocks % (num_heads // GROUP)
+    first_k, len_k = sequence(b, max_seqlen_k, cu_seqlens_k)
+    if DQ != DQ_DIRECT:  # the only key block of a sequence without keys still writes the zeros of dq
+        if n0 >= len_k:
+            return
+    first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q)
+    shift = 0
+    k += hk.to(tl.int64) * stride_kh
+    v += hk.to(tl.int64) * stride_vh
+    if cu_seqlens_q is None:
+        k += b.to(tl.int64) * stride_kb
+        v += b.to(tl.int64) * stride_vb
+    else:
+        shift = len_k - n_q
+        k += first_k * stride_kn
+        v += first_k * stride_vn
+    n_k = len_k
+    if seqused_k is not None:
+        n_k = tl.minimum(n_k, tl.load(seqused_k + b))
+    if THRESHOLD > 0:
+        seed = tl.load(rng_state)
+        rng_offset = tl.load(rng_state + 1)
+
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    cols = n0 + offs_n
+    cols = cols[:, None] if TRANSPOSED else cols[None, :]
+    k_tile = load_tile(k + n0.to(tl.int64) * stride_kn, stride_kn, offs_n, n_k - n0, HEAD_DIM, BLOCK_D)
+    v_tile = load_tile(v + n0.to(tl.int64) * stride_vn, stride_vn, offs_n, n_k - n0, HEAD_DIM_V, BLOCK_DV)
+    dk_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv_acc = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
+    for g in range(GROUP):
+        h = hk * GROUP + g
+        head = b * num_heads + h
+        lo = 0
+        hi = n_q
+        if DQ != DQ_DIRECT:  # query blocks that see none of these keys
+            if WINDOW:
+                lo = tl.maximum(n0 - shift - window_right, 0) // BLOCK_M * BLOCK_M
+                hi = tl.minimum(hi, n0 + BLOCK_N - shift + window_left)
+            hi = tl.where(n0 < n_k, hi, 0)
+        lo64 = (n0 * 0 + lo).to(tl.int64)
+        q_ptr = q + h.to(tl.int64) * stride_qh + lo64 * stride_qm
+        do_ptr = dout + h.to(tl.int64) * stride_oh + lo64 * stride_om
+        if cu_seqlens_q is None:
+            q_ptr += b.to(tl.int64) * stride_qb
+            do_ptr += b.to(tl.int64) * stride_ob
+            row0 = head.to(tl.int64) * max_seqlen_q + lo
+        else:
+            q_ptr += first_q * stride_qm
+            do_ptr += first_q * stride_om
+            row0 = h.to(tl.int64) * total_q + first_q + lo
+        lse_ptr = softmax_lse + row0
+        dq_ptr = dq
+        delta_ptr = delta
+        if DQ != DQ_NONE:
+            dq_ptr = dq + ((first_q + lo) * num_heads + h) * HEAD_DIM
+        if DQ != DQ_DIRECT:
+            delta_ptr = delta + row0
+        bias_ptr = attn_bias
+        if attn_bias is not None:
+            bias_ptr = attn_bias + b.to(tl.int64) * stride_bb + h.to(tl.int64) * stride_bh
+            bias_ptr += n0.to(tl.int64) * stride_bn + lo64 * stride_bm
+            if KEY_MASK:
+                key_bias = tl.load(bias_ptr + offs_n * stride_bn, mask=offs_n < n_k - n0, other=0)
+                if DQ != DQ_DIRECT:
+                    seen = key_bias.to(tl.int32) if key_bias.dtype == tl.int1 else (key_bias != float("-inf")).to(tl.int32)
+                    hi = tl.where(tl.max(tl.where(offs_n < n_k - n0, seen, 0), 0) > 0, hi, 0)
+                key_bias = key_bias[:, None] if TRANSPOSED else key_bias[None, :]
+
+        for m0 in range(lo, hi, BLOCK_M):
+            left = n_q - m0
+            row_ok = offs_m < left
+            q_tile = load_tile(q_ptr, stride_qm, offs_m, left, HEAD_DIM, BLOCK_D)
+            do_tile = load_tile(do_ptr, stride_om, offs_m, left, HEAD_DIM_V, BLOCK_DV)
+            lse = load_lse(lse_ptr + offs_m, row_ok)
+            if TRANSPOSED:  # [BLOCK_N, BLOCK_M]
+                s = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION)
+                dp = tl.dot(v_tile, tl.trans(do_tile), input_precision=PRECISION)
+                lse = lse[None, :]
+                rows = (m0 + shift + offs_m)[None, :]
+            else:  # [BLOCK_M, BLOCK_N]
+                s = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
+                dp = tl.dot(do_tile, tl.trans(v_tile), input_precision=PRECISION)
+                lse = lse[:, None]
+                rows = (m0 + shift + offs_m)[:, None]
+            if not FOLD_SCALE:
+                s *= softmax_scale
+            if attn_bias is not None:
+                if KEY_MASK:
+                    s = biased(s, key_bias)
+                elif TRANSPOSED:
+                    ptr = bias_ptr + offs_n[:, None] * stride_bn + offs_m[None, :] * stride_bm
+                    s = biased(s, tl.load(ptr, mask=(cols < n_k) & row_ok[None, :], other=0))
+                else:
+                    ptr = bias_ptr + offs_m[:, None] * stride_bm + offs_n[None, :] * stride_bn
+                    s = biased(s, tl.load(ptr, mask=(cols < n_k) & row_ok[:, None], other=0))
+            partial = n0 + BLOCK_N > n_k
+            if WINDOW:
+                partial |= (n0 + BLOCK_N > m0 + shift + window_right) | (n0 < m0 + BLOCK_M + shift - window_left)
+            if partial:
+                s = visible_only(s, rows, cols, n_k, window_left, window_right, WINDOW)
+            p = probabilities(s, lse, softmax_scale, FOLD_SCALE)
+            kept = p
+            if THRESHOLD > 0:
+                keep = frag_mask(seed, rng_offset, head, m0, n0, THRESHOLD, BLOCK_M, BLOCK_N)
+                if TRANSPOSED:
+                    keep = tl.trans(keep)
+                kept = tl.where(keep, p, 0.0)
+                dp = tl.where(keep, dp * keep_scale(THRESHOLD), 0.0)
+            kept = kept.to(do_tile.dtype)
+            dv_acc = tl.dot(kept if TRANSPOSED else tl.trans(kept), do_tile, dv_acc, input_precision=PRECISION)
+            if DQ == DQ_DIRECT:
+                row_delta = tl.sum(p * dp, 0 if TRANSPOSED else 1)
+            else:
+                row_delta = tl.load(delta_ptr + offs_m, mask=row_ok, other=0.0)
+            row_delta = row_delta[None, :] if TRANSPOSED else row_delta[:, None]
+            ds = (p * (dp - row_delta)).to(q_tile.dtype)
+            dk_acc = tl.dot(ds if TRANSPOSED else tl.trans(ds), q_tile, dk_acc, input_precision=PRECISION)
+            if DQ != DQ_NONE:
+                dq_tile = tl.dot(tl.trans(ds) if TRANSPOSED else ds, k_tile, input_precision=PRECISION) * softmax_scale
+                if DQ == DQ_DIRECT:
+                    store_tile(dq_ptr, num_heads * HEAD_DIM, offs_m, left, dq_tile, HEAD_DIM, BLOCK_D)
+                else:
+                    offs_d = tl.arange(0, BLOCK_D)
+                    ptr = dq_ptr + offs_m[:, None] * (num_heads * HEAD_DIM) + offs_d[None, :]
+                    tl.atomic_add(ptr, dq_tile, mask=row_ok[:, None] & (offs_d[None, :] < HEAD_DIM), sem="relaxed")
+                dq_ptr += BLOCK_M * num_heads * HEAD_DIM
+            q_ptr += BLOCK_M * stride_qm
+            do_ptr += BLOCK_M * stride_om
+            lse_ptr += BLOCK_M
+            if DQ != DQ_DIRECT:
+                delta_ptr += BLOCK_M
+            if attn_bias is not None:
+                bias_ptr += BLOCK_M * stride_bm
+
+    heads_k = num_heads // GROUP
+    dk += ((first_k + n0) * heads_k + hk) * HEAD_DIM
+    dv += ((first_k + n0) * heads_k + hk) * HEAD_DIM_V
+    store_tile(dk, heads_k * HEAD_DIM, offs_n, len_k - n0, dk_acc * softmax_scale, HEAD_DIM, BLOCK_D)
+    store_tile(dv, heads_k * HEAD_DIM_V, offs_n, len_k - n0, dv_acc * keep_scale(THRESHOLD), HEAD_DIM_V, BLOCK_DV)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def attention_bwd_dq_kernel(
+    dq, dout, q, k, v, delta, softmax_lse, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state,
+    stride_ob, stride_om, stride_oh, stride_qb, stride_qm, stride_qh, stride_kb, stride_kn, stride_kh,
+    stride_vb, stride_vn, stride_vh, stride_bb, stride_bh, stride_bm, stride_bn,
+    num_heads, max_seqlen_q, max_seqlen_k, total_q, softmax_scale, window_left, window_right,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    GROUP: tl.constexpr, FOLD_SCALE: tl.constexpr, KEY_MASK: tl.constexpr, WINDOW: tl.constexpr,
+    THRESHOLD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dq of BLOCK_M rows of one head; walks the keys as the forward does."""
+    blocks = tl.cdiv(max_seqlen_q, BLOCK_M)
+    head = tl.program_id(0) // blocks
+    m0 = tl.program_id(0) % blocks * BLOCK_M
+    if WINDOW:
+        m0 = (blocks - 1) * BLOCK_M - m0
+    b = head // num_heads
+    h = head % num_heads
+    first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q)
+    if m0 >= n_q:
+        return
+    first_k, n_k = sequence(b, max_seqlen_k, cu_seqlens_k)
+    shift = 0
+    q += h.to(tl.int64) * stride_qh + m0.to(tl.int64) * stride_qm
+    dout += h.to(tl.int64) * stride_oh + m0.to(tl.int64) * stride_om
+    k += (h // GROUP).to(tl.int64) * stride_kh
+    v += (h // GROUP).to(tl.int64) * stride_vh
+    if cu_seqlens_q is None:
+        q += b.to(tl.int64) * stride_qb
+        dout += b.to(tl.int64) * stride_ob
+        k += b.to(tl.int64) * stride_kb
+        v += b.to(tl.int64) * stride_vb
+        row0 = head.to(tl.int64) * max_seqlen_q + m0
+    else:
+        shift = n_k - n_q
+        q += first_q * stride_qm
+        dout += first_q * stride_om
+        k += first_k * stride_kn
+        v += first_k * stride_vn
+        row0 = h.to(tl.int64) * total_q + first_q + m0
+    if seqused_k is not None:
+        n_k = tl.minimum(n_k, tl.load(seqused_k + b))
+    if attn_bias is not None:
+        attn_bias += b.to(tl.int64) * stride_bb + h.to(tl.int64) * stride_bh
+        if KEY_MASK:
+            n_k = last_key(attn_bias, stride_bn, n_k)
+        else:
+            attn_bias += m0.to(tl.int64) * stride_bm
+    if THRESHOLD > 0:
+        seed = tl.load(rng_state)
+        rng_offset = tl.load(rng_state + 1)
+
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    row_ok = offs_m < n_q - m0
+    rows = (m0 + shift + offs_m)[:, None]
+    q_tile = load_tile(q, stride_qm, offs_m, n_q - m0, HEAD_DIM, BLOCK_D)
+    do_tile = load_tile(dout, stride_om, offs_m, n_q - m0, HEAD_DIM_V, BLOCK_DV)
+    lse = load_lse(softmax_lse + row0 + offs_m, row_ok)[:, None]
+    row_delta = tl.load(delta + row0 + offs_m, mask=row_ok, other=0.0)[:, None]
+    lo = 0
+    if WINDOW:
+        lo = tl.maximum(m0 + shift - window_left, 0) // BLOCK_N * BLOCK_N
+        n_k = tl.minimum(n_k, tl.minimum(m0 + BLOCK_M, n_q) + shift + window_right)
+        k += lo.to(tl.int64) * stride_kn
+        v += lo.to(tl.int64) * stride_vn
+        if attn_bias is not None:
+            attn_bias += lo.to(tl.int64) * stride_bn
+    dq_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for n0 in range(lo, n_k, BLOCK_N):
+        k_tile = load_tile(k, stride_kn, offs_n, n_k - n0, HEAD_DIM, BLOCK_D)
+        v_tile = load_tile(v, stride_vn, offs_n, n_k - n0, HEAD_DIM_V, BLOCK_DV)
+        s = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+        dp = tl.dot(do_tile, tl.trans(v_tile), input_precision=PRECISION)
+        if not FOLD_SCALE:
+            s *= softmax_scale
+        if attn_bias is not None:
+            in_range = n0 + offs_n < n_k
+            if KEY_MASK:
+                s = biased(s, tl.load(attn_bias + offs_n * stride_bn, mask=in_range, other=0)[None, :])
+            else:
+                ptr = attn_bias + offs_m[:, None] * stride_bm + offs_n[None, :] * stride_bn
+                s = biased(s, tl.load(ptr, mask=row_ok[:, None] & in_range[None, :], other=0))
+            attn_bias += BLOCK_N * stride_bn
+        partial = n0 + BLOCK_N > n_k
+        if WINDOW:
+            partial |= (n0 + BLOCK_N > m0 + shift + window_right) | (n0 < m0 + BLOCK_M + shift - window_left)
+        if partial:
+            s = visible_only(s, rows, (n0 + offs_n)[None, :], n_k, window_left, window_right, WINDOW)
+        p = probabilities(s, lse, softmax_scale, FOLD_SCALE)
+        if THRESHOLD > 0:
+            keep = frag_mask(seed, rng_offset, head, m0, n0, THRESHOLD, BLOCK_M, BLOCK_N)
+            dp = tl.where(keep, dp * keep_scale(THRESHOLD), 0.0)
+        ds = (p * (dp - row_delta)).to(k_tile.dtype)
+        dq_acc = tl.dot(ds, k_tile, dq_acc, input_precision=PRECISION)
+        k += BLOCK_N * stride_kn
+        v += BLOCK_N * stride_vn
+    dq += ((first_q + m0) * num_heads + h) * HEAD_DIM
+    store_tile(dq, num_heads * HEAD_DIM, offs_m, n_q - m0, dq_acc * softmax_scale, HEAD_DIM, BLOCK_D)
+
+
+def attention_bwd(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    softmax_lse: Tensor,
+    attn_bias: Tensor | None,
+    seqused_k: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    rng_state: Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float,
+    dropout_p: float,
+    window_left: int,
+    window_right: int,
+    deterministic: bool,
+) -> None:
+    """Gradients of attention_fwd with respect to q, k and v.
+
+    Args:
+        dq, dk, dv: contiguous, shaped as q, k, v; written.
+        dout: gradient of out, any strides.
+        out, softmax_lse: what attention_fwd wrote.
+        deterministic: bitwise the same on every run, at the price of computing the scores twice.
+    """
+    varlen = cu_seqlens_q is not None
+    num_heads, head_dim, head_dim_v = q.shape[-2], q.shape[-1], v.shape[-1]
+    heads_k = k.shape[-2]
+    batch = cu_seqlens_q.shape[0] - 1 if cu_seqlens_q is not None else q.shape[0]
+    if dout.stride(-1) != 1:
+        dout = dout.contiguous()
+    widest, arch = max(head_dim, head_dim_v), arch_of(q.device)
+    tile = config("dkdv", widest, q.element_size(), arch, max_seqlen_q, max_seqlen_k)
+    blocks_k = triton.cdiv(max_seqlen_k, tile.block_n)
+    if batch == 0:
+        return
+    bias = bias_strides(attn_bias)
+    shape = (num_heads, max_seqlen_q, max_seqlen_k, q.shape[0], softmax_scale, *window_limits(window_left, window_right))
+    by_stride = (*strides(dout, varlen), *strides(q, varlen), *strides(k, varlen), *strides(v, varlen), *bias)
+    masks = (attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state)
+    constants = {
+        "HEAD_DIM": head_dim, "HEAD_DIM_V": head_dim_v,
+        "BLOCK_D": power_of_two(head_dim), "BLOCK_DV": power_of_two(head_dim_v), "GROUP": num_heads // heads_k,
+        "FOLD_SCALE": folds_scale(attn_bias, softmax_scale), "KEY_MASK": bias[2] == 0,
+        "WINDOW": window_left >= 0 or window_right >= 0, "THRESHOLD": dropout_threshold(dropout_p),
+        "PRECISION": precision_of(q),
+    }  # fmt: skip
+
+    if blocks_k <= 1:
+        mode, delta, dq_sum = DQ_DIRECT.value, None, dq
+    else:
+        mode = DQ_NONE.value if deterministic else DQ_ATOMIC.value
+        delta = torch.empty_like(softmax_lse)
+        rows = min(64, power_of_two(max_seqlen_q))
+        attention_bwd_delta_kernel[(batch * num_heads * triton.cdiv(max_seqlen_q, rows),)](
+            delta, out, dout, cu_seqlens_q, *strides(dout, varlen), num_heads, max_seqlen_q, q.shape[0],
+            HEAD_DIM_V=head_dim_v, BLOCK_DV=power_of_two(head_dim_v), BLOCK_M=rows, num_warps=4,
+        )  # fmt: skip
+        dq_sum = dq
+        if mode == DQ_ATOMIC.value:
+            dq_sum = dq.zero_() if dq.dtype == torch.float32 else torch.zeros_like(dq, dtype=torch.float32)
+    attention_bwd_dkdv_kernel[(batch * heads_k * max(blocks_k, 1),)](
+        dq_sum, dk, dv, dout, q, k, v, delta, softmax_lse, *masks, *by_stride, *shape, **constants,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, TRANSPOSED=tile.transposed, DQ=mode,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    if dq_sum is not dq:
+        dq.copy_(dq_sum)
+    if mode == DQ_NONE.value:
+        tile = config("dq", widest, q.element_size(), arch, max_seqlen_q, max_seqlen_k)
+        attention_bwd_dq_kernel[(batch * num_heads * triton.cdiv(max_seqlen_q, tile.block_m),)](
+            dq, dout, q, k, v, delta, softmax_lse, *masks, *by_stride, *shape, **constants,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip

@@ -1,0 +1,111 @@
+"""Tile sizes of the attention kernels: a pure function over a literal table.
+
+How the numbers were chosen, with the registers and the shared memory each one takes: docs/kernels/attention.md.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Config(NamedTuple):
+    """What a launch needs to know.
+
+    Attributes:
+        block_m, block_n: query rows and keys of one tile.
+        num_warps, num_stages: as in triton.
+        transposed: (backward) scores are computed as K Q^T, so that P^T and dS^T are register operands of dV and dK.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    transposed: bool = False
+
+
+# (kernel, arch, widest head dim up to) -> tile, for 2-byte types. kernel: fwd; dkdv: one key block at a time, with dq by
+# atomics or written directly; dq: the second pass of the deterministic backward.
+TABLE: dict[tuple[str, int, int], Config] = {
+    ("fwd", 80, 32): Config(128, 64, 4, 3),
+    ("fwd", 80, 64): Config(128, 64, 4, 3),
+    ("fwd", 80, 128): Config(128, 64, 8, 2),
+    ("fwd", 80, 256): Config(64, 32, 4, 2),
+    ("fwd", 90, 32): Config(128, 128, 8, 3),
+    ("fwd", 90, 64): Config(128, 128, 8, 3),
+    ("fwd", 90, 128): Config(128, 128, 8, 2),
+    ("fwd", 90, 256): Config(128, 64, 8, 2),
+    ("fwd", 100, 32): Config(128, 128, 8, 3),
+    ("fwd", 100, 64): Config(128, 128, 8, 3),
+    ("fwd", 100, 128): Config(128, 64, 8, 2),
+    ("fwd", 100, 256): Config(128, 64, 8, 2),
+    ("dkdv", 80, 32): Config(64, 128, 8, 2),
+    ("dkdv", 80, 64): Config(64, 128, 8, 2),
+    ("dkdv", 80, 128): Config(32, 64, 8, 2),
+    ("dkdv", 80, 256): Config(16, 32, 4, 1),
+    ("dkdv", 90, 32): Config(64, 128, 8, 2, True),
+    ("dkdv", 90, 64): Config(64, 128, 8, 2, True),
+    ("dkdv", 90, 128): Config(64, 128, 8, 1, True),
+    ("dkdv", 90, 256): Config(64, 64, 8, 1, True),
+    ("dkdv", 100, 32): Config(64, 128, 8, 2, True),
+    ("dkdv", 100, 64): Config(64, 128, 8, 2, True),
+    ("dkdv", 100, 128): Config(64, 128, 8, 1, True),
+    ("dkdv", 100, 256): Config(32, 64, 8, 1, True),
+    ("dq", 80, 32): Config(128, 64, 8, 2),
+    ("dq", 80, 64): Config(128, 64, 8, 2),
+    ("dq", 80, 128): Config(64, 32, 4, 2),
+    ("dq", 80, 256): Config(32, 32, 4, 1),
+    ("dq", 90, 32): Config(128, 64, 8, 2),
+    ("dq", 90, 64): Config(128, 64, 8, 2),
+    ("dq", 90, 128): Config(128, 64, 8, 2),
+    ("dq", 90, 256): Config(64, 64, 4, 1),
+    ("dq", 100, 32): Config(128, 64, 8, 2),
+    ("dq", 100, 64): Config(128, 64, 8, 2),
+    ("dq", 100, 128): Config(128, 64, 8, 2),
+    ("dq", 100, 256): Config(64, 32, 4, 1),
+}
+
+# float32 multiplies on the vector units (or as tf32): small tiles, the operands are twice as wide.
+TABLE_FP32: dict[tuple[str, int], Config] = {
+    ("fwd", 64): Config(64, 32, 4, 2),
+    ("fwd", 128): Config(32, 32, 4, 2),
+    ("fwd", 256): Config(16, 32, 4, 1),
+    ("dkdv", 64): Config(32, 32, 4, 1),
+    ("dkdv", 128): Config(16, 32, 4, 1),
+    ("dkdv", 256): Config(16, 32, 8, 1),
+    ("dq", 64): Config(32, 32, 4, 1),
+    ("dq", 128): Config(16, 32, 4, 1),
+    ("dq", 256): Config(16, 32, 4, 1),
+}
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least n and at least 16, the smallest side of a matrix instruction."""
+    return max(16, 1 << max(n - 1, 0).bit_length())
+
+
+def config(
+    kernel: str, head_dim: int, itemsize: int, arch: int, max_seqlen_q: int, max_seqlen_k: int
+) -> Config:
+    """Tile of a kernel.
+
+    Args:
+        kernel: "fwd", "dkdv" or "dq".
+        head_dim: the larger of head_dim and head_dim_v, at most 256.
+        itemsize: bytes of an element of q.
+        arch: compute capability, times ten.
+        max_seqlen_q, max_seqlen_k: blocks are no larger than these need (at least 16 rows; 32 keys, as dropout does).
+    """
+    if itemsize == 4:
+        found = next(c for (name, d), c in TABLE_FP32.items() if name == kernel and head_dim <= d)
+    else:
+        row = 80 if arch < 90 else 90 if arch < 100 else 100
+        # the consumer chips (8.6, 8.9, 12.x) have 100 KiB of shared memory and no wgmma / tcgen05
+        if arch >= 120:
+            row = 80
+        found = next(c for (name, a, d), c in TABLE.items() if name == kernel and a == row and head_dim <= d)
+    block_m = min(found.block_m, power_of_two(max_seqlen_q))
+    block_n = min(found.block_n, max(32, power_of_two(max_seqlen_k)))
+    # a warp wants at least 16 rows of its own; fewer warps, too, wait less for each other at short lengths
+    rows = block_n if found.transposed else block_m
+    return Config(block_m, block_n, min(found.num_warps, max(4, rows // 16)), found.num_stages, found.transposed)
