@@ -1,0 +1,42 @@
+"""The commands by name; each lives in a file of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import fasttx
+
+from .demo import demo
+from .doctor import doctor
+from .supported import supported
+
+app = typer.Typer(
+    name="fasttx",
+    help="Fused attention, losses and more for Hugging Face BERT and its relatives.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fasttx {fasttx.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Options of the program as a whole."""
+
+
+_options.__doc__ = None  # typer would print it instead of the help given to `app`
+app.command()(doctor)
+app.command()(supported)
+app.command()(demo)

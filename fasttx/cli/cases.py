@@ -1,0 +1,72 @@
+"""One small call of every op, for `doctor`: the arguments of its forward and of its backward."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fasttx.ops
+
+from ..ops.registry import OPS, Op
+
+
+def load_ops() -> dict[str, Op]:
+    """Imports every file of fasttx.ops, and gives the table that they fill."""
+    for module in pkgutil.iter_modules(fasttx.ops.__path__):
+        importlib.import_module(f"fasttx.ops.{module.name}")
+    return OPS
+
+
+def _randn(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same numbers on every device, so that two reports can be compared."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator).to(device=device, dtype=dtype)
+
+
+def _attention(dtype: torch.dtype, device: torch.device) -> list[Any]:
+    """Two sequences of 33 and 70 tokens, padded to 70."""
+    q, k, v = _randn(2, 70, 2, 3 * 32, dtype=dtype, device=device).split(32, dim=-1)
+    lengths = torch.tensor([33, 70], dtype=torch.int32, device=device)
+    return [q, k, v, None, lengths, None, None, None, 70, 70, 32**-0.5, 0.0, -1, -1]
+
+
+def _softmax(dtype: torch.dtype, device: torch.device) -> list[Any]:
+    return [_randn(6, 1000, dtype=dtype, device=device), None, None, 0.5, 0.0, False]
+
+
+def _cross_entropy(dtype: torch.dtype, device: torch.device) -> list[Any]:
+    """One ignored row, label smoothing, and more columns than a block has."""
+    target = torch.tensor([3, -100, 4999, 0, 17], device=device)
+    return [_randn(5, 5000, dtype=dtype, device=device), target, None, -100, 0.1, 1]
+
+
+def _binary_cross_entropy(dtype: torch.dtype, device: torch.device) -> list[Any]:
+    x = _randn(37, 29, dtype=dtype, device=device)
+    return [x, (x > 0.3).to(dtype), None, _randn(29, dtype=dtype, device=device).abs(), 1]
+
+
+FORWARD: dict[str, Callable[[torch.dtype, torch.device], list[Any]]] = {
+    "attention": _attention,
+    "softmax": _softmax,
+    "cross_entropy": _cross_entropy,
+    "binary_cross_entropy": _binary_cross_entropy,
+}
+"""The arguments of <op>_fwd without the last one, `backend`."""
+
+
+def backward(name: str, forward: list[Any], outputs: tuple[Tensor, ...]) -> list[Any]:
+    """The arguments of <op>_bwd without `backend`, from those of the forward and from what it returned."""
+    dout = _randn(*outputs[0].shape, dtype=outputs[0].dtype, device=outputs[0].device)
+    if name == "attention":
+        return [dout, *forward[:3], *outputs, *forward[3:], False]
+    if name == "softmax":
+        return [dout, outputs[0], *forward[1:]]
+    if name == "cross_entropy":
+        logits, target, weight, *rest = forward
+        return [dout, logits, target, weight, outputs[1], outputs[2], *rest]
+    return [dout, *forward]

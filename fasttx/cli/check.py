@@ -1,0 +1,115 @@
+"""Runs every op on one device with every backend that can run there, and compares with float64.
+
+`doctor` starts this file as a process of its own (``python -m fasttx.cli.check cpu``): a kernel that crashes, or leaves a
+CUDA context broken, then costs one row of the report and not the report.  A line of output is one JSON object: first
+``{"total": n}``, then a :class:`Result` each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops.registry import BACKENDS, Half
+from ..testing import bound, error
+from . import cases
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Result:
+    """What became of one operator in one dtype on one backend.
+
+    Attributes:
+        status: "ok"; "wrong" (error above allowed); "error" (raised; `detail` says what); "unavailable" (`detail` says why).
+        error, allowed: largest error against float64, and the bound of fasttx.testing, of the output nearest to its bound.
+        seconds: host time of the call, the first compilation included.
+    """
+
+    op: str
+    direction: str
+    dtype: str
+    device: str
+    backend: str
+    status: str
+    detail: str = ""
+    error: float = 0.0
+    allowed: float = 0.0
+    seconds: float = 0.0
+
+
+def _tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _judge(result: Result, half: Half, arguments: list[Any]) -> None:
+    """Calls the operator and fills in status, error and time."""
+    began = time.perf_counter()
+    operator = getattr(torch.ops.fasttx, f"{result.op}_{result.direction}").default
+    outputs = _tuple(operator(*arguments, result.backend))
+    if outputs[0].is_cuda:
+        torch.cuda.synchronize()
+    result.seconds = time.perf_counter() - began
+    worst = -1.0
+    for out, same, ref in zip(outputs, _tuple(half.torch(*arguments)), _tuple(half.reference(*arguments)), strict=True):
+        found, allowed = error(out, ref), bound(same, ref, out.dtype)
+        share = 1.0 if found == allowed == float("inf") else found / allowed
+        if share > worst:
+            worst, result.error, result.allowed = share, found, allowed
+    result.status = "ok" if worst <= 1.0 else "wrong"
+
+
+def _attempts(device: torch.device) -> Iterator[tuple[Result, Half, list[Any]]]:
+    """Every (op, direction, dtype, backend), with its arguments."""
+    for name, op in cases.load_ops().items():
+        for short, dtype in DTYPES.items():
+            forward = cases.FORWARD[name](dtype, device)
+            outputs = _tuple(op.fwd.torch(*forward))
+            for direction, half, arguments in (
+                ("fwd", op.fwd, forward),
+                ("bwd", op.bwd, cases.backward(name, forward, outputs)),
+            ):
+                names = half.argument_names()
+                reasons = op.reasons(*(arguments[names.index(key)] for key in half.keys))
+                for backend in BACKENDS:
+                    why = reasons[backend]
+                    status = "unavailable" if why else ""
+                    yield Result(name, direction, short, str(device), backend, status, why or ""), half, arguments
+
+
+def run(device: torch.device) -> Iterator[dict[str, Any]]:
+    """First ``{"total": n}``, then each :class:`Result` as a dict."""
+    attempts = list(_attempts(device))
+    yield {"total": len(attempts)}
+    for result, half, arguments in attempts:
+        if not result.status:
+            try:
+                _judge(result, half, arguments)
+            except Exception as problem:  # whatever a kernel or a compiler raises is this row's result
+                lines = str(problem).strip().splitlines()
+                result.status, result.detail = "error", f"{type(problem).__name__}: {lines[0] if lines else ''}"
+        yield dataclasses.asdict(result)
+
+
+def main() -> None:
+    device = torch.device(sys.argv[1])
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from ..triton_interpreter import repair
+
+        repair()
+    for line in run(device):
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""``python -m fasttx doctor``: what is here, what runs here and how exactly, what is missing and what it would bring."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from . import machine
+
+LIMIT_S = 600
+"""After which a check that hangs is killed, and reported as one that died."""
+
+
+def _run_checks(device: str, interpret: bool, step: Callable[[int | None], None]) -> Iterator[dict[str, Any]]:
+    """The results of one process of fasttx.cli.check; its death is a result too."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("FASTTX_BACKEND", "TRITON_INTERPRET")}
+    if interpret:
+        environment |= {"TRITON_INTERPRET": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as complaints:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "fasttx.cli.check", device],
+            stdout=subprocess.PIPE, stderr=complaints, stdin=subprocess.DEVNULL, text=True, env=environment,
+        )  # fmt: skip
+        assert child.stdout is not None
+        overdue = threading.Timer(LIMIT_S, child.kill)
+        overdue.start()
+        for line in child.stdout:
+            result = json.loads(line)
+            if "total" in result:
+                step(result["total"])
+                continue
+            step(None)
+            if interpret and result["backend"] == "triton":
+                result["backend"] = "triton (interpreter)"
+            yield result
+        code = child.wait()
+        overdue.cancel()
+        if code != 0:
+            complaints.seek(0)
+            last = (complaints.read().strip().splitlines() or ["no message"])[-1]
+            yield {
+                "op": "(all that follow)", "direction": "", "dtype": "", "device": device, "backend": "",
+                "status": "error", "detail": f"the check ended with code {code}: {last}",
+                "error": 0.0, "allowed": 0.0, "seconds": 0.0,
+            }  # fmt: skip
+
+
+def _environment_table(found: dict[str, Any]) -> Table:
+    table = Table(title="This machine", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("fasttx", f"{found['fasttx']}  ({found['location']})")
+    table.add_row("Python", f"{found['python']}  ({found['platform']})")
+    for name, version in found["packages"].items():
+        table.add_row(name, version or "[dim]not installed[/]")
+    table.add_row("CUDA of torch", str(found["torch_cuda"] or "none (a build for the CPU)"))
+    table.add_row("NVIDIA driver", found["driver"] or "[dim]none[/]")
+    table.add_row("nvcc", found["nvcc"] or "[dim]none (not needed)[/]")
+    if found["forced_backend"] != "auto":
+        table.add_row("FASTTX_BACKEND", found["forced_backend"])
+    for device in found["devices"]:
+        rest = ", ".join(f"{key} {value}" for key, value in device.items() if key not in ("device", "name"))
+        table.add_row(device["device"], f"{device['name']}, {rest}")
+    return table
+
+
+_COLOUR = {"ok": "green", "wrong": "bold red", "error": "bold red", "unavailable": "yellow"}
+
+
+def _checks_table(checks: list[dict[str, Any]]) -> Table:
+    """A row for each op, device and backend; a cell for each dtype, with the share of the allowed error that was found."""
+    table = Table(title="Ops, against float64 (largest error, forward / backward)", title_justify="left")
+    for column in ("op", "device", "backend", "fp32", "fp16", "bf16"):
+        table.add_column(column, overflow="fold")
+    rows: dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]] = {}
+    for check in checks:
+        key = (check["op"], check["device"], check["backend"])
+        rows.setdefault(key, {}).setdefault(check["dtype"], []).append(check)
+    for (op, device, backend), by_dtype in rows.items():
+        every = [check for group in by_dtype.values() for check in group]
+        reasons = {check["detail"] for check in every if check["status"] == "unavailable"}
+        if len(reasons) == 1 and all(check["status"] == "unavailable" for check in every):
+            if reasons != {"not implemented"}:
+                table.add_row(op, device, backend, f"[yellow]{escape(reasons.pop())}[/]", "", "")
+            continue
+        cells = [" / ".join(_cell(check) for check in by_dtype.get(dtype, [])) for dtype in ("fp32", "fp16", "bf16")]
+        if not any(cells):
+            cells[0] = _cell(every[0])
+        table.add_row(op, device, backend, *cells)
+    return table
+
+
+def _cell(check: dict[str, Any]) -> str:
+    status = check["status"]
+    if status == "ok":
+        text = f"{check['error']:.0e}"
+    elif status == "wrong":
+        text = f"WRONG {check['error']:.0e} > {check['allowed']:.0e}"
+    else:
+        text = check["detail"]
+    return f"[{_COLOUR[status]}]{escape(text)}[/]"
+
+
+def doctor(
+    env: Annotated[bool, typer.Option("--env", help="Stop after versions and devices.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+) -> None:
+    """Show versions and devices, run every op that can run here against float64, and say what is missing.
+
+    Without a GPU the Triton kernels run in Triton's interpreter.  The exit code is 1 if an op was wrong or crashed; a
+    missing GPU, compiler or package is no failure.
+    """
+    console, progress_console = Console(), Console(stderr=True)
+    found = machine.describe()
+    report: dict[str, Any] = {"environment": found}
+    if not as_json:
+        console.print(_environment_table(found))
+    lacks = machine.missing(found)
+    if not env:
+        checks: list[dict[str, Any]] = []
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=progress_console, transient=True) as progress:
+            for device in [entry["device"] for entry in found["devices"]]:
+                interpret = device == "cpu" and found["packages"]["triton"] is not None
+                task = progress.add_task(f"ops on {device}", total=None)
+
+                def step(total: int | None, task: Any = task) -> None:
+                    if total is None:
+                        progress.advance(task)
+                    else:
+                        progress.update(task, total=total)
+
+                checks += _run_checks(device, interpret, step)
+        report["ops"] = checks
+        if not as_json:
+            console.print(_checks_table(checks))
+    report["missing"] = [asdict(lack) for lack in lacks]
+    failed = [check for check in report.get("ops", []) if check["status"] in ("wrong", "error")]
+    report["ok"] = not failed
+    if as_json:
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    else:
+        for lack in lacks:
+            console.print(f"[yellow]No {escape(lack.what)}.[/] It would bring {escape(lack.brings)}. It takes {escape(lack.how)}.")
+        if failed:
+            console.print(f"[bold red]{len(failed)} checks failed.[/] Please report them with the output of `fasttx doctor --json`.")
+        elif not env:
+            console.print("[green]Everything that can run here is right.[/]")
+    if failed:
+        raise typer.Exit(1)

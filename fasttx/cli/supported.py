@@ -1,0 +1,122 @@
+"""``python -m fasttx supported``: which backend runs which op, here and on a GPU, and which models can be patched."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from enum import Enum
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..ops.registry import BACKENDS, Op
+from . import cases
+from .check import DTYPES
+
+
+class DType(str, Enum):
+    """Names of dtypes as the command line takes them."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+def on_gpu(op: Op) -> dict[str, str]:
+    """For every backend, what it asks of an NVIDIA GPU, from the rows of the table alone."""
+    found = {name: "no" for name in BACKENDS} | {"torch": "any"}
+    found |= {impl.backend: f"capability {impl.min_arch / 10:.1f}" for impl in op.impls}
+    return found
+
+
+def ops_here(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str | None]]:
+    """For every op and backend, None if it can run a small call on `device`, else why not."""
+    found = {}
+    for name, op in cases.load_ops().items():
+        forward = cases.FORWARD[name](dtype, device)
+        names = op.fwd.argument_names()
+        found[name] = op.reasons(*(forward[names.index(key)] for key in op.fwd.keys))
+    return found
+
+
+def _device(text: str | None) -> torch.device:
+    if text is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:
+        reason = (str(problem).strip().splitlines() or ["unknown"])[0]
+        raise typer.BadParameter(f"got {text!r}, which this PyTorch cannot use ({reason}); allowed are cpu, cuda, cuda:N, ...")
+    return device
+
+
+def models() -> list[dict[str, Any]] | None:
+    """The families that fasttx.patch knows; None where transformers is not installed."""
+    if importlib.util.find_spec("transformers") is None:
+        return None
+    from ..models import families
+
+    return families()
+
+
+def supported(
+    device: Annotated[
+        str | None, typer.Option(help="Ask about tensors on this device.", show_default="cuda if there is one, else cpu")
+    ] = None,
+    dtype: Annotated[DType, typer.Option(help="Ask about tensors of this dtype.")] = DType.bf16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+) -> None:
+    """Show which backend runs which op, here and on a GPU, and which models can be patched."""
+    try:
+        where = _device(device)
+    except typer.BadParameter as problem:
+        problem.param_hint = "--device"
+        raise
+    here = ops_here(where, DTYPES[dtype.value])
+    gpu = {name: on_gpu(op) for name, op in cases.load_ops().items()}
+    known = models()
+    if as_json:
+        report = {"device": str(where), "dtype": dtype.value, "ops": here, "ops_on_nvidia_gpu": gpu, "models": known}
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+        return
+    console = Console()
+    console.print(_ops_table(f"Ops on {where} in {dtype.value}", here))
+    console.print(_gpu_table(gpu))
+    if known is None:
+        console.print("Models: [yellow]transformers is not installed[/] (pip install 'fasttx\\[hf]')")
+    else:
+        console.print(_models_table(known))
+
+
+def _ops_table(title: str, here: dict[str, dict[str, str | None]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("op", *BACKENDS):
+        table.add_column(column, overflow="fold")
+    for name, reasons in here.items():
+        cells = ["[green]yes[/]" if reasons[b] is None else f"[yellow]{escape(str(reasons[b]))}[/]" for b in BACKENDS]
+        table.add_row(name, *cells)
+    return table
+
+
+def _gpu_table(gpu: dict[str, dict[str, str]]) -> Table:
+    table = Table(title="Ops on an NVIDIA GPU: the compute capability that each backend needs", title_justify="left")
+    for column in ("op", *BACKENDS):
+        table.add_column(column)
+    for name, needs in gpu.items():
+        table.add_row(name, *(needs[b] for b in BACKENDS))
+    return table
+
+
+def _models_table(known: list[dict[str, Any]]) -> Table:
+    table = Table(title="Models that fasttx.patch knows", title_justify="left")
+    for column in known[0]:
+        table.add_column(column, overflow="fold")
+    for family in known:
+        table.add_row(*(", ".join(v) if isinstance(v, (list, tuple)) else str(v) for v in family.values()))
+    return table

