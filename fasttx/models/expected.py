@@ -1,0 +1,46 @@
+"""Which backend will probably run an op of a patched module, for the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.registry import OPS, forced_backend
+
+ORDER = ("cuda", "triton")
+
+
+def _examples(op: str, module: Any, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Tensors like those on which the table of ops decides, without any memory behind their shapes."""
+    one = torch.empty(1, device=device, dtype=dtype)
+    if op == "attention":
+        shape = (1, 128, module.num_attention_heads, module.attention_head_size)
+        return (one.expand(shape),) * 3
+    return (one.expand(128, 128),)
+
+
+def expected_backend(op: str, requested: str, module: nn.Module) -> str:
+    """The backend that the table of ops would choose on the device and dtype that `module` has now.
+
+    Args:
+        op: name in the table, or a text that is none (losses that depend on the labels): then `requested` comes back.
+        requested: ``"auto"`` or a backend's name.
+        module: its first floating parameter tells device and dtype.
+    """
+    if requested == "auto":
+        requested = forced_backend()
+    row = OPS.get({"binary_cross_entropy_with_logits": "binary_cross_entropy"}.get(op, op))
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if row is None or parameter is None or requested == "torch":
+        return requested
+    if parameter.device.type == "meta":
+        return requested
+    reasons = row.reasons(*_examples(op, module, parameter.device, parameter.dtype))
+    if requested != "auto":
+        why = reasons[requested]
+        return requested if why is None else f"{requested}, which cannot run here: {why}"
+    if parameter.device.type != "cuda":
+        return "torch"
+    return next((name for name in ORDER if reasons[name] is None), "torch")

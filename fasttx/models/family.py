@@ -1,0 +1,66 @@
+"""What a family of models is to the patch engine: names of transformers' classes, as data.
+
+The engine matches modules by (module, name) of their class, so that none of transformers' modelling files is imported
+before a model of that family exists.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from .heads import replacement_class
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of transformers models.
+
+    Attributes:
+        name: as people write it.
+        model_type: ``config.model_type``.
+        source: transformers' modelling module.
+        attention: classes that call transformers' attention interface.
+        heads: class with a loss of its own -> kind of loss, a key of :data:`fasttx.models.heads.KINDS`.
+        bare: the model without a head.
+    """
+
+    name: str
+    model_type: str
+    source: str
+    attention: tuple[str, ...]
+    heads: Mapping[str, str] = field(hash=False)
+    bare: str
+
+
+def bert_like(name: str, model_type: str, prefix: str, source: str, heads: Mapping[str, str]) -> Family:
+    """A family whose layers are BERT's under another name; `heads` is keyed by the class name without `prefix`."""
+    return Family(
+        name=name,
+        model_type=model_type,
+        source=source,
+        attention=(f"{prefix}SelfAttention", f"{prefix}CrossAttention"),
+        heads={prefix + suffix: kind for suffix, kind in heads.items()},
+        bare=f"{prefix}Model",
+    )
+
+
+def replacements(module: str, *families: Family) -> Callable[[str], type]:
+    """A module ``__getattr__`` that makes the patched class of a head when it is first asked for.
+
+    The class becomes an attribute of `module` under transformers' own class name: this is where pickle finds it.
+    """
+
+    def lookup(attribute: str) -> type:
+        for family in families:
+            kind = family.heads.get(attribute)
+            if kind is not None:
+                original = getattr(importlib.import_module(family.source), attribute)
+                made = replacement_class(original, kind, module)
+                setattr(sys.modules[module], attribute, made)
+                return made
+        raise AttributeError(f"module {module!r} has no attribute {attribute!r}")
+
+    return lookup

@@ -1,0 +1,252 @@
+"""The losses of transformers' heads, by kind.
+
+A patched head calls transformers' own forward without labels, computes the loss from the logits with fasttx's functions and
+returns the same output type.  What differs between heads is a row of :data:`KINDS`.
+
+``loss="correct"``: the head's own mean over what is labelled, times (labels != -100).sum() / num_items_in_batch when the
+caller passes that number (Trainer does; without this factor the loss of transformers 5's encoders grows with the
+accumulation steps and the number of processes), and 0 with zero gradients where nothing is labelled.
+``loss="hf"``: transformers' own value, NaN where nothing is labelled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functional.losses import binary_cross_entropy_with_logits, cross_entropy
+from ..ops.registry import backend
+from .options import ModulePatch
+
+IGNORE = -100
+"""The label that transformers' data collators and Trainer's item count leave out."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a loss may look at.
+
+    Attributes:
+        model: the head module.
+        output: what transformers' forward returned without labels.
+        arguments: the arguments of the call, by name.
+        correct: True for ``loss="correct"``, False for ``"hf"``.
+    """
+
+    model: Any
+    output: Any
+    arguments: Mapping[str, Any]
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of loss.
+
+    Attributes:
+        loss: computes it.
+        labels: names of the label arguments; the loss is computed when all of them are given.
+        op: which of fasttx's functions computes it, for the report.
+        counted: the labels that num_items_in_batch counts, or None if Trainer does not count them.
+        without_labels: arguments that transformers' forward changes by itself when it gets labels.
+        own: a condition under which transformers' forward computes the loss itself.
+    """
+
+    loss: Callable[[Call], Tensor]
+    labels: tuple[str, ...] = ("labels",)
+    op: str = "cross_entropy"
+    counted: str | None = "labels"
+    without_labels: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    own: Callable[[Any], bool] = lambda model: False
+
+
+# --------------------------------------------------------------------------------------------------------- the losses
+
+
+def _mean_cross_entropy(logits: Tensor, labels: Tensor, correct: bool, ignore_index: int = IGNORE) -> Tensor:
+    """Cross-entropy, averaged over the labels that are not `ignore_index`; logits (n_rows, n_cols), labels (n_rows,)."""
+    labels = labels.to(logits.device)
+    if not correct:
+        return cross_entropy(logits, labels, ignore_index=ignore_index)
+    # A mean over nothing is 0/0. With stand-in labels the mean and its gradient are finite, and `where` drops both;
+    # whether anything is labelled stays on the device.
+    nothing = ~(labels != ignore_index).any()
+    loss = cross_entropy(logits, torch.where(nothing, torch.zeros_like(labels), labels), ignore_index=ignore_index)
+    return torch.where(nothing, torch.zeros_like(loss), loss)
+
+
+def _masked_lm(call: Call) -> Tensor:
+    logits = call.output.logits
+    return _mean_cross_entropy(logits.view(-1, logits.shape[-1]), call.arguments["labels"].view(-1), call.correct)
+
+
+def _pretraining(call: Call) -> Tensor:
+    tokens, pair = call.output.prediction_logits, call.output.seq_relationship_logits
+    labels, next_sentence = call.arguments["labels"], call.arguments["next_sentence_label"]
+    token_loss = _mean_cross_entropy(tokens.view(-1, tokens.shape[-1]), labels.view(-1), call.correct)
+    return token_loss + _mean_cross_entropy(pair.view(-1, 2), next_sentence.view(-1), call.correct)
+
+
+def _next_sentence(call: Call) -> Tensor:
+    return _mean_cross_entropy(call.output.logits.view(-1, 2), call.arguments["labels"].view(-1), call.correct)
+
+
+def _multiple_choice(call: Call) -> Tensor:
+    return _mean_cross_entropy(call.output.logits, call.arguments["labels"], call.correct)
+
+
+def _sequence_classification(call: Call) -> Tensor:
+    config, num_labels, logits = call.model.config, call.model.num_labels, call.output.logits
+    labels = call.arguments["labels"].to(logits.device)
+    if config.problem_type is None:  # inferred from the first labels and kept, as transformers does
+        if num_labels == 1:
+            config.problem_type = "regression"
+        elif num_labels > 1 and labels.dtype in (torch.long, torch.int):
+            config.problem_type = "single_label_classification"
+        else:
+            config.problem_type = "multi_label_classification"
+    if config.problem_type == "regression":
+        if num_labels == 1:
+            logits, labels = logits.squeeze(), labels.squeeze()
+        return torch.nn.functional.mse_loss(logits, labels)
+    if config.problem_type == "single_label_classification":
+        return _mean_cross_entropy(logits.view(-1, num_labels), labels.view(-1), call.correct)
+    if config.problem_type == "multi_label_classification":
+        return binary_cross_entropy_with_logits(logits, labels)
+    raise ValueError(
+        f"config.problem_type: got {config.problem_type!r}; allowed are 'regression', 'single_label_classification', "
+        "'multi_label_classification' or None"
+    )
+
+
+def _question_answering(call: Call) -> Tensor:
+    length = call.output.start_logits.shape[1]
+    losses = []
+    for name in ("start", "end"):
+        positions = call.arguments[f"{name}_positions"]
+        if positions.dim() > 1:  # DataParallel adds a dimension
+            positions = positions.squeeze(-1)
+        # a position outside the (truncated) input is ignored: it clamps to the one index past the logits
+        logits, positions = getattr(call.output, f"{name}_logits"), positions.clamp(0, length)
+        losses.append(_mean_cross_entropy(logits, positions, call.correct, ignore_index=length))
+    return (losses[0] + losses[1]) / 2
+
+
+def _replaced_token_detection(call: Call) -> Tensor:
+    logits = call.output.logits
+    logits = logits.view(-1, logits.shape[1])
+    labels = call.arguments["labels"].to(logits.device)
+    mask = call.arguments.get("attention_mask")
+    if mask is None:
+        return binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    # Weights in place of a gather: no size that depends on the data. In fp32, as the sum may pass fp16's largest number.
+    active = (mask.view(-1, logits.shape[1]) == 1).to(logits.device)
+    weight = active.float()
+    target = torch.where(active, labels, torch.zeros_like(labels)).float()
+    total = binary_cross_entropy_with_logits(logits.float(), target, weight=weight, reduction="sum")
+    count = active.sum()
+    return (total / (count.clamp(min=1) if call.correct else count)).to(logits.dtype)
+
+
+def _causal_lm(call: Call) -> Tensor:
+    """Transformers' ForCausalLMLoss, which honours num_items_in_batch by itself."""
+    logits, arguments = call.output.logits, call.arguments
+    ignore_index = arguments.get("ignore_index", IGNORE)
+    labels = arguments.get("shift_labels")
+    if labels is None:
+        labels = torch.nn.functional.pad(arguments["labels"], (0, 1), value=ignore_index)[..., 1:]
+    labels = labels.reshape(-1).to(logits.device)
+    # transformers upcasts the logits before this loss and so returns it in fp32
+    logits = logits.reshape(-1, logits.shape[-1]).float()
+    num_items = arguments.get("num_items_in_batch")
+    if num_items is None:
+        return _mean_cross_entropy(logits, labels, call.correct, ignore_index)
+    total = cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    return total / (num_items.to(total.device) if isinstance(num_items, Tensor) else num_items)
+
+
+def _has_another_loss(model: Any) -> bool:
+    """Whether a causal language model was given a loss function that is not transformers' default one."""
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    return model.loss_function is not ForCausalLMLoss
+
+
+KINDS: dict[str, Kind] = {
+    "masked_lm": Kind(_masked_lm),
+    "pretraining": Kind(_pretraining, labels=("labels", "next_sentence_label")),
+    "next_sentence": Kind(_next_sentence),
+    "multiple_choice": Kind(_multiple_choice),
+    "token_classification": Kind(_masked_lm),
+    "sequence_classification": Kind(
+        _sequence_classification, op="cross_entropy, binary_cross_entropy_with_logits or torch's mse_loss"
+    ),
+    "question_answering": Kind(_question_answering, labels=("start_positions", "end_positions"), counted=None),
+    "replaced_token_detection": Kind(_replaced_token_detection, op="binary_cross_entropy_with_logits"),
+    "causal_lm": Kind(_causal_lm, counted=None, without_labels={"use_cache": False}, own=_has_another_loss),
+}
+
+
+# -------------------------------------------------------------------------------------------------------- the wrapper
+
+
+def _scaled(loss: Tensor, labels: Tensor, num_items: Tensor | int) -> Tensor:
+    """mean -> this call's share of a mean over `num_items` labels, which may be spread over several calls."""
+    if isinstance(num_items, Tensor):
+        num_items = num_items.to(loss.device)
+    labelled = (labels != IGNORE).sum().to(loss.device)
+    return (loss.float() * (labelled / num_items)).to(loss.dtype)
+
+
+def replacement_class(original: type, kind_name: str, module: str) -> type:
+    """The subclass of a transformers head that a patched model's class is set to.
+
+    It has the same name (config.architectures, pipelines and Trainer go by it), the same signature of forward, and is found
+    by pickle as an attribute of `module`.  An instance that carries no patch behaves as `original` does.
+    """
+    kind = KINDS[kind_name]
+    original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
+    names = tuple(inspect.signature(original_forward).parameters)[1:]
+    replaced = dict.fromkeys(kind.labels) | dict(kind.without_labels)
+
+    @functools.wraps(original_forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # `original_forward`, not super(): a bound forward that accelerate or a replica kept must outlive unpatch
+        patch: ModulePatch | None = getattr(self, "_fasttx", None)
+        arguments = dict(zip(names, args)) | kwargs
+        if patch is None or any(arguments.get(name) is None for name in kind.labels) or kind.own(self):
+            return original_forward(self, *args, **kwargs)
+        return_dict = kwargs.pop("return_dict", None)
+        num_items = kwargs.pop("num_items_in_batch", None)
+        args = tuple(replaced.get(name, value) for name, value in zip(names, args))
+        kwargs.update((name, value) for name, value in replaced.items() if name not in names[: len(args)])
+        output = original_forward(self, *args, return_dict=True, **kwargs)
+        correct = patch.options.loss == "correct"
+        with backend(patch.options.backend) if patch.options.forces_backend else contextlib.nullcontext():
+            loss = kind.loss(Call(self, output, arguments, correct))
+        if correct and kind.counted is not None and num_items is not None:
+            loss = _scaled(loss, arguments[kind.counted], num_items)
+        output = type(output)(loss=loss, **{name: value for name, value in output.items() if name != "loss"})
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return output if return_dict else output.to_tuple()
+
+    made = type(original)(
+        original.__name__,
+        (original,),
+        {
+            "__module__": module,
+            "__qualname__": original.__name__,
+            "__doc__": original.__doc__,
+            "forward": forward,
+            "_fasttx_original": original,
+        },
+    )
+    return made

@@ -1,0 +1,183 @@
+"""Attention for transformers, through its own registries: ``attn_implementation="fasttx"``.
+
+Importing this module registers the attention function and its mask function.  Both are needed: without a mask
+function of that name transformers drops the padding mask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
+
+from ..functional.attention import attention, attention_varlen
+from ..functional.softmax import softmax
+from ..ops.registry import backend
+from .options import ModulePatch
+
+NAME = "fasttx"
+
+UNSUPPORTED = ("sliding_window", "softcap", "position_bias", "s_aux", "sinks", "head_mask", "block_mask")
+"""Arguments of other models' attention that change the result and are not implemented: given and not None is an error."""
+
+
+def fasttx_mask(**arguments: Any) -> Tensor | None:
+    """The mask that :func:`fasttx_attention` gets, from what transformers knows about it.
+
+    A padding mask alone, (batch, kv_length) bool, is returned as it is: it stays two-dimensional, and nothing
+    depends on its values, so that ``torch.compile(fullgraph=True)`` works. A causal or composed mask is made by
+    transformers' sdpa_mask.
+    """
+    mask = arguments.get("attention_mask")
+    padding_only = (
+        arguments.get("mask_function") is bidirectional_mask_function
+        and not arguments.get("use_vmap", False)
+        and arguments.get("local_size") is None
+    )
+    if padding_only and mask is None:
+        return None
+    if padding_only and mask.dim() == 2 and mask.shape[-1] == arguments["kv_length"]:
+        return mask
+    return sdpa_mask(**arguments)
+
+
+def _bias(mask: Tensor | None, batch: int, key_length: int) -> Tensor | None:
+    """`mask` as the four-dimensional attn_bias of fasttx's attention."""
+    if mask is None:
+        return None
+    if mask.dim() == 2:
+        if mask.shape != (batch, key_length):
+            raise ValueError(
+                f"attention_mask: got shape {tuple(mask.shape)}; a two-dimensional mask must be (batch, key length) = "
+                f"({batch}, {key_length})"
+            )
+        return (mask if mask.dtype == torch.bool else mask != 0)[:, None, None, :]
+    if mask.dim() != 4:
+        raise ValueError(
+            f"attention_mask: got {mask.dim()} dimensions; allowed are (batch, key length) and "
+            "(batch, heads, query length, key length), each of which but the last may be 1"
+        )
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(
+            f"attention_mask: got dtype {mask.dtype}; a four-dimensional mask is bool (True = attend) or floating (added)"
+        )
+    return mask
+
+
+def _visible_weights(
+    query: Tensor, key: Tensor, bias: Tensor | None, causal: bool, scale: float, dropout_p: float
+) -> Tensor:
+    """softmax(scale QK' + bias) after dropout, (batch, heads, query length, key length)."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key = key.repeat_interleave(groups, dim=1)
+    scores = torch.matmul(query, key.transpose(2, 3)) * scale
+    if causal:
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        bias = visible if bias is None else (bias & visible if bias.dtype == torch.bool else bias.masked_fill(~visible, -torch.inf))
+    return softmax(scores, dim=-1, mask=bias, dropout_p=dropout_p)
+
+
+def fasttx_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """out = dropout(softmax(scaling QK' + mask)) V, as transformers calls it.
+
+    Args:
+        module: the attention module; its ``is_causal`` holds where the argument is None.
+        query: (batch, num_heads, seqlen_q, head_dim), read by strides.
+        key, value: (batch, num_heads_k, seqlen_k, head_dim); seqlen_k differs from seqlen_q with a cache and in cross
+            attention, num_heads is a multiple of num_heads_k.
+        attention_mask: None, (batch, seqlen_k) bool, or four-dimensional bool or floating.
+        dropout: probability; transformers passes 0 outside training.
+        scaling: multiplies QK'; head_dim ** -0.5 by default.
+        is_causal: used where there is no mask and more than one query, as transformers' sdpa does; aligned top left.
+        **kwargs: ``output_attentions`` (or ``module.config.output_attentions``) returns the weights;
+            ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q``, ``max_length_k`` mark a packed batch of one row.
+
+    Returns:
+        out (batch, seqlen_q, num_heads, head_dim), contiguous; the weights after dropout
+        (batch, num_heads, seqlen_q, seqlen_k) if they were asked for, else None.  A fully masked row gives zeros.
+
+    Raises:
+        ValueError: a mask of another form; an argument that would change the result and is not supported.
+    """
+    for name in UNSUPPORTED:
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"{name}: got {type(kwargs[name]).__name__}; attn_implementation='fasttx' does not support it "
+                "(only None is allowed); use attn_implementation='sdpa' or 'eager' for this model"
+            )
+    batch, _, query_length, head_dim = query.shape
+    scale = head_dim**-0.5 if scaling is None else float(scaling)
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    patch: ModulePatch | None = getattr(module, "_fasttx", None)
+    forced = patch is not None and patch.options.forces_backend
+    with backend(patch.options.backend) if patch is not None and forced else contextlib.nullcontext():
+        if kwargs.get("cu_seq_lens_q") is not None:
+            return _packed(query, key, value, attention_mask, dropout, scale, causal, kwargs), None
+        causal = query_length > 1 and attention_mask is None and causal
+        bias = _bias(attention_mask, batch, key.shape[2])
+        if kwargs.get("output_attentions") or getattr(getattr(module, "config", None), "output_attentions", False):
+            weights = _visible_weights(query, key, bias, causal, scale, dropout)
+            groups = query.shape[1] // value.shape[1]
+            out = torch.matmul(weights, value.repeat_interleave(groups, dim=1) if groups > 1 else value)
+            return out.transpose(1, 2).contiguous(), weights
+        out = attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_bias=bias,
+            dropout_p=dropout,
+            window=(-1, 0) if causal else (-1, -1),
+            softmax_scale=scale,
+        )
+        return out, None
+
+
+def _packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout_p: float,
+    scale: float,
+    causal: bool,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """Several sequences in one row: query, key, value (1, heads, total tokens, head_dim)."""
+    given = [name for name in ("cu_seq_lens_k", "max_length_q", "max_length_k") if kwargs.get(name) is None]
+    if given:
+        raise ValueError(f"{', '.join(given)}: got None; required together with cu_seq_lens_q")
+    if query.shape[0] != 1:
+        raise ValueError(f"cu_seq_lens_q: the batch has {query.shape[0]} rows; a packed batch has exactly 1")
+    if mask is not None:
+        raise ValueError("attention_mask: a packed batch (cu_seq_lens_q) is described by its lengths; pass no mask")
+    return attention_varlen(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        kwargs["cu_seq_lens_q"].to(torch.int32),
+        kwargs["cu_seq_lens_k"].to(torch.int32),
+        int(kwargs["max_length_q"]),
+        int(kwargs["max_length_k"]),
+        dropout_p=dropout_p,
+        is_causal=causal,
+        scale=scale,
+    )[None]
+
+
+AttentionInterface.register(NAME, fasttx_attention)
+AttentionMaskInterface.register(NAME, fasttx_mask)

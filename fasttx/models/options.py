@@ -1,0 +1,57 @@
+"""What a patch was asked for, and what a patched module remembers of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ops.registry import BACKENDS
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of :func:`fasttx.patch`, checked.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it may be; the message names it and what is allowed.
+    """
+
+    attention: bool = True
+    loss: str | None = "correct"
+    backend: str = "auto"
+    deterministic: bool | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("attention", "strict"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: got {getattr(self, name)!r}; allowed are True and False")
+        if self.deterministic not in (True, False, None):
+            raise TypeError(f"deterministic: got {self.deterministic!r}; allowed are True, False and None")
+        if self.loss not in ("correct", "hf", None):
+            raise ValueError(f"loss: got {self.loss!r}; allowed are 'correct', 'hf' and None (leave the heads alone)")
+        if self.backend not in ("auto", *BACKENDS):
+            raise ValueError(f"backend: got {self.backend!r}; allowed are 'auto', {', '.join(map(repr, BACKENDS))}")
+        if not self.attention and self.loss is None:
+            raise ValueError("attention=False with loss=None leaves nothing to patch; ask for at least one of them")
+
+    @property
+    def forces_backend(self) -> bool:
+        return self.backend != "auto"
+
+
+@dataclass
+class ModulePatch:
+    """What a patched module carries in its ``__dict__`` as ``_fasttx``; deepcopy and pickle take it along.
+
+    Attributes:
+        options: what the patch was asked for.
+        own_config: the config object that the patch gave to the module, or None if it left the config alone.
+        original_config: the one that unpatch gives back.
+        snapshot: attributes of `own_config` at first, to carry over what is changed in it meanwhile.
+    """
+
+    options: Options
+    own_config: Any = None
+    original_config: Any = None
+    snapshot: dict[str, Any] = field(default_factory=dict)

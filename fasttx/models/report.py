@@ -1,0 +1,94 @@
+"""What a patch did, as an object that prints as a table."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+COLUMNS = ("module", "from", "to", "backend", "reason")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module that was looked at.
+
+    Attributes:
+        module: its name within the patched model; "" is the model itself.
+        before: what ran.
+        after: what runs now; None if the module was left alone.
+        backend: which backend is expected to run it on the device where it is now; "" if it was left alone.
+        reason: why it was left alone, or what else there is to know.
+    """
+
+    module: str
+    before: str
+    after: str | None
+    backend: str
+    reason: str
+
+    @property
+    def replaced(self) -> bool:
+        return self.after is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "module": self.module,
+            "from": self.before,
+            "to": self.after,
+            "backend": self.backend,
+            "reason": self.reason,
+        }
+
+
+@dataclass
+class Report:
+    """What :func:`fasttx.patch` did: ``print(report)`` shows it, ``report.rows`` holds it, ``to_dict()`` is JSON.
+
+    Attributes:
+        model: the class of the model.
+        rows: one per module that was replaced or left alone.
+    """
+
+    model: str
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def replaced(self) -> list[Row]:
+        """The modules that run on fasttx now."""
+        return [row for row in self.rows if row.replaced]
+
+    @property
+    def left_alone(self) -> list[Row]:
+        """The modules that run as before; each says why."""
+        return [row for row in self.rows if not row.replaced]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, for JSON."""
+        return {"model": self.model, "rows": [row.to_dict() for row in self.rows]}
+
+    def __str__(self) -> str:
+        head = f"fasttx.patch({self.model}): {len(self.replaced)} replaced, {len(self.left_alone)} left alone"
+        if not self.rows:
+            return head
+        lines = [COLUMNS, *_collapsed(self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS) - 1)]
+        text = ["  ".join([*(cell.ljust(w) for cell, w in zip(line, widths)), line[-1]]).rstrip() for line in lines]
+        text.insert(1, "-" * max(map(len, text)))
+        return "\n".join([head, *text])
+
+    __repr__ = __str__
+
+
+def _collapsed(rows: list[Row]) -> list[tuple[str, ...]]:
+    """Cells to print; rows that differ only in the numbers of their layers become one."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        pattern = re.sub(r"\.\d+\.", ".*.", row.module)
+        key = (pattern, row.before, row.after or "left alone", row.backend or "-", row.reason)
+        groups.setdefault(key, []).append(row.module)
+    out = []
+    for (pattern, *cells), modules in groups.items():
+        name = modules[0] if len(modules) == 1 else f"{pattern} ({len(modules)}x)"
+        out.append((name or "(the model)", *cells))
+    return out
