@@ -1,4 +1,7 @@
-"""Shared set-up: without a GPU every Triton kernel runs in Triton's interpreter, repaired first."""
+"""Shared set-up: without a GPU every Triton kernel runs in Triton's interpreter, repaired first.
+
+FASTTX_AOT=1 leaves the interpreter out, for tests/ahead_of_time, which compile kernels and run none: a process of their own.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ import pytest
 import torch
 
 HAS_GPU = torch.cuda.is_available()
-if not HAS_GPU:
+AHEAD_OF_TIME = os.environ.get("FASTTX_AOT") == "1"
+collect_ignore = [] if AHEAD_OF_TIME else ["ahead_of_time"]
+if not HAS_GPU and not AHEAD_OF_TIME:
     os.environ["TRITON_INTERPRET"] = "1"  # must stand before the first import of triton
 
 try:
@@ -23,7 +28,7 @@ except ImportError:
 else:
     HAS_TRITON = True
 
-if HAS_TRITON and not HAS_GPU:
+if HAS_TRITON and not HAS_GPU and not AHEAD_OF_TIME:
     from fasttx.triton_interpreter import repair
 
     repair()
