@@ -72,7 +72,7 @@ format: $(STAMP) ## rewrite imports and C++ as `make lint` wants them
 	@files=$$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h'); if [ -n "$$files" ]; then $(VENV)/bin/clang-format -i $$files; fi
 
 aot: $(STAMP) ## compile every kernel's listed configurations to machine code for sm_80, sm_90 and sm_100
-	env -u TRITON_INTERPRET $(ONE_THREAD) $(PY) -m pytest tests/ahead_of_time -p no:cacheprovider
+	env -u TRITON_INTERPRET FASTTX_AOT=1 $(PYTEST) tests/ahead_of_time
 
 package-check: $(STAMP) ## sdist, the wheel from it, and the wheel's import in an empty environment
 	$(PY) tests/scripts/package_check.py

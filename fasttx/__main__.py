@@ -27,7 +27,8 @@ def main() -> None:
         extra = _BROUGHT_BY.get(package)
         if extra is None:
             raise
-        print(f"fasttx: this command needs {package}, which is not installed: pip install 'fasttx[{extra}]'", file=sys.stderr)
+        message = f"fasttx: this command needs {package}, which is not installed: pip install 'fasttx[{extra}]'"
+        print(message, file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,7 +1,7 @@
 """Runs every op on one device with every backend that can run there, and compares with float64.
 
-`doctor` starts this file as a process of its own (``python -m fasttx.cli.check cpu``): a kernel that crashes, or leaves a
-CUDA context broken, then costs one row of the report and not the report.  A line of output is one JSON object: first
+`doctor` starts this file as a process of its own (``python -m fasttx.cli.check cpu``): a kernel that crashes, or leaves
+a CUDA context broken, then costs one row of the report and not the report.  A line of output is one JSON object: first
 ``{"total": n}``, then a :class:`Result` each.
 """
 
@@ -31,8 +31,8 @@ class Result:
     """What became of one operator in one dtype on one backend.
 
     Attributes:
-        status: "ok"; "wrong" (error above allowed); "error" (raised; `detail` says what); "unavailable" (`detail` says why).
-        error, allowed: largest error against float64, and the bound of fasttx.testing, of the output nearest to its bound.
+        status: "ok", "wrong" (error above allowed), "error" (it raised) or "unavailable"; `detail` says what or why.
+        error, allowed: largest error against float64, and fasttx.testing's bound, of the output nearest to its bound.
         seconds: host time of the call, the first compilation included.
     """
 

@@ -1,4 +1,7 @@
-"""``python -m fasttx doctor``: what is here, what runs here and how exactly, what is missing and what it would bring."""
+"""``python -m fasttx doctor``: what is here, what runs here and how exactly, what is missing and would bring what.
+
+The last two are the point: a machine without a GPU, a compiler or Triton is a case to describe, never a failure.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,7 @@ _COLOUR = {"ok": "green", "wrong": "bold red", "error": "bold red", "unavailable
 
 
 def _checks_table(checks: list[dict[str, Any]]) -> Table:
-    """A row for each op, device and backend; a cell for each dtype, with the share of the allowed error that was found."""
+    """A row for each op, device and backend; in the cell of a dtype, the errors of forward and backward."""
     table = Table(title="Ops, against float64 (largest error, forward / backward)", title_justify="left")
     for column in ("op", "device", "backend", "fp32", "fp16", "bf16"):
         table.add_column(column, overflow="fold")
@@ -154,9 +157,11 @@ def doctor(
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
     else:
         for lack in lacks:
-            console.print(f"[yellow]No {escape(lack.what)}.[/] It would bring {escape(lack.brings)}. It takes {escape(lack.how)}.")
+            console.print(
+                f"[yellow]No {escape(lack.what)}.[/] It would bring {escape(lack.brings)}. It takes {escape(lack.how)}."
+            )
         if failed:
-            console.print(f"[bold red]{len(failed)} checks failed.[/] Please report them with the output of `fasttx doctor --json`.")
+            console.print(f"[bold red]{len(failed)} checks failed.[/] Report them with `fasttx doctor --json`.")
         elif not env:
             console.print("[green]Everything that can run here is right.[/]")
     if failed:

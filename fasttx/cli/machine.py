@@ -109,8 +109,12 @@ def missing(found: dict[str, Any]) -> list[Missing]:
         elif found["torch_cuda"] is None:
             how = "a CUDA build of PyTorch: this one has none, though a driver is there"
         else:
-            how = f"torch {packages['torch']} (CUDA {found['torch_cuda']}) to see a GPU under driver {found['driver']}: it sees none; update the driver"
-        lacks.append(Missing("NVIDIA GPU", "the fused kernels; without it every op runs as PyTorch's own operators", how))
+            how = (
+                f"a GPU that torch {packages['torch']} (CUDA {found['torch_cuda']}) can see; under driver "
+                f"{found['driver']} it sees none: update the driver, or look at CUDA_VISIBLE_DEVICES"
+            )
+        brings = "the fused kernels; without it every op runs as PyTorch's own operators"
+        lacks.append(Missing("NVIDIA GPU", brings, how))
     for gpu in gpus:
         if float(gpu.get("capability", 0)) < 8.0:
             what = f"compute capability 8.0 on {gpu['device']} (it has {gpu['capability']})"
@@ -122,5 +126,6 @@ def missing(found: dict[str, Any]) -> list[Missing]:
             how = "Linux; Triton has no build for this system"
         lacks.append(Missing("triton", "the Triton kernels on an NVIDIA GPU", how))
     if packages["transformers"] is None:
-        lacks.append(Missing("transformers", "fasttx.patch and attn_implementation='fasttx'", "pip install 'fasttx[hf]'"))
+        brings = "fasttx.patch and attn_implementation='fasttx'"
+        lacks.append(Missing("transformers", brings, "pip install 'fasttx[hf]'"))
     return lacks

@@ -6,13 +6,15 @@ import importlib.util
 import json
 import sys
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+import fasttx
 
 from ..ops.registry import BACKENDS, Op
 from . import cases
@@ -52,32 +54,30 @@ def _device(text: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
         reason = (str(problem).strip().splitlines() or ["unknown"])[0]
-        raise typer.BadParameter(f"got {text!r}, which this PyTorch cannot use ({reason}); allowed are cpu, cuda, cuda:N, ...")
+        raise typer.BadParameter(
+            f"got {text!r}, which this PyTorch cannot use ({reason}); allowed are cpu, cuda, cuda:N, ...",
+            param_hint="--device",
+        ) from None
     return device
 
 
-def models() -> list[dict[str, Any]] | None:
-    """The families that fasttx.patch knows; None where transformers is not installed."""
+def models() -> list[dict[str, str]] | None:
+    """What fasttx.patch can replace, a row for each model class; None where transformers is not installed."""
     if importlib.util.find_spec("transformers") is None:
         return None
-    from ..models import families
-
-    return families()
+    return fasttx.supported()
 
 
 def supported(
     device: Annotated[
-        str | None, typer.Option(help="Ask about tensors on this device.", show_default="cuda if there is one, else cpu")
+        str | None,
+        typer.Option(help="Ask about tensors on this device.", show_default="cuda if there is one, else cpu"),
     ] = None,
     dtype: Annotated[DType, typer.Option(help="Ask about tensors of this dtype.")] = DType.bf16,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
 ) -> None:
     """Show which backend runs which op, here and on a GPU, and which models can be patched."""
-    try:
-        where = _device(device)
-    except typer.BadParameter as problem:
-        problem.param_hint = "--device"
-        raise
+    where = _device(device)
     here = ops_here(where, DTYPES[dtype.value])
     gpu = {name: on_gpu(op) for name, op in cases.load_ops().items()}
     known = models()
@@ -113,10 +113,14 @@ def _gpu_table(gpu: dict[str, dict[str, str]]) -> Table:
     return table
 
 
-def _models_table(known: list[dict[str, Any]]) -> Table:
+def _models_table(known: list[dict[str, str]]) -> Table:
     table = Table(title="Models that fasttx.patch knows", title_justify="left")
-    for column in known[0]:
+    for column in ("family", "model_type", "classes, and the op that computes the loss"):
         table.add_column(column, overflow="fold")
-    for family in known:
-        table.add_row(*(", ".join(v) if isinstance(v, (list, tuple)) else str(v) for v in family.values()))
+    families: dict[tuple[str, str], list[str]] = {}
+    for row in known:
+        text = row["class"] + (f" [dim]({row['loss']})[/]" if row["loss"] else "")
+        families.setdefault((row["family"], row["model_type"]), []).append(text)
+    for (family, model_type), classes in families.items():
+        table.add_row(family, model_type, ", ".join(classes))
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ import pytest
 pytest.importorskip("typer", reason="typer is not installed: the command line needs fasttx[cli]")
 pytest.importorskip("rich", reason="rich is not installed: the command line needs fasttx[cli]")
 
-import fasttx
-from fasttx.cli import cases, doctor, machine, supported
-from fasttx.cli.app import app
 from typer.testing import CliRunner
+
+import fasttx
+from fasttx.cli import cases, check, doctor, machine, supported
+from fasttx.cli.app import app
 
 BLOCKER = """
 import importlib.abc, runpy, sys
@@ -36,7 +38,7 @@ def invoke(*arguments: str, code: int = 0) -> str:
 
 
 def run_without(blocked: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, where importing `blocked` packages fails as if they were not installed."""
+    """The command line in a process of its own, where `blocked` packages fail to import as if not installed."""
     return subprocess.run(
         [sys.executable, "-c", BLOCKER.format(blocked=blocked, arguments=arguments)],
         capture_output=True, text=True, timeout=120, cwd=Path(__file__).resolve().parents[2],
@@ -67,14 +69,13 @@ def test_doctor_env_as_table() -> None:
 
 def test_doctor_reports_wrong_and_dead_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong op and a check that died are in the report, and both make the exit code 1."""
-    wrong = {"op": "softmax", "direction": "fwd", "dtype": "fp32", "device": "cpu", "backend": "torch", "status": "wrong",
-             "detail": "", "error": 1.0, "allowed": 1e-6, "seconds": 0.0}  # fmt: skip
-    monkeypatch.setattr(doctor, "_run_checks", lambda *_: iter([wrong]))
+    wrong = check.Result("softmax", "fwd", "fp32", "cpu", "torch", "wrong", error=1.0, allowed=1e-6)
+    monkeypatch.setattr(doctor, "_run_checks", lambda *_: iter([asdict(wrong)]))
     assert "WRONG 1e+00 > 1e-06" in invoke("doctor", code=1)
     monkeypatch.undo()
     monkeypatch.setattr(doctor.sys, "executable", "false")
     report = json.loads(invoke("doctor", "--json", code=1))
-    assert {check["status"] for check in report["ops"]} == {"error"}
+    assert {row["status"] for row in report["ops"]} == {"error"}
     assert "ended with code 1" in report["ops"][0]["detail"]
 
 
@@ -155,14 +156,14 @@ def test_demo_without_transformers_says_how_to_get_it() -> None:
 
 
 def test_doctor_runs_every_op_that_can_run_here() -> None:
-    """The whole command in a process of its own: no FASTTX_BACKEND or TRITON_INTERPRET of the caller reaches the checks."""
+    """The whole command in a process of its own, as a person runs it."""
     done = subprocess.run(
         [sys.executable, "-m", "fasttx", "doctor", "--json"],
         capture_output=True, text=True, timeout=280, cwd=Path(__file__).resolve().parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     report = json.loads(done.stdout)
-    ran = {(check["op"], check["direction"], check["backend"]) for check in report["ops"] if check["status"] == "ok"}
+    ran = {(row["op"], row["direction"], row["backend"]) for row in report["ops"] if row["status"] == "ok"}
     for op in cases.load_ops():
         for direction in ("fwd", "bwd"):
             assert (op, direction, "torch") in ran

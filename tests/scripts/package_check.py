@@ -1,8 +1,8 @@
 """Builds sdist and wheel as a release would, and imports the wheel where nothing else of fasttx is.
 
-The wheel is made from the sdist, not from the checkout, so that a file missing from the sdist is found.  The import runs
-in a new virtual environment that holds only the wheel; torch and numpy are lent to it from the environment that runs this
-script, through a .pth file (which, unlike a site directory, does not bring that environment's own editable fasttx).
+The wheel is made from the sdist, not from the checkout, so that a file missing from the sdist is found.  The import
+runs in a new virtual environment that holds only the wheel; torch and numpy are lent to it from the environment that
+runs this script, through a .pth file (which, unlike a site directory, does not bring along the editable fasttx there).
 """
 
 from __future__ import annotations
@@ -74,12 +74,13 @@ def main() -> None:
 
         venv.create(work / "env", with_pip=True, symlinks=True)
         python = work / "env" / "bin" / "python"
-        run(python, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-index", "--no-deps", wheel, cwd=work)
+        pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "-q")
+        run(*pip, "--no-index", "--no-deps", wheel, cwd=work)
         site = Path(sysconfig.get_path("purelib", vars={"base": str(work / "env"), "platbase": str(work / "env")}))
         (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
         run(python, "-c", IMPORT_CHECK, cwd=work)
         run(python, "-m", "fasttx", "doctor", "--env", "--json", cwd=work)
-    print(f"package-check: {len(in_sdist)} files in the sdist, {len(in_wheel)} in the wheel, {len(kernels)} kernel files")
+    print(f"package-check: {len(in_sdist)} files in the sdist, {len(in_wheel)} in the wheel, {len(kernels)} kernels")
 
 
 if __name__ == "__main__":
