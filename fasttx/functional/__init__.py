@@ -1,0 +1,8 @@
+"""Functions: those that torch.nn.functional has, under its names and with its semantics, and those of our own."""
+
+from __future__ import annotations
+
+from .attention import attention_varlen, scaled_dot_product_attention
+from .probabilities import log_softmax, softmax
+
+__all__ = ["attention_varlen", "log_softmax", "scaled_dot_product_attention", "softmax"]

@@ -1,0 +1,209 @@
+"""softmax and log_softmax with torch.nn.functional's names and semantics, and a scale, a mask and dropout besides."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from ..ops.registry import forced_backend, new_rng_state
+from ..ops.softmax import MAX_LEADING_DIMS, differentiable_bwd, is_composed
+from .eligibility import HALF_AND_SINGLE, covered
+
+_fwd = torch.ops.fasttx.softmax_fwd.default
+_bwd = torch.ops.fasttx.softmax_bwd.default
+
+
+class SoftmaxFunction(torch.autograd.Function):
+    """Autograd over fasttx::softmax_fwd / softmax_bwd; saves out, or x where there is dropout."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
+    ) -> Tensor:
+        backend = forced_backend()
+        out = _fwd(x, mask, rng_state, scale, dropout_p, log, backend)
+        ctx.save_for_backward(out if rng_state is None else x, mask, rng_state)
+        ctx.options = (scale, dropout_p, log, backend)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        # grad mode is on only where the caller wants to differentiate dx (create_graph=True)
+        function = differentiable_bwd if torch.is_grad_enabled() and not torch.compiler.is_compiling() else _bwd
+        dx = function(dout, *ctx.saved_tensors, *ctx.options)
+        return dx, None, None, None, None, None
+
+
+def _check_options(input: Tensor, mask: Tensor | None, scale: float, dropout_p: float) -> None:
+    if not math.isfinite(scale):
+        raise ValueError(f"scale: must be finite, got {scale}")
+    if not 0.0 <= dropout_p <= 1.0:
+        raise ValueError(f"dropout_p: must lie in [0, 1], got {dropout_p}")
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask: must be a Tensor or None, got {type(mask).__name__}")
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(f"mask: must be bool (True = attend) or floating (added), got {mask.dtype}")
+    if mask.device != input.device:
+        raise ValueError(f"mask: must be on the device of input, {input.device}, got {mask.device}")
+    sizes = zip(reversed(mask.shape), reversed(input.shape))
+    if mask.dim() > input.dim() or any(m not in (1, n) for m, n in sizes):
+        raise ValueError(f"mask: must broadcast to input, {tuple(input.shape)}, got {tuple(mask.shape)}")
+
+
+def _by_torch(
+    input: Tensor, dim: int, dtype: torch.dtype | None, mask: Tensor | None, scale: float, dropout_p: float, log: bool
+) -> Tensor:
+    """The same from torch's own functions: what the operators do not cover."""
+    own = torch.log_softmax if log else torch.softmax
+    s = input if dtype is None else input.to(dtype)
+    if scale != 1.0:
+        s = s * scale
+    if mask is None:
+        out = own(s, dim)
+    else:
+        s = torch.where(mask, s, -math.inf) if mask.dtype == torch.bool else (s + mask).to(s.dtype)
+        nothing = (s == -math.inf).all(dim, keepdim=True)
+        out = own(s.masked_fill(nothing, 0.0), dim).masked_fill(nothing, -math.inf if log else 0.0)
+    return torch.dropout(out, dropout_p, True) if dropout_p > 0.0 else out
+
+
+def _probabilities(
+    input: Tensor, dim: int, dtype: torch.dtype | None, mask: Tensor | None, scale: float, dropout_p: float, log: bool
+) -> Tensor:
+    n_dims = input.dim()
+    plain = mask is None and scale == 1.0 and dropout_p == 0.0
+    if not plain:
+        _check_options(input, mask, scale, dropout_p)
+    in_range = isinstance(dim, int) and -n_dims <= dim < n_dims
+    last = in_range and dim % n_dims == n_dims - 1
+    if (
+        not in_range  # a 0-d input, or torch's own error
+        or (plain and not last)  # torch has a kernel for strided columns; ours would need a transposed copy
+        or (plain and is_composed(input, forced_backend()))
+        or not covered(input, mask)
+        or (input.dtype if dtype is None else dtype) not in HALF_AND_SINGLE
+        or (mask is not None and mask.requires_grad and torch.is_grad_enabled())  # a gradient of the mask itself
+    ):
+        if plain:
+            return (torch.log_softmax if log else torch.softmax)(input, dim, dtype=dtype)
+        return _by_torch(input, dim, dtype, mask, scale, dropout_p, log)
+
+    device_type = input.device.type
+    if dtype is not None:
+        x = input.to(dtype)
+    elif device_type != "cpu" and torch.is_autocast_enabled(device_type):
+        x = input.float()  # autocast's rule for softmax on every device but the CPU, where it leaves the dtype alone
+    else:
+        x = input
+    if mask is not None:
+        mask = mask[(None,) * (n_dims - mask.dim())]
+    if not last:
+        x = x.movedim(dim, -1)
+        mask = None if mask is None else mask.movedim(dim, -1)
+    shape = x.shape
+    if mask is not None and n_dims > MAX_LEADING_DIMS + 1:
+        x, mask = x.flatten(0, -2), mask.expand(shape).flatten(0, -2)
+
+    rng_state = new_rng_state(x.device) if dropout_p > 0.0 else None
+    if x.requires_grad and torch.is_grad_enabled():
+        out = SoftmaxFunction.apply(x, mask, rng_state, float(scale), float(dropout_p), log)
+    else:
+        out = _fwd(x, mask, rng_state, float(scale), float(dropout_p), log, forced_backend())
+    if out.shape != shape:
+        out = out.view(shape)
+    return out if last else out.movedim(-1, dim)
+
+
+def softmax(
+    input: Tensor,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+    *,
+    mask: Tensor | None = None,
+    scale: float = 1.0,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    r"""softmax(scale * input + mask) over `dim`, then dropout; torch.nn.functional.softmax where nothing more is given.
+
+    .. math:: out_i = d_i \frac{\exp(s_i)}{\sum_j \exp(s_j)}, \quad s = scale \cdot input + mask
+
+    Args:
+        input: any shape; float32, float16 or bfloat16 run on our kernels, other dtypes on torch's own function.
+        dim: the dimension that sums to 1; None chooses as torch does, with its warning.
+        dtype: input is cast to it first.
+        mask: bool (True = attend) or floating (added to the scores), broadcastable to input.
+        scale: multiplies input before the mask is added.
+        dropout_p: probability of zeroing an element of the result, in steps of 1/256 on our kernels; the others are
+            scaled up. Applied whenever it is positive: pass 0.0 in evaluation.
+
+    Returns:
+        Tensor of input's shape and dtype (`dtype` if given; float32 under autocast, except on a CPU, as torch's).
+
+    Raises:
+        ValueError: a mask that does not broadcast, of another device or an integer dtype; a scale that is not finite; dropout_p
+            outside of [0, 1].  IndexError: dim out of range.
+
+    Saved for backward: the result, or input where there is dropout; the mask and two integers.
+
+    Numerics: float32 inside. A row that the mask leaves nothing to attend to gives zeros; a row of -inf without a mask
+    gives NaN, as torch's. float64, other dims than the last (unless mask, scale or dropout are given), torch.func transforms,
+    forward-mode AD, NestedTensor and gradients of the mask run on torch's own operators; double backward too.
+
+    Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, section 3, for long rows.
+    """
+    if has_torch_function((input, mask)):
+        if mask is None and scale == 1.0 and dropout_p == 0.0:
+            return torch_functional.softmax(input, dim, _stacklevel + 1, dtype)
+        return handle_torch_function(
+            softmax, (input, mask), input, dim, _stacklevel, dtype, mask=mask, scale=scale, dropout_p=dropout_p
+        )
+    if dim is None:
+        dim = torch_functional._get_softmax_dim("softmax", input.dim(), _stacklevel)
+    return _probabilities(input, dim, dtype, mask, scale, dropout_p, False)
+
+
+def log_softmax(
+    input: Tensor,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+    *,
+    mask: Tensor | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    r"""log(softmax(scale * input + mask)) over `dim`; torch.nn.functional.log_softmax where nothing more is given.
+
+    .. math:: out_i = s_i - \log \sum_j \exp(s_j), \quad s = scale \cdot input + mask
+
+    Args:
+        input, dim, dtype, mask, scale: as of :func:`softmax`.
+
+    Returns:
+        Tensor of input's shape and dtype (`dtype` if given; float32 under autocast, except on a CPU, as torch's); -inf where
+        masked.
+
+    Raises:
+        ValueError, IndexError: as :func:`softmax`.
+
+    Saved for backward: the result and the mask.
+
+    Numerics: float32 inside; (s - max) - log(sum), so that large scores lose nothing. Masked elements are constants: they take
+    and give no gradient.
+
+    Source: as of :func:`softmax`.
+    """
+    if has_torch_function((input, mask)):
+        if mask is None and scale == 1.0:
+            return torch_functional.log_softmax(input, dim, _stacklevel + 1, dtype)
+        return handle_torch_function(log_softmax, (input, mask), input, dim, _stacklevel, dtype, mask=mask, scale=scale)
+    if dim is None:
+        dim = torch_functional._get_softmax_dim("log_softmax", input.dim(), _stacklevel)
+    return _probabilities(input, dim, dtype, mask, scale, 0.0, True)

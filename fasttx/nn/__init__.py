@@ -1,0 +1,26 @@
+"""torch.nn with fasttx inside: our modules under torch's names, and every other name straight from torch.nn.
+
+``import fasttx.nn as nn`` in place of ``import torch.nn as nn`` is the whole change.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn as _torch_nn
+
+from . import functional
+from .probabilities import LogSoftmax, Softmax
+
+__all__ = ["LogSoftmax", "Softmax", "functional"]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return getattr(_torch_nn, name)
+    except AttributeError:
+        raise AttributeError(f"neither fasttx.nn nor torch.nn has {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_torch_nn)})

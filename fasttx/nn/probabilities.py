@@ -1,0 +1,30 @@
+"""Softmax and LogSoftmax modules: torch.nn's classes with our functions inside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..functional import probabilities
+
+
+class Softmax(torch.nn.Softmax):
+    """torch.nn.Softmax on fasttx kernels; see :func:`fasttx.functional.softmax`.
+
+    Args:
+        dim: the dimension that sums to 1.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return probabilities.softmax(input, self.dim, _stacklevel=5)
+
+
+class LogSoftmax(torch.nn.LogSoftmax):
+    """torch.nn.LogSoftmax on fasttx kernels; see :func:`fasttx.functional.log_softmax`.
+
+    Args:
+        dim: the dimension whose exponentials sum to 1.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return probabilities.log_softmax(input, self.dim, _stacklevel=5)
