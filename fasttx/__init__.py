@@ -6,6 +6,7 @@ transformers; the rest of the package does not.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .ops.registry import BackendError, backend
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
+_SUBPACKAGES = ("functional", "nn", "models")
 _FROM_MODELS = ("patch", "unpatch", "patched", "is_patched", "supported", "patch_transformers", "unpatch_transformers")
 
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _FROM_MODELS:
         raise AttributeError(f"module 'fasttx' has no attribute {name!r}")
     try:
@@ -46,4 +50,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FROM_MODELS})
+    return sorted({*globals(), *_FROM_MODELS, *_SUBPACKAGES})

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from ..functional.attention import attention, attention_varlen
-from ..functional.softmax import softmax
+from ..functional.probabilities import softmax
 from ..ops.registry import backend
 from .options import ModulePatch
 
@@ -75,11 +75,10 @@ def _visible_weights(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
-    scores = torch.matmul(query, key.transpose(2, 3)) * scale
+    scores = torch.matmul(query, key.transpose(2, 3))
     if causal:
-        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        bias = visible if bias is None else (bias & visible if bias.dtype == torch.bool else bias.masked_fill(~visible, -torch.inf))
-    return softmax(scores, dim=-1, mask=bias, dropout_p=dropout_p)
+        bias = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()  # there is no mask then
+    return softmax(scores, dim=-1, mask=bias, scale=scale, dropout_p=dropout_p)
 
 
 def fasttx_attention(

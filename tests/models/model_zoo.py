@@ -1,0 +1,123 @@
+"""Tiny random models of every family and head, and inputs for them."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from fasttx.models.family import Family
+from fasttx.models.patch import FAMILIES
+
+VOCAB = 99
+LENGTHS = (11, 4, 7)  # padded to the longest, which is odd
+CHOICES = 2
+
+CLASSES: list[tuple[Family, str]] = [(family, cls) for family in FAMILIES for cls in (family.bare, *family.heads)]
+IDS = [cls for _, cls in CLASSES]
+BERT = FAMILIES[0]
+
+
+def tiny_config(family: Family, **changes: Any) -> Any:
+    """A configuration of `family` with two layers of width 32."""
+    options = dict(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=37,
+        max_position_embeddings=64,
+        type_vocab_size=2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=1,
+        initializer_range=0.3,  # wide enough that attention is far from uniform
+        num_labels=3,
+    )
+    return transformers.AutoConfig.for_model(family.model_type, **(options | changes))
+
+
+def tiny_model(family: Family, cls: str, seed: int = 0, **changes: Any) -> Any:
+    """A random model of `cls` in eval mode; causal language models become decoders."""
+    if family.heads.get(cls) == "causal_lm":
+        changes = {"is_decoder": True} | changes
+    if family.heads.get(cls) == "question_answering":
+        changes = {"num_labels": 2} | changes  # start and end
+    config = tiny_config(family, **changes)
+    torch.manual_seed(seed)
+    model = getattr(importlib.import_module(family.source), cls)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and norms start at 0 and 1, where mistakes hide
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def padding_mask() -> Tensor:
+    return (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+
+
+def inputs_for(family: Family, cls: str, labels: bool = True) -> dict[str, Tensor]:
+    """A padded batch, with labels for the head of `cls`; padding is not labelled."""
+    generator = torch.Generator().manual_seed(7)
+    mask = padding_mask()
+    batch, length = mask.shape
+
+    def draw(high: int, *shape: int) -> Tensor:
+        return torch.randint(0, high, shape, generator=generator)
+
+    ids = draw(VOCAB - 2, batch, length) + 2
+    inputs = {"input_ids": torch.where(mask.bool(), ids, 1), "attention_mask": mask}
+    kind = family.heads.get(cls)
+    if kind == "multiple_choice":
+        inputs = {name: t.repeat_interleave(CHOICES, 0).view(batch, CHOICES, length) for name, t in inputs.items()}
+        inputs["input_ids"][:, 1, 1:3] = draw(VOCAB - 2, batch, 2) + 2
+    if labels and kind is not None:
+        inputs |= labels_for(kind, draw, mask)
+    return inputs
+
+
+def labels_for(kind: str, draw: Any, mask: Tensor) -> dict[str, Tensor]:
+    batch, length = mask.shape
+    tokens = torch.where((mask == 1) & (draw(2, batch, length) == 1), draw(VOCAB, batch, length), -100)
+    if kind in ("masked_lm", "causal_lm"):
+        return {"labels": tokens}
+    if kind == "pretraining":
+        return {"labels": tokens, "next_sentence_label": draw(2, batch)}
+    if kind == "next_sentence":
+        return {"labels": draw(2, batch)}
+    if kind == "sequence_classification":
+        return {"labels": draw(3, batch)}
+    if kind == "multiple_choice":
+        return {"labels": draw(CHOICES, batch)}
+    if kind == "token_classification":
+        return {"labels": torch.where(mask == 1, draw(3, batch, length), -100)}
+    if kind == "question_answering":
+        return {"start_positions": draw(4, batch), "end_positions": torch.tensor([3, 30, 2])}  # 30: cut off
+    assert kind == "replaced_token_detection", kind
+    return {"labels": draw(2, batch, length)}
+
+
+def to_double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.double() if torch.is_tensor(t) and t.is_floating_point() else t for name, t in inputs.items()}
+
+
+def double_of(model: nn.Module) -> Any:
+    """The float64 reference: the unpatched model with transformers' eager attention."""
+    reference = copy.deepcopy(model).double()
+    reference.set_attn_implementation("eager")
+    return reference
+
+
+def predictions(output: Any, mask: Tensor) -> dict[str, Tensor]:
+    """The floating outputs by name, per-token ones at real tokens only."""
+    found = {}
+    for name, value in output.items():
+        if name == "loss" or not torch.is_tensor(value):
+            continue
+        per_token = value.shape[:2] == mask.shape
+        found[name] = value[mask.bool()] if per_token else value
+    return found

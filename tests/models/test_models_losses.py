@@ -1,0 +1,134 @@
+"""loss="correct" and loss="hf": num_items_in_batch, nothing labelled, and what Trainer makes of them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import model_zoo as zoo
+import pytest
+import torch
+from transformers.utils import find_labels
+
+import fasttx
+from fasttx.models.family import Family
+from fasttx.models.heads import KINDS
+
+HEADS = [(family, cls) for family, cls in zoo.CLASSES if cls in family.heads]
+HEAD_IDS = [cls for _, cls in HEADS]
+
+
+@pytest.mark.parametrize(("family", "cls"), HEADS, ids=HEAD_IDS)
+def test_micro_batches_add_up(family: Family, cls: str) -> None:
+    """The sum over micro-batches of the losses with the common item count is the mean over all labels."""
+    model = zoo.tiny_model(family, cls)
+    inputs = zoo.inputs_for(family, cls)
+    kind = KINDS[family.heads[cls]]
+    fasttx.patch(model)
+    if family.heads[cls] == "replaced_token_detection":
+        inputs["labels"][inputs["attention_mask"] == 0] = -100  # as a collator pads them
+    if family.heads[cls] == "pretraining":
+        inputs["labels"][:, :5] = 3  # so that every sequence has labels of both kinds
+    whole = model(**inputs).loss
+    rows = [{name: t[i : i + 1] for name, t in inputs.items()} for i in range(len(zoo.LENGTHS))]
+    if kind.counted is None and family.heads[cls] != "causal_lm":
+        for row in rows:  # Trainer does not count these labels: the number is ignored, as in transformers
+            assert torch.equal(model(**row, num_items_in_batch=1000).loss, model(**row).loss)
+        return
+    labels = inputs["labels"][:, 1:] if family.heads[cls] == "causal_lm" else inputs["labels"]
+    count = (labels != -100).sum()
+    parts = [model(**row, num_items_in_batch=count).loss for row in rows]
+    if family.heads[cls] == "pretraining":
+        expected = sum(model(**row).loss * (row["labels"] != -100).sum() / count for row in rows)
+        torch.testing.assert_close(sum(parts), expected)
+    else:
+        torch.testing.assert_close(sum(parts), whole)
+    as_int = model(**rows[0], num_items_in_batch=int(count)).loss
+    torch.testing.assert_close(as_int, parts[0])
+
+
+@pytest.mark.parametrize(("family", "cls"), HEADS, ids=HEAD_IDS)
+def test_hf_is_transformers(family: Family, cls: str) -> None:
+    model = zoo.tiny_model(family, cls)
+    inputs = zoo.inputs_for(family, cls)
+    want = [model(**inputs).loss, model(**inputs, num_items_in_batch=torch.tensor(17)).loss]
+    fasttx.patch(model, loss="hf")
+    got = [model(**inputs).loss, model(**inputs, num_items_in_batch=torch.tensor(17)).loss]
+    torch.testing.assert_close(got, want)
+
+
+def unlabelled(inputs: dict[str, Any]) -> dict[str, Any]:
+    inputs = dict(inputs)
+    for name in ("labels", "next_sentence_label"):
+        if name in inputs:
+            inputs[name] = torch.full_like(inputs[name], -100)
+    for name in ("start_positions", "end_positions"):
+        if name in inputs:
+            inputs[name] = torch.full_like(inputs[name], 10_000)
+    return inputs
+
+
+@pytest.mark.parametrize(("family", "cls"), HEADS, ids=HEAD_IDS)
+def test_nothing_labelled(family: Family, cls: str) -> None:
+    kind = family.heads[cls]
+    model = zoo.tiny_model(family, cls)
+    inputs = unlabelled(zoo.inputs_for(family, cls))
+    if kind == "replaced_token_detection":
+        inputs["attention_mask"] = torch.zeros_like(inputs["attention_mask"])
+    want = model(**inputs).loss
+    assert want.isnan()
+    fasttx.patch(model, loss="hf")
+    assert model(**inputs).loss.isnan()
+    fasttx.patch(model, loss="correct")
+    for more in ({}, {"num_items_in_batch": torch.tensor(5)}):
+        loss = model(**inputs, **more).loss
+        assert loss == 0
+        model.zero_grad()
+        loss.backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        assert grads and all((grad == 0).all() for grad in grads)
+
+
+def test_pretraining_head_with_one_of_its_two_labels() -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertForPreTraining")
+    inputs = zoo.inputs_for(zoo.BERT, "BertForPreTraining")
+    fasttx.patch(model)
+    del inputs["next_sentence_label"]
+    assert model(**inputs).loss is None
+
+
+def test_a_users_own_loss_function_is_respected() -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertLMHeadModel")
+    model.loss_function = lambda logits, labels, vocab_size, **kwargs: logits.sum() * 0 + 42.0
+    fasttx.patch(model)
+    assert model(**zoo.inputs_for(zoo.BERT, "BertLMHeadModel")).loss == 42.0
+
+
+@pytest.mark.parametrize("more", [{"shift_labels": True}, {"ignore_index": 5}], ids=["shift_labels", "ignore_index"])
+def test_causal_loss_arguments(more: dict[str, Any]) -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertLMHeadModel")
+    inputs = zoo.inputs_for(zoo.BERT, "BertLMHeadModel")
+    inputs["labels"] = inputs["labels"].clamp(min=0)
+    inputs["labels"][:, 3] = 5
+    if "shift_labels" in more:
+        more = {"shift_labels": inputs["labels"].roll(-1, 1)}
+    want = model(**inputs, **more).loss
+    fasttx.patch(model)
+    torch.testing.assert_close(model(**inputs, **more).loss, want)
+
+
+@pytest.mark.parametrize(("family", "cls"), HEADS, ids=HEAD_IDS)
+def test_trainer_finds_labels_and_item_count(family: Family, cls: str) -> None:
+    model = zoo.tiny_model(family, cls)
+    labels, signature = find_labels(type(model)), inspect.signature(model.forward)
+    fasttx.patch(model)
+    assert find_labels(type(model)) == labels
+    assert inspect.signature(model.forward) == signature
+
+
+def test_unknown_problem_type() -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertForSequenceClassification")
+    fasttx.patch(model)
+    model.config.problem_type = "ranking"
+    with pytest.raises(ValueError, match="problem_type.*'ranking'.*single_label"):
+        model(**zoo.inputs_for(zoo.BERT, "BertForSequenceClassification"))

@@ -1,0 +1,361 @@
+"""patch, unpatch, patched, is_patched, supported and the report: what changes, what stays, what is undone."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import model_zoo as zoo
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import fasttx
+from fasttx.models.family import Family
+
+
+def fingerprint(model: nn.Module) -> list[Any]:
+    """Everything that unpatch must restore, by identity."""
+    found: list[Any] = []
+    for name, module in model.named_modules():
+        found.append((name, id(module), type(module), id(module.__dict__.get("config")), sorted(module.__dict__)))
+    return found
+
+
+def attention_of(model: Any) -> str:
+    return model.config._attn_implementation
+
+
+@pytest.mark.parametrize(("family", "cls"), zoo.CLASSES, ids=zoo.IDS)
+def test_unpatch_restores_the_same_objects(family: Family, cls: str) -> None:
+    model = zoo.tiny_model(family, cls)
+    before, state, config = fingerprint(model), model.state_dict(), model.config
+    report = fasttx.patch(model)
+    assert fasttx.is_patched(model)
+    assert attention_of(model) == "fasttx"
+    assert type(model).__name__ == cls
+    assert list(model.state_dict()) == list(state)
+    assert len(report.replaced) == 2 + (cls in family.heads) and not report.left_alone
+    fasttx.unpatch(model)
+    assert not fasttx.is_patched(model)
+    assert fingerprint(model) == before
+    assert model.config is config and attention_of(model) == "sdpa"
+
+
+def test_every_class_that_supported_lists_exists() -> None:
+    rows = fasttx.supported()
+    assert len(rows) == len(zoo.CLASSES)
+    assert {row["class"] for row in rows} == set(zoo.IDS)
+    for row in rows:
+        assert hasattr(transformers, row["class"])
+    json.dumps(rows)
+
+
+def test_every_head_of_transformers_is_known() -> None:
+    """A head that a later transformers adds shows up here."""
+    for family in {family for family, _ in zoo.CLASSES}:
+        module = sys.modules.get(family.source) or __import__(family.source, fromlist=["x"])
+        heads = {name for name in module.__all__ if "For" in name or name.endswith("LMHeadModel")}
+        assert heads == set(family.heads)
+
+
+def test_a_shared_config_stays_as_it_was() -> None:
+    config = zoo.tiny_config(zoo.BERT)
+    one, other = transformers.BertModel(config), transformers.BertModel(config)
+    fasttx.patch(one)
+    assert attention_of(other) == "sdpa" and other.config is config
+    assert attention_of(one) == "fasttx"
+    one.config.problem_type = "regression"
+    one.config.id2label = {0: "yes"}
+    fasttx.unpatch(one)
+    assert one.config is config
+    assert config.problem_type == "regression" and config.id2label == {0: "yes"}
+    assert attention_of(one) == "sdpa"
+
+
+def test_attention_alone_and_losses_alone() -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
+    report = fasttx.patch(model, loss=None)
+    assert type(model) is transformers.BertForMaskedLM and attention_of(model) == "fasttx"
+    assert {row.after for row in report.rows} == {"attention: fasttx"}
+    report = fasttx.patch(model, attention=False)
+    assert type(model) is not transformers.BertForMaskedLM and attention_of(model) == "sdpa"
+    assert [row.after for row in report.rows] == ["cross_entropy"]
+    fasttx.unpatch(model)
+    assert type(model) is transformers.BertForMaskedLM
+
+
+def test_patching_twice_and_unpatching_twice() -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
+    before = fingerprint(model)
+    first, second = fasttx.patch(model), fasttx.patch(model)
+    assert first.to_dict() == second.to_dict()
+    cls = type(model)
+    fasttx.patch(model, loss="hf")
+    assert type(model) is cls
+    fasttx.unpatch(model)
+    assert fingerprint(model) == before
+    with pytest.raises(ValueError, match="not patched"):
+        fasttx.unpatch(model)
+
+
+def test_context_manager() -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
+    before = fingerprint(model)
+    with fasttx.patched(model, loss="hf") as report:
+        assert fasttx.is_patched(model) and len(report.replaced) == 3
+    assert fingerprint(model) == before
+    with pytest.raises(RuntimeError), fasttx.patched(model):
+        raise RuntimeError
+    assert fingerprint(model) == before
+    fasttx.patch(model, loss=None)
+    inside = [row[:3] for row in fingerprint(model)]
+    with fasttx.patched(model, attention=False):
+        assert attention_of(model) == "sdpa"
+    assert [row[:3] for row in fingerprint(model)] == inside and attention_of(model) == "fasttx"
+
+
+def test_report_prints_and_serialises() -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
+    report = fasttx.patch(model)
+    text = str(report)
+    assert "bert.encoder.layer.*.attention.self (2x)" in text and "num_items_in_batch" in text
+    assert repr(report) == text
+    assert all(len(line) < 200 for line in text.splitlines())
+    data = json.loads(json.dumps(report.to_dict()))
+    assert set(data["rows"][0]) == {"module", "from", "to", "backend", "reason"}
+    expected = "torch" if model.device.type == "cpu" else "triton"
+    assert {row.backend for row in report.replaced} == {expected}
+
+
+class MyBert(transformers.BertForMaskedLM):
+    """A user's subclass: may compute anything."""
+
+
+def test_what_is_left_alone_says_why() -> None:
+    model = MyBert(zoo.tiny_config(zoo.BERT))
+    report = fasttx.patch(model)
+    assert type(model) is MyBert
+    assert [row.reason for row in report.left_alone] == [
+        "is a subclass of BertForMaskedLM; only transformers' own class is matched"
+    ]
+    fasttx.unpatch(model)
+    model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
+    model.forward = model.forward
+    report = fasttx.patch(model)
+    assert "instance" in report.left_alone[0].reason and len(report.replaced) == 2
+
+
+def distilbert() -> Any:
+    return transformers.DistilBertModel(transformers.DistilBertConfig(vocab_size=9, dim=8, n_heads=2, n_layers=1, hidden_dim=8))
+
+
+def test_nothing_replaced() -> None:
+    model = distilbert()
+    before = fingerprint(model)
+    with pytest.warns(UserWarning, match="replaced nothing.*distilbert"):
+        report = fasttx.patch(model)
+    assert not report.replaced and len(report.left_alone) == 1
+    with pytest.raises(ValueError, match="replaced nothing.*distilbert"):
+        fasttx.patch(model, strict=True)
+    assert fingerprint(model) == before and not fasttx.is_patched(model)
+
+
+def test_mixed_container() -> None:
+    both = nn.ModuleList([zoo.tiny_model(zoo.BERT, "BertModel"), distilbert()])
+    report = fasttx.patch(both)
+    assert len(report.replaced) == 2
+    assert [row.module for row in report.left_alone] == ["1"]
+
+
+def test_encoder_decoder() -> None:
+    encoder = zoo.tiny_model(zoo.BERT, "BertModel")
+    decoder = zoo.tiny_model(zoo.BERT, "BertLMHeadModel", add_cross_attention=True)
+    model = transformers.EncoderDecoderModel(encoder=encoder, decoder=decoder)
+    model.config.decoder_start_token_id, model.config.pad_token_id = 2, 1
+    inputs = zoo.inputs_for(zoo.BERT, "BertModel")
+    labels = inputs["input_ids"][:, :5].clone()
+    want = model(**inputs, labels=labels)
+    report = fasttx.patch(model)
+    assert len(report.replaced) == 2 + 4 + 1
+    got = model(**inputs, labels=labels)
+    torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got.loss, want.loss)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"unpad": True}, TypeError, "unpad"),
+        ({"loss": "mean"}, ValueError, "loss: got 'mean'; allowed are 'correct', 'hf'"),
+        ({"backend": "rocm"}, ValueError, "backend: got 'rocm'; allowed"),
+        ({"attention": "yes"}, TypeError, "attention"),
+        ({"strict": 1}, TypeError, "strict"),
+        ({"deterministic": "no"}, TypeError, "deterministic"),
+        ({"attention": False, "loss": None}, ValueError, "nothing to patch"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type, message: str) -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertModel")
+    before = fingerprint(model)
+    with pytest.raises(error, match=message):
+        fasttx.patch(model, **arguments)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), None, "bert-base-uncased", torch.zeros(3)], ids=lambda m: type(m).__name__)
+def test_no_transformers_model(model: Any) -> None:
+    with pytest.raises(ValueError, match="model: .*allowed are"):
+        fasttx.patch(model)
+
+
+def test_an_error_half_way_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.ModuleList([zoo.tiny_model(zoo.BERT, "BertForMaskedLM"), zoo.tiny_model(zoo.BERT, "BertForMaskedLM")])
+    before = fingerprint(model)
+    engine = sys.modules["fasttx.models.patch"]
+    plan = engine._plan
+
+    def spoiled(*args: Any) -> Any:
+        made = plan(*args)
+        made.heads[1] = (made.heads[1][0], int)  # a class that __class__ cannot be set to
+        return made
+
+    monkeypatch.setattr(engine, "_plan", spoiled)
+    with pytest.raises(TypeError):
+        fasttx.patch(model)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("cls", ["BertModel", "BertForMaskedLM"])
+def test_deepcopy(cls: str) -> None:
+    model = zoo.tiny_model(zoo.BERT, cls)
+    inputs = zoo.inputs_for(zoo.BERT, cls)
+    fasttx.patch(model)
+    twin = copy.deepcopy(model)
+    assert fasttx.is_patched(twin) and twin.config is not model.config
+    assert torch.equal(model(**inputs)[0], twin(**inputs)[0])
+    fasttx.unpatch(twin)
+    assert fasttx.is_patched(model) and attention_of(model) == "fasttx"
+    assert type(twin) is getattr(transformers, cls) and attention_of(twin) == "sdpa"
+
+
+@pytest.mark.parametrize("cls", ["BertModel", "RobertaForTokenClassification"])
+def test_pickle_in_another_process(cls: str, tmp_path: Path) -> None:
+    family = dict((c, f) for f, c in zoo.CLASSES)[cls]
+    model = zoo.tiny_model(family, cls)
+    inputs = zoo.inputs_for(family, cls)
+    fasttx.patch(model, loss="hf")
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again) is type(model) and fasttx.is_patched(again)
+    torch.save((model, inputs, model(**inputs)[0]), tmp_path / "model.pt")
+    code = (
+        "import sys, torch\n"
+        "model, inputs, want = torch.load(sys.argv[1], weights_only=False)\n"
+        "torch.testing.assert_close(model(**inputs)[0], want)\n"
+        "import fasttx\n"
+        "assert fasttx.is_patched(model)\n"
+        "fasttx.unpatch(model)\n"
+        "torch.testing.assert_close(model(**inputs)[0], want, rtol=1e-4, atol=1e-4)\n"
+        "assert type(model).__module__.startswith('transformers.') and model.config._attn_implementation == 'sdpa'\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.pt")], check=True, cwd=Path(fasttx.__file__).parents[1])
+
+
+@pytest.mark.parametrize("cls", ["BertModel", "BertForSequenceClassification", "ElectraForPreTraining"])
+def test_save_pretrained(cls: str, tmp_path: Path) -> None:
+    family = dict((c, f) for f, c in zoo.CLASSES)[cls]
+    model = zoo.tiny_model(family, cls)
+    inputs = zoo.inputs_for(family, cls)
+    model.save_pretrained(tmp_path / "plain")
+    want = model(**inputs)[0]
+    fasttx.patch(model)
+    model.save_pretrained(tmp_path / "patched")
+    plain, patched = ((tmp_path / kind / "config.json").read_text() for kind in ("plain", "patched"))
+    assert plain == patched
+    again = getattr(transformers, cls).from_pretrained(tmp_path / "patched")
+    assert attention_of(again) == "sdpa" and not fasttx.is_patched(again)
+    torch.testing.assert_close(again(**inputs)[0], want)
+    state = torch.load(_saved(model.state_dict()))
+    fasttx.unpatch(model)
+    model.load_state_dict(state)
+
+
+def _saved(state: Any) -> io.BytesIO:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def test_save_pretrained_with_output_attentions_in_the_config(tmp_path: Path) -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertModel")
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    fasttx.patch(model)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["output_attentions"] is True
+
+
+def test_set_attn_implementation_works_on_patched_and_unpatched() -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
+    fasttx.patch(model)
+    model.set_attn_implementation("eager")
+    assert attention_of(model) == "eager"
+    fasttx.unpatch(model)
+    assert attention_of(model) == "sdpa"
+    model.set_attn_implementation("fasttx")
+    model(**zoo.inputs_for(zoo.BERT, "BertForMaskedLM"))
+
+
+def test_unpatching_a_part() -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
+    config = model.config
+    fasttx.patch(model)
+    fasttx.unpatch(model.bert)
+    assert model.bert.config is config and not fasttx.is_patched(model.bert)
+    assert fasttx.is_patched(model)
+    fasttx.unpatch(model)
+    assert model.config is config
+
+
+def test_patch_transformers(tmp_path: Path) -> None:
+    zoo.tiny_model(zoo.BERT, "BertForMaskedLM").save_pretrained(tmp_path / "bert")
+    distilbert().save_pretrained(tmp_path / "distilbert")
+    original = transformers.PreTrainedModel.__dict__["from_pretrained"]
+    signature_doc = transformers.BertModel.from_pretrained.__doc__
+    with pytest.raises(ValueError, match="not in force"):
+        fasttx.unpatch_transformers()
+    fasttx.patch_transformers(loss="hf")
+    fasttx.patch_transformers()
+    try:
+        assert transformers.BertModel.from_pretrained.__doc__ == signature_doc
+        auto = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "bert")
+        direct, info = transformers.BertForMaskedLM.from_pretrained(tmp_path / "bert", output_loading_info=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            other = transformers.AutoModel.from_pretrained(tmp_path / "distilbert")
+        assert fasttx.is_patched(auto) and fasttx.is_patched(direct) and "missing_keys" in info
+        assert not fasttx.is_patched(other)
+    finally:
+        fasttx.unpatch_transformers()
+    assert transformers.PreTrainedModel.__dict__["from_pretrained"] is original
+    assert not fasttx.is_patched(transformers.AutoModel.from_pretrained(tmp_path / "bert"))
+    assert fasttx.is_patched(auto)
+    with pytest.raises(TypeError):
+        fasttx.patch_transformers(unpad=True)
+    assert transformers.PreTrainedModel.__dict__["from_pretrained"] is original
+
+
+def test_import_is_lazy() -> None:
+    code = "import sys, fasttx; assert 'transformers' not in sys.modules and 'triton' not in sys.modules; fasttx.patch; dir(fasttx)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(fasttx.__file__).parents[1])
+    with pytest.raises(AttributeError, match="no attribute 'pach'"):
+        fasttx.pach  # noqa: B018
