@@ -138,14 +138,14 @@ def _forward_wide(
 
         # The edge tile: columns [0, lead) and [lead + middle, n_cols).
         e = tl.arange(0, 16 // VEC)[:, None] * VEC + tl.arange(0, VEC)[None, :]
-        cols = tl.where(e < lead, e, e + middle)
-        valid = cols < n_cols
-        x = tl.load(row_ptr + cols, mask=valid, other=float("-inf")).to(tl.float32)
+        edge_cols = tl.where(e < lead, e, e + middle)
+        edge = edge_cols < n_cols
+        x_e = tl.load(row_ptr + edge_cols, mask=edge, other=float("-inf")).to(tl.float32)
         zero = tl.zeros([16 // VEC], tl.float32)
-        coef = x
+        coef_e = x_e
         if with_sum:
-            coef = _coefficients(t_row_ptr + cols, w_ptr, cols, valid, smoothing, per_class, PROBS, WEIGHTED)
-        em, el, es, ec = _accumulate(zero + float("-inf"), zero, zero, zero, x, coef, valid, with_sum)
+            coef_e = _coefficients(t_row_ptr + edge_cols, w_ptr, edge_cols, edge, smoothing, per_class, PROBS, WEIGHTED)
+        em, el, es, ec = _accumulate(zero + float("-inf"), zero, zero, zero, x_e, coef_e, edge, with_sum)
 
         m = tl.full([LANES], float("-inf"), tl.float32)
         l = tl.zeros([LANES], tl.float32)
