@@ -238,7 +238,8 @@ def precision_of(q: Tensor) -> str:
 
 def window_limits(window_left: int, window_right: int) -> tuple[int, int]:
     """-1 (unlimited) as a number larger than any distance that still adds up within 32 bits."""
-    return (window_left if window_left >= 0 else 1 << 29), (window_right if window_right >= 0 else 1 << 29)
+    far = 1 << 29
+    return min(window_left, far) if window_left >= 0 else far, min(window_right, far) if window_right >= 0 else far
 
 
 def folds_scale(attn_bias: Tensor | None, softmax_scale: float) -> bool:

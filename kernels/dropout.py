@@ -23,16 +23,14 @@ ROUNDS = tl.constexpr(7)
 
 
 def dropout_threshold(dropout_p: float) -> int:
-    """256 * p_hat: 0 where nothing is dropped, 256 where everything is, else clamp(round(256 * dropout_p), 1, 255)."""
-    if dropout_p == 0.0 or dropout_p == 1.0:
-        return int(256 * dropout_p)
-    return min(max(round(256.0 * dropout_p), 1), 255)
+    """256 * p_hat: 0 where nothing is dropped, else clamp(round(256 * dropout_p), 1, 255)."""
+    return 0 if dropout_p == 0.0 else min(max(round(256.0 * dropout_p), 1), 255)
 
 
 @triton.jit
 def keep_scale(THRESHOLD: tl.constexpr):
-    """1 / (1 - p_hat); finite where everything is dropped."""
-    return 256.0 / (256 - THRESHOLD) if THRESHOLD < 256 else 0.0
+    """1 / (1 - p_hat), what kept probabilities are multiplied by."""
+    return 256.0 / (256 - THRESHOLD)
 
 
 @triton.jit
