@@ -321,7 +321,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *args: object) -> tuple[Tensor, Ten
         if flash and not empty:
             o, lse = _flash_forward(part, q4, k4, v4, call.softmax_scale)
             if o.shape == q.shape:
-                return o, lse.contiguous()
+                return o.contiguous(), lse.contiguous()  # the kernel keeps q's order of dims
         if out is None or softmax_lse is None:
             out, softmax_lse = _results(q, v)
         if empty:
