@@ -1,0 +1,275 @@
+"""Every op on its workloads: accuracy first, then its time beside PyTorch's own, one CSV row a peer.
+
+    python -m bench.kernels [--only NAME] [--out FILE] [--backend triton]
+
+A row whose accuracy check failed has no time: a speed without a right result does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._functorch.config as functorch_config
+from torch import Tensor
+
+from fasttx.cli.cases import load_ops
+from fasttx.ops.registry import Op
+from fasttx.testing import bound, error
+
+from .timer import Call, bytes_of, copies_for, interleaved
+from .workloads import Case, Peer, Workload, select
+
+
+@dataclass
+class Row:
+    """One peer on one workload. Times in ms; `ratio` is the peer's time over ours, so above 1 we are faster."""
+
+    workload: str
+    direction: str
+    dtype: str
+    device: str
+    peer: str
+    inputs: str = ""
+    status: str = "ok"
+    error: float | str = ""
+    allowed: float | str = ""
+    median_ms: float | str = ""
+    low_ms: float | str = ""
+    high_ms: float | str = ""
+    wall_ms: float | str = ""
+    tflops: float | str = ""
+    GBps: float | str = ""
+    ratio: float | str = ""
+
+
+def write(rows: list[Row], path: Path) -> None:
+    """Writes all rows; called after every workload, so that a run that is cut short leaves what it has."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
+        writer.writeheader()
+        for row in rows:
+            values = asdict(row)
+            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in values.items()})
+
+
+def _tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def backward_arguments(name: str, forward: list[Any], outputs: tuple[Tensor, ...], dout: Tensor) -> list[Any]:
+    """The arguments of ``<op>_bwd`` without ``backend``.
+
+    Raises:
+        ValueError: an op that has no rule here yet.
+    """
+    if name == "attention":
+        return [dout, *forward[:3], *outputs, *forward[3:], False]
+    if name == "softmax":
+        return [dout, outputs[0] if forward[2] is None else forward[0], *forward[1:]]
+    if name == "cross_entropy":
+        return [dout, *forward[:3], outputs[1], outputs[2], *forward[3:]]
+    if name == "binary_cross_entropy":
+        return [dout, *forward]
+    raise ValueError(f"op: no rule for the backward arguments of {name!r}; add it to bench/kernels.py")
+
+
+def _call(op: Op, direction: str, args: list[Any], backend: str) -> tuple[Tensor, ...]:
+    return _tuple(getattr(torch.ops.fasttx, f"{op.name}_{direction}").default(*args, backend))
+
+
+def _dout(outputs: tuple[Tensor, ...], seed: int) -> Tensor:
+    generator = torch.Generator(device=outputs[0].device).manual_seed(seed)
+    out = outputs[0]
+    return torch.randn(out.shape, generator=generator, device=out.device).to(out.dtype) if out.dim() else torch.ones_like(out)
+
+
+def check(workload: Workload, op: Op, device: torch.device, size: str, backend: str) -> dict[str, tuple[float, float]]:
+    """direction -> (error, allowed) of the output nearest to its bound.
+
+    With dropout the reference draws the op's own mask, PyTorch's composition does not: the bound is then that of the same
+    call without dropout, times the scale that dropout puts on what it keeps.
+    """
+    case = workload.build(device, size, 0)
+    outputs = _call(op, "fwd", case.args, backend)
+    plain, scale = list(case.args), 1.0
+    if workload.dropout:
+        names = op.fwd.argument_names()
+        p = plain[names.index("dropout_p")]
+        plain[names.index("rng_state")], plain[names.index("dropout_p")] = None, 0.0
+        scale = 1.0 / (1.0 - p)
+    found = {}
+    for direction, half in (("fwd", op.fwd), ("bwd", op.bwd)):
+        if direction == "fwd":
+            args, undropped, results = case.args, plain, outputs
+        else:
+            dout = _dout(outputs, 1)
+            args = backward_arguments(op.name, case.args, outputs, dout)
+            undropped = args if not workload.dropout else backward_arguments(op.name, plain, _tuple(op.fwd.torch(*plain)), dout)
+            results = _call(op, "bwd", args, backend)
+        reference = _tuple(half.reference(*args))
+        if workload.dropout:
+            allowed = [
+                bound(same, ref, same.dtype) * scale
+                for same, ref in zip(_tuple(half.torch(*undropped)), _tuple(half.reference(*undropped)), strict=True)
+            ]
+        else:
+            allowed = [bound(same, ref, same.dtype) for same, ref in zip(_tuple(half.torch(*args)), reference, strict=True)]
+        pairs = [(error(out, ref), limit) for out, ref, limit in zip(results, reference, allowed, strict=True)]
+        found[direction] = max(pairs, key=lambda pair: pair[0] / pair[1])
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------- times
+
+
+def _peer_calls(peers: list[Peer], compile_backend: str) -> dict[str, Call]:
+    """{"fwd", "bwd"} -> call, over one peer's copies."""
+    fn: Callable[..., Tensor] = peers[0].fn
+    if peers[0].compiled:
+        torch._dynamo.reset()
+        fn = torch.compile(fn, dynamic=False, backend=compile_backend)
+    inputs = [[x.detach().requires_grad_() for x in peer.inputs] for peer in peers]
+    outs = [fn(*x) for x in inputs]
+    douts = [_dout((out,), 1) for out in outs]
+
+    def forward(slot: int) -> object:
+        with torch.no_grad():
+            return fn(*inputs[slot])
+
+    def backward(slot: int) -> object:
+        return torch.autograd.grad(outs[slot], inputs[slot], douts[slot], retain_graph=True)
+
+    forward(0), backward(0)
+    return {"fwd": forward, "bwd": backward}
+
+
+def _our_calls(op: Op, cases: list[Case], backend: str) -> dict[str, Call]:
+    fwd = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
+    bwd = getattr(torch.ops.fasttx, f"{op.name}_bwd").default
+    outputs = [_tuple(fwd(*case.args, backend)) for case in cases]
+    back = [backward_arguments(op.name, case.args, outs, _dout(outs, 1)) for case, outs in zip(cases, outputs, strict=True)]
+    return {"fwd": lambda slot: fwd(*cases[slot].args, backend), "bwd": lambda slot: bwd(*back[slot], backend)}
+
+
+def _place(device: torch.device, rehearsal: bool) -> str:
+    """Rows of a rehearsal must never be taken for figures."""
+    return "rehearsal" if rehearsal else torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def measure(workload: Workload, device: torch.device, backend: str, rehearsal: bool, hot: bool) -> Iterator[Row]:
+    """Checks and times one workload; yields its rows."""
+    op = load_ops()[workload.op]
+    size = "tiny" if rehearsal else "full"
+    errors = check(workload, op, device, "tiny" if rehearsal else "check", backend)
+    first = workload.build(device, size, 0)
+    dtype = str(first.args[0].dtype).removeprefix("torch.")
+    ours = f"fasttx[{backend}]"
+    wrong = [d for d, (found, allowed) in errors.items() if not found <= allowed]
+    if wrong:
+        for direction, (found, allowed) in errors.items():
+            status = "wrong" if direction in wrong else "not timed: the other direction is wrong"
+            yield Row(workload.name, direction, dtype, _place(device, rehearsal), ours, "", status, found, allowed)
+        return
+    copies = 2 if rehearsal else copies_for(device, bytes_of(*first.args), limit=8)
+    cases = [first, *(workload.build(device, size, i) for i in range(1, copies))]
+    calls, problems = {ours: _our_calls(op, cases, backend)}, {}
+    for name in first.peers:
+        try:
+            calls[name] = _peer_calls([case.peers[name] for case in cases], "aot_eager" if rehearsal else "inductor")
+        except (RuntimeError, torch.OutOfMemoryError) as problem:  # an SDPA backend that does not take this call
+            problems[name] = str(problem).strip().splitlines()[0][:100]
+    forward = first.args
+    outputs = _call(op, "fwd", forward, backend)
+    costs = {
+        "fwd": op.fwd.cost(*forward),
+        "bwd": op.bwd.cost(*backward_arguments(op.name, forward, outputs, _dout(outputs, 1))),
+    }
+    for direction in ("fwd", "bwd"):
+        for inputs, n in (("cold", copies), ("hot", 1)):
+            if inputs == "hot" and not hot:
+                continue
+            peers = {name: by_direction[direction] for name, by_direction in calls.items()}
+            timings = interleaved(peers, device, rounds=2 if rehearsal else 11, copies=n, batch_ms=0.1 if rehearsal else 4)
+            flop, nbytes = costs[direction]
+            for name, t in timings.items():
+                row = Row(workload.name, direction, dtype, _place(device, rehearsal), name, inputs)
+                if name == ours:
+                    row.error, row.allowed = errors[direction]
+                row.median_ms, row.low_ms, row.high_ms, row.wall_ms = t.median, t.low, t.high, t.wall
+                row.tflops, row.GBps = flop / t.median / 1e9, nbytes / t.median / 1e6
+                row.ratio = t.median / timings[ours].median
+                yield row
+        for name, reason in problems.items():
+            yield Row(workload.name, direction, dtype, _place(device, rehearsal), name, "", f"unavailable: {reason}")
+
+
+def run(
+    device: torch.device, out: Path, *, only: str = "", backend: str = "triton", rehearsal: bool = False,
+    hot: bool = False, deadline: float | None = None, say: Callable[[str], None] = print,
+) -> tuple[list[Row], list[str]]:  # fmt: skip
+    """Measures the workloads in order, writes `out` after each.
+
+    Returns:
+        The rows, and the names of the workloads that `deadline` (time.monotonic) left no time for.
+    """
+    functorch_config.donated_buffer = False  # backward of a compiled peer is timed with retain_graph
+    rows, left = [], []
+    for workload in select(only):
+        if deadline is not None and time.monotonic() > deadline:
+            left.append(workload.name)
+            continue
+        begun = time.monotonic()
+        try:
+            new = list(measure(workload, device, backend, rehearsal, hot))
+        except Exception as problem:  # a workload that cannot run is a row, and the others still run
+            text = (str(problem).strip().splitlines() or [""])[0][:160]
+            new = [Row(workload.name, "", "", _place(device, rehearsal), f"fasttx[{backend}]", "", f"{type(problem).__name__}: {text}")]
+        rows += new
+        write(rows, out)
+        best = [f"{r.direction} {r.peer} {r.ratio:.2f}x" for r in new if r.inputs == "cold" and r.ratio != 1.0]
+        bad = sorted({f"{r.peer}: {r.status}" for r in new if r.status != "ok"})
+        say(f"{workload.name} ({time.monotonic() - begun:.0f} s): {'; '.join(best + bad)}")
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return rows, left
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="part of a workload's name")
+    parser.add_argument("--out", type=Path, default=Path("kernels.csv"))
+    parser.add_argument("--backend", default="triton", choices=("triton", "cuda", "torch"))
+    parser.add_argument("--hot", action="store_true", help="time on cached inputs as well")
+    parser.add_argument("--cpu-rehearsal", action="store_true", help="tiny sizes, Triton's interpreter: no figures")
+    options = parser.parse_args()
+    if not torch.cuda.is_available() and not options.cpu_rehearsal:
+        print("bench.kernels: no GPU is visible here; --cpu-rehearsal runs it at tiny size", file=sys.stderr)
+        return 2
+    device = torch.device("cpu" if options.cpu_rehearsal else "cuda")
+    if options.cpu_rehearsal:
+        rehearse()
+    rows, _ = run(
+        device, options.out, only=options.only, backend=options.backend, rehearsal=options.cpu_rehearsal, hot=options.hot
+    )
+    return int(any(row.status.startswith(("wrong", "Runtime")) for row in rows))
+
+
+def rehearse() -> None:
+    """Switches Triton to its interpreter; must be called before anything imports triton."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    from fasttx.triton_interpreter import repair
+
+    repair()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""The named shapes on which ops are measured, with the peers each is measured against.
+
+A workload builds a :class:`Case` in one of three sizes: "full" is timed, "check" has the same rows and sequence lengths
+but few of them, so that a float64 reference fits beside it, "tiny" runs anywhere (rehearsals without a GPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+SDPA = {
+    "sdpa[cudnn]": SDPBackend.CUDNN_ATTENTION,
+    "sdpa[flash]": SDPBackend.FLASH_ATTENTION,
+    "sdpa[efficient]": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa[math]": SDPBackend.MATH,
+}
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+@dataclass
+class Peer:
+    """`fn(*inputs)` gives what the op gives, in PyTorch's own operators; every input is differentiated."""
+
+    fn: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+    compiled: bool = False
+
+
+@dataclass
+class Case:
+    """Arguments of ``<op>_fwd`` without ``backend``, and the peers on the same values."""
+
+    args: list[Any]
+    peers: dict[str, Peer]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One named measurement of one op; `dropout` says that the reference's mask has to be drawn anew for the bound."""
+
+    name: str
+    op: str
+    build: Callable[[torch.device, str, int], Case]
+    dropout: bool = False
+
+
+def _randn(device: torch.device, dtype: torch.dtype, seed: int, *shape: int) -> Tensor:
+    generator = torch.Generator(device=device).manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device=device).to(dtype)
+
+
+# ---------------------------------------------------------------------------------------------------- attention
+
+
+def _sdpa(backend: SDPBackend, mask: Tensor | None, dropout_p: float, causal: bool) -> Callable[..., Tensor]:
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        with sdpa_kernel(backend):
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal)
+        return out.transpose(1, 2)
+
+    return call
+
+
+def _written_out(mask: Tensor | None, dropout_p: float, causal: bool) -> Callable[..., Tensor]:
+    """Attention as transformers' eager path writes it."""
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if causal:
+            rows, cols = (torch.arange(n, device=q.device) for n in scores.shape[-2:])
+            scores = scores.masked_fill(cols > rows[:, None], float("-inf"))
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        p = F.dropout(torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype), dropout_p)
+        return (p @ v).transpose(1, 2)
+
+    return call
+
+
+def _lengths(batch: int, seqlen: int) -> list[int]:
+    """Uniform from 1/batch of seqlen to all of it, in an order that is not sorted."""
+    return [seqlen * ((i * 7) % batch + 1) // batch for i in range(batch)] if batch > 1 else [seqlen * 3 // 4]
+
+
+def attention(
+    name: str, batch: int, seqlen: int, heads: int, head_dim: int, dtype: torch.dtype = BF16, *,
+    dropout_p: float = 0.0, causal: bool = False, ragged: str = "", written_out: bool = False,
+) -> Workload:  # fmt: skip
+    """`ragged`: "" all tokens are real, "mask" padded with per-sequence lengths, "packed" varlen."""
+
+    def build(device: torch.device, size: str, seed: int) -> Case:
+        b, s, h = {"full": (batch, seqlen, heads), "check": (2, seqlen, 2), "tiny": (2, min(seqlen, 48), 1)}[size]
+        q, k, v = (_randn(device, dtype, seed * 3 + i, b, s, h, head_dim) for i in range(3))
+        rng = torch.tensor([seed + 7, 3], device=device) if dropout_p else None
+        tail = [s, s, head_dim**-0.5, dropout_p, -1, 0 if causal else -1]
+        lengths = torch.tensor(_lengths(b, s), dtype=torch.int32, device=device)
+        mask = None
+        if ragged:
+            mask = (torch.arange(s, device=device) < lengths[:, None])[:, None, None, :]
+        peers = {n: Peer(_sdpa(kind, mask, dropout_p, causal), (q, k, v)) for n, kind in SDPA.items()}
+        if written_out:
+            peers["eager"] = Peer(_written_out(mask, dropout_p, causal), (q, k, v))
+            peers["torch.compile"] = Peer(_written_out(mask, dropout_p, causal), (q, k, v), compiled=True)
+        if ragged == "packed":
+            flat = tuple(torch.cat([x[i, :n] for i, n in enumerate(lengths.tolist())]) for x in (q, k, v))
+            cu = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+            return Case([*flat, None, None, cu, cu, rng, *tail], peers)
+        return Case([q, k, v, None, lengths if ragged else None, None, None, rng, *tail], peers)
+
+    return Workload(name, "attention", build, dropout_p > 0)
+
+
+# ------------------------------------------------------------------------------------------- softmax and the losses
+
+
+def softmax(name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16) -> Workload:
+    def build(device: torch.device, size: str, seed: int) -> Case:
+        rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (4, min(n_cols, 100))}[size]
+        x = _randn(device, dtype, seed, rows, cols)
+        peers = {
+            "eager": Peer(lambda x: F.softmax(x, -1), (x,)),
+            "torch.compile": Peer(lambda x: F.softmax(x, -1), (x,), compiled=True),
+        }
+        return Case([x, None, None, 1.0, 0.0, False], peers)
+
+    return Workload(name, "softmax", build)
+
+
+def cross_entropy(name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16, smoothing: float = 0.0) -> Workload:
+    """Mean loss; one target in seven is ignored."""
+
+    def build(device: torch.device, size: str, seed: int) -> Case:
+        rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
+        logits = _randn(device, dtype, seed, rows, cols)
+        target = torch.arange(rows, device=device) * 7919 % cols
+        target[::7] = -100
+
+        def loss(logits: Tensor) -> Tensor:
+            return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
+
+        peers = {"eager": Peer(loss, (logits,)), "torch.compile": Peer(loss, (logits,), compiled=True)}
+        return Case([logits, target, None, -100, smoothing, 1], peers)
+
+    return Workload(name, "cross_entropy", build)
+
+
+def binary_cross_entropy(name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16) -> Workload:
+    def build(device: torch.device, size: str, seed: int) -> Case:
+        rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
+        x = _randn(device, dtype, seed, rows, cols)
+        target = (_randn(device, dtype, seed + 1, rows, cols) > 0).to(dtype)
+
+        def loss(x: Tensor) -> Tensor:
+            return F.binary_cross_entropy_with_logits(x.float(), target.float())
+
+        peers = {"eager": Peer(loss, (x,)), "torch.compile": Peer(loss, (x,), compiled=True)}
+        return Case([x, target, None, None, 1], peers)
+
+    return Workload(name, "binary_cross_entropy", build)
+
+
+WORKLOADS: tuple[Workload, ...] = (
+    # most telling first: a run that is short of time stops somewhere along this list
+    attention("attention-bert-base-s512", 32, 512, 12, 64, written_out=True),
+    attention("attention-bert-base-s512-dropout", 32, 512, 12, 64, dropout_p=0.1),
+    attention("attention-bert-base-s512-ragged-mask", 32, 512, 12, 64, ragged="mask"),
+    attention("attention-bert-base-s512-ragged-packed", 32, 512, 12, 64, ragged="packed"),
+    cross_entropy("cross_entropy-bert-mlm-4096x30522", 4096, 30522),
+    softmax("softmax-16384x1024", 16384, 1024),
+    attention("attention-bert-base-s128", 128, 128, 12, 64, written_out=True),
+    attention("attention-d64-s256", 64, 256, 32, 64),
+    attention("attention-d64-s1024", 16, 1024, 32, 64),
+    attention("attention-d64-s4096", 4, 4096, 32, 64),
+    attention("attention-minilm-d32-s256", 64, 256, 12, 32),
+    binary_cross_entropy("binary_cross_entropy-8192x1024", 8192, 1024),
+    attention("attention-d128-s2048", 8, 2048, 16, 128),
+    attention("attention-d64-s1024-causal", 16, 1024, 32, 64, causal=True),
+    softmax("softmax-4096x30522", 4096, 30522),
+    cross_entropy("cross_entropy-xlmr-1024x250002", 1024, 250002),
+    cross_entropy("cross_entropy-smoothed-4096x30522", 4096, 30522, smoothing=0.1),
+    attention("attention-d64-s1024-fp16", 16, 1024, 32, 64, FP16),
+    attention("attention-d64-s512-fp32", 8, 512, 12, 64, FP32),
+    softmax("softmax-65536x256-fp32", 65536, 256, FP32),
+    cross_entropy("cross_entropy-4096x30522-fp32", 4096, 30522, FP32),
+)
+"""All workloads, by value."""
+
+
+def select(pattern: str = "") -> list[Workload]:
+    """The workloads whose name contains `pattern`.
+
+    Raises:
+        ValueError: none does; the message lists the names.
+    """
+    found = [w for w in WORKLOADS if pattern in w.name]
+    if not found:
+        raise ValueError(f"workload: nothing matches {pattern!r}; there are {', '.join(w.name for w in WORKLOADS)}")
+    return found
