@@ -39,6 +39,11 @@ def run(*command: str | Path, cwd: Path = ROOT) -> None:
     subprocess.run([str(c) for c in command], cwd=cwd, check=True)
 
 
+def members_of(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
 def expect(found: set[str], wanted: set[str], what: str) -> None:
     missing = sorted(wanted - found)
     if missing:
@@ -65,9 +70,12 @@ def main() -> None:
             raise SystemExit(f"{sdist.name} holds links, which pip on Windows cannot unpack: {', '.join(links)}")
         in_sdist = {m.name.split("/", 1)[1] for m in members if "/" in m.name}
         expect(in_sdist, wanted | {"LICENSE", "README.md", "pyproject.toml", "setup.py"}, sdist.name)
-        with zipfile.ZipFile(wheel) as archive:
-            in_wheel = set(archive.namelist())
+        in_wheel = members_of(wheel)
         expect(in_wheel, wanted, wheel.name)
+        run(sys.executable, "-m", "build", "--wheel", "--outdir", work / "direct", ROOT)  # what `pip install .` makes
+        (direct,) = (work / "direct").glob("*.whl")
+        if members_of(direct) != in_wheel:
+            raise SystemExit(f"the wheels of checkout and sdist differ in {sorted(members_of(direct) ^ in_wheel)}")
         stray = sorted(n for n in in_wheel if not n.startswith(("fasttx/", "fasttx-")))
         if stray:
             raise SystemExit(f"{wheel.name} installs outside fasttx/: {', '.join(stray)}")
