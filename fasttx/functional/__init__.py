@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from .attention import attention_varlen, scaled_dot_product_attention
+from .losses import binary_cross_entropy_with_logits, cross_entropy
 from .probabilities import log_softmax, softmax
 
-__all__ = ["attention_varlen", "log_softmax", "scaled_dot_product_attention", "softmax"]
+__all__ = [
+    "attention_varlen",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "log_softmax",
+    "scaled_dot_product_attention",
+    "softmax",
+]

@@ -10,11 +10,16 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 HALF_AND_SINGLE = frozenset((torch.float32, torch.float16, torch.bfloat16))
 
 
+def _overrides_functions(kind: type) -> bool:
+    """Whether torch's functions hand tensors of this class to a ``__torch_function__`` of its own, or keep the class."""
+    return kind.__torch_function__ is not torch._C._disabled_torch_function_impl  # type: ignore[attr-defined]
+
+
 def covered(*tensors: Tensor | None) -> bool:
     """Whether the operators of fasttx may get these tensors in the present context.
 
     They may not within ``torch.func`` transforms (grad, vmap, jvp, ...) and forward-mode AD, for which they have no rule;
-    nor get a NestedTensor, DTensor or other wrapper subclass, a sparse or quantised tensor, or another floating type than
+    nor get a NestedTensor, DTensor or other subclass of Tensor, a sparse or quantised tensor, or another floating type than
     float32, float16 and bfloat16 (float64 and complex). Integer and bool tensors pass. All tensors must be on one device.
     ``torch.compile`` evaluates this while it traces, also inside a transform.
 
@@ -32,6 +37,8 @@ def covered(*tensors: Tensor | None) -> bool:
             if t.dtype not in HALF_AND_SINGLE:
                 return False
         elif t.is_complex() or t.is_quantized:
+            return False
+        if type(t) not in (Tensor, torch.nn.Parameter) and _overrides_functions(type(t)):
             return False
         if t.layout is not torch.strided or t.is_nested or is_traceable_wrapper_subclass(t):
             return False

@@ -10,9 +10,10 @@ from typing import Any
 import torch.nn as _torch_nn
 
 from . import functional
+from .losses import BCEWithLogitsLoss, CrossEntropyLoss
 from .probabilities import LogSoftmax, Softmax
 
-__all__ = ["LogSoftmax", "Softmax", "functional"]
+__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "LogSoftmax", "Softmax", "functional"]
 
 
 def __getattr__(name: str) -> Any:

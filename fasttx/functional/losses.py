@@ -1,0 +1,263 @@
+"""cross_entropy and binary_cross_entropy_with_logits, with torch.nn.functional's names, semantics and errors.
+
+Whatever the operators do not cover, wrong arguments included, goes to torch's own function, which computes it or says
+what is wrong in its own words.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+from torch.nn import _reduction
+
+from ..ops import binary_cross_entropy as _binary_cross_entropy  # noqa: F401  registers the operators
+from ..ops import cross_entropy as _cross_entropy  # noqa: F401
+from ..ops.registry import forced_backend
+from .eligibility import HALF_AND_SINGLE, covered
+
+_ce_fwd = torch.ops.fasttx.cross_entropy_fwd.default
+_ce_bwd = torch.ops.fasttx.cross_entropy_bwd.default
+_bce_fwd = torch.ops.fasttx.binary_cross_entropy_fwd.default
+_bce_bwd = torch.ops.fasttx.binary_cross_entropy_bwd.default
+
+_NAMES = ("none", "mean", "sum")  # by torch's numbers
+
+WORTH_IT_ON_CPU = (1 << 18, 1024)
+"""Elements and classes from which our composition beats torch's function on a CPU: below, the temporaries of torch's
+stay in the cache anyway and the cost of an operator in Python shows (docs/kernels/cross_entropy.md)."""
+
+
+class CrossEntropyFunction(torch.autograd.Function):
+    """Autograd over fasttx::cross_entropy_fwd / cross_entropy_bwd.
+
+    Saves the logits, target and weight it was given, a float32 lse a row and the divisor of the mean.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float,
+        reduction: int,
+    ) -> Tensor:  # fmt: skip
+        backend = forced_backend()
+        loss, lse, total_weight = _ce_fwd(logits, target, weight, ignore_index, label_smoothing, reduction, backend)
+        ctx.save_for_backward(logits, target, weight, lse, total_weight)
+        ctx.options = (ignore_index, label_smoothing, reduction)
+        ctx.backend = backend
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        logits, target, weight, lse, total_weight = ctx.saved_tensors
+        ignore_index, smoothing, reduction = ctx.options
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: to be differentiated again
+            loss = torch_functional.cross_entropy(
+                logits.float(), target.float() if target.is_floating_point() else target,
+                None if weight is None else weight.float(),
+                ignore_index=ignore_index, reduction=_NAMES[reduction], label_smoothing=smoothing,
+            )  # fmt: skip
+            return (*torch.autograd.grad(loss, logits, dloss, create_graph=True), None, None, None, None, None)
+        dlogits = _ce_bwd(dloss, logits, target, weight, lse, total_weight, ignore_index, smoothing, reduction, ctx.backend)
+        return dlogits, None, None, None, None, None
+
+
+class BinaryCrossEntropyFunction(torch.autograd.Function):
+    """Autograd over fasttx::binary_cross_entropy_fwd / binary_cross_entropy_bwd; saves its four tensors."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+    ) -> Tensor:
+        backend = forced_backend()
+        ctx.save_for_backward(x, target, weight, pos_weight)
+        ctx.reduction, ctx.backend = reduction, backend
+        return _bce_fwd(x, target, weight, pos_weight, reduction, backend)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, target, weight, pos_weight = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            loss = torch.binary_cross_entropy_with_logits(
+                x.float(), target.float(), *(None if w is None else w.float() for w in (weight, pos_weight)), ctx.reduction
+            )
+            return (*torch.autograd.grad(loss, x, dloss, create_graph=True), None, None, None, None)
+        return _bce_bwd(dloss, x, target, weight, pos_weight, ctx.reduction, ctx.backend), None, None, None, None
+
+
+def _result_dtype(input: Tensor, *others: Tensor | None) -> torch.dtype:
+    """float32 under autocast, which lists both losses among its float32 functions; else what torch promotes to."""
+    if torch.is_autocast_enabled(input.device.type):
+        return torch.float32
+    dtype = input.dtype
+    for t in others:
+        if t is not None:
+            dtype = torch.promote_types(dtype, t.dtype)
+    return dtype
+
+
+def _composed_on_cpu(input: Tensor) -> bool:
+    return input.device.type == "cpu" and forced_backend() == "auto"
+
+
+def _cross_entropy_by_torch(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float) -> bool:
+    """Whether torch's own function takes this call."""
+    n_dims = input.dim()
+    if n_dims < 2 or not covered(input, target, weight) or input.dtype not in HALF_AND_SINGLE or not smoothing <= 1.0:
+        return True
+    probs = target.is_floating_point()
+    autocast = torch.is_autocast_enabled(input.device.type)
+    if probs:
+        if target.shape != input.shape or ignore_index >= 0 or (target.requires_grad and torch.is_grad_enabled()):
+            return True
+    elif target.dtype != torch.int64 or target.dim() != n_dims - 1:
+        return True
+    elif n_dims > 2 and target.shape != input.shape[:1] + input.shape[2:]:
+        return True
+    if weight is not None:
+        if weight.dim() != 1 or weight.shape[0] != input.shape[1] or weight.dtype not in HALF_AND_SINGLE:
+            return True
+        if weight.requires_grad or not (probs or autocast or weight.dtype == input.dtype):
+            return True
+    if torch.compiler.is_compiling():
+        return _composed_on_cpu(input)  # Inductor fuses torch's function, and cannot see into an operator
+    if input.numel() == 0 or (not probs and n_dims == 2 and target.shape[0] != input.shape[0]):
+        return True
+    if not _composed_on_cpu(input):
+        return False
+    elements, classes = WORTH_IT_ON_CPU
+    wide = input.numel() >= elements and input.shape[1] >= classes and input.stride(1) == 1
+    return not wide or (input.dtype != torch.float32 and not autocast)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Cross-entropy between logits and class indices or probabilities; torch.nn.functional.cross_entropy.
+
+    .. math::
+        \ell = (1 - \epsilon) w_y (\mathrm{lse} - x_y) + \frac{\epsilon}{C} \sum_j w_j (\mathrm{lse} - x_j), \quad
+        \mathrm{lse} = \log \sum_j \exp(x_j)
+
+    for a class index y; for probabilities q, :math:`\ell = \sum_j w_j ((1 - \epsilon) q_j + \epsilon / C)
+    (\mathrm{lse} - x_j)`. The mean divides by :math:`\sum w_y` over the targets that are not ignored, or by the number of
+    rows for probabilities.
+
+    Args:
+        input: logits, (C,), (N, C) or (N, C, d1, ...). float32, float16 and bfloat16 run on our kernels, which read them
+            where they are: (N, C) by any row stride, more dimensions without a copy where C is the innermost in memory.
+        target: int64 class indices of input's shape without C, or probabilities of input's shape.
+        weight: (C,), of input's dtype (any, under autocast): the weight of each class.
+        size_average, reduce: as in torch; they override reduction, with torch's warning.
+        ignore_index: a target with this value has loss 0 and gradient 0, and does not count in the mean.
+        reduction: "none", "mean" or "sum".
+        label_smoothing: epsilon, in [0, 1].
+
+    Returns:
+        Tensor () or of target's shape without C; of the dtype torch gives it, float32 under autocast.
+
+    Raises:
+        Torch's errors, by torch's function. IndexError for an index outside [0, C) that is not ignored: on a CPU, and on a
+        GPU with FASTTX_CHECK=1; without it the loss is NaN, so are the gradients of that row, and nothing synchronises.
+
+    Saved for backward: input, target and weight themselves and one float32 a row. So input must not be overwritten before
+    backward (autograd raises if it is). Under autocast no float32 copy of input is made, and its gradient has its dtype.
+
+    Numerics: float32 inside, losses rounded once. All targets ignored: the mean is NaN and the gradient 0, as in torch. An
+    ignored row is not read: its gradient is 0 even where its logits are NaN. Sums are deterministic. float64, torch.func
+    transforms, forward-mode AD, subclasses of Tensor and targets that require a gradient run on torch's function; so do
+    small inputs on a CPU. Double backward differentiates torch's function.
+
+    Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, algorithm 3; Szegedy et al.,
+    "Rethinking the Inception Architecture", 2015, section 7, for label smoothing.
+    """
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    if _cross_entropy_by_torch(input, target, weight, ignore_index, label_smoothing):
+        return torch_functional.cross_entropy(
+            input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+        )
+    number = _reduction.get_enum(reduction)
+    smoothing = max(float(label_smoothing), 0.0)  # torch, too, takes a negative one for 0
+    probs = target.is_floating_point()
+    logits, labels = input, target
+    if input.dim() > 2:
+        n_cols = input.shape[1]
+        logits = input.movedim(1, -1).reshape(-1, n_cols)
+        labels = target.movedim(1, -1).reshape(-1, n_cols) if probs else target.reshape(-1)
+    loss = CrossEntropyFunction.apply(logits, labels, weight, ignore_index, smoothing, number)
+    if input.dim() > 2 and number == 0:
+        loss = loss.reshape(input.shape[:1] + input.shape[2:])
+    return loss.to(_result_dtype(input, target if probs else None, weight))
+
+
+def _binary_cross_entropy_by_torch(input: Tensor, *others: Tensor | None) -> bool:
+    """Whether torch's own function takes this call; on a CPU it is what our composition consists of."""
+    if _composed_on_cpu(input) or not covered(input, *others) or input.dtype not in HALF_AND_SINGLE:
+        return True
+    autocast = torch.is_autocast_enabled(input.device.type)
+    for t in others:
+        if t is None:
+            continue
+        if (t.requires_grad and torch.is_grad_enabled()) or not (t.dtype in HALF_AND_SINGLE if autocast else t.dtype == input.dtype):
+            return True
+        if t.dim() > input.dim():
+            return True
+        for size, full in zip(reversed(t.shape), reversed(input.shape), strict=False):
+            if size != 1 and size != full:
+                return True
+    return False
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Binary cross-entropy of sigmoid(input); torch.nn.functional.binary_cross_entropy_with_logits.
+
+    .. math::
+        \ell = w \left( (1 - y) x + (1 + (v - 1) y) \log(1 + e^{-x}) \right)
+
+    Args:
+        input: logits x, any shape; float32, float16 or bfloat16 run on our kernels.
+        target: y, of input's shape.
+        weight: w, broadcastable to input.
+        size_average, reduce: as in torch; they override reduction, with torch's warning.
+        reduction: "none", "mean" or "sum".
+        pos_weight: v, the weight of positive targets, broadcastable to input.
+
+    Returns:
+        Tensor () or of input's shape; of the dtype torch gives it, float32 under autocast.
+
+    Raises:
+        ValueError: target and input differ in shape. Otherwise torch's errors, by torch's function.
+
+    Saved for backward: the four tensors themselves. Under autocast no float32 copy is made, and the gradient has input's
+    dtype.
+
+    Numerics: float32 inside, never an exponential of a positive number, log(1 + e) exact to a rounding for small e. Sums are
+    deterministic. Gradients of target and weights, mixed dtypes outside autocast and all that :func:`cross_entropy` gives to
+    torch's function go there too; so does every call on a CPU. Double backward differentiates torch's function.
+    """
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    number = _reduction.get_enum(reduction)
+    if target.size() != input.size() or _binary_cross_entropy_by_torch(input, target, weight, pos_weight):
+        return torch_functional.binary_cross_entropy_with_logits(
+            input, target, weight, reduction=reduction, pos_weight=pos_weight
+        )
+    loss = BinaryCrossEntropyFunction.apply(input, target, weight, pos_weight, number)
+    return loss.to(_result_dtype(input))
