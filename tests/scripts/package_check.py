@@ -7,6 +7,7 @@ runs this script, through a .pth file (which, unlike a site directory, does not 
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -72,6 +73,7 @@ def main() -> None:
         expect(in_sdist, wanted | {"LICENSE", "README.md", "pyproject.toml", "setup.py"}, sdist.name)
         in_wheel = members_of(wheel)
         expect(in_wheel, wanted, wheel.name)
+        shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would pack what an older build left there
         run(sys.executable, "-m", "build", "--wheel", "--outdir", work / "direct", ROOT)  # what `pip install .` makes
         (direct,) = (work / "direct").glob("*.whl")
         if members_of(direct) != in_wheel:
