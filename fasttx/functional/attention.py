@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +21,21 @@ _bwd = torch.ops.fasttx.attention_bwd.default
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, torch._subclasses.FakeTensor})
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _kernel_for: dict[tuple[Any, ...], bool] = {}
+_deterministic: bool | None = None
+
+
+@contextlib.contextmanager
+def deterministic_gradients(wanted: bool | None) -> Iterator[None]:
+    """Attention called within the block has bitwise reproducible gradients (True) or need not (False), whenever backward runs.
+
+    None leaves it to torch.are_deterministic_algorithms_enabled() at the time of backward, as outside of the block.
+    """
+    global _deterministic
+    before, _deterministic = _deterministic, wanted
+    try:
+        yield
+    finally:
+        _deterministic = before
 
 
 class AttentionFunction(torch.autograd.Function):
@@ -41,6 +58,7 @@ class AttentionFunction(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, out, lse, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state)
         ctx.numbers = (max_seqlen_q, max_seqlen_k, softmax_scale, dropout_p, window_left, window_right)
         ctx.requested = requested
+        ctx.deterministic = _deterministic
         if not return_lse:
             return out
         ctx.set_materialize_grads(False)
@@ -57,7 +75,7 @@ class AttentionFunction(torch.autograd.Function):
             return *_differentiable_backward(ctx, dout, q, k, v, others), *nothing
         if dout.stride(-1) != 1:
             dout = dout.contiguous()
-        deterministic = torch.are_deterministic_algorithms_enabled()
+        deterministic = torch.are_deterministic_algorithms_enabled() if ctx.deterministic is None else ctx.deterministic
         dq, dk, dv = _bwd(dout, q, k, v, out, lse, *others, *ctx.numbers, deterministic, ctx.requested)
         return dq, dk, dv, *nothing
 
