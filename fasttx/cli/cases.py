@@ -25,7 +25,7 @@ def load_ops() -> dict[str, Op]:
 def _randn(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The same numbers on every device, so that two reports can be compared."""
     generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(*shape, generator=generator).to(device=device, dtype=dtype)
+    return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
 
 def _attention(dtype: torch.dtype, device: torch.device) -> list[Any]:
