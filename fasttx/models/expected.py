@@ -7,18 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops.registry import OPS, forced_backend
+from ..ops.registry import OPS, Op, forced_backend
 
 ORDER = ("cuda", "triton")
 
 
-def _examples(op: str, module: Any, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _examples(op: Op, module: Any, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Tensors like those on which the table of ops decides, without any memory behind their shapes."""
     one = torch.empty(1, device=device, dtype=dtype)
-    if op == "attention":
+    if op.name == "attention":
         shape = (1, 128, module.num_attention_heads, module.attention_head_size)
-        return (one.expand(shape),) * 3
-    return (one.expand(128, 128),)
+        return tuple(one.expand(shape) for _ in op.fwd.keys)
+    logits, labels = one.expand(128, 128), one.long().expand(128)
+    return tuple(labels if key == "target" and op.name == "cross_entropy" else logits for key in op.fwd.keys)
 
 
 def expected_backend(op: str, requested: str, module: nn.Module) -> str:
@@ -37,7 +38,7 @@ def expected_backend(op: str, requested: str, module: nn.Module) -> str:
         return requested
     if parameter.device.type == "meta":
         return requested
-    reasons = row.reasons(*_examples(op, module, parameter.device, parameter.dtype))
+    reasons = row.reasons(*_examples(row, module, parameter.device, parameter.dtype))
     if requested != "auto":
         why = reasons[requested]
         return requested if why is None else f"{requested}, which cannot run here: {why}"

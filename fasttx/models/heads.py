@@ -11,7 +11,6 @@ accumulation steps and the number of processes), and 0 with zero gradients where
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -22,8 +21,7 @@ import torch
 from torch import Tensor
 
 from ..functional.losses import binary_cross_entropy_with_logits, cross_entropy
-from ..ops.registry import backend
-from .options import ModulePatch
+from .options import ModulePatch, run_as_asked
 
 IGNORE = -100
 """The label that transformers' data collators and Trainer's item count leave out."""
@@ -229,7 +227,7 @@ def replacement_class(original: type, kind_name: str, module: str) -> type:
         kwargs.update((name, value) for name, value in replaced.items() if name not in names[: len(args)])
         output = original_forward(self, *args, return_dict=True, **kwargs)
         correct = patch.options.loss == "correct"
-        with backend(patch.options.backend) if patch.options.forces_backend else contextlib.nullcontext():
+        with run_as_asked(self):
             loss = kind.loss(Call(self, output, arguments, correct))
         if correct and kind.counted is not None and num_items is not None:
             loss = _scaled(loss, arguments[kind.counted], num_items)

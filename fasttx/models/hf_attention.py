@@ -6,7 +6,6 @@ function of that name transformers drops the padding mask.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -16,8 +15,7 @@ from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from ..functional.attention import attention, attention_varlen
 from ..functional.probabilities import softmax
-from ..ops.registry import backend
-from .options import ModulePatch
+from .options import run_as_asked
 
 NAME = "fasttx"
 
@@ -122,9 +120,7 @@ def fasttx_attention(
     batch, _, query_length, head_dim = query.shape
     scale = head_dim**-0.5 if scaling is None else float(scaling)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    patch: ModulePatch | None = getattr(module, "_fasttx", None)
-    forced = patch is not None and patch.options.forces_backend
-    with backend(patch.options.backend) if patch is not None and forced else contextlib.nullcontext():
+    with run_as_asked(module):
         if kwargs.get("cu_seq_lens_q") is not None:
             return _packed(query, key, value, attention_mask, dropout, scale, causal, kwargs), None
         causal = query_length > 1 and attention_mask is None and causal

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..ops.registry import BACKENDS
+from ..functional.attention import deterministic_gradients
+from ..ops.registry import BACKENDS, backend, forced_backend
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,6 @@ class Options:
         if not self.attention and self.loss is None:
             raise ValueError("attention=False with loss=None leaves nothing to patch; ask for at least one of them")
 
-    @property
-    def forces_backend(self) -> bool:
-        return self.backend != "auto"
-
 
 @dataclass
 class ModulePatch:
@@ -55,3 +54,18 @@ class ModulePatch:
     own_config: Any = None
     original_config: Any = None
     snapshot: dict[str, Any] = field(default_factory=dict)
+
+
+def run_as_asked(module: Any) -> contextlib.AbstractContextManager[Any]:
+    """The backend and the determinism that the patch of `module` asked for; nothing for a module without a patch."""
+    patch: ModulePatch | None = getattr(module, "_fasttx", None)
+    if patch is None or (patch.options.backend == "auto" and patch.options.deterministic is None):
+        return contextlib.nullcontext()
+    return _forced(patch.options)
+
+
+@contextlib.contextmanager
+def _forced(options: Options) -> Iterator[None]:
+    with backend(options.backend if options.backend != "auto" else forced_backend()):
+        with deterministic_gradients(options.deterministic):
+            yield

@@ -89,8 +89,7 @@ def _plan(root: nn.Module, options: Options) -> _Plan:
         if _key(cls) in _ATTENTION:
             known.add(id(module.config))
             if options.attention:
-                plan.attention.append(module)
-                plan.report.rows.append(_attention_row(name, module, options))
+                _plan_attention(plan, name, module, options)
         elif options.attention and (base := _known_base(cls, _ATTENTION)):
             reason = f"is a subclass of {base.__name__}; only transformers' own class is matched"
             plan.report.rows.append(Row(name, cls.__name__, None, "", reason))
@@ -130,10 +129,17 @@ def _known_base(cls: type, table: dict[tuple[str, str], Any]) -> type | None:
     return next((base for base in cls.__mro__[1:] if _key(base) in table), None)
 
 
-def _attention_row(name: str, module: nn.Module, options: Options) -> Row:
-    before = f"attention: {getattr(module.config, '_attn_implementation', None)}"
+def _plan_attention(plan: _Plan, name: str, module: nn.Module, options: Options) -> None:
+    config: Any = module.config
+    now = config._attn_implementation
+    if config.output_attentions and now in ("eager", None):
+        # transformers refuses to save or validate a config with output_attentions under any other implementation
+        reason = "config.output_attentions is set, which transformers allows with eager only; pass it to the call instead"
+        plan.report.rows.append(Row(name, f"attention: {now}", None, "", reason))
+        return
+    plan.attention.append(module)
     backend = expected_backend("attention", options.backend, module)
-    return Row(name, before, f"attention: {NAME}", backend, "")
+    plan.report.rows.append(Row(name, f"attention: {now}", f"attention: {NAME}", backend, ""))
 
 
 def _plan_head(plan: _Plan, name: str, module: PreTrainedModel, options: Options) -> None:
@@ -283,8 +289,8 @@ def patch(
 def _patch_plain(root: nn.Module, options: Options) -> Report:
     plan = _plan(root, options)
     if not plan.report.replaced:
-        reasons = "; ".join(f"{row.module or 'the model'}: {row.reason}" for row in plan.report.rows)
-        message = f"fasttx.patch replaced nothing in {type(root).__name__}: {reasons or 'no attention or loss was found'}"
+        reasons = "; ".join(plan.report.reasons()) or "no attention or loss was found"
+        message = f"fasttx.patch replaced nothing in {type(root).__name__}: {reasons}"
         if options.strict:
             raise ValueError(message)
         warnings.warn(message, stacklevel=3)

@@ -63,6 +63,10 @@ class Report:
         """The modules that run as before; each says why."""
         return [row for row in self.rows if not row.replaced]
 
+    def reasons(self) -> list[str]:
+        """"module: reason" for what was left alone, layers of the same kind together."""
+        return [f"{cells[0]}: {cells[-1]}" for cells in _collapsed(self.left_alone)]
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON."""
         return {"model": self.model, "rows": [row.to_dict() for row in self.rows]}
