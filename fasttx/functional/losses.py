@@ -25,9 +25,9 @@ _bce_bwd = torch.ops.fasttx.binary_cross_entropy_bwd.default
 
 _NAMES = ("none", "mean", "sum")  # by torch's numbers
 
-WORTH_IT_ON_CPU = (1 << 18, 1024)
-"""Elements and classes from which our composition beats torch's function on a CPU: below, the temporaries of torch's
-stay in the cache anyway and the cost of an operator in Python shows (docs/kernels/cross_entropy.md)."""
+WORTH_IT_ON_CPU = (1 << 23, 1024)
+"""Elements and classes from which our composition beats torch's function on a CPU, measured; below, torch's temporaries stay
+in the cache or are cheap to allocate (docs/kernels/cross_entropy.md)."""
 
 
 class CrossEntropyFunction(torch.autograd.Function):
@@ -101,8 +101,22 @@ def _composed_on_cpu(input: Tensor) -> bool:
     return input.device.type == "cpu" and forced_backend() == "auto"
 
 
+def _torch_is_faster(input: Tensor) -> bool:
+    """Whether the composition would lose to torch's function: on a CPU, unless the rows are many, wide and float32."""
+    if not _composed_on_cpu(input):
+        return False
+    if torch.compiler.is_compiling():
+        return True  # Inductor fuses torch's function, and cannot see into an operator
+    elements, classes = WORTH_IT_ON_CPU
+    if input.numel() < elements or input.dim() < 2 or input.shape[1] < classes or input.stride(1) != 1:
+        return True
+    return input.dtype != torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
 def _cross_entropy_by_torch(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float) -> bool:
     """Whether torch's own function takes this call."""
+    if _torch_is_faster(input):
+        return True
     n_dims = input.dim()
     if n_dims < 2 or not covered(input, target, weight) or input.dtype not in HALF_AND_SINGLE or not smoothing <= 1.0:
         return True
@@ -121,14 +135,8 @@ def _cross_entropy_by_torch(input: Tensor, target: Tensor, weight: Tensor | None
         if weight.requires_grad or not (probs or autocast or weight.dtype == input.dtype):
             return True
     if torch.compiler.is_compiling():
-        return _composed_on_cpu(input)  # Inductor fuses torch's function, and cannot see into an operator
-    if input.numel() == 0 or (not probs and n_dims == 2 and target.shape[0] != input.shape[0]):
-        return True
-    if not _composed_on_cpu(input):
-        return False
-    elements, classes = WORTH_IT_ON_CPU
-    wide = input.numel() >= elements and input.shape[1] >= classes and input.stride(1) == 1
-    return not wide or (input.dtype != torch.float32 and not autocast)
+        return False  # sizes may be unknown; the operator itself handles empty batches and checks the others
+    return input.numel() == 0 or (not probs and n_dims == 2 and target.shape[0] != input.shape[0])
 
 
 def cross_entropy(
