@@ -5,6 +5,7 @@ FASTTX_AOT=1 leaves the interpreter out, for tests/ahead_of_time, which compile 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -32,6 +33,12 @@ if HAS_TRITON and not HAS_GPU and not AHEAD_OF_TIME:
     from fasttx.triton_interpreter import repair
 
     repair()
+
+
+if importlib.util.find_spec("hypothesis") is None:
+    import hypothesis_absent
+
+    hypothesis_absent.install()
 
 
 @pytest.fixture(scope="session")
