@@ -12,7 +12,8 @@ import torch
 from .timer import interleaved
 
 _CLOCKS = (
-    "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,clocks_throttle_reasons.active"
+    "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,"
+    "clocks_throttle_reasons.active"
 )
 
 

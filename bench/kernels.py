@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch._functorch.config as functorch_config
@@ -23,8 +22,8 @@ from torch import Tensor
 
 from fasttx.cli.cases import load_ops
 from fasttx.ops.registry import Op
-from fasttx.testing import bound, error
 
+from .accuracy import as_tuple, backward_arguments, call_op, check, random_dout
 from .timer import Call, bytes_of, copies_for, interleaved
 from .workloads import Case, Peer, Workload, select
 
@@ -61,73 +60,6 @@ def write(rows: list[Row], path: Path) -> None:
             writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in values.items()})
 
 
-def _tuple(outputs: Any) -> tuple[Tensor, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def backward_arguments(name: str, forward: list[Any], outputs: tuple[Tensor, ...], dout: Tensor) -> list[Any]:
-    """The arguments of ``<op>_bwd`` without ``backend``.
-
-    Raises:
-        ValueError: an op that has no rule here yet.
-    """
-    if name == "attention":
-        return [dout, *forward[:3], *outputs, *forward[3:], False]
-    if name == "softmax":
-        return [dout, outputs[0] if forward[2] is None else forward[0], *forward[1:]]
-    if name == "cross_entropy":
-        return [dout, *forward[:3], outputs[1], outputs[2], *forward[3:]]
-    if name == "binary_cross_entropy":
-        return [dout, *forward]
-    raise ValueError(f"op: no rule for the backward arguments of {name!r}; add it to bench/kernels.py")
-
-
-def _call(op: Op, direction: str, args: list[Any], backend: str) -> tuple[Tensor, ...]:
-    return _tuple(getattr(torch.ops.fasttx, f"{op.name}_{direction}").default(*args, backend))
-
-
-def _dout(outputs: tuple[Tensor, ...], seed: int) -> Tensor:
-    generator = torch.Generator(device=outputs[0].device).manual_seed(seed)
-    out = outputs[0]
-    return torch.randn(out.shape, generator=generator, device=out.device).to(out.dtype) if out.dim() else torch.ones_like(out)
-
-
-def check(workload: Workload, op: Op, device: torch.device, size: str, backend: str) -> dict[str, tuple[float, float]]:
-    """direction -> (error, allowed) of the output nearest to its bound.
-
-    With dropout the reference draws the op's own mask, PyTorch's composition does not: the bound is then that of the same
-    call without dropout, times the scale that dropout puts on what it keeps.
-    """
-    case = workload.build(device, size, 0)
-    outputs = _call(op, "fwd", case.args, backend)
-    plain, scale = list(case.args), 1.0
-    if workload.dropout:
-        names = op.fwd.argument_names()
-        p = plain[names.index("dropout_p")]
-        plain[names.index("rng_state")], plain[names.index("dropout_p")] = None, 0.0
-        scale = 1.0 / (1.0 - p)
-    found = {}
-    for direction, half in (("fwd", op.fwd), ("bwd", op.bwd)):
-        if direction == "fwd":
-            args, undropped, results = case.args, plain, outputs
-        else:
-            dout = _dout(outputs, 1)
-            args = backward_arguments(op.name, case.args, outputs, dout)
-            undropped = args if not workload.dropout else backward_arguments(op.name, plain, _tuple(op.fwd.torch(*plain)), dout)
-            results = _call(op, "bwd", args, backend)
-        reference = _tuple(half.reference(*args))
-        if workload.dropout:
-            allowed = [
-                bound(same, ref, same.dtype) * scale
-                for same, ref in zip(_tuple(half.torch(*undropped)), _tuple(half.reference(*undropped)), strict=True)
-            ]
-        else:
-            allowed = [bound(same, ref, same.dtype) for same, ref in zip(_tuple(half.torch(*args)), reference, strict=True)]
-        pairs = [(error(out, ref), limit) for out, ref, limit in zip(results, reference, allowed, strict=True)]
-        found[direction] = max(pairs, key=lambda pair: pair[0] / pair[1])
-    return found
-
-
 # -------------------------------------------------------------------------------------------------------- times
 
 
@@ -139,7 +71,7 @@ def _peer_calls(peers: list[Peer], compile_backend: str) -> dict[str, Call]:
         fn = torch.compile(fn, dynamic=False, backend=compile_backend)
     inputs = [[x.detach().requires_grad_() for x in peer.inputs] for peer in peers]
     outs = [fn(*x) for x in inputs]
-    douts = [_dout((out,), 1) for out in outs]
+    douts = [random_dout((out,), 1) for out in outs]
 
     def forward(slot: int) -> object:
         with torch.no_grad():
@@ -155,8 +87,11 @@ def _peer_calls(peers: list[Peer], compile_backend: str) -> dict[str, Call]:
 def _our_calls(op: Op, cases: list[Case], backend: str) -> dict[str, Call]:
     fwd = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
     bwd = getattr(torch.ops.fasttx, f"{op.name}_bwd").default
-    outputs = [_tuple(fwd(*case.args, backend)) for case in cases]
-    back = [backward_arguments(op.name, case.args, outs, _dout(outs, 1)) for case, outs in zip(cases, outputs, strict=True)]
+    outputs = [as_tuple(fwd(*case.args, backend)) for case in cases]
+    back = [
+        backward_arguments(op.name, case.args, outs, random_dout(outs, 1))
+        for case, outs in zip(cases, outputs, strict=True)
+    ]
     return {"fwd": lambda slot: fwd(*cases[slot].args, backend), "bwd": lambda slot: bwd(*back[slot], backend)}
 
 
@@ -188,17 +123,19 @@ def measure(workload: Workload, device: torch.device, backend: str, rehearsal: b
         except (RuntimeError, torch.OutOfMemoryError) as problem:  # an SDPA backend that does not take this call
             problems[name] = str(problem).strip().splitlines()[0][:100]
     forward = first.args
-    outputs = _call(op, "fwd", forward, backend)
+    outputs = call_op(op, "fwd", forward, backend)
     costs = {
         "fwd": op.fwd.cost(*forward),
-        "bwd": op.bwd.cost(*backward_arguments(op.name, forward, outputs, _dout(outputs, 1))),
+        "bwd": op.bwd.cost(*backward_arguments(op.name, forward, outputs, random_dout(outputs, 1))),
     }
     for direction in ("fwd", "bwd"):
         for inputs, n in (("cold", copies), ("hot", 1)):
             if inputs == "hot" and not hot:
                 continue
             peers = {name: by_direction[direction] for name, by_direction in calls.items()}
-            timings = interleaved(peers, device, rounds=2 if rehearsal else 11, copies=n, batch_ms=0.1 if rehearsal else 4)
+            timings = interleaved(
+                peers, device, rounds=2 if rehearsal else 11, copies=n, batch_ms=0.1 if rehearsal else 4
+            )
             flop, nbytes = costs[direction]
             for name, t in timings.items():
                 row = Row(workload.name, direction, dtype, _place(device, rehearsal), name, inputs)
@@ -232,7 +169,17 @@ def run(
             new = list(measure(workload, device, backend, rehearsal, hot))
         except Exception as problem:  # a workload that cannot run is a row, and the others still run
             text = (str(problem).strip().splitlines() or [""])[0][:160]
-            new = [Row(workload.name, "", "", _place(device, rehearsal), f"fasttx[{backend}]", "", f"{type(problem).__name__}: {text}")]
+            new = [
+                Row(
+                    workload.name,
+                    "",
+                    "",
+                    _place(device, rehearsal),
+                    f"fasttx[{backend}]",
+                    "",
+                    f"{type(problem).__name__}: {text}",
+                )
+            ]
         rows += new
         write(rows, out)
         best = [f"{r.direction} {r.peer} {r.ratio:.2f}x" for r in new if r.inputs == "cold" and r.ratio != 1.0]
@@ -258,7 +205,12 @@ def main() -> int:
     if options.cpu_rehearsal:
         rehearse()
     rows, _ = run(
-        device, options.out, only=options.only, backend=options.backend, rehearsal=options.cpu_rehearsal, hot=options.hot
+        device,
+        options.out,
+        only=options.only,
+        backend=options.backend,
+        rehearsal=options.cpu_rehearsal,
+        hot=options.hot,
     )
     return int(any(row.status.startswith(("wrong", "Runtime")) for row in rows))
 

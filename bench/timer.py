@@ -2,8 +2,8 @@
 
 A call to be timed takes a slot number: slot i uses the i-th copy of its inputs.  A cold measurement rotates over enough
 copies that together exceed the last-level cache, a hot one stays on slot 0.  On a GPU a batch of calls is enclosed by
-CUDA events behind a sleeping kernel, so that launches queue up and the device time is not the host's; the host-inclusive
-time of the same batch stands beside it.
+CUDA events behind a sleeping kernel, so that launches queue up and the device time is not the host's; the
+host-inclusive time of the same batch stands beside it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def bytes_of(*tensors: object) -> int:
 
 
 def copies_for(device: torch.device, nbytes: int, limit: int = 64) -> int:
-    """How many copies of inputs of `nbytes` bytes exceed the last-level cache twice over; at least 1, at most `limit`."""
+    """How many copies of `nbytes` bytes of inputs are twice the last-level cache; at least 1, at most `limit`."""
     cache = L2_BYTES
     if device.type == "cuda":
         cache = torch.cuda.get_device_properties(device).L2_cache_size
@@ -109,7 +109,9 @@ def interleaved(
         ValueError: no peers, or fewer than one round.
     """
     if not peers or rounds < 1:
-        raise ValueError(f"peers and rounds: got {len(peers)} peers and {rounds} rounds; at least one of each is needed")
+        raise ValueError(
+            f"peers and rounds: got {len(peers)} peers and {rounds} rounds; at least one of each is needed"
+        )
     inner: dict[str, int] = {}
     for name, call in peers.items():
         call(0)

@@ -1,9 +1,9 @@
 """Writes train.txt and dev.txt beside this file: passages of the Python language reference, labelled by their subject.
 
-The text is the one every CPython carries for `help()` (pydoc_data.topics). A line is ``label<TAB>text``. Passages do not
-overlap, no paragraph occurs twice, and lengths run from a few words to several paragraphs on purpose: what the demo shows
-depends on batches whose lengths differ. The same Python version gives the same bytes; another one gives a little more or
-less text, which is why the two files are committed.
+The text is the one every CPython carries for `help()` (pydoc_data.topics). A line is ``label<TAB>text``. Passages do
+not overlap, no paragraph occurs twice, and lengths run from a few words to several paragraphs on purpose: what the demo
+shows depends on batches whose lengths differ. The same Python version gives the same bytes; another one gives a little
+more or less text, which is why the two files are committed.
 
     python examples/data/make_corpus.py [--out DIR]
 """
@@ -16,7 +16,6 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-
 from pydoc_data.topics import topics
 
 SUBJECTS: dict[str, str] = {
@@ -24,12 +23,12 @@ SUBJECTS: dict[str, str] = {
     "formatting": "formatstrings strings",
     "types": "string-methods typesmapping typesseq typesseq-mutable typesmethods typesmodules typesfunctions "
     "bltin-code-objects",
-    "objects": "attribute-access customization callable-types numeric-types sequence-types context-managers specialattrs "
-    "specialnames types objects id-classes",
+    "objects": "attribute-access customization callable-types numeric-types sequence-types context-managers "
+    "specialattrs specialnames types objects id-classes",
     "expressions": "comparisons calls binary booleans subscriptions slicings power shifting bitwise unary in lambda "
     "attribute-references atom-identifiers atom-literals conversions dict lists exprlists operator-summary",
-    "statements": "assignment import try with for while if function class async raise return del global nonlocal assert "
-    "augassign pass break continue yield compound",
+    "statements": "assignment import try with for while if function class async raise return del global nonlocal "
+    "assert augassign pass break continue yield compound",
 }
 """Label -> topics. Some topics repeat others' paragraphs; the first mention here owns a paragraph."""
 

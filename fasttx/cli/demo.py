@@ -1,8 +1,8 @@
 """``python -m fasttx demo``: the main job on real input, unpatched beside patched.
 
 Real pretrained BERT weights embed English sentences of very different lengths, then a classifier is fine-tuned from a
-train.txt and a dev.txt; each is done by transformers as it is (sdpa) and by the same model after `fasttx.patch`.  Results
-go to a table, and to demo.json and loss.png in the output directory.
+train.txt and a dev.txt; each is done by transformers as it is (sdpa) and by the same model after `fasttx.patch`.
+Results go to a table, and to demo.json and loss.png in the output directory.
 """
 
 from __future__ import annotations
@@ -104,8 +104,14 @@ def run(
         "environment": describe(device),
         "dtype": str(dtype).removeprefix("torch."),
         "model": str(directory),
-        "corpus": {"train": str(train_path), "dev": str(dev_path), "n_train": len(train_pairs), "n_dev": len(dev_pairs),
-                   "labels": labels, "majority": majority},
+        "corpus": {
+            "train": str(train_path),
+            "dev": str(dev_path),
+            "n_train": len(train_pairs),
+            "n_dev": len(dev_pairs),
+            "labels": labels,
+            "majority": majority,
+        },
         "settings": dataclasses.asdict(cfg),
         "report": str(report),
         "embedding": dataclasses.asdict(embedding),
@@ -147,9 +153,7 @@ def _plot(training: arms_.Training, path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (above, below) = plt.subplots(
-        2, 1, figsize=(7, 5), sharex=True, height_ratios=(3, 1), layout="constrained"
-    )
+    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 5), sharex=True, height_ratios=(3, 1), layout="constrained")
     steps = range(1, len(training.losses[PLAIN]) + 1)
     above.plot(steps, training.losses[PLAIN], color="#999999", linewidth=5, label=PLAIN)
     above.plot(steps, training.losses[PATCHED], color="#c0392b", linewidth=1.5, label=PATCHED)
@@ -177,7 +181,9 @@ def _show(result: dict[str, Any], console: Console) -> None:
     def row(name: str, values: dict[str, Any], form: str, ratio: str = "") -> None:
         table.add_row(name, *(format(values[arm], form) for arm in (PLAIN, PATCHED)), ratio)
 
-    row(f"embed {embedding['n_sentences']} texts, ms", embedding["milliseconds"], ",.0f", f"{embedding['speedup']:.2f}x")
+    row(
+        f"embed {embedding['n_sentences']} texts, ms", embedding["milliseconds"], ",.0f", f"{embedding['speedup']:.2f}x"
+    )
     row("training step, ms", training["step_ms"], ",.0f", f"{training['speedup']:.2f}x")
     row("loss after the last step", {arm: losses[-1] for arm, losses in training["losses"].items()}, ".4f")
     row("dev accuracy", training["dev_accuracy"], ".3f")
@@ -186,7 +192,8 @@ def _show(result: dict[str, Any], console: Console) -> None:
         f"Embeddings: largest difference {embedding['max_error']:.1e}, smallest cosine {embedding['min_cosine']:.7f}; "
         f"{embedding['real_share']:.0%} of the padded tokens are real.\n"
         f"Training: {len(training['losses'][PLAIN])} steps, loss curves differ by at most {training['max_loss_gap']:.1e} "
-        f"(dropout is 0 here: with dropout each arm draws masks of its own); {training['real_share']:.0%} real tokens; "
+        "(dropout is 0 here: with dropout each arm draws masks of its own); "
+        f"{training['real_share']:.0%} of the padded tokens are real; "
         f"always guessing the commonest of {len(corpus['labels'])} labels gives {corpus['majority']:.3f}.\n"
         f"Curves: {result['plot']}"
     )
@@ -195,7 +202,9 @@ def _show(result: dict[str, Any], console: Console) -> None:
 def demo(
     train: Annotated[Path | None, typer.Option(help="Training corpus, label<TAB>text a line.")] = None,
     dev: Annotated[Path | None, typer.Option(help="Held-out corpus in the same form.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Directory of a BERT checkpoint (config, safetensors, vocab.txt).")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Directory of a BERT checkpoint (config, safetensors, vocab.txt).")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Directory for demo.json and loss.png.")] = Path("demo-out"),
     seed: Annotated[int, typer.Option(help="Seed of the new classifier head and of the batches.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each arm.")] = None,
@@ -210,7 +219,12 @@ def demo(
     console, progress_console = Console(), Console(stderr=True)
     settings = arms_.Settings.tiny(seed, steps) if tiny else arms_.Settings(seed=seed)
     settings.steps = steps or settings.steps
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+    )
     try:
         with Progress(*columns, TimeElapsedColumn(), console=progress_console) as progress:
 

@@ -25,7 +25,7 @@ Batch = dict[str, Tensor]
 
 
 class InputError(ValueError):
-    """A file or directory given to the demo is missing or malformed; the message says which, where and what is expected."""
+    """A file or directory given to the demo is missing or malformed; the message says which, where, what is expected."""
 
 
 @dataclass
@@ -67,11 +67,15 @@ def model_directory(given: Path | None) -> Path:
         directory = Path(spec.origin).parent / "model"
     for name in ("config.json", "model.safetensors", "vocab.txt"):
         if not (directory / name).is_file():
-            raise InputError(f"--model {directory}: {name} is missing; expected config.json, model.safetensors and vocab.txt")
+            raise InputError(
+                f"--model {directory}: {name} is missing; expected config.json, model.safetensors and vocab.txt"
+            )
     if given is None:
         found = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
         if found != WEIGHTS_SHA256:
-            raise InputError(f"{directory / 'model.safetensors'}: sha256 {found}, expected {WEIGHTS_SHA256}; reinstall the package")
+            raise InputError(
+                f"{directory / 'model.safetensors'}: sha256 {found}, expected {WEIGHTS_SHA256}; reinstall the package"
+            )
     return directory
 
 
@@ -88,11 +92,15 @@ def read_corpus(path: Path) -> list[tuple[str, str]]:
         try:
             line = raw.decode("utf-8").strip("\r")
         except UnicodeDecodeError as problem:
-            raise InputError(f"{path}:{number}: not UTF-8 ({problem.reason} at byte {problem.start}); {LINE_FORMAT}") from None
+            raise InputError(
+                f"{path}:{number}: not UTF-8 ({problem.reason} at byte {problem.start}); {LINE_FORMAT}"
+            ) from None
         if not line.strip():
             continue
         label, tab, text = line.partition("\t")
-        wrong = "no tab" if not tab else "empty label" if not label.strip() else "empty text" if not text.strip() else ""
+        wrong = (
+            "no tab" if not tab else "empty label" if not label.strip() else "empty text" if not text.strip() else ""
+        )
         if wrong:
             raise InputError(f"{path}:{number}: {wrong} in {line[:60]!r}; {LINE_FORMAT}")
         pairs.append((label.strip(), text.strip()))
@@ -109,7 +117,9 @@ def read_pair(train: Path, dev: Path) -> tuple[list[tuple[str, str]], list[tuple
         raise InputError(f"{train}: every line has the label {labels[0]!r}; a classifier needs at least two labels")
     for label, text in dev_pairs:
         if label not in labels:
-            raise InputError(f"{dev}: label {label!r} (of {text[:40]!r}) does not occur in {train}, which has {', '.join(labels)}")
+            raise InputError(
+                f"{dev}: label {label!r} (of {text[:40]!r}) does not occur in {train}, which has {', '.join(labels)}"
+            )
     return train_pairs, dev_pairs, labels
 
 
@@ -137,7 +147,9 @@ def batches_of(tokenizer: Any, texts: list[str], size: int, max_length: int, dev
     """Padded batches in the order given, as a server or a plain DataLoader would make them."""
     found = []
     for i in range(0, len(texts), size):
-        batch = tokenizer(texts[i : i + size], padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+        batch = tokenizer(
+            texts[i : i + size], padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+        )
         found.append({name: tensor.to(device) for name, tensor in batch.items()})
     return found
 
@@ -153,7 +165,7 @@ def real_share(batches: list[Batch]) -> float:
 
 @dataclass
 class Embedding:
-    """Result of the first part. Times are milliseconds for all sentences; `max_error`, `min_cosine` compare the arms."""
+    """Result of the first part. Times are milliseconds for all sentences; the other figures compare the two arms."""
 
     n_sentences: int
     real_share: float
@@ -236,7 +248,9 @@ def fine_tune(
         result.step_ms[name] = statistics.median(kept)
         result.dev_accuracy[name] = accuracy(model.eval(), dev)
     first, second = times.values()
-    result.speedup = statistics.median([a / b for a, b in zip(first, second, strict=True)][1:] or [first[0] / second[0]])
+    result.speedup = statistics.median(
+        [a / b for a, b in zip(first, second, strict=True)][1:] or [first[0] / second[0]]
+    )
     result.max_loss_gap = max(abs(a - b) for a, b in zip(*result.losses.values(), strict=True))
     return result
 

@@ -1,0 +1,92 @@
+"""The accuracy of one op on one workload, checked before anything is timed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttx.ops.registry import Op
+from fasttx.testing import bound, error
+
+from .workloads import Workload
+
+
+def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def backward_arguments(name: str, forward: list[Any], outputs: tuple[Tensor, ...], dout: Tensor) -> list[Any]:
+    """The arguments of ``<op>_bwd`` without ``backend``.
+
+    Raises:
+        ValueError: an op that has no rule here yet.
+    """
+    if name == "attention":
+        return [dout, *forward[:3], *outputs, *forward[3:], False]
+    if name == "softmax":
+        return [dout, outputs[0] if forward[2] is None else forward[0], *forward[1:]]
+    if name == "cross_entropy":
+        return [dout, *forward[:3], outputs[1], outputs[2], *forward[3:]]
+    if name == "binary_cross_entropy":
+        return [dout, *forward]
+    raise ValueError(f"op: no rule for the backward arguments of {name!r}; add it to bench/kernels.py")
+
+
+def call_op(op: Op, direction: str, args: list[Any], backend: str) -> tuple[Tensor, ...]:
+    return as_tuple(getattr(torch.ops.fasttx, f"{op.name}_{direction}").default(*args, backend))
+
+
+def random_dout(outputs: tuple[Tensor, ...], seed: int) -> Tensor:
+    generator = torch.Generator(device=outputs[0].device).manual_seed(seed)
+    out = outputs[0]
+    return (
+        torch.randn(out.shape, generator=generator, device=out.device).to(out.dtype)
+        if out.dim()
+        else torch.ones_like(out)
+    )
+
+
+def check(workload: Workload, op: Op, device: torch.device, size: str, backend: str) -> dict[str, tuple[float, float]]:
+    """direction -> (error, allowed) of the output nearest to its bound.
+
+    With dropout the reference draws the op's own mask, PyTorch's composition does not: the bound is then that of the
+    same call without dropout, times the scale that dropout puts on what it keeps.
+    """
+    case = workload.build(device, size, 0)
+    outputs = call_op(op, "fwd", case.args, backend)
+    plain, scale = list(case.args), 1.0
+    if workload.dropout:
+        names = op.fwd.argument_names()
+        p = plain[names.index("dropout_p")]
+        plain[names.index("rng_state")], plain[names.index("dropout_p")] = None, 0.0
+        scale = 1.0 / (1.0 - p)
+    found = {}
+    for direction, half in (("fwd", op.fwd), ("bwd", op.bwd)):
+        if direction == "fwd":
+            args, undropped, results = case.args, plain, outputs
+        else:
+            dout = random_dout(outputs, 1)
+            args = backward_arguments(op.name, case.args, outputs, dout)
+            undropped = (
+                args
+                if not workload.dropout
+                else backward_arguments(op.name, plain, as_tuple(op.fwd.torch(*plain)), dout)
+            )
+            results = call_op(op, "bwd", args, backend)
+        reference = as_tuple(half.reference(*args))
+        if workload.dropout:
+            allowed = [
+                bound(same, ref, same.dtype) * scale
+                for same, ref in zip(
+                    as_tuple(half.torch(*undropped)), as_tuple(half.reference(*undropped)), strict=True
+                )
+            ]
+        else:
+            allowed = [
+                bound(same, ref, same.dtype) for same, ref in zip(as_tuple(half.torch(*args)), reference, strict=True)
+            ]
+        pairs = [(error(out, ref), limit) for out, ref, limit in zip(results, reference, allowed, strict=True)]
+        found[direction] = max(pairs, key=lambda pair: pair[0] / pair[1])
+    return found

@@ -1,0 +1,233 @@
+"""Host cost: of an op call and its parts, of a patched layer beside transformers' own, and of the import.
+
+    python -m bench.host [--out FILE]
+
+Inputs are so small that arithmetic takes next to no time: what is measured is Python, the dispatcher and autograd.  Every
+figure is the first quartile of many interleaved batches, wall-clock, on one thread: what the code costs where nothing
+else takes the core from it.  On a GPU that is the time of the host, launches included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fasttx
+from fasttx.cli.cases import load_ops
+from fasttx.ops.registry import Op
+
+from .accuracy import as_tuple, backward_arguments, call_op
+from .timer import Call, interleaved, synchronize
+
+Row = dict[str, Any]
+
+
+def smallest(name: str, device: torch.device) -> list[Any]:
+    """Arguments of ``<op>_fwd`` without ``backend``, of a handful of elements.
+
+    Raises:
+        ValueError: an op that has no rule here yet.
+    """
+    x = torch.randn(2, 8, device=device)
+    if name == "attention":
+        q, k, v = (torch.randn(1, 4, 1, 16, device=device) for _ in range(3))
+        return [q, k, v, None, None, None, None, None, 4, 4, 0.25, 0.0, -1, -1]
+    if name == "softmax":
+        return [x, None, None, 1.0, 0.0, False]
+    if name == "cross_entropy":
+        return [x, torch.tensor([3, 5], device=device), None, -100, 0.0, 1]
+    if name == "binary_cross_entropy":
+        return [x, torch.ones_like(x), None, None, 1]
+    raise ValueError(f"op: no smallest call of {name!r} is known; add it to bench/host.py")
+
+
+def _calls_of(op: Op, device: torch.device) -> dict[str, Call]:
+    """The parts of a forward call, from the bare computation to the autograd Function's pair of calls."""
+    args = smallest(op.name, device)
+    backend = "torch" if device.type == "cpu" else "triton"
+    names = op.fwd.argument_names()
+    keys = [args[names.index(key)] for key in op.fwd.keys]
+    outputs = call_op(op, "fwd", args, backend)
+    back = backward_arguments(op.name, args, outputs, torch.ones_like(outputs[0]))
+    fwd = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
+    bwd = getattr(torch.ops.fasttx, f"{op.name}_bwd").default
+
+    class Plain(torch.autograd.Function):
+        """What an op costs that is not in the table: no schema, no check, no choice."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+            outs = as_tuple(op.fwd.torch(x, *rest))
+            ctx.save_for_backward(x, *outs)
+            return outs[0]
+
+        @staticmethod
+        def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+            grads = as_tuple(op.bwd.torch(*backward_arguments(op.name, args, ctx.saved_tensors[1:], dout)))
+            return (grads[0], *(None for _ in args[1:]))
+
+    class Ours(torch.autograd.Function):
+        """The same Function over the operators."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+            outs = as_tuple(fwd(x, *rest, backend))
+            ctx.save_for_backward(x, *outs)
+            return outs[0]
+
+        @staticmethod
+        def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+            grads = as_tuple(bwd(*backward_arguments(op.name, args, ctx.saved_tensors[1:], dout), backend))
+            return (grads[0], *(None for _ in args[1:]))
+
+    x = args[0].detach().requires_grad_()
+
+    def with_grad(function: type[torch.autograd.Function]) -> Call:
+        def step(_: int) -> None:
+            out = function.apply(x, *args[1:])
+            out.backward(torch.ones_like(out))
+            x.grad = None
+
+        return step
+
+    calls: dict[str, Call] = {
+        "check": lambda _: op.fwd.check(*args),
+        "choice of the backend": lambda _: op.pick(backend, *keys),
+        "allocation": lambda _: op.fwd.fake(*args),
+        "op, forward": lambda _: fwd(*args, backend),
+        "op, backward": lambda _: bwd(*back, backend),
+    }
+    if device.type == "cpu":
+        calls |= {
+            "bare composition, forward": lambda _: op.fwd.torch(*args),
+            "forward and backward, Function over the op": with_grad(Ours),
+            "forward and backward, plain Function": with_grad(Plain),
+        }
+    return calls
+
+
+def op_rows(device: torch.device, rounds: int) -> list[Row]:
+    """Microseconds a call of every op, its parts, and what the table adds to a plain autograd.Function."""
+    rows = []
+    for op in load_ops().values():
+        timings = interleaved(_calls_of(op, device), device, rounds=rounds, batch_ms=1.0)
+        found = {name: (t.low if device.type == "cpu" else t.wall) * 1e3 for name, t in timings.items()}
+        if device.type == "cpu":
+            found["added to a forward call by the table"] = found["op, forward"] - found["bare composition, forward"]
+            ours, plain = "forward and backward, Function over the op", "forward and backward, plain Function"
+            found["added to forward and backward by the table"] = found[ours] - found[plain]
+        rows += [{"what": op.name, "part": part, "us": us} for part, us in found.items()]
+    return rows
+
+
+def _wall(calls: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
+    """Microseconds a call, first quartile, interleaved, host time up to the synchronisation."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for i in range(rounds):
+        for name in list(calls) if i % 2 == 0 else reversed(list(calls)):
+            synchronize(device)
+            start = time.perf_counter()
+            calls[name]()
+            synchronize(device)
+            times[name].append((time.perf_counter() - start) * 1e6)
+    return {name: sorted(values)[len(values) // 4] for name, values in times.items()}
+
+
+def layer_rows(device: torch.device, rounds: int) -> list[Row]:
+    """A layer of 768 (12 heads) on 8 tokens: patched, and transformers' own with sdpa; inference and training."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(num_hidden_layers=2, vocab_size=99, attn_implementation="sdpa")
+    torch.manual_seed(0)
+    plain = BertModel(config).to(device)
+    patched = BertModel(config).to(device)
+    patched.load_state_dict(plain.state_dict())
+    fasttx.patch(patched)
+    ids = torch.randint(5, 99, (2, 8), device=device)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+
+    def inference(model: nn.Module) -> Callable[[], object]:
+        layer = model.encoder.layer[0]
+        hidden = torch.randn(1, 8, 768, device=device)
+        return lambda: layer(hidden)
+
+    def whole(model: nn.Module) -> Callable[[], object]:
+        return lambda: model(input_ids=ids, attention_mask=mask)
+
+    def training(model: nn.Module) -> Callable[[], object]:
+        return lambda: model(input_ids=ids, attention_mask=mask).last_hidden_state.sum().backward()
+
+    rows = []
+    for what, make, grad in (
+        ("layer of 768, 8 tokens, inference", inference, False),
+        ("model of 2 layers, padded 2x8, inference", whole, False),
+        ("model of 2 layers, padded 2x8, forward and backward", training, True),
+    ):
+        for model in (plain, patched):
+            model.train(grad)
+        with torch.set_grad_enabled(grad):
+            found = _wall({"transformers (sdpa)": make(plain), "patched": make(patched)}, device, rounds)
+        rows += [{"what": what, "part": part, "us": us} for part, us in found.items()]
+        rows.append(
+            {"what": what, "part": "patched / transformers", "ratio": found["patched"] / found["transformers (sdpa)"]}
+        )
+    return rows
+
+
+def import_rows(rounds: int) -> list[Row]:
+    """Seconds of `import torch` and of `import torch, fasttx`, each in a process of its own."""
+    times: dict[str, list[float]] = {"torch": [], "torch, fasttx": []}
+    for _ in range(rounds):
+        for modules, seconds in times.items():
+            code = f"import time; t = time.perf_counter(); import {modules}; print(time.perf_counter() - t)"
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            seconds.append(float(done.stdout.split()[-1]))
+    found = {name: sorted(values)[len(values) // 4] * 1e6 for name, values in times.items()}
+    rows = [{"what": "import", "part": f"import {name}", "us": us} for name, us in found.items()]
+    added = found["torch, fasttx"] - found["torch"]
+    return [*rows, {"what": "import", "part": "added by fasttx", "us": added}]
+
+
+def run(device: torch.device, out: Path, *, rehearsal: bool = False, say: Callable[[str], None] = print) -> list[Row]:
+    """Measures everything and writes `out`; a rehearsal makes two rounds of each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rows = op_rows(device, 2 if rehearsal else 61)
+    rows += layer_rows(device, 3 if rehearsal else 101)
+    rows += import_rows(1 if rehearsal else 7)
+    torch.set_num_threads(before)
+    where = "rehearsal" if rehearsal else torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    with out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["what", "part", "us", "ratio", "device"], restval="")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in {**row, "device": where}.items()})
+    for row in rows:
+        value = f"{row['us']:,.1f} us" if "us" in row else f"{row['ratio']:.3f}"
+        say(f"{row['what']}: {row['part']}: {value}")
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("host.csv"))
+    parser.add_argument("--quick", action="store_true", help="two rounds of each, for a rehearsal")
+    options = parser.parse_args()
+    run(torch.device("cuda" if torch.cuda.is_available() else "cpu"), options.out, rehearsal=options.quick)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
