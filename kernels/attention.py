@@ -7,7 +7,7 @@ one fused multiply-add.  (Dao, "FlashAttention-2", 2023, section 3.1; Milakov an
 
 Contract.  One program computes BLOCK_M rows of out and softmax_lse of one head and is the only one that writes them: the
 result is bitwise reproducible.  q, k, v by strides, last dim contiguous; out and softmax_lse contiguous.  A fully masked row
-gives out 0 and softmax_lse -inf.  Keys past seqused_k are never read.  A key mask (one row for all queries) also bounds
+(no score above -1e30) gives out 0 and softmax_lse -inf.  Keys past seqused_k are never read.  A key mask (one row for all queries) also bounds
 the loop: it ends after the last key that is not masked.  Offsets of a tile are 32-bit, those of its first element 64-bit.
 Sequence bounds beyond max_seqlen_q/k are cut off there.
 
@@ -29,6 +29,9 @@ from .dropout import dropout_threshold, frag_mask, keep_scale
 
 LOG2E = tl.constexpr(1.4426950408889634)
 SCAN = tl.constexpr(512)  # keys of a mask row looked at in one step
+# Additive masks often hold the lowest finite number for -inf. A score below this counts as masked (it vanishes beside any
+# other), and a row that has no higher one as fully masked: softmax_lse in fp32 could not tell such scores apart.
+MASKED = tl.constexpr(-1e30)
 
 # Lengths, windows and head counts vary from call to call: no new kernel for one that happens to be 1 or a multiple of 16.
 UNSPECIALIZED = ("num_heads", "max_seqlen_q", "max_seqlen_k", "total_q", "window_left", "window_right")
@@ -75,7 +78,7 @@ def last_key(bias, stride_n, n_k):
         if bias.dtype.element_ty == tl.int1:
             visible = tl.load(ptr, mask=cols < n_k, other=0) != 0
         else:
-            visible = tl.load(ptr, mask=cols < n_k, other=float("-inf")).to(tl.float32) != float("-inf")
+            visible = tl.load(ptr, mask=cols < n_k, other=float("-inf")).to(tl.float32) >= MASKED
         last = tl.maximum(last, tl.max(tl.where(visible, cols + 1, 0), 0))
     return last
 
@@ -182,11 +185,11 @@ def attention_fwd_kernel(
         if partial:
             s = visible_only(s, rows, (n0 + offs_n)[None, :], n_k, window_left, window_right, WINDOW)
         m_new = tl.maximum(m_i, tl.max(s, 1))
-        m_ref = tl.where(m_new == float("-inf"), 0.0, m_new)  # -inf - -inf would be NaN
+        m_ref = tl.where(m_new < MASKED, 0.0, m_new)  # -inf - -inf would be NaN
         alpha = tl.exp2((m_i - m_ref) * factor)
         if FOLD_SCALE:
             p = tl.exp2(s * factor - (m_ref * factor)[:, None])
-        else:  # an additive mask may hold the lowest finite number: subtract before anything multiplies it
+        else:  # subtract first: the lowest finite number times log2(e) is -inf
             p = tl.exp2((s - m_ref[:, None]) * factor)
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
@@ -288,4 +291,5 @@ def attention_fwd(
         GROUP=num_heads // k.shape[-2], FOLD_SCALE=folds_scale(attn_bias, softmax_scale), KEY_MASK=bias[2] == 0,
         WINDOW=window_left >= 0 or window_right >= 0, THRESHOLD=dropout_threshold(dropout_p), PRECISION=precision_of(q),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        maxnreg=tile.max_registers,
     )  # fmt: skip

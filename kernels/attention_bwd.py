@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .attention import (
     LOG2E,
+    MASKED,
     UNSPECIALIZED,
     arch_of,
     bias_strides,
@@ -173,7 +174,7 @@ def attention_bwd_dkdv_kernel(
             if KEY_MASK:
                 key_bias = tl.load(bias_ptr + offs_n * stride_bn, mask=offs_n < n_k - n0, other=0)
                 if DQ != DQ_DIRECT:
-                    seen = key_bias.to(tl.int32) if key_bias.dtype == tl.int1 else (key_bias != float("-inf")).to(tl.int32)
+                    seen = key_bias.to(tl.int32) if key_bias.dtype == tl.int1 else (key_bias.to(tl.float32) >= MASKED).to(tl.int32)
                     hi = tl.where(tl.max(tl.where(offs_n < n_k - n0, seen, 0), 0) > 0, hi, 0)
                 key_bias = key_bias[:, None] if TRANSPOSED else key_bias[None, :]
 
@@ -410,7 +411,7 @@ def attention_bwd(
     else:
         mode = DQ_NONE.value if deterministic else DQ_ATOMIC.value
         delta = torch.empty_like(softmax_lse)
-        rows = min(64, power_of_two(max_seqlen_q))
+        rows = min(64 if head_dim_v <= 64 else 32, power_of_two(max_seqlen_q))
         attention_bwd_delta_kernel[(batch * num_heads * triton.cdiv(max_seqlen_q, rows),)](
             delta, out, dout, cu_seqlens_q, *strides(dout, varlen), num_heads, max_seqlen_q, q.shape[0],
             HEAD_DIM_V=head_dim_v, BLOCK_DV=power_of_two(head_dim_v), BLOCK_M=rows, num_warps=4,
@@ -422,6 +423,7 @@ def attention_bwd(
         dq_sum, dk, dv, dout, q, k, v, delta, softmax_lse, *masks, *by_stride, *shape, **constants,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, TRANSPOSED=tile.transposed, DQ=mode,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
+        maxnreg=tile.max_registers,
     )  # fmt: skip
     if dq_sum is not dq:
         dq.copy_(dq_sum)
@@ -430,4 +432,5 @@ def attention_bwd(
         attention_bwd_dq_kernel[(batch * num_heads * triton.cdiv(max_seqlen_q, tile.block_m),)](
             dq, dout, q, k, v, delta, softmax_lse, *masks, *by_stride, *shape, **constants,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        maxnreg=tile.max_registers,
         )  # fmt: skip

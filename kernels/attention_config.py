@@ -15,6 +15,7 @@ class Config(NamedTuple):
         block_m, block_n: query rows and keys of one tile.
         num_warps, num_stages: as in triton.
         transposed: (backward) scores are computed as K Q^T, so that P^T and dS^T are register operands of dV and dK.
+        max_registers: a bound for ptxas, where it lets one more block share a multiprocessor without spilling.
     """
 
     block_m: int
@@ -22,6 +23,7 @@ class Config(NamedTuple):
     num_warps: int
     num_stages: int
     transposed: bool = False
+    max_registers: int | None = None
 
 
 # (kernel, arch, widest head dim up to) -> tile, for 2-byte types. kernel: fwd; dkdv: one key block at a time, with dq by
@@ -108,4 +110,4 @@ def config(
     block_n = min(found.block_n, max(32, power_of_two(max_seqlen_k)))
     # a warp wants at least 16 rows of its own; fewer warps, too, wait less for each other at short lengths
     rows = block_n if found.transposed else block_m
-    return Config(block_m, block_n, min(found.num_warps, max(4, rows // 16)), found.num_stages, found.transposed)
+    return found._replace(block_m=block_m, block_n=block_n, num_warps=min(found.num_warps, max(4, rows // 16)))

@@ -1,0 +1,189 @@
+"""What the tests of the attention kernels share: cases, strided inputs in poisoned memory, guarded outputs, a reference."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ops.numpy_dropout import attention_keep
+from torch import Tensor
+
+from fasttx.kernels.attention import attention_fwd
+from fasttx.kernels.attention_bwd import attention_bwd
+from fasttx.testing import assert_as_accurate
+
+GUARD = 64  # elements before and after every output
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call; lengths of sequences instead of a batch make it a packed one. mask: a key of `make_bias`."""
+
+    sq: int = 40
+    sk: int = 70
+    batch: int = 2
+    heads: int = 2
+    heads_k: int = 2
+    dim: int = 32
+    dim_v: int = 32
+    dtype: torch.dtype = torch.float32
+    lengths: tuple[tuple[int, int], ...] = ()
+    mask: str = ""
+    seqused: tuple[int, ...] = ()
+    window: tuple[int, int] = (-1, -1)
+    dropout_p: float = 0.0
+    scale: float | None = None
+    deterministic: bool = False
+    dout: str = "strided"
+
+    @property
+    def varlen(self) -> bool:
+        return bool(self.lengths)
+
+
+def make_bias(kind: str, batch: int, heads: int, sq: int, sk: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """A mask by name; every kind leaves some row of some sequence without a visible key, or none masked at all."""
+    if not kind:
+        return None
+    shapes = {
+        "key": (batch, 1, 1, sk), "head_key": (1, heads, 1, sk), "full": (batch, heads, sq, sk), "shared": (1, 1, sq, sk),
+        "row": (batch, 1, sq, 1), "transposed": (batch, 1, sk, sq),
+    }  # fmt: skip
+    name, _, form = kind.partition("-")
+    keep = torch.rand(shapes[name], device=device) > 0.3
+    if name == "transposed":
+        keep = keep.transpose(2, 3)
+    if name in ("key", "head_key"):
+        keep[..., sk - sk // 3 :] = False  # the loop must end early
+    keep[0, 0, 0, :] = False  # a fully masked row, or sequence
+    if form == "bool":
+        return keep
+    wide = torch.float32 if form == "fp32" else dtype
+    low = torch.finfo(wide).min if form == "lowest" else float("-inf")
+    return torch.randn(keep.shape, device=device).to(wide).masked_fill(~keep, low)
+
+
+def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random values whose neighbours in memory, along every dim, are NaN; last dim contiguous, the others by strides."""
+    room = torch.full(tuple(n + 2 for n in shape[:-1]) + (shape[-1] + 5,), float("nan"), dtype=dtype, device=device)
+    inner = room[tuple(slice(1, 1 + n) for n in shape[:-1]) + (slice(2, 2 + shape[-1]),)]
+    return inner.copy_(torch.randn(shape, device=device))
+
+
+def guarded(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(contiguous tensor of NaN, the memory it lies in)"""
+    memory = torch.full((math.prod(shape) + 2 * GUARD,), float("nan"), dtype=dtype, device=device)
+    return memory[GUARD : memory.numel() - GUARD].view(shape), memory
+
+
+def check_guards(*memories: Tensor) -> None:
+    for memory in memories:
+        assert bool(memory[:GUARD].isnan().all()) and bool(memory[-GUARD:].isnan().all()), "written outside an output"
+
+
+def make_inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Any, ...]]:
+    """q, k, v, dout and the arguments from attn_bias to window_right."""
+    if case.varlen:
+        len_q, len_k = zip(*case.lengths, strict=True)
+        cu_q, cu_k = (torch.tensor([0, *np.cumsum(n)], dtype=torch.int32, device=device) for n in (len_q, len_k))
+        batch, sq, sk, lead_q, lead_k = len(len_q), max(len_q), max(len_k), (sum(len_q),), (sum(len_k),)
+    else:
+        cu_q = cu_k = None
+        batch, sq, sk, lead_q, lead_k = case.batch, case.sq, case.sk, (case.batch, case.sq), (case.batch, case.sk)
+    q = poisoned((*lead_q, case.heads, case.dim), case.dtype, device)
+    k = poisoned((*lead_k, case.heads_k, case.dim), case.dtype, device)
+    v = poisoned((*lead_k, case.heads_k, case.dim_v), case.dtype, device)
+    dout = poisoned((*lead_q, case.heads, case.dim_v), case.dtype, device)
+    if case.dout == "expanded":
+        dout = torch.ones((), dtype=case.dtype, device=device).expand(dout.shape)
+    elif case.dout == "permuted":
+        dout = dout.transpose(-1, -2).contiguous().transpose(-1, -2)
+    bias = make_bias(case.mask, batch, case.heads, sq, sk, case.dtype, device)
+    seqused = torch.tensor(case.seqused, dtype=torch.int32, device=device) if case.seqused else None
+    if seqused is not None:
+        for b, n in enumerate(case.seqused):
+            k[b, n:] = float("nan")
+            v[b, n:] = float("nan")
+    rng_state = torch.tensor([0x1234567890ABCDE, 77], device=device) if case.dropout_p else None
+    scale = case.dim**-0.5 if case.scale is None else case.scale
+    return q, k, v, dout, (bias, seqused, cu_q, cu_k, rng_state, sq, sk, scale, case.dropout_p, *case.window)
+
+
+def run(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, args: tuple[Any, ...], deterministic: bool) -> list[Tensor]:
+    """out, softmax_lse, dq, dk, dv from the kernels."""
+    rows = (q.shape[0], q.shape[2], q.shape[1]) if q.dim() == 4 else (q.shape[1], q.shape[0])
+    out, m0 = guarded((*q.shape[:-1], v.shape[-1]), q.dtype, q.device)
+    lse, m1 = guarded(rows, torch.float32, q.device)
+    (dq, m2), (dk, m3), (dv, m4) = (guarded(tuple(x.shape), x.dtype, x.device) for x in (q, k, v))
+    attention_fwd(out, lse, q, k, v, *args)
+    check_guards(m0, m1)
+    attention_bwd(dq, dk, dv, dout, q, k, v, out, lse, *args, deterministic)
+    check_guards(m0, m1, m2, m3, m4)
+    return [out, lse, dq, dk, dv]
+
+
+def composition(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, args: tuple[Any, ...], dtype: torch.dtype) -> list[Tensor]:
+    """out, softmax_lse, dq, dk, dv by PyTorch's operators in `dtype`, one sequence at a time."""
+    bias, seqused, cu_q, cu_k, rng_state, sq, sk, scale, p, left, right = args
+    threshold = 0 if p == 0 else min(max(round(256 * p), 1), 255)
+    heads, group = q.shape[-2], q.shape[-2] // k.shape[-2]
+    full = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+    batch = q.shape[0] if cu_q is None else len(cu_q) - 1
+    outs, lses = [], []
+    for b in range(batch):
+        if cu_q is None:
+            qs, ks, vs = (x[b] for x in full)
+            shift, used = 0, sk if seqused is None else int(seqused[b])
+        else:
+            qs, ks, vs = (x[cu[b] : cu[b + 1]] for x, cu in zip(full, (cu_q, cu_k, cu_k), strict=True))
+            shift, used = len(ks) - len(qs), len(ks)
+        m, n = len(qs), len(ks)
+        i, j = torch.arange(m, device=q.device)[:, None] + shift, torch.arange(n, device=q.device)[None, :]
+        seen = j < used
+        if left >= 0:
+            seen = seen & (j >= i - left)
+        if right >= 0:
+            seen = seen & (j <= i + right)
+        seen = seen.expand(heads, m, n)
+        ks, vs = (x[:used].repeat_interleave(group, 1) for x in (ks, vs))  # what lies behind is NaN
+        s = torch.einsum("qhd,khd->hqk", qs, ks) * scale
+        s = torch.nn.functional.pad(s, (0, n - used))
+        vs = torch.nn.functional.pad(vs, (0, 0, 0, 0, 0, n - used))
+        if bias is not None:
+            part = bias.expand(batch, heads, sq, sk)[b, :, :m, :n]
+            if part.dtype == torch.bool:
+                seen = seen & part
+            else:
+                s = s + part.to(dtype)
+                seen = seen & (part >= -1e30)  # the lowest finite number stands for -inf
+        s = s.masked_fill(~seen, float("-inf"))
+        blind = s.isneginf().all(-1, keepdim=True)
+        lses.append(s.logsumexp(-1) if n else s.new_full((heads, m), float("-inf")))
+        prob = s.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
+        if threshold:
+            seed, offset = (int(x) for x in rng_state)
+            keep = [attention_keep(seed, offset, b * heads + h, np.arange(m), np.arange(n), threshold) for h in range(heads)]
+            prob = prob * torch.from_numpy(np.stack(keep)).to(q.device, dtype) * (256 / (256 - threshold))
+        outs.append(torch.einsum("hqk,khd->qhd", prob, vs))
+    out = torch.stack(outs) if cu_q is None else torch.cat(outs)
+    lse = torch.stack(lses) if cu_q is None else torch.cat(lses, -1)
+    out.backward(dout.to(dtype))
+    grads = [x.grad if x.grad is not None else torch.zeros_like(x) for x in full]
+    return [out.detach(), lse.detach(), *grads]
+
+
+def check(case: Case, device: torch.device) -> None:
+    """Forward and backward of a case are as accurate as PyTorch's own operators in the same dtype."""
+    q, k, v, dout, args = make_inputs(case, device)
+    found = run(q, k, v, dout, args, case.deterministic)
+    if args[1] is not None:  # gradients of keys that were never read
+        for b, n in enumerate(case.seqused):
+            assert not bool(found[3][b, n:].any()) and not bool(found[4][b, n:].any())
+    exact = composition(q, k, v, dout, args, torch.float64)
+    same = composition(q, k, v, dout, args, case.dtype)
+    same[1] = same[1].float()
+    for name, a, b, c in zip(("out", "softmax_lse", "dq", "dk", "dv"), found, same, exact, strict=True):
+        assert_as_accurate(a, b, c, name)

@@ -1,0 +1,210 @@
+"""The Triton attention kernels, called directly, against float64 and against PyTorch's operators in the same dtype."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from ops.attention_cases import Case, check, guarded, make_inputs, run  # noqa: E402
+
+from fasttx.kernels import attention, attention_bwd  # noqa: E402
+from fasttx.kernels.attention_config import TABLE, TABLE_FP32, Config, config  # noqa: E402
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+SMALL = (Config(16, 32, 1, 1), Config(16, 32, 1, 1, transposed=True))
+PACKED = ((33, 33), (0, 5), (17, 64), (5, 0), (1, 1), (20, 3))
+
+
+@pytest.fixture(params=["atomic", "deterministic-transposed"])
+def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Tiles of 16 x 32, so that short sequences have many of them; yields whether the backward is to be deterministic.
+
+    Either orientation goes with one way to dq here; test_any_combination mixes them.
+    """
+    use_tile(monkeypatch, SMALL[request.param != "atomic"])
+    return bool(request.param != "atomic")
+
+
+def use_tile(monkeypatch: pytest.MonkeyPatch, tile: Config) -> None:
+    for module in (attention, attention_bwd):
+        monkeypatch.setattr(module, "config", lambda *args: tile)
+
+
+# 15, 16, 17 and 31, 32, 33 stand around one tile, 40 x 70 has a ragged last one both ways; 1 is the least
+@pytest.mark.parametrize(("sq", "sk"), [(1, 1), (15, 31), (16, 32), (17, 33), (40, 70)])
+def test_tile_boundaries(device: torch.device, sq: int, sk: int, small_tiles: bool) -> None:
+    check(Case(sq, sk, batch=1, heads=1, heads_k=1, deterministic=small_tiles), device)
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16])
+@pytest.mark.parametrize(("sk", "deterministic"), [(100, False), (130, False), (130, True)])  # one key block, two, two
+def test_default_tiles(device: torch.device, dtype: torch.dtype, deterministic: bool, sk: int) -> None:
+    case = Case(130, sk, 1, 1, 1, dtype=dtype, dim=64, dim_v=64, dropout_p=0.1, deterministic=deterministic)
+    check(case if dtype != F32 else dataclasses.replace(case, sq=70, sk=sk - 70, dim=32, dim_v=32), device)
+
+
+@pytest.mark.parametrize(("dim", "dim_v"), [(1, 1), (20, 40), (64, 16), (80, 80), (128, 128), (256, 200)])
+def test_head_dims(device: torch.device, dim: int, dim_v: int) -> None:
+    for dtype in (F32, BF16):
+        check(Case(20, 30, 1, dim=dim, dim_v=dim_v, dtype=dtype), device)
+
+
+MASKS = [
+    "key-bool", "key-add", "key-fp32", "key-lowest", "head_key-bool", "full-bool", "full-add", "full-lowest", "shared-fp32",
+    "row-bool", "row-add", "transposed-bool", "transposed-fp32",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks(device: torch.device, mask: str, small_tiles: bool) -> None:
+    check(Case(mask=mask, deterministic=small_tiles), device)
+
+
+@pytest.mark.parametrize("mask", ["", "key-bool", "full-add"])
+def test_masks_in_one_pass(device: torch.device, mask: str) -> None:
+    check(Case(40, 60, mask=mask, dtype=F16, dropout_p=0.2, heads_k=1), device)
+
+
+@pytest.mark.parametrize("window", [(-1, 0), (0, 0), (3, 5), (-1, 4), (9, -1), (0, 40), (2**40, 0)])
+@pytest.mark.parametrize("lengths", [(), PACKED])
+def test_windows(
+    device: torch.device, window: tuple[int, int], lengths: tuple[tuple[int, int], ...], small_tiles: bool
+) -> None:
+    check(Case(50, 70, 1, heads=1, heads_k=1, lengths=lengths, window=window, deterministic=small_tiles), device)
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (5, 3)])
+@pytest.mark.parametrize("sizes", [(50, 20), (20, 50)])
+def test_windows_in_one_pass(device: torch.device, window: tuple[int, int], sizes: tuple[int, int]) -> None:
+    check(Case(*sizes, window=window), device)
+    check(Case(lengths=PACKED, window=window), device)
+
+
+@pytest.mark.parametrize("mask", ["", "key-bool", "full-add"])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_packed(device: torch.device, mask: str, dropout_p: float, small_tiles: bool) -> None:
+    check(Case(heads=2, heads_k=1, lengths=PACKED, mask=mask, dropout_p=dropout_p, deterministic=small_tiles), device)
+
+
+@pytest.mark.parametrize("seqused", [(70, 0), (33, 1), (32, 64)])
+@pytest.mark.parametrize("mask", ["", "key-bool", "full-bool"])
+def test_valid_keys(device: torch.device, seqused: tuple[int, ...], mask: str, small_tiles: bool) -> None:
+    check(Case(seqused=seqused, mask=mask, heads=1, heads_k=1, deterministic=small_tiles), device)
+
+
+def test_valid_keys_in_one_pass(device: torch.device) -> None:
+    check(Case(20, 40, seqused=(0, 33)), device)
+
+
+@pytest.mark.parametrize("heads_k", [1, 2])
+def test_grouped_heads(device: torch.device, heads_k: int, small_tiles: bool) -> None:
+    check(Case(20, 40, 1, heads=4, heads_k=heads_k, dropout_p=0.1, deterministic=small_tiles, mask="head_key-bool"), device)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3, 3.0])
+def test_scales(device: torch.device, scale: float) -> None:
+    check(Case(20, 40, scale=scale), device)
+    check(Case(20, 40, scale=scale, mask="key-add"), device)
+
+
+@pytest.mark.parametrize("dout", ["expanded", "permuted"])
+def test_strides_of_dout(device: torch.device, dout: str) -> None:
+    check(Case(20, 40, dout=dout), device)
+
+
+def test_no_keys_at_all(device: torch.device) -> None:
+    q, k, v, dout, args = make_inputs(Case(20, 0), device)
+    out, lse, dq, dk, dv = run(q, k, v, dout, args, False)
+    assert not bool(out.any()) and bool(lse.isneginf().all()) and not bool(dq.any())
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_lengths_beyond_the_stated_maximum(device: torch.device) -> None:
+    # the caller's mistake: nothing outside the mask or the outputs may be touched
+    q, k, v, dout, args = make_inputs(Case(lengths=((40, 50), (20, 30)), mask="full-add"), device)
+    bias = guarded((2, 2, 33, 35), F32, device)[0]
+    run(q, k, v, dout, (bias.fill_(0.0), *args[1:5], 33, 35, *args[7:]), False)
+
+
+@pytest.mark.parametrize(("sk", "deterministic"), [(70, True), (30, False)])
+def test_bitwise_determinism(device: torch.device, sk: int, deterministic: bool) -> None:
+    case = Case(130, sk, dtype=F16, dropout_p=0.1, mask="key-bool", deterministic=deterministic)
+    q, k, v, dout, args = make_inputs(case, device)
+    first, second = (run(q, k, v, dout, args, deterministic) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_forward_does_not_depend_on_other_sequences(device: torch.device) -> None:
+    q, k, v, dout, args = make_inputs(Case(20, 40, batch=3), device)
+    whole = run(q, k, v, dout, args, True)
+    alone = run(q[1:2], k[1:2], v[1:2], dout[1:2], args, True)
+    assert all(torch.equal(a[1:2], b) for a, b in zip(whole, alone, strict=True))
+
+
+def test_padded_and_packed_drop_the_same_elements(device: torch.device) -> None:
+    lengths = (37, 20, 64)
+    q, k, v, dout, args = make_inputs(Case(64, 64, batch=3, dropout_p=0.4, seqused=lengths), device)
+    padded = run(q, k, v, dout, args, True)
+    rows = [slice(0, n) for n in lengths]
+    packed_inputs = [torch.cat([x[b, r] for b, r in enumerate(rows)]) for x in (q, k, v, dout)]
+    cu = torch.tensor([0, 37, 57, 121], dtype=torch.int32, device=device)
+    packed = run(*packed_inputs, (None, None, cu, cu, *args[4:]), True)
+    # a query behind the end of its sequence exists in one layout only and moves dk and dv: compare what it does not touch
+    for name in (0, 2):
+        expected = torch.cat([padded[name][b, r] for b, r in enumerate(rows)])
+        assert float((packed[name] - expected).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_fp32_products_are_rounded_as_torch_is_told(device: torch.device, monkeypatch: pytest.MonkeyPatch, tf32: bool) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
+    assert attention.precision_of(torch.empty(1, device=device)) == ("tf32" if tf32 else "ieee")
+
+
+@pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 103, 120])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_config_covers_every_shape(arch: int, itemsize: int) -> None:
+    for kernel in ("fwd", "dkdv", "dq"):
+        for dim in (1, 32, 33, 64, 100, 128, 129, 256):
+            for length in (0, 1, 16, 17, 100, 128, 129, 4096):
+                tile = config(kernel, dim, itemsize, arch, length, length)
+                assert tile.block_m % 16 == 0 and tile.block_n % 32 == 0 and tile.block_m <= max(16, 2 * length)
+                assert tile.num_warps in (1, 2, 4, 8)
+    assert {k for k, _, _ in TABLE} == {k for k, _ in TABLE_FP32} == {"fwd", "dkdv", "dq"}
+
+
+lengths = st.integers(0, 50)
+windows = st.one_of(st.just(-1), st.integers(0, 40))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    heads_k = draw(st.sampled_from([1, 2]))
+    packed = draw(st.booleans())
+    batch = draw(st.integers(1, 3))
+    case = Case(
+        draw(st.integers(1, 50)), draw(st.integers(1, 70)), batch, heads_k * draw(st.sampled_from([1, 2])), heads_k,
+        draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.sampled_from([F32, F16, BF16])),
+        lengths=tuple((draw(lengths), draw(lengths)) for _ in range(batch)) if packed else (),
+        mask=draw(st.sampled_from(["", *MASKS])),
+        window=(draw(windows), draw(windows)), dropout_p=draw(st.sampled_from([0.0, 0.25])),
+        deterministic=draw(st.booleans()),
+    )  # fmt: skip
+    if not packed and draw(st.booleans()):
+        case = dataclasses.replace(case, seqused=tuple(draw(st.integers(0, case.sk)) for _ in range(batch)))
+    return case
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=cases(), transposed=st.booleans())
+def test_any_combination(device: torch.device, monkeypatch: pytest.MonkeyPatch, case: Case, transposed: bool) -> None:
+    use_tile(monkeypatch, SMALL[transposed])
+    if case.varlen and (max(n for n, _ in case.lengths) == 0 or max(n for _, n in case.lengths) == 0):
+        return  # nothing to attend from, or to: the table of ops never launches the first; see test_no_keys_at_all
+    check(case, device)
