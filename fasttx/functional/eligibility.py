@@ -19,7 +19,7 @@ def covered(*tensors: Tensor | None) -> bool:
     """Whether the operators of fasttx may get these tensors in the present context.
 
     They may not within ``torch.func`` transforms (grad, vmap, jvp, ...) and forward-mode AD, for which they have no rule;
-    nor get a NestedTensor, DTensor or other subclass of Tensor, a sparse or quantised tensor, or another floating type than
+    nor get a NestedTensor, DTensor or other subclass of Tensor, a sparse, quantised or meta tensor, or another floating type than
     float32, float16 and bfloat16 (float64 and complex). Integer and bool tensors pass. All tensors must be on one device.
     ``torch.compile`` evaluates this while it traces, also inside a transform.
 
@@ -40,7 +40,7 @@ def covered(*tensors: Tensor | None) -> bool:
             return False
         if type(t) not in (Tensor, torch.nn.Parameter) and _overrides_functions(type(t)):
             return False
-        if t.layout is not torch.strided or t.is_nested or is_traceable_wrapper_subclass(t):
+        if t.device.type == "meta" or t.layout is not torch.strided or t.is_nested or is_traceable_wrapper_subclass(t):
             return False
         if device is None:
             device = t.device

@@ -93,6 +93,12 @@ def _fake_bwd(dloss: Tensor, logits: Tensor, *_: object) -> Tensor:
 # ------------------------------------------------------------------------------------------ composition and reference
 
 
+def _lse(x: Tensor) -> Tensor:
+    """log(sum(exp(x))) of each row; NaN where a logit is +inf, as log_softmax has it (inf - inf) and logsumexp has not."""
+    lse = torch.logsumexp(x, 1)
+    return lse.masked_fill(lse == float("inf"), float("nan"))
+
+
 def _row_chunks(logits: Tensor, target: Tensor, ignore_index: int) -> list[Tensor | slice]:
     """The rows to compute, in pieces; on a CPU without the ignored ones (elsewhere to select them would synchronise)."""
     n_rows, n_cols = logits.shape
@@ -125,7 +131,7 @@ def _torch(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
     w = None if weight is None else weight.float()
     for rows in _row_chunks(logits, target, ignore_index) if n_rows else []:
         x, t = logits[rows].float(), target[rows]
-        row_lse = torch.logsumexp(x, 1)
+        row_lse = _lse(x)
         if probs:
             t = t.float() * (1.0 - smoothing) + smoothing / n_cols
             loss = ((row_lse[:, None] - x).mul_(t if w is None else t * w)).sum(1)
@@ -203,7 +209,7 @@ def _reference(
 ):
     x = logits.double()
     t, divisor, ignored = _terms64(logits, target, weight, ignore_index, label_smoothing)
-    lse = torch.logsumexp(x, 1)
+    lse = _lse(x)
     distance = lse[:, None] - x
     if not target.is_floating_point() and label_smoothing == 0.0:
         distance = torch.where(t == 0.0, 0.0, distance)  # only x_y is part of the formula; elsewhere 0 * inf is not
