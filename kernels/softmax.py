@@ -47,13 +47,13 @@ class Config(NamedTuple):
 
 # kernel -> (elements of a tile of short rows, longest row in one block, block of a longer row, its warps).
 # A short tile is 16 elements a thread of 4 warps: two 16-byte accesses in half precision, enough independent loads to cover the
-# latency. A row of up to 16,384 (8,192 where two inputs and the mask stay in registers) is held by 8 or 16 warps at
-# no more than 64 elements a thread. Chosen by registers and spills (docs/kernels/softmax.md); not yet timed on a GPU.
+# latency. A row in one block is read once, so blocks are as large as the registers carry without a spill: 32 elements
+# a thread of the widest block, half as many where two inputs are held. Chosen by registers, not yet timed (docs/kernels/softmax.md).
 TABLE: dict[str, tuple[int, int, int, int]] = {
-    "fwd": (2048, 16384, 8192, 8),
-    "fwd_dropout": (2048, 8192, 4096, 8),
+    "fwd": (2048, 32768, 8192, 8),
+    "fwd_dropout": (2048, 16384, 4096, 8),
     "bwd": (2048, 16384, 8192, 8),
-    "bwd_dropout": (2048, 8192, 4096, 8),
+    "bwd_dropout": (2048, 16384, 4096, 8),
 }
 
 
@@ -70,7 +70,7 @@ def config(kernel: str, n_cols: int) -> Config:
     block_n = max(16, triton.next_power_of_2(n_cols))  # 16: the columns of one Philox call
     if block_n <= tile // 2:
         return Config(tile // block_n, block_n, 4, False)
-    return Config(1, block_n, min(16, max(4, block_n // 512)), False)
+    return Config(1, block_n, 32 if block_n == 32768 else min(16, max(4, block_n // 512)), False)
 
 
 @triton.jit

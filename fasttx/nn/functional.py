@@ -7,11 +7,12 @@ from typing import Any
 import torch.nn.functional as _torch_functional
 
 from .. import functional as _ours
+from ..functional import *  # noqa: F403
+
+__all__ = list(_ours.__all__)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ours.__all__:
-        return getattr(_ours, name)
     try:
         return getattr(_torch_functional, name)
     except AttributeError:
@@ -19,4 +20,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ours.__all__, *dir(_torch_functional)})
+    return sorted({*globals(), *dir(_torch_functional)})
