@@ -2,7 +2,7 @@
 
     python -m bench.host [--out FILE]
 
-Inputs are so small that arithmetic takes next to no time: what is measured is Python, the dispatcher and autograd.  Every
+Inputs are so small that arithmetic takes next to no time: what is measured is Python, dispatcher and autograd.  Each
 figure is the first quartile of many interleaved batches, wall-clock, on one thread: what the code costs where nothing
 else takes the core from it.  On a GPU that is the time of the host, launches included.
 """

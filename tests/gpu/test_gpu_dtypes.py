@@ -1,0 +1,52 @@
+"""Every op at its workloads' rows and lengths, in every dtype, on the device: DESIGN's accuracy rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.accuracy import check
+from bench.workloads import WORKLOADS, Workload, attention, binary_cross_entropy, cross_entropy, softmax
+from fasttx.cli.cases import load_ops
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def _cases() -> list[Workload]:
+    """The benchmark's workloads, and each op in each dtype around its block boundaries."""
+    found = list(WORKLOADS)
+    for short, dtype in DTYPES.items():
+        for seqlen in (1, 63, 129, 257):
+            found.append(attention(f"attention-s{seqlen}-{short}", 3, seqlen, 2, 64, dtype))
+        found += [
+            attention(f"attention-d128-dropout-{short}", 2, 200, 2, 128, dtype, dropout_p=0.25),
+            attention(f"attention-d32-packed-{short}", 4, 130, 3, 32, dtype, ragged="packed"),
+            attention(f"attention-d80-mask-{short}", 4, 130, 3, 80, dtype, ragged="mask"),
+            attention(f"attention-d256-causal-{short}", 1, 150, 2, 256, dtype, causal=True),
+            softmax(f"softmax-odd-{short}", 37, 1025, dtype),
+            softmax(f"softmax-one-{short}", 5, 1, dtype),
+            softmax(f"softmax-long-{short}", 3, 100_003, dtype),
+            cross_entropy(f"cross_entropy-odd-{short}", 37, 1025, dtype),
+            cross_entropy(f"cross_entropy-smoothed-{short}", 37, 30_522, dtype, smoothing=0.1),
+            binary_cross_entropy(f"binary_cross_entropy-odd-{short}", 37, 1025, dtype),
+        ]
+    return found
+
+
+@pytest.mark.parametrize("workload", _cases(), ids=lambda w: w.name)
+def test_accuracy(workload: Workload, device: torch.device) -> None:
+    size = "check" if device.type == "cuda" else "tiny"
+    for direction, (found, allowed) in check(workload, load_ops()[workload.op], device, size, "triton").items():
+        assert found <= allowed, (
+            f"{workload.name} {direction}: error {found:.3e} against float64, allowed {allowed:.3e}"
+        )
+
+
+@pytest.mark.parametrize("workload", [w for w in WORKLOADS if "fp" not in w.name][:8], ids=lambda w: w.name)
+def test_forward_is_reproducible(workload: Workload, device: torch.device) -> None:
+    size = "check" if device.type == "cuda" else "tiny"
+    case = workload.build(device, size, 0)
+    operator = getattr(torch.ops.fasttx, f"{workload.op}_fwd").default
+    first, second = (operator(*case.args, "triton") for _ in range(2))
+    for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (first, second)), strict=True):
+        assert torch.equal(a, b)
