@@ -165,11 +165,10 @@ SENTENCES = ["the cat sat on the mat and the dogs ran far away", "a cat", "dogs 
 
 def test_sentence_transformers(tmp_path: Path) -> None:
     library = pytest.importorskip("sentence_transformers")
-    transformer = library.models.Transformer(saved_encoder(tmp_path, "BertModel"))
-    model = library.SentenceTransformer(modules=[transformer, library.models.Pooling(32)], device="cpu")
+    model = library.SentenceTransformer(saved_encoder(tmp_path, "BertModel"), device="cpu")
     want = model.encode(SENTENCES)
     report = fasttx.patch(model)
-    assert len(report.replaced) == 2 and "auto_model" in report.rows[0].module or report.rows[0].module
+    assert len(report.replaced) == 2 and not report.left_alone
     got = model.encode(SENTENCES)
     assert got == pytest.approx(want, rel=1e-3, abs=1e-4)
     model.save(str(tmp_path / "saved"))
@@ -209,7 +208,9 @@ def test_accelerate_mixed_precision() -> None:
     inputs = zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
     want = model(**inputs).loss
     fasttx.patch(model)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # Trainer leaves its own behind
     prepared = accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     loss = prepared(**inputs, num_items_in_batch=int((inputs["labels"] != -100).sum())).loss
     torch.testing.assert_close(loss, want, rtol=0.02, atol=0.02)
     fasttx.unpatch(model)
