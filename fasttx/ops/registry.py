@@ -271,14 +271,15 @@ def _body(op: Op, direction: str, half: Half, names: list[str]) -> Callable[...,
 
 # ---------------------------------------------------------------------------------------------------- random state
 
-LIB.define("rng_state(Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag))
+# device by keyword: where torch.compile recomputes under a checkpoint it looks there for the generator to rewind
+LIB.define("rng_state(*, Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag))
 
 
-def _rng_state_fake(device: torch.device) -> Tensor:
+def _rng_state_fake(*, device: torch.device) -> Tensor:
     return torch.empty(2, dtype=torch.int64, device=device)
 
 
-def _rng_state(device: torch.device) -> Tensor:
+def _rng_state(*, device: torch.device) -> Tensor:
     """(seed, offset) from the device's own generator: as reproducible as torch.manual_seed, safe in CUDA graphs."""
     return torch.empty(2, dtype=torch.int64, device=device).random_()
 
@@ -289,5 +290,5 @@ torch.library.register_fake("fasttx::rng_state", _rng_state_fake, lib=LIB)
 
 def new_rng_state(device: torch.device) -> Tensor:
     """A fresh dropout state: int64 (2,) on `device`, (seed, offset), which kernels read by pointer."""
-    return torch.ops.fasttx.rng_state.default(device)
+    return torch.ops.fasttx.rng_state.default(device=device)
 
