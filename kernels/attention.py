@@ -278,7 +278,11 @@ def attention_fwd(
     varlen = cu_seqlens_q is not None
     num_heads, head_dim, head_dim_v = q.shape[-2], q.shape[-1], v.shape[-1]
     batch = cu_seqlens_q.shape[0] - 1 if cu_seqlens_q is not None else q.shape[0]
-    tile = config("fwd", max(head_dim, head_dim_v), q.element_size(), arch_of(q.device), max_seqlen_q, max_seqlen_k)
+    window = window_left >= 0 or window_right >= 0
+    tile = config(
+        "fwd", max(head_dim, head_dim_v), q.element_size(), arch_of(q.device), max_seqlen_q, max_seqlen_k,
+        masked=window or attn_bias is not None,
+    )  # fmt: skip
     programs = batch * num_heads * triton.cdiv(max_seqlen_q, tile.block_m)
     if programs == 0:
         return
@@ -289,7 +293,7 @@ def attention_fwd(
         num_heads, max_seqlen_q, max_seqlen_k, q.shape[0], softmax_scale, *window_limits(window_left, window_right),
         HEAD_DIM=head_dim, HEAD_DIM_V=head_dim_v, BLOCK_D=power_of_two(head_dim), BLOCK_DV=power_of_two(head_dim_v),
         GROUP=num_heads // k.shape[-2], FOLD_SCALE=folds_scale(attn_bias, softmax_scale), KEY_MASK=bias[2] == 0,
-        WINDOW=window_left >= 0 or window_right >= 0, THRESHOLD=dropout_threshold(dropout_p), PRECISION=precision_of(q),
+        WINDOW=window, THRESHOLD=dropout_threshold(dropout_p), PRECISION=precision_of(q),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
         maxnreg=tile.max_registers,
     )  # fmt: skip

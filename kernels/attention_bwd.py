@@ -389,12 +389,14 @@ def attention_bwd(
     batch = cu_seqlens_q.shape[0] - 1 if cu_seqlens_q is not None else q.shape[0]
     if dout.stride(-1) != 1:
         dout = dout.contiguous()
-    widest, arch = max(head_dim, head_dim_v), arch_of(q.device)
-    tile = config("dkdv", widest, q.element_size(), arch, max_seqlen_q, max_seqlen_k)
+    bias = bias_strides(attn_bias)
+    window = window_left >= 0 or window_right >= 0
+    size = (max(head_dim, head_dim_v), q.element_size(), arch_of(q.device), max_seqlen_q, max_seqlen_k)
+    masked = window or bias[2] != 0
+    tile = config("dkdv", *size, masked=masked)
     blocks_k = triton.cdiv(max_seqlen_k, tile.block_n)
     if batch == 0:
         return
-    bias = bias_strides(attn_bias)
     shape = (num_heads, max_seqlen_q, max_seqlen_k, q.shape[0], softmax_scale, *window_limits(window_left, window_right))
     by_stride = (*strides(dout, varlen), *strides(q, varlen), *strides(k, varlen), *strides(v, varlen), *bias)
     masks = (attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state)
@@ -402,7 +404,7 @@ def attention_bwd(
         "HEAD_DIM": head_dim, "HEAD_DIM_V": head_dim_v,
         "BLOCK_D": power_of_two(head_dim), "BLOCK_DV": power_of_two(head_dim_v), "GROUP": num_heads // heads_k,
         "FOLD_SCALE": folds_scale(attn_bias, softmax_scale), "KEY_MASK": bias[2] == 0,
-        "WINDOW": window_left >= 0 or window_right >= 0, "THRESHOLD": dropout_threshold(dropout_p),
+        "WINDOW": window, "THRESHOLD": dropout_threshold(dropout_p),
         "PRECISION": precision_of(q),
     }  # fmt: skip
 
@@ -428,7 +430,7 @@ def attention_bwd(
     if dq_sum is not dq:
         dq.copy_(dq_sum)
     if mode == DQ_NONE.value:
-        tile = config("dq", widest, q.element_size(), arch, max_seqlen_q, max_seqlen_k)
+        tile = config("dq", *size, masked=masked)
         attention_bwd_dq_kernel[(batch * num_heads * triton.cdiv(max_seqlen_q, tile.block_m),)](
             dq, dout, q, k, v, delta, softmax_lse, *masks, *by_stride, *shape, **constants,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,

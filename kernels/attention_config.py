@@ -29,42 +29,61 @@ class Config(NamedTuple):
 # (kernel, arch, widest head dim up to) -> tile, for 2-byte types. kernel: fwd; dkdv: one key block at a time, with dq by
 # atomics or written directly; dq: the second pass of the deterministic backward.
 TABLE: dict[tuple[str, int, int], Config] = {
-    ("fwd", 80, 32): Config(128, 64, 4, 3),
-    ("fwd", 80, 64): Config(128, 64, 4, 3),
+    ("fwd", 80, 32): Config(128, 64, 8, 3),
+    ("fwd", 80, 64): Config(128, 64, 8, 3),
     ("fwd", 80, 128): Config(128, 64, 8, 2),
-    ("fwd", 80, 256): Config(64, 32, 4, 2),
-    ("fwd", 90, 32): Config(128, 128, 8, 3),
-    ("fwd", 90, 64): Config(128, 128, 8, 3),
+    ("fwd", 80, 256): Config(64, 32, 8, 1),
+    ("fwd", 90, 32): Config(128, 64, 8, 3, max_registers=128),
+    ("fwd", 90, 64): Config(128, 64, 8, 3, max_registers=128),
     ("fwd", 90, 128): Config(128, 128, 8, 2),
     ("fwd", 90, 256): Config(128, 64, 8, 2),
     ("fwd", 100, 32): Config(128, 128, 8, 3),
     ("fwd", 100, 64): Config(128, 128, 8, 3),
     ("fwd", 100, 128): Config(128, 64, 8, 2),
-    ("fwd", 100, 256): Config(128, 64, 8, 2),
-    ("dkdv", 80, 32): Config(64, 128, 8, 2),
-    ("dkdv", 80, 64): Config(64, 128, 8, 2),
-    ("dkdv", 80, 128): Config(32, 64, 8, 2),
-    ("dkdv", 80, 256): Config(16, 32, 4, 1),
+    ("fwd", 100, 256): Config(128, 64, 8, 1),
+    ("dkdv", 80, 32): Config(32, 128, 8, 2, True),
+    ("dkdv", 80, 64): Config(32, 128, 8, 2),
+    ("dkdv", 80, 128): Config(32, 64, 8, 1),
+    ("dkdv", 80, 256): Config(16, 32, 8, 1),
     ("dkdv", 90, 32): Config(64, 128, 8, 2, True),
     ("dkdv", 90, 64): Config(64, 128, 8, 2, True),
-    ("dkdv", 90, 128): Config(64, 128, 8, 1, True),
-    ("dkdv", 90, 256): Config(64, 64, 8, 1, True),
+    ("dkdv", 90, 128): Config(64, 64, 8, 1),
+    ("dkdv", 90, 256): Config(32, 64, 8, 1),
     ("dkdv", 100, 32): Config(64, 128, 8, 2, True),
     ("dkdv", 100, 64): Config(64, 128, 8, 2, True),
-    ("dkdv", 100, 128): Config(64, 128, 8, 1, True),
-    ("dkdv", 100, 256): Config(32, 64, 8, 1, True),
-    ("dq", 80, 32): Config(128, 64, 8, 2),
-    ("dq", 80, 64): Config(128, 64, 8, 2),
-    ("dq", 80, 128): Config(64, 32, 4, 2),
-    ("dq", 80, 256): Config(32, 32, 4, 1),
+    ("dkdv", 100, 128): Config(64, 64, 8, 1, True),
+    ("dkdv", 100, 256): Config(32, 32, 8, 1),
+    ("dq", 80, 32): Config(64, 64, 8, 2),
+    ("dq", 80, 64): Config(64, 64, 8, 2),
+    ("dq", 80, 128): Config(64, 32, 8, 1),
+    ("dq", 80, 256): Config(32, 32, 8, 1),
     ("dq", 90, 32): Config(128, 64, 8, 2),
     ("dq", 90, 64): Config(128, 64, 8, 2),
-    ("dq", 90, 128): Config(128, 64, 8, 2),
-    ("dq", 90, 256): Config(64, 64, 4, 1),
+    ("dq", 90, 128): Config(128, 64, 8, 1),
+    ("dq", 90, 256): Config(64, 32, 8, 1),
     ("dq", 100, 32): Config(128, 64, 8, 2),
     ("dq", 100, 64): Config(128, 64, 8, 2),
-    ("dq", 100, 128): Config(128, 64, 8, 2),
-    ("dq", 100, 256): Config(64, 32, 4, 1),
+    ("dq", 100, 128): Config(128, 64, 8, 1),
+    ("dq", 100, 256): Config(64, 32, 8, 1),
+}
+
+# Where a score costs more registers: a window or a mask that is loaded by tiles (forward: any mask). Else TABLE.
+TABLE_MASKED: dict[tuple[str, int, int], Config] = {
+    ("fwd", 80, 128): Config(128, 32, 8, 2),
+    ("fwd", 90, 32): Config(128, 64, 8, 3),
+    ("fwd", 90, 64): Config(128, 64, 8, 3),
+    ("fwd", 90, 128): Config(128, 64, 8, 2),
+    ("fwd", 100, 32): Config(128, 64, 8, 3),
+    ("fwd", 100, 64): Config(128, 64, 8, 3),
+    ("fwd", 100, 128): Config(128, 32, 8, 2),
+    ("dkdv", 80, 64): Config(32, 64, 8, 2),
+    ("dkdv", 80, 128): Config(32, 32, 8, 1),
+    ("dkdv", 90, 32): Config(64, 64, 8, 2),
+    ("dkdv", 90, 64): Config(64, 64, 8, 2),
+    ("dkdv", 100, 32): Config(64, 64, 8, 2),
+    ("dkdv", 100, 64): Config(64, 64, 8, 1),
+    ("dq", 80, 32): Config(64, 32, 8, 2),
+    ("dq", 80, 64): Config(64, 32, 8, 2),
 }
 
 # float32 multiplies on the vector units (or as tf32): small tiles, the operands are twice as wide.
@@ -87,7 +106,7 @@ def power_of_two(n: int) -> int:
 
 
 def config(
-    kernel: str, head_dim: int, itemsize: int, arch: int, max_seqlen_q: int, max_seqlen_k: int
+    kernel: str, head_dim: int, itemsize: int, arch: int, max_seqlen_q: int, max_seqlen_k: int, masked: bool = False
 ) -> Config:
     """Tile of a kernel.
 
@@ -97,15 +116,15 @@ def config(
         itemsize: bytes of an element of q.
         arch: compute capability, times ten.
         max_seqlen_q, max_seqlen_k: blocks are no larger than these need (at least 16 rows; 32 keys, as dropout does).
+        masked: there is a window, or a mask that is loaded by tiles (forward: any mask).
     """
     if itemsize == 4:
-        found = next(c for (name, d), c in TABLE_FP32.items() if name == kernel and head_dim <= d)
+        found = TABLE_FP32[kernel, 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256]
     else:
-        row = 80 if arch < 90 else 90 if arch < 100 else 100
-        # the consumer chips (8.6, 8.9, 12.x) have 100 KiB of shared memory and no wgmma / tcgen05
-        if arch >= 120:
-            row = 80
-        found = next(c for (name, a, d), c in TABLE.items() if name == kernel and a == row and head_dim <= d)
+        # the consumer chips (8.6, 8.9, 12.x) have 100 KiB of shared memory and neither wgmma nor tcgen05
+        row = 100 if 100 <= arch < 120 else 90 if 90 <= arch < 100 else 80
+        key = kernel, row, 32 if head_dim <= 32 else 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
+        found = (TABLE_MASKED.get(key) if masked else None) or TABLE[key]
     block_m = min(found.block_m, power_of_two(max_seqlen_q))
     block_n = min(found.block_n, max(32, power_of_two(max_seqlen_k)))
     # a warp wants at least 16 rows of its own; fewer warps, too, wait less for each other at short lengths

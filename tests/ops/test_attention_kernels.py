@@ -33,7 +33,7 @@ def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 def use_tile(monkeypatch: pytest.MonkeyPatch, tile: Config) -> None:
     for module in (attention, attention_bwd):
-        monkeypatch.setattr(module, "config", lambda *args: tile)
+        monkeypatch.setattr(module, "config", lambda *args, **kwargs: tile)
 
 
 # 15, 16, 17 and 31, 32, 33 stand around one tile, 40 x 70 has a ragged last one both ways; 1 is the least
