@@ -211,7 +211,7 @@ def _forward_narrow(
     if PROBS or SMOOTHED:
         t_ptrs = t_ptr + rows[:, None] * stride_t + cols
         coef = _coefficients(t_ptrs, w_ptr, cols, valid, smoothing, per_class, PROBS, WEIGHTED)
-        loss = tl.sum(tl.where(valid, coef * ((log_sum + top)[:, None] - x), 0.0), 1)
+        loss = tl.sum(tl.where(valid, coef * (log_sum[:, None] - (x - top[:, None])), 0.0), 1)
     w_y = tl.where(read, 1.0, 0.0)
     if not PROBS:
         inside = (y >= 0) & (y < n_cols)
