@@ -18,15 +18,15 @@ _wrapper: Any = None
 def patch_transformers(**options: Any) -> None:
     """Patch every model that ``from_pretrained`` returns from now on, in this process.
 
-    ``PreTrainedModel.from_pretrained`` is wrapped; Auto classes, pipelines and sentence-transformers all end there.  Models
-    of families that fasttx does not know load as before.  A second call changes the options.
+    ``PreTrainedModel.from_pretrained`` is wrapped; Auto classes, pipelines and sentence-transformers all end there.
+    Models of families that fasttx does not know load as before. A second call changes the options.
 
     Args:
         **options: arguments of :func:`fasttx.patch`.
     """
     global _original, _wrapper
     if options.get("strict"):
-        raise ValueError("strict: got True; models that fasttx does not know must load too, so only False is allowed here")
+        raise ValueError("strict: got True; only False is allowed here, as models of other families must load too")
     Options(**options)
     if _original is None:
         _original = PreTrainedModel.__dict__["from_pretrained"]
@@ -42,7 +42,7 @@ def patch_transformers(**options: Any) -> None:
         return result
 
     _wrapper = classmethod(from_pretrained)
-    PreTrainedModel.from_pretrained = _wrapper  # type: ignore[method-assign]
+    PreTrainedModel.from_pretrained = _wrapper
 
 
 def unpatch_transformers() -> None:
@@ -55,6 +55,6 @@ def unpatch_transformers() -> None:
     if _original is None:
         raise ValueError("unpatch_transformers: patch_transformers() is not in force")
     if PreTrainedModel.__dict__["from_pretrained"] is not _wrapper:
-        raise ValueError("unpatch_transformers: something else has replaced PreTrainedModel.from_pretrained since; undo it first")
-    PreTrainedModel.from_pretrained = _original  # type: ignore[method-assign]
+        raise ValueError("unpatch_transformers: PreTrainedModel.from_pretrained was replaced since; undo that first")
+    PreTrainedModel.from_pretrained = _original
     _original = _wrapper = None

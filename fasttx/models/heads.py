@@ -1,10 +1,10 @@
 """The losses of transformers' heads, by kind.
 
-A patched head calls transformers' own forward without labels, computes the loss from the logits with fasttx's functions and
-returns the same output type.  What differs between heads is a row of :data:`KINDS`.
+A patched head calls transformers' own forward without labels, computes the loss from the logits with fasttx's
+functions and returns the same output type. What differs between heads is a row of :data:`KINDS`.
 
-``loss="correct"``: the head's own mean over what is labelled, times (labels != -100).sum() / num_items_in_batch when the
-caller passes that number (Trainer does; without this factor the loss of transformers 5's encoders grows with the
+``loss="correct"``: the head's own mean over what is labelled, times (labels != -100).sum() / num_items_in_batch when
+the caller passes that number (Trainer does; without this factor the loss of transformers 5's encoders grows with the
 accumulation steps and the number of processes), and 0 with zero gradients where nothing is labelled.
 ``loss="hf"``: transformers' own value, NaN where nothing is labelled.
 """
@@ -69,7 +69,7 @@ class Kind:
 
 
 def _mean_cross_entropy(logits: Tensor, labels: Tensor, correct: bool, ignore_index: int = IGNORE) -> Tensor:
-    """Cross-entropy, averaged over the labels that are not `ignore_index`; logits (n_rows, n_cols), labels (n_rows,)."""
+    """Cross-entropy, averaged over the labels that are not ignored; logits (n_rows, n_cols), labels (n_rows,)."""
     labels = labels.to(logits.device)
     if not correct:
         return cross_entropy(logits, labels, ignore_index=ignore_index)
@@ -144,7 +144,7 @@ def _replaced_token_detection(call: Call) -> Tensor:
     mask = call.arguments.get("attention_mask")
     if mask is None:
         return binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-    # Weights in place of a gather: no size that depends on the data. In fp32, as the sum may pass fp16's largest number.
+    # Weights in place of a gather: no size depends on the data. In fp32, as the sum may pass fp16's largest number.
     active = (mask.view(-1, logits.shape[1]) == 1).to(logits.device)
     weight = active.float()
     target = torch.where(active, labels, torch.zeros_like(labels)).float()
@@ -206,8 +206,8 @@ def _scaled(loss: Tensor, labels: Tensor, num_items: Tensor | int) -> Tensor:
 def replacement_class(original: type, kind_name: str, module: str) -> type:
     """The subclass of a transformers head that a patched model's class is set to.
 
-    It has the same name (config.architectures, pipelines and Trainer go by it), the same signature of forward, and is found
-    by pickle as an attribute of `module`.  An instance that carries no patch behaves as `original` does.
+    It has the same name (config.architectures, pipelines and Trainer go by it), the same signature of forward, and is
+    found by pickle as an attribute of `module`. An instance that carries no patch behaves as `original` does.
     """
     kind = KINDS[kind_name]
     original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from .options import run_as_asked
 NAME = "fasttx"
 
 UNSUPPORTED = ("sliding_window", "softcap", "position_bias", "s_aux", "sinks", "head_mask", "block_mask")
-"""Arguments of other models' attention that change the result and are not implemented: given and not None is an error."""
+"""Arguments of other models' attention that change the result and are not implemented: only None is allowed."""
 
 
 def fasttx_mask(**arguments: Any) -> Tensor | None:
@@ -38,7 +38,7 @@ def fasttx_mask(**arguments: Any) -> Tensor | None:
     )
     if padding_only and mask is None:
         return None
-    if padding_only and mask.dim() == 2 and mask.shape[-1] == arguments["kv_length"]:
+    if padding_only and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[-1] == arguments["kv_length"]:
         return mask
     return sdpa_mask(**arguments)
 
@@ -61,7 +61,8 @@ def _bias(mask: Tensor | None, batch: int, key_length: int) -> Tensor | None:
         )
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise ValueError(
-            f"attention_mask: got dtype {mask.dtype}; a four-dimensional mask is bool (True = attend) or floating (added)"
+            f"attention_mask: got dtype {mask.dtype}; a four-dimensional mask is bool (True = attend) or floating "
+            "(added to the scores)"
         )
     return mask
 

@@ -1,59 +1,27 @@
-"""The patch engine: one for all families; what it knows about them is the data in the family files.
+"""Patching and unpatching: one engine for all families; what it knows about them is the data in the family files.
 
-A patch is planned first, with every check, and nothing is changed; then it is carried out by plain assignments.  Each touched
-module carries its own undo record (``_fasttx``), so that deepcopy and pickle take it along, and a part of a patched model
-can be unpatched.
+A patch is planned first, with every check, and nothing is changed; then it is carried out by plain assignments. Each
+touched module carries its own undo record (``_fasttx``), so that deepcopy and pickle take it along, and a part of a
+patched model can be unpatched.
 
-The attention is switched on in the config, where transformers looks it up.  As models may share one config object, a patched
-model gets a copy of its own, and gets the original object back from :func:`unpatch`.
+The attention is switched on in the config, where transformers looks it up. As models may share one config object, a
+patched model gets a copy of its own, and gets the original object back from :func:`unpatch`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
-from . import bert, data2vec, electra, ernie, roberta
-from .expected import expected_backend
-from .family import Family
 from .heads import KINDS
 from .hf_attention import NAME
 from .options import ModulePatch, Options
-from .report import Report, Row
-
-DATA = (bert, roberta, electra, ernie, data2vec)
-FAMILIES: tuple[Family, ...] = tuple(family for module in DATA for family in module.FAMILIES)
-
-_ATTENTION = {(family.source, name): family for family in FAMILIES for name in family.attention}
-_HEADS = {
-    (family.source, name): (module, kind)
-    for module in DATA
-    for family in module.FAMILIES
-    for name, kind in family.heads.items()
-}
-_BARE = {(family.source, family.bare) for family in FAMILIES}
-_ATTENTION_SETTING = "_attn_implementation_internal"
-
-
-@dataclass
-class _Plan:
-    """Everything that a patch will assign, and the report of it."""
-
-    report: Report
-    configs: list[tuple[nn.Module, ModulePatch]] = field(default_factory=list)
-    attention: list[nn.Module] = field(default_factory=list)
-    heads: list[tuple[nn.Module, type]] = field(default_factory=list)
-
-
-def _key(cls: type) -> tuple[str, str]:
-    return cls.__module__, cls.__name__
+from .plan import ATTENTION_SETTING, FAMILIES, Plan, make_plan
+from .report import Report
 
 
 def _root(model: Any) -> nn.Module:
@@ -61,8 +29,8 @@ def _root(model: Any) -> nn.Module:
     root = model if isinstance(model, nn.Module) else getattr(model, "model", None)
     if not isinstance(root, nn.Module):
         raise ValueError(
-            f"model: got {type(model).__name__}; allowed are a transformers model and whatever holds one: a PEFT model, "
-            "a sentence-transformers model or CrossEncoder, a pipeline, any torch.nn.Module"
+            f"model: got {type(model).__name__}; allowed are a transformers model and whatever holds one: a PEFT "
+            "model, a sentence-transformers model or CrossEncoder, a pipeline, any torch.nn.Module"
         )
     return root
 
@@ -71,115 +39,10 @@ def _marks(root: nn.Module) -> list[tuple[nn.Module, ModulePatch]]:
     return [(m, m.__dict__["_fasttx"]) for m in root.modules() if "_fasttx" in m.__dict__]
 
 
-# ------------------------------------------------------------------------------------------------------------ planning
-
-
-def _plan(root: nn.Module, options: Options) -> _Plan:
-    models = [(name, m) for name, m in root.named_modules() if isinstance(m, PreTrainedModel)]
-    if not models:
-        names = ", ".join(family.name for family in FAMILIES)
-        raise ValueError(
-            f"model: {type(root).__name__} holds no transformers model; allowed are models of {names}, also inside PEFT, "
-            "sentence-transformers or any other torch.nn.Module"
-        )
-    plan = _Plan(Report(type(root).__name__))
-    known: set[int] = set()  # ids of the configs of models that have attention of a known family
-    for name, module in root.named_modules():
-        cls = _unwrapped(type(module))
-        if _key(cls) in _ATTENTION:
-            known.add(id(module.config))
-            if options.attention:
-                _plan_attention(plan, name, module, options)
-        elif options.attention and (base := _known_base(cls, _ATTENTION)):
-            reason = f"is a subclass of {base.__name__}; only transformers' own class is matched"
-            plan.report.rows.append(Row(name, cls.__name__, None, "", reason))
-        if isinstance(module, PreTrainedModel) and options.loss is not None:
-            _plan_head(plan, name, module, options)
-    for name, module in models:
-        family_known = id(module.config) in known
-        inside_known = any(name.startswith(f"{outer}.") or not outer for outer, m in models if id(m.config) in known)
-        if not family_known and not inside_known and not _covers_known(module, known):
-            reason = (
-                f"model_type {module.config.model_type!r} is not one of fasttx's families; its attention alone may work with "
-                f"model.set_attn_implementation({NAME!r})"
-            )
-            plan.report.rows.append(Row(name, type(module).__name__, None, "", reason))
-    if plan.attention:
-        marks = {id(m.config): _exchange(m.config, options) for m in plan.attention}
-        for module in root.modules():
-            mark = marks.get(id(module.__dict__.get("config")))
-            if mark is not None:
-                plan.configs.append((module, mark))
-    return plan
-
-
-def _covers_known(model: PreTrainedModel, known: set[int]) -> bool:
-    """Whether `model` is a container (an encoder-decoder, say) around a model that is patched."""
-    return any(id(m.__dict__.get("config")) in known for m in model.modules())
-
-
-def _unwrapped(cls: type) -> type:
-    """The class under the one that fully_shard puts on top (FSDP<name>)."""
-    if cls.__name__.startswith("FSDP") and any(base.__name__ == "FSDPModule" for base in cls.__bases__):
-        return next(base for base in cls.__bases__ if base.__name__ != "FSDPModule")
-    return cls
-
-
-def _known_base(cls: type, table: dict[tuple[str, str], Any]) -> type | None:
-    return next((base for base in cls.__mro__[1:] if _key(base) in table), None)
-
-
-def _plan_attention(plan: _Plan, name: str, module: nn.Module, options: Options) -> None:
-    config: Any = module.config
-    now = config._attn_implementation
-    if config.output_attentions and now in ("eager", None):
-        # transformers refuses to save or validate a config with output_attentions under any other implementation
-        reason = "config.output_attentions is set, which transformers allows with eager only; pass it to the call instead"
-        plan.report.rows.append(Row(name, f"attention: {now}", None, "", reason))
-        return
-    plan.attention.append(module)
-    backend = expected_backend("attention", options.backend, module)
-    plan.report.rows.append(Row(name, f"attention: {now}", f"attention: {NAME}", backend, ""))
-
-
-def _plan_head(plan: _Plan, name: str, module: PreTrainedModel, options: Options) -> None:
-    cls = type(module)
-    entry = _HEADS.get(_key(cls))
-    if entry is None:
-        base = _known_base(cls, _HEADS)
-        if base is not None:
-            reason = f"is a subclass of {base.__name__}; only transformers' own class is matched"
-            if _unwrapped(cls) is not cls:
-                reason = "was wrapped by fully_shard; patch first, then fully_shard"
-            plan.report.rows.append(Row(name, f"loss of {cls.__name__}", None, "", reason))
-        return
-    data, kind_name = entry
-    kind = KINDS[kind_name]
-    if "forward" in module.__dict__:
-        reason = "its forward was replaced on the instance (accelerate does that); patch before it is prepared"
-        plan.report.rows.append(Row(name, f"loss of {cls.__name__}", None, "", reason))
-        return
-    plan.heads.append((module, getattr(data, cls.__name__)))
-    if kind.counted is None:
-        reason = "as in transformers" if options.loss == "hf" else "as in transformers; 0 where nothing is labelled"
-    elif options.loss == "hf":
-        reason = "loss='hf': transformers' value, which ignores num_items_in_batch"
-    else:
-        reason = "loss='correct': honours num_items_in_batch; 0 where nothing is labelled"
-    backend = expected_backend(kind.op, options.backend, module)
-    plan.report.rows.append(Row(name, f"loss of {cls.__name__}", kind.op, backend, reason))
-
-
-def _exchange(config: Any, options: Options) -> ModulePatch:
-    own = copy.copy(config)
-    own.__dict__[_ATTENTION_SETTING] = NAME
-    return ModulePatch(options, own, config, dict(own.__dict__))
-
-
 # ------------------------------------------------------------------------------------------------- doing and undoing
 
 
-def _carry_out(plan: _Plan, options: Options) -> None:
+def _carry_out(plan: Plan, options: Options) -> None:
     done: list[nn.Module] = []
     plain = ModulePatch(options)
     try:
@@ -215,7 +78,7 @@ def _carry_back(mark: ModulePatch) -> None:
     missing = object()
     for name in mark.snapshot.keys() | own.keys():
         value = own.get(name, missing)
-        if value is mark.snapshot.get(name, missing) or name == _ATTENTION_SETTING:
+        if value is mark.snapshot.get(name, missing) or name == ATTENTION_SETTING:
             continue
         if value is missing:
             original.pop(name, None)
@@ -248,16 +111,17 @@ def patch(
 ) -> Report:
     """Run a transformers model's attention and losses on fasttx, in place; :func:`unpatch` undoes it.
 
-    State-dict keys, ``save_pretrained``, deepcopy, pickling, class names and forward signatures stay as they are.  A model
-    that is patched already is unpatched first, so that the last call's options hold.  Other parts of a layer (padding
-    removal, layer norm, MLP, QKV, MLM head) are not replaced in this version; their arguments will follow with them.
+    State-dict keys, ``save_pretrained``, deepcopy, pickling, class names and forward signatures stay as they are. A
+    model that is patched already is unpatched first, so that the last call's options hold. Other parts of a layer
+    (padding removal, layer norm, MLP, QKV, MLM head) are not replaced in this version; their arguments ``unpad``,
+    ``norm``, ``mlp``, ``qkv`` and ``mlm_head`` follow with them, and are a TypeError until then.
 
     Args:
         model: a transformers model, or anything that holds some: a PEFT model, a SentenceTransformer or CrossEncoder, a
             pipeline, any ``torch.nn.Module``.
         attention: use ``attn_implementation="fasttx"`` in this model only.
-        loss: ``"correct"``: the head's mean times (labels != -100).sum() / num_items_in_batch where that number is passed,
-            and 0 where nothing is labelled; ``"hf"``: exactly transformers' value; None: leave the heads alone.
+        loss: ``"correct"``: the head's mean times (labels != -100).sum() / num_items_in_batch where that number is
+            passed, and 0 where nothing is labelled; ``"hf"``: exactly transformers' value; None: leave the heads alone.
         backend: ``"auto"``, or ``"cuda"``, ``"triton"``, ``"torch"`` to force one for this model.
         deterministic: True asks for bitwise reproducible gradients; None follows
             ``torch.are_deterministic_algorithms_enabled()``.
@@ -267,8 +131,8 @@ def patch(
         A report: ``print`` it; ``rows`` and ``to_dict()`` hold the same.
 
     Raises:
-        ValueError: `model` holds no transformers model; an argument has a value that is not allowed; with `strict`, nothing
-            could be replaced.  The model is then as it was.
+        ValueError: `model` holds no transformers model; an argument has a value that is not allowed; with `strict`,
+            nothing could be replaced. The model is then as it was.
         TypeError: an unknown argument, or one of another type.
     """
     options = Options(attention, loss, backend, deterministic, strict)
@@ -281,13 +145,13 @@ def patch(
         try:
             return _patch_plain(root, options)
         except BaseException:
-            _carry_out(_plan(root, old), old)
+            _carry_out(make_plan(root, old), old)
             raise
     return _patch_plain(root, options)
 
 
 def _patch_plain(root: nn.Module, options: Options) -> Report:
-    plan = _plan(root, options)
+    plan = make_plan(root, options)
     if not plan.report.replaced:
         reasons = "; ".join(plan.report.reasons()) or "no attention or loss was found"
         message = f"fasttx.patch replaced nothing in {type(root).__name__}: {reasons}"
@@ -333,15 +197,15 @@ def patched(model: Any, **options: Any) -> Iterator[Report]:
             unpatch(model)
         if before is not None:
             root = _root(model)
-            _carry_out(_plan(root, before), before)
+            _carry_out(make_plan(root, before), before)
 
 
 def supported() -> list[dict[str, str]]:
     """What :func:`patch` can replace: one row per family and class.
 
     Returns:
-        Dictionaries with ``family``, ``model_type``, ``class``, ``attention`` (attn_implementation) and ``loss`` (the functions
-        that compute it, "" for a model without a head).
+        Dictionaries with ``family``, ``model_type``, ``class``, ``attention`` (attn_implementation) and ``loss`` (the
+        functions that compute it, "" for a model without a head).
     """
     rows = []
     for family in FAMILIES:

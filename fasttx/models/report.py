@@ -64,7 +64,7 @@ class Report:
         return [row for row in self.rows if not row.replaced]
 
     def reasons(self) -> list[str]:
-        """"module: reason" for what was left alone, layers of the same kind together."""
+        """ "module: reason" for what was left alone, layers of the same kind together."""
         return [f"{cells[0]}: {cells[-1]}" for cells in _collapsed(self.left_alone)]
 
     def to_dict(self) -> dict[str, Any]:

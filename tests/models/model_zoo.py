@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from fasttx.models.family import Family
-from fasttx.models.patch import FAMILIES
+from fasttx.models.plan import FAMILIES
 
 VOCAB = 99
 LENGTHS = (11, 4, 7)  # padded to the longest, which is odd
@@ -121,3 +121,13 @@ def predictions(output: Any, mask: Tensor) -> dict[str, Tensor]:
         per_token = value.shape[:2] == mask.shape
         found[name] = value[mask.bool()] if per_token else value
     return found
+
+
+def attention_of(model: Any) -> str:
+    return model.config._attn_implementation
+
+
+def distilbert() -> Any:
+    return transformers.DistilBertModel(
+        transformers.DistilBertConfig(vocab_size=9, dim=8, n_heads=2, n_layers=1, hidden_dim=8)
+    )

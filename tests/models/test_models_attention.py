@@ -31,7 +31,14 @@ def masks() -> dict[str, Any]:
     full = torch.rand(2, 4, 5, 7) > 0.4
     full[..., 0] = True
     additive = torch.randn(2, 1, 5, 7)
-    return {"none": None, "2d": keys, "2d_int": keys.long(), "4d_key": keys[:, None, None], "4d": full, "float": additive}
+    return {
+        "none": None,
+        "2d": keys,
+        "2d_int": keys.long(),
+        "4d_key": keys[:, None, None],
+        "4d": full,
+        "float": additive,
+    }
 
 
 @pytest.mark.parametrize("name", ["none", "2d", "2d_int", "4d_key", "4d", "float"])

@@ -152,7 +152,8 @@ def test_output_attentions_and_hidden_states(cls: str, how: str) -> None:
     mask = zoo.padding_mask().bool()
     want = model(**inputs, **arguments)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fasttx.patch replaced nothing")  # a bare model with eager in its config
+        # a bare model whose config demands eager
+        warnings.filterwarnings("ignore", message="fasttx.patch replaced nothing")
         fasttx.patch(model)
     got = model(**inputs, **arguments)
     assert len(got.attentions) == 2 and len(got.hidden_states) == 3

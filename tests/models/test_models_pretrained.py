@@ -19,7 +19,7 @@ SHA256 = ("53aa5117", "d9db")  # how the hash of the weights that these tests we
 SENTENCES = [
     "A man is eating food.",
     "Someone eats a meal.",
-    "The Riemann hypothesis concerns the zeros of a complex function, and nobody has proved it so far; many have tried.",
+    "The Riemann hypothesis concerns the zeros of a complex function, and nobody has proved it so far; many tried.",
     "Yes.",
     "It rains in the mountains today, so we stay at home and read the book that you gave us last winter.",
 ]

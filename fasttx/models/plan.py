@@ -1,0 +1,152 @@
+"""What a patch will replace in a model, and why it leaves the rest alone: decided before anything is changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from . import bert, data2vec, electra, ernie, roberta
+from .expected import expected_backend
+from .family import Family
+from .heads import KINDS
+from .hf_attention import NAME
+from .options import ModulePatch, Options
+from .report import Report, Row
+
+DATA = (bert, roberta, electra, ernie, data2vec)
+FAMILIES: tuple[Family, ...] = tuple(family for module in DATA for family in module.FAMILIES)
+
+_ATTENTION = {(family.source, name): family for family in FAMILIES for name in family.attention}
+_HEADS = {
+    (family.source, name): (module, kind)
+    for module in DATA
+    for family in module.FAMILIES
+    for name, kind in family.heads.items()
+}
+ATTENTION_SETTING = "_attn_implementation_internal"
+
+
+@dataclass
+class Plan:
+    """Everything that a patch will assign, and the report of it."""
+
+    report: Report
+    configs: list[tuple[nn.Module, ModulePatch]] = field(default_factory=list)
+    attention: list[nn.Module] = field(default_factory=list)
+    heads: list[tuple[nn.Module, type]] = field(default_factory=list)
+
+
+def _key(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__name__
+
+
+def make_plan(root: nn.Module, options: Options) -> Plan:
+    """Look at every module of `root`; changes nothing.
+
+    Raises:
+        ValueError: there is no transformers model in `root`.
+    """
+    models = [(name, m) for name, m in root.named_modules() if isinstance(m, PreTrainedModel)]
+    if not models:
+        names = ", ".join(family.name for family in FAMILIES)
+        raise ValueError(
+            f"model: {type(root).__name__} holds no transformers model; allowed are models of {names}, also inside "
+            "PEFT, sentence-transformers or any other torch.nn.Module"
+        )
+    plan = Plan(Report(type(root).__name__))
+    known: set[int] = set()  # ids of the configs of models that have attention of a known family
+    for name, module in root.named_modules():
+        cls = _unwrapped(type(module))
+        if _key(cls) in _ATTENTION:
+            known.add(id(module.config))
+            if options.attention:
+                _plan_attention(plan, name, module, options)
+        elif options.attention and (base := _known_base(cls, _ATTENTION)):
+            reason = f"is a subclass of {base.__name__}; only transformers' own class is matched"
+            plan.report.rows.append(Row(name, cls.__name__, None, "", reason))
+        if isinstance(module, PreTrainedModel) and options.loss is not None:
+            _plan_head(plan, name, module, options)
+    for name, module in models:
+        family_known = id(module.config) in known
+        inside_known = any(name.startswith(f"{outer}.") or not outer for outer, m in models if id(m.config) in known)
+        if not family_known and not inside_known and not _covers_known(module, known):
+            reason = (
+                f"model_type {module.config.model_type!r} is not one of fasttx's families; its attention alone may "
+                f"work with model.set_attn_implementation({NAME!r})"
+            )
+            plan.report.rows.append(Row(name, type(module).__name__, None, "", reason))
+    if plan.attention:
+        marks = {id(m.config): _exchange(m.config, options) for m in plan.attention}
+        for module in root.modules():
+            mark = marks.get(id(module.__dict__.get("config")))
+            if mark is not None:
+                plan.configs.append((module, mark))
+    return plan
+
+
+def _covers_known(model: PreTrainedModel, known: set[int]) -> bool:
+    """Whether `model` is a container (an encoder-decoder, say) around a model that is patched."""
+    return any(id(m.__dict__.get("config")) in known for m in model.modules())
+
+
+def _unwrapped(cls: type) -> type:
+    """The class under the one that fully_shard puts on top (FSDP<name>)."""
+    if cls.__name__.startswith("FSDP") and any(base.__name__ == "FSDPModule" for base in cls.__bases__):
+        return next(base for base in cls.__bases__ if base.__name__ != "FSDPModule")
+    return cls
+
+
+def _known_base(cls: type, table: Mapping[tuple[str, str], Any]) -> type | None:
+    return next((base for base in cls.__mro__[1:] if _key(base) in table), None)
+
+
+def _plan_attention(plan: Plan, name: str, module: nn.Module, options: Options) -> None:
+    config: Any = module.config
+    now = config._attn_implementation
+    if config.output_attentions and now in ("eager", None):
+        # transformers refuses to save or validate a config with output_attentions under any other implementation
+        reason = "config.output_attentions is set, for which transformers demands eager; pass it to the call instead"
+        plan.report.rows.append(Row(name, f"attention: {now}", None, "", reason))
+        return
+    plan.attention.append(module)
+    backend = expected_backend("attention", options.backend, module)
+    plan.report.rows.append(Row(name, f"attention: {now}", f"attention: {NAME}", backend, ""))
+
+
+def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options) -> None:
+    cls = type(module)
+    entry = _HEADS.get(_key(cls))
+    if entry is None:
+        base = _known_base(cls, _HEADS)
+        if base is not None:
+            reason = f"is a subclass of {base.__name__}; only transformers' own class is matched"
+            if _unwrapped(cls) is not cls:
+                reason = "was wrapped by fully_shard; patch first, then fully_shard"
+            plan.report.rows.append(Row(name, f"loss of {cls.__name__}", None, "", reason))
+        return
+    data, kind_name = entry
+    kind = KINDS[kind_name]
+    if "forward" in module.__dict__:
+        reason = "its forward was replaced on the instance (accelerate does that); patch before it is prepared"
+        plan.report.rows.append(Row(name, f"loss of {cls.__name__}", None, "", reason))
+        return
+    plan.heads.append((module, getattr(data, cls.__name__)))
+    if kind.counted is None:
+        reason = "as in transformers" if options.loss == "hf" else "as in transformers; 0 where nothing is labelled"
+    elif options.loss == "hf":
+        reason = "loss='hf': transformers' value, which ignores num_items_in_batch"
+    else:
+        reason = "loss='correct': honours num_items_in_batch; 0 where nothing is labelled"
+    backend = expected_backend(kind.op, options.backend, module)
+    plan.report.rows.append(Row(name, f"loss of {cls.__name__}", kind.op, backend, reason))
+
+
+def _exchange(config: Any, options: Options) -> ModulePatch:
+    own = copy.copy(config)
+    own.__dict__[ATTENTION_SETTING] = NAME
+    return ModulePatch(options, own, config, dict(own.__dict__))
