@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,8 +71,8 @@ def capture() -> type[Graph]:
 
 
 @pytest.fixture
-def enough_memory(device: torch.device) -> Callable[[int], contextlib.AbstractContextManager[None]]:
-    """Skips, naming what is missing, where the device has less free memory than a test needs."""
+def enough_memory(device: torch.device) -> Callable[[int], None]:
+    """need(nbytes): skips, naming what is missing, where the device has less free memory."""
 
     def need(nbytes: int) -> None:
         if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < nbytes:

@@ -1,0 +1,67 @@
+"""The timer, the environment record and the workloads, on whatever device is there."""
+
+from __future__ import annotations
+
+import importlib
+import time
+
+import pytest
+import torch
+
+from bench.environment import commit, describe, rates
+from bench.timer import bytes_of, copies_for, interleaved
+from bench.workloads import WORKLOADS, select
+
+
+def test_bench_is_importable_both_ways() -> None:
+    for name in ("timer", "environment", "workloads", "kernels", "model", "host", "gpu_check", "compiled", "accuracy"):
+        assert (
+            importlib.import_module(f"fasttx.bench.{name}").__doc__ == importlib.import_module(f"bench.{name}").__doc__
+        )
+
+
+def test_slower_call_is_slower() -> None:
+    cpu = torch.device("cpu")
+    seen: list[int] = []
+    found = interleaved(
+        {"short": seen.append, "long": lambda _: time.sleep(0.004)}, cpu, rounds=4, copies=3, batch_ms=0.05
+    )
+    assert list(found) == ["short", "long"]
+    assert found["long"].median >= 3.9 > found["short"].median
+    assert found["long"].low <= found["long"].median <= found["long"].high
+    assert set(seen) == {0, 1, 2}  # cold: every slot is used
+    assert found["long"].rounds == 4 and found["long"].inner == 1
+
+
+def test_stops_when_time_is_spent() -> None:
+    found = interleaved({"a": lambda _: time.sleep(0.02)}, torch.device("cpu"), rounds=500, seconds=0.1)
+    assert 3 <= found["a"].rounds < 20
+
+
+def test_refuses_nothing() -> None:
+    with pytest.raises(ValueError, match="peers and rounds: got 0 peers"):
+        interleaved({}, torch.device("cpu"))
+
+
+def test_copies_exceed_the_cache() -> None:
+    cpu = torch.device("cpu")
+    x = torch.zeros(1000, dtype=torch.float32)
+    assert bytes_of(x, None, 3, x) == 8000
+    assert copies_for(cpu, 64 << 20) * (64 << 20) >= 2 * (128 << 20)
+    assert copies_for(cpu, 1) == 64 and copies_for(cpu, 1 << 40) == 1
+
+
+def test_environment(device: torch.device) -> None:
+    found = describe(device)
+    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
+    assert found["commit"] == commit() and found["cpu"]
+    assert all(rate > 0 for rate in rates(torch.device("cpu"), tiny=True).values())
+
+
+def test_workload_names() -> None:
+    names = [w.name for w in WORKLOADS]
+    assert len(set(names)) == len(names)
+    assert {w.op for w in WORKLOADS} == {"attention", "softmax", "cross_entropy", "binary_cross_entropy"}
+    assert [w.name for w in select("ragged-packed")] == ["attention-bert-base-s512-ragged-packed"]
+    with pytest.raises(ValueError, match="nothing matches 'no such'; there are attention-"):
+        select("no such")
