@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import scaled_dot_product_attention as _torch_attention
 
-from ..ops.attention import ATTENTION, differentiable_forward
+from ..ops.attention import ATTENTION, differentiable_forward, worth_slicing
 from ..ops.registry import forced_backend, new_rng_state
 
 _fwd = torch.ops.fasttx.attention_fwd.default
@@ -20,6 +20,8 @@ _bwd = torch.ops.fasttx.attention_bwd.default
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, torch._subclasses.FakeTensor})
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_SMALL = 80_000
+"""Scores of a call with dropout below which torch's own composition is faster on a CPU."""
 _kernel_for: dict[tuple[Any, ...], bool] = {}
 _deterministic: bool | None = None
 
@@ -136,8 +138,6 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def _has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """False where the op would only compose PyTorch's operators on a device whose own fused attention is faster."""
-    if q.device.type == "cpu" or forced_backend() != "auto":
-        return True
     if torch.compiler.is_compiling():
         return q.device.type == "cuda" and max(q.shape[-1], v.shape[-1]) <= 256
     key = (q.device, q.dtype, q.shape[-1], v.shape[-1])
@@ -147,13 +147,16 @@ def _has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return found
 
 
-def _torch_is_as_fast(q: Tensor, mask: Tensor | None, dropout_p: float) -> bool:
-    """On a CPU, q (batch, heads, L, E) stored in that order, nothing to gain, and our layout would cost a copy."""
-    if q.device.type != "cpu" or dropout_p > 0.0 or q.stride(1) < q.stride(2) or forced_backend() != "auto":
-        return False
+def _cpu_gains(q: Tensor, keys: int, mask: Tensor | None, dropout_p: float) -> bool:
+    """False where torch's own function is as fast on a CPU: it runs the very kernel that the op would run (no dropout, few
+    masked keys), or the call is so small that the op's fixed cost decides."""
+    if dropout_p > 0.0:
+        return torch.compiler.is_compiling() or q.numel() // q.shape[-1] * keys >= _SMALL
     if mask is None or mask.dtype != torch.bool or mask.shape[1:3] != (1, 1):
+        return False
+    if torch.compiler.is_compiling():
         return True
-    return not torch.compiler.is_compiling() and bool(mask.all())
+    return worth_slicing(mask.numel() - int(mask.count_nonzero()), mask.shape[0], q.shape[-1])
 
 
 def _last_dim_contiguous(x: Tensor) -> Tensor:
@@ -232,31 +235,31 @@ def scaled_dot_product_attention(
                 q, k, v = (x.view(*[1] * (4 - dims), *x.shape) if x.is_contiguous() else x[(None,) * (4 - dims)] for x in (q, k, v))
             elif q.shape[:-3] == k.shape[:-3] == v.shape[:-3]:
                 q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
-        out = _padded(q, k, v, mask, tuple(query.shape[:-3]), dropout_p, is_causal, scale, enable_gqa)
+        out = _padded(q, k, v, mask, query, dropout_p, is_causal, scale, enable_gqa)
         if out is not None:
             return out if dims == 4 else out.reshape(*query.shape[:-1], value.shape[-1])
     return _torch_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
 
 def _padded(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lead: tuple[int, ...], dropout_p: float, is_causal: bool,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query: Tensor, dropout_p: float, is_causal: bool,
     scale: float | None, enable_gqa: bool,
 ) -> Tensor | None:  # fmt: skip
     """(batch, heads, L, Ev) from (batch, heads, L, E); None where the call is torch's."""
-    if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
+    q_shape, k_shape, v_shape, dtype, device = q.shape, k.shape, v.shape, q.dtype, q.device
+    if len(q_shape) != 4 or len(k_shape) != 4 or len(v_shape) != 4:
         return None
-    batch, heads, rows, head_dim = q.shape
-    batch_k, heads_k, keys, head_dim_k = k.shape
-    dtype = q.dtype
+    batch, heads, rows, head_dim = q_shape
+    heads_k, keys = k_shape[1], k_shape[2]
     if (
         dtype not in _DTYPES
         or k.dtype is not dtype
         or v.dtype is not dtype
-        or k.device != q.device
-        or v.device != q.device
-        or batch_k != batch
-        or head_dim_k != head_dim
-        or v.shape[:3] != k.shape[:3]
+        or k.device != device
+        or v.device != device
+        or k_shape[0] != batch
+        or k_shape[3] != head_dim
+        or v_shape[:3] != k_shape[:3]
         or (heads_k != heads and not (enable_gqa and heads_k > 0 and heads % heads_k == 0))
         or q.numel() == 0
         or v.numel() == 0
@@ -264,16 +267,16 @@ def _padded(
     ):
         return None
     if mask is not None:
-        if is_causal or mask.device != q.device or mask.dtype not in (torch.bool, dtype, torch.float32):
+        if is_causal or mask.device != device or mask.dtype not in (torch.bool, dtype, torch.float32):
             return None
-        mask = _mask_4d(mask, lead, (batch, heads, rows, keys))
+        mask = _mask_4d(mask, tuple(query.shape[:-3]), (batch, heads, rows, keys))
         if mask is None:
             return None
     if scale is None:
         scale = head_dim**-0.5
     elif not math.isfinite(scale):
         return None
-    if not _has_kernel(q, k, v) or _torch_is_as_fast(q, mask, dropout_p):
+    if forced_backend() == "auto" and not (_has_kernel(q, k, v) if device.type != "cpu" else _cpu_gains(q, keys, mask, dropout_p)):
         return None
     out = _run(
         _last_dim_contiguous(q).transpose(1, 2),
@@ -377,6 +380,22 @@ def attention(
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     if q.dtype not in _DTYPES or not _ours(q, k, v, attn_bias):
         return _by_torch(q, k, v, attn_bias, seqused_k, dropout_p, window, scale)
+    if (
+        q.device.type == "cpu"
+        and seqused_k is None
+        and 0.0 <= dropout_p < 1.0
+        and window[0] < 0
+        and window[1] <= 0
+        and forced_backend() == "auto"
+        and k.shape[2] == q.shape[2]
+        and (attn_bias is None or attn_bias.dtype == torch.bool or attn_bias.dtype == q.dtype)
+        and not (attn_bias is not None and window[1] == 0)
+        and not _cpu_gains(q, k.shape[1], attn_bias, dropout_p)
+    ):
+        out = _torch_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_bias, dropout_p, window[1] == 0, scale=scale
+        )
+        return out.transpose(1, 2).contiguous()
     return _run(
         _last_dim_contiguous(q), _last_dim_contiguous(k), _last_dim_contiguous(v), attn_bias, seqused_k, None, None, None,
         q.shape[1], k.shape[1], scale, dropout_p, *window,

@@ -25,9 +25,15 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 _softmax = torch.ops.aten._softmax.out
 _softmax_backward = torch.ops.aten._softmax_backward_data.out
 
-_CHUNK = 1 << 16
-"""Scores computed at a time (256 KB, half an L2 cache); at least one head."""
+_CHUNK = 3 << 16
+"""Scores computed at a time (768 KB: larger falls out of the cache, smaller pays for more calls); at least one head."""
 _INF = float("inf")
+
+
+def worth_slicing(masked: int, batch: int, head_dim: int) -> bool:
+    """Whether one flash call a sequence beats one call with a mask: `masked` keys saved in all, against a call's cost."""
+    return masked * head_dim >= 2000 * batch
+
 
 
 class _Part(NamedTuple):
@@ -114,6 +120,7 @@ def _parts(q: Tensor, k: Tensor, call: _Call) -> Iterator[_Part]:
         return
     batch, m, n = q.shape[0], q.shape[1], k.shape[1]
     lengths = None if call.seqused_k is None else call.seqused_k.tolist()
+    given = bias
     if lengths is None and bias is not None and bias.dtype == torch.bool and bias.shape[1] == bias.shape[2] == 1:
         if bias.shape[3] == n:
             lengths = _prefix_lengths(bias, batch)
@@ -122,6 +129,15 @@ def _parts(q: Tensor, k: Tensor, call: _Call) -> Iterator[_Part]:
         bias = bias.expand(-1, -1, -1, n)
     if lengths is None or min(lengths, default=n) == n:
         yield _part(call, slice(0, batch), slice(0, m), slice(0, n), bias, 0)
+        return
+    if call.rng_state is None and not worth_slicing(batch * n - sum(lengths), batch, q.shape[-1]):
+        if call.seqused_k is not None:
+            used = torch.arange(n) < call.seqused_k[:, None, None, None]
+            if given is None:
+                given = used
+            else:
+                given = given & used if given.dtype == torch.bool else given.float().masked_fill(~used, -_INF)
+        yield _part(call, slice(0, batch), slice(0, m), slice(0, n), given, 0)
         return
     for b, length in enumerate(lengths):
         own = None if bias is None else (bias[b : b + 1] if bias.shape[0] > 1 else bias)[..., :length]
@@ -313,6 +329,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *args: object) -> tuple[Tensor, Ten
     """out and softmax_lse of ops/attention.py."""
     call = _Call(*args)  # type: ignore[arg-type]
     flash = call.rng_state is None and q.shape[-1] == v.shape[-1]
+    if flash and _whole(q, k, call):
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        o, lse = _flash(q, k, v, 0.0, call.window_right == 0, scale=call.softmax_scale)
+        return o.transpose(1, 2).contiguous(), lse.contiguous()  # the kernel keeps q's order of dims
     out = softmax_lse = None
     chunks = None
     for part in _parts(q, k, call):
@@ -321,7 +341,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *args: object) -> tuple[Tensor, Ten
         if flash and not empty:
             o, lse = _flash_forward(part, q4, k4, v4, call.softmax_scale)
             if o.shape == q.shape:
-                return o.contiguous(), lse.contiguous()  # the kernel keeps q's order of dims
+                return o.contiguous(), lse.contiguous()
         if out is None or softmax_lse is None:
             out, softmax_lse = _results(q, v)
         if empty:
@@ -338,6 +358,19 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *args: object) -> tuple[Tensor, Ten
     return out, softmax_lse
 
 
+def _whole(q: Tensor, k: Tensor, call: _Call) -> bool:
+    """Nothing but q, k, v and perhaps the causal flag: one call of the flash kernel, with no time lost before it."""
+    return (
+        call.attn_bias is None
+        and call.seqused_k is None
+        and call.cu_seqlens_q is None
+        and call.window_left < 0
+        and call.window_right <= 0
+        and q.numel() > 0
+        and k.numel() > 0
+    )
+
+
 def _results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     out = q.new_empty((*q.shape[:-1], v.shape[-1]))
     rows = (q.shape[0], q.shape[2], q.shape[1]) if q.dim() == 4 else (q.shape[1], q.shape[0])
@@ -350,6 +383,11 @@ def backward(
     """dq, dk and dv of ops/attention.py."""
     call = _Call(*args[:-1])  # type: ignore[arg-type]
     flash = call.rng_state is None and q.shape[-1] == v.shape[-1]
+    if flash and _whole(q, k, call):
+        dout, q, k, v, out = (x.transpose(1, 2) for x in (dout, q, k, v, out))
+        causal = call.window_right == 0
+        dq, dk, dv = _flash_backward(dout, q, k, v, out, softmax_lse, 0.0, causal, scale=call.softmax_scale)
+        return dq.transpose(1, 2).contiguous(), dk.transpose(1, 2).contiguous(), dv.transpose(1, 2).contiguous()
     grads: tuple[Tensor, ...] | None = None
     chunks = None
     for part in _parts(q, k, call):
@@ -362,10 +400,14 @@ def backward(
             if q.dim() == 4 and found[0].shape == q.shape and found[1].shape == k.shape:
                 return found[0].contiguous(), found[1].contiguous(), found[2].contiguous()
         if grads is None:
-            grads = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
+            grads = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+        if q.dim() == 4 and part.keys.stop < k.shape[1]:
+            for g in grads[1:]:
+                g[part.batch, part.keys.stop :].zero_()
         into = [part.of(g, where) for g, where in zip(grads, at, strict=True)]
         if empty:
-            into[0].zero_()
+            for g in into:
+                g.zero_()
         elif flash:
             for g, f in zip(into, found, strict=True):
                 g.copy_(f)

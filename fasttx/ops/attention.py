@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import _attention_cpu, _attention_math, _attention_reference
+from ._attention_cpu import worth_slicing as worth_slicing
 from .registry import Half, Impl, Op
 
 MAX_HEAD_DIM = 256
@@ -45,7 +46,21 @@ def _bad(argument: str, given: object, allowed: str) -> NoReturn:
 
 
 def _check_inputs(q: Tensor, k: Tensor, v: Tensor, varlen: bool) -> None:
-    dtype, device = q.dtype, q.device
+    dtype, device, q_shape, k_shape, v_shape = q.dtype, q.device, q.shape, k.shape, v.shape
+    if (  # one pass for calls that are right; what is wrong with the others is found below
+        dtype in _DTYPES
+        and k.dtype is dtype
+        and v.dtype is dtype
+        and k.device == device
+        and v.device == device
+        and len(q_shape) == len(k_shape) == (3 if varlen else 4)
+        and k_shape[:-1] == v_shape[:-1]
+        and k_shape[-1] == q_shape[-1] > 0 < v_shape[-1]
+        and k_shape[-2] > 0 == q_shape[-2] % k_shape[-2]
+        and (varlen or k_shape[0] == q_shape[0])
+        and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+    ):
+        return
     if dtype not in _DTYPES:
         _bad("q's dtype", dtype, "float32, float16 or bfloat16")
     dims = 3 if varlen else 4
@@ -59,7 +74,6 @@ def _check_inputs(q: Tensor, k: Tensor, v: Tensor, varlen: bool) -> None:
             _bad(f"{name}'s device", x.device, f"q's, {device}")
         if x.shape[-1] > 1 and x.stride(-1) != 1:
             _bad(f"{name}'s strides", x.stride(), "1 in the last dim")
-    q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
     if k_shape[-1] != q_shape[-1] or q_shape[-1] == 0 or v_shape[-1] == 0:
         _bad("head_dim", f"{q_shape[-1]} (q), {k_shape[-1]} (k), {v_shape[-1]} (v)", "the same for q and k, at least 1 for v")
     if v_shape[:-1] != k_shape[:-1]:
@@ -153,6 +167,8 @@ def check_bwd(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softma
             _bad(name, f"{x.dtype} of shape {tuple(x.shape)} on {x.device}", f"{q.dtype} of shape {shape} on {q.device}")
         if shape[-1] > 1 and x.stride(-1) != 1:
             _bad(f"{name}'s strides", x.stride(), "1 in the last dim")
+    if not out.is_contiguous():
+        _bad("out's strides", out.stride(), "contiguous, as the forward gives it")
     rows = _lse_shape(q)
     if softmax_lse.shape != rows or softmax_lse.dtype != torch.float32 or softmax_lse.device != q.device:
         _bad("softmax_lse", f"{softmax_lse.dtype} of shape {tuple(softmax_lse.shape)}", f"float32 of shape {rows} on {q.device}")
@@ -225,11 +241,14 @@ def _composed(on_cpu: Callable[..., _T], elsewhere: Callable[..., _T]) -> Callab
     @functools.wraps(on_cpu)
     def run(*args: Any) -> _T:
         device = args[0].device.type
+        function = on_cpu if device == "cpu" else elsewhere
+        if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device):
+            return function(*args)
         with torch.no_grad():
-            if torch.is_autocast_enabled(device):
-                with torch.autocast(device, enabled=False):
-                    return (on_cpu if device == "cpu" else elsewhere)(*args)
-            return (on_cpu if device == "cpu" else elsewhere)(*args)
+            if not torch.is_autocast_enabled(device):
+                return function(*args)
+            with torch.autocast(device, enabled=False):
+                return function(*args)
 
     return run
 
