@@ -1,18 +1,18 @@
 """Attention forward, padded and packed (varlen), in one kernel.
 
-Mathematics.  S = softmax_scale * Q K^T (+ attn_bias, additive), -inf where masked; P = softmax(S) by rows, computed online:
-m the running row maximum, l = sum exp(S - m), acc = sum exp(S - m) V.  out = dropout(P) V, softmax_lse = m + ln l.
-Exponentials are exp2; without an additive mask softmax_scale * log2(e) is folded into their argument, so that a score costs
-one fused multiply-add.  (Dao, "FlashAttention-2", 2023, section 3.1; Milakov and Gimelshein, 2018.)
+Mathematics.  S = softmax_scale * Q K^T (+ attn_bias, additive), -inf where masked; P = softmax(S) by rows, computed
+online: m the running row maximum, l = sum exp(S - m), acc = sum exp(S - m) V.  out = dropout(P) V, softmax_lse = m +
+ln l. Exponentials are exp2; without an additive mask softmax_scale * log2(e) is folded into their argument, so that a
+score costs one fused multiply-add.  (Dao, "FlashAttention-2", 2023, section 3.1; Milakov and Gimelshein, 2018.)
 
-Contract.  One program computes BLOCK_M rows of out and softmax_lse of one head and is the only one that writes them: the
-result is bitwise reproducible.  q, k, v by strides, last dim contiguous; out and softmax_lse contiguous.  A fully masked row
-(no score above -1e30) gives out 0 and softmax_lse -inf.  Keys past seqused_k are never read.  A key mask (one row for all queries) also bounds
-the loop: it ends after the last key that is not masked.  Offsets of a tile are 32-bit, those of its first element 64-bit.
-Sequence bounds beyond max_seqlen_q/k are cut off there.
+Contract.  One program computes BLOCK_M rows of out and softmax_lse of one head and is the only one that writes them:
+the result is bitwise reproducible.  q, k, v by strides, last dim contiguous; out and softmax_lse contiguous.  A fully
+masked row (no score above -1e30) gives out 0 and softmax_lse -inf.  Keys past seqused_k are never read.  A key mask
+(one row for all queries) also bounds the loop: it ends after the last key that is not masked.  Offsets of a tile are
+32-bit, those of its first element 64-bit. Sequence bounds beyond max_seqlen_q/k are cut off there.
 
-Cost.  2 * B * H * Sq * Sk * (head_dim + head_dim_v) flop; reads q once and k, v once per BLOCK_M rows (mostly from L2), writes out
-and 4 bytes a row.  Shared memory: q and num_stages tiles of k and v.
+Cost.  2 * B * H * Sq * Sk * (head_dim + head_dim_v) flop; reads q once and k, v once per BLOCK_M rows (mostly from
+L2), writes out and 4 bytes a row.  Shared memory: q and num_stages tiles of k and v.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .dropout import dropout_threshold, frag_mask, keep_scale
 
 LOG2E = tl.constexpr(1.4426950408889634)
 SCAN = tl.constexpr(512)  # keys of a mask row looked at in one step
-# Additive masks often hold the lowest finite number for -inf. A score below this counts as masked (it vanishes beside any
-# other), and a row that has no higher one as fully masked: softmax_lse in fp32 could not tell such scores apart.
+# Additive masks often hold the lowest finite number for -inf. A score below this counts as masked (it vanishes beside
+# any other), and a row that has no higher one as fully masked: softmax_lse in fp32 could not tell such scores apart.
 MASKED = tl.constexpr(-1e30)
 
-# Lengths, windows and head counts vary from call to call: no new kernel for one that happens to be 1 or a multiple of 16.
+# Lengths and windows vary from call to call: no new kernel for one that happens to be 1 or a multiple of 16.
 UNSPECIALIZED = ("num_heads", "max_seqlen_q", "max_seqlen_k", "total_q", "window_left", "window_right")
 
 

@@ -5,16 +5,17 @@ dV = (Z * P)^T dout;  delta = rowsum(dout * out) = rowsum(P * dP);  dS = P * (dP
 dQ = softmax_scale * dS K;  dK = softmax_scale * dS^T Q.  P is computed again from q, k and softmax_lse.
 (Dao, "FlashAttention-2", 2023, section 3.1.2.)
 
-Contract.  dq, dk, dv are contiguous and wholly written; the inputs are read by strides, last dims contiguous.  Fully masked rows
-and keys that no query sees get zeros.  Four ways, chosen by shape:
+Contract.  dq, dk, dv are contiguous and wholly written; the inputs are read by strides, last dims contiguous.  Fully
+masked rows and keys that no query sees get zeros.  Three ways:
 - one block holds every key: one kernel writes all three, delta is summed inside; out is not read.
-- else: delta is computed first, then a program per key block writes its dk and dv and adds its share of dq in fp32 by atomics
-  (the order of those additions, and so the last bits of dq, vary from run to run).
-- deterministic: the same without dq, which a third kernel computes by query blocks.  Every result is bitwise reproducible.
-Where heads are grouped, the program of a key head walks through its query heads itself: dk and dv never need atomics.
+- else: delta is computed first, then a program per key block writes its dk and dv and adds its share of dq in fp32 by
+  atomics (the order of those additions, and so the last bits of dq, vary from run to run).
+- deterministic: the same without dq, which a third kernel computes by query blocks.  Every result is bitwise
+  reproducible.
+Where heads are grouped, the program of a key head walks through its query heads itself: dk and dv need no atomics.
 
-Cost.  2.5 x the forward's flop (deterministic: 3.5 x); reads q, dout (and out) once and again per key block from L2, k and v once;
-writes dk, dv, dq (with atomics: 4 bytes an element and key block, mostly in L2).
+Cost.  2.5 x the forward's flop (deterministic: 3.5 x); reads q, dout (and out) once and again per key block from L2,
+k and v once; writes dk, dv, dq (with atomics: 4 bytes an element and key block, mostly in L2).
 """
 
 from __future__ import annotations
@@ -174,8 +175,9 @@ def attention_bwd_dkdv_kernel(
             if KEY_MASK:
                 key_bias = tl.load(bias_ptr + offs_n * stride_bn, mask=offs_n < n_k - n0, other=0)
                 if DQ != DQ_DIRECT:
-                    seen = key_bias.to(tl.int32) if key_bias.dtype == tl.int1 else (key_bias.to(tl.float32) >= MASKED).to(tl.int32)
-                    hi = tl.where(tl.max(tl.where(offs_n < n_k - n0, seen, 0), 0) > 0, hi, 0)
+                    seen = key_bias if key_bias.dtype == tl.int1 else key_bias.to(tl.float32) >= MASKED
+                    seen = (seen & (offs_n < n_k - n0)).to(tl.int32)
+                    hi = tl.where(tl.max(seen, 0) > 0, hi, 0)
                 key_bias = key_bias[:, None] if TRANSPOSED else key_bias[None, :]
 
         for m0 in range(lo, hi, BLOCK_M):
@@ -397,7 +399,8 @@ def attention_bwd(
     blocks_k = triton.cdiv(max_seqlen_k, tile.block_n)
     if batch == 0:
         return
-    shape = (num_heads, max_seqlen_q, max_seqlen_k, q.shape[0], softmax_scale, *window_limits(window_left, window_right))
+    limits = window_limits(window_left, window_right)
+    shape = (num_heads, max_seqlen_q, max_seqlen_k, q.shape[0], softmax_scale, *limits)
     by_stride = (*strides(dout, varlen), *strides(q, varlen), *strides(k, varlen), *strides(v, varlen), *bias)
     masks = (attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state)
     constants = {

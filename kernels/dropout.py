@@ -2,7 +2,8 @@
 
 Mathematics.  Philox-4x32 with 7 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) maps a
 128-bit counter and a 64-bit key (the seed) to 16 bytes.  An element is kept when its byte >= threshold, with
-threshold = clamp(round(256 p), 1, 255) for 0 < p < 1: the probability in force is p_hat = threshold / 256, the scale 1 / (1 - p_hat).
+threshold = clamp(round(256 p), 1, 255) for 0 < p < 1: the probability in force is p_hat = threshold / 256, the scale
+1 / (1 - p_hat).
 
 Contract.  rng_state is int64 (2,) = (seed, offset); counter word 3 is the low half of the offset.
 Attention, element (row, col) of sequence b and head h, both counted within the sequence:
@@ -61,4 +62,3 @@ def frag_mask(seed, offset, head, m0, n0, THRESHOLD: tl.constexpr, BLOCK_M: tl.c
     keep = tl.reshape(keep, [BLOCK_M // 16, 8, BLOCK_N // 32, 4, 2, 2, 2, 2])
     keep = tl.permute(keep, (0, 5, 1, 2, 4, 7, 3, 6))
     return tl.reshape(keep, [BLOCK_M, BLOCK_N])
-

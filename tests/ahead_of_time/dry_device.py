@@ -1,8 +1,9 @@
 """A pretend CUDA device: a kernel launched on meta tensors is compiled to machine code for the chosen arch, never run.
 
-The launch goes through Triton's own JIT path, so that arguments are specialised as they are on a GPU and a kernel that asks
-for too much shared memory raises Triton's OutOfResources.  What was compiled is recorded: registers, spilled bytes, shared
-memory, machine code.  Not usable together with TRITON_INTERPRET=1: these tests are a process of their own.
+The launch goes through Triton's own JIT path, so that arguments are specialised as they are on a GPU and a kernel
+that asks for too much shared memory raises Triton's OutOfResources.  What was compiled is recorded: registers,
+spilled bytes, shared memory, machine code.  Not usable together with TRITON_INTERPRET=1: these tests are a process of
+their own.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def _cuobjdump(option: str, cubin: bytes) -> str:
         return subprocess.run([BIN / "cuobjdump", option, file.name], capture_output=True, text=True, check=True).stdout
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _usage(cubin: bytes) -> tuple[int, int]:
     """(registers a thread, bytes of its stack); the kernels have no arrays, so that the stack is what was spilled."""
     found = re.search(r"REG:(\d+) STACK:(\d+)", _cuobjdump("-res-usage", cubin))
@@ -148,7 +149,7 @@ class _Driver(DriverBase):
 def dry_device(arch: int, *arch_functions: str) -> Iterator[list[Record]]:
     """Within it, ``kernel[grid](meta tensors)`` compiles for `arch` and is recorded in the list that is yielded.
 
-    A kernel is recorded when it is first loaded for an arch in this process: a second launch of the same one adds nothing.
+    A kernel is recorded when it is first loaded for an arch in this process: launching it again adds nothing.
 
     Args:
         arch: compute capability, times ten.

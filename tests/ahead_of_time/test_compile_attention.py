@@ -1,7 +1,7 @@
 """The attention kernels compile to machine code for every listed configuration: no spill, tensor cores in use.
 
-What is launched is what a caller's launch would be; only the tensors are meta. FASTTX_AOT_REPORT=path appends every record to a file,
-the source of the table in docs/kernels/attention.md.
+What is launched is what a caller's launch would be; only the tensors are meta. FASTTX_AOT_REPORT=path appends every
+record to a file, the source of the table in docs/kernels/attention.md.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 if os.environ.get("FASTTX_AOT") != "1":
-    pytest.skip("compiles kernels without the interpreter: run as FASTTX_AOT=1 in a process of its own", allow_module_level=True)
+    pytest.skip("compiles without the interpreter: run with FASTTX_AOT=1, in its own process", allow_module_level=True)
 
 from dry_device import SHARED_BYTES, Record, dry_device
 
@@ -26,7 +26,7 @@ MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of call; `deterministic` launches the dq kernel and dkdv without dq, length 128 or less the single pass."""
+    """One kind of call; `deterministic` launches the dq kernel and dkdv without dq, a short length the single pass."""
 
     name: str
     length: int = 512
@@ -43,7 +43,7 @@ CASES = (
     Case("packed, dropout", varlen=True),
     Case("packed, deterministic", varlen=True, deterministic=True),
     Case("key mask, dropout", dtype=torch.float16, mask="key"),
-    Case("full mask, causal, packed, dropout, deterministic", mask="full", window=(-1, 0), varlen=True, deterministic=True),
+    Case("full mask, causal, packed, deterministic", mask="full", window=(-1, 0), varlen=True, deterministic=True),
     Case("full mask, window, dropout", dtype=torch.float16, mask="full", window=(64, 64)),
     Case("short, dropout", length=128),
 )
@@ -87,8 +87,9 @@ def test_listed_configurations(arch: int, head_dim: int) -> None:
                 wrong.append(f"{line}: spills")
             if record.shared_bytes > SHARED_BYTES[arch]:
                 wrong.append(f"{line}: more shared memory than the arch has")
-            if "delta" not in record.name and not any(i.startswith(MATRIX_INSTRUCTION[arch]) for i in record.instructions()):
-                wrong.append(f"{line}: no {MATRIX_INSTRUCTION[arch]}")
+            matrix = MATRIX_INSTRUCTION[arch]
+            if "delta" not in record.name and not any(i.startswith(matrix) for i in record.instructions()):
+                wrong.append(f"{line}: no {matrix}")
     assert not wrong, "\n".join(wrong)
     assert seen >= 2 * len(CASES) - 2  # launches of different cases may share a kernel, but most have their own
 

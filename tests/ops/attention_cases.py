@@ -1,4 +1,4 @@
-"""What the tests of the attention kernels share: cases, strided inputs in poisoned memory, guarded outputs, a reference."""
+"""What the tests of the attention kernels share: cases, inputs in poisoned memory, guarded outputs, a reference."""
 
 from __future__ import annotations
 
@@ -44,13 +44,15 @@ class Case:
         return bool(self.lengths)
 
 
-def make_bias(kind: str, batch: int, heads: int, sq: int, sk: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+def make_bias(
+    kind: str, batch: int, heads: int, sq: int, sk: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
     """A mask by name; every kind leaves some row of some sequence without a visible key, or none masked at all."""
     if not kind:
         return None
     shapes = {
-        "key": (batch, 1, 1, sk), "head_key": (1, heads, 1, sk), "full": (batch, heads, sq, sk), "shared": (1, 1, sq, sk),
-        "row": (batch, 1, sq, 1), "transposed": (batch, 1, sk, sq),
+        "key": (batch, 1, 1, sk), "head_key": (1, heads, 1, sk), "full": (batch, heads, sq, sk),
+        "shared": (1, 1, sq, sk), "row": (batch, 1, sq, 1), "transposed": (batch, 1, sk, sq),
     }  # fmt: skip
     name, _, form = kind.partition("-")
     keep = torch.rand(shapes[name], device=device) > 0.3
@@ -67,7 +69,7 @@ def make_bias(kind: str, batch: int, heads: int, sq: int, sk: int, dtype: torch.
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random values whose neighbours in memory, along every dim, are NaN; last dim contiguous, the others by strides."""
+    """Random values whose neighbours in memory, along every dim, are NaN; the last dim is contiguous."""
     room = torch.full(tuple(n + 2 for n in shape[:-1]) + (shape[-1] + 5,), float("nan"), dtype=dtype, device=device)
     inner = room[tuple(slice(1, 1 + n) for n in shape[:-1]) + (slice(2, 2 + shape[-1]),)]
     return inner.copy_(torch.randn(shape, device=device))
@@ -125,7 +127,9 @@ def run(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, args: tuple[Any, ...], de
     return [out, lse, dq, dk, dv]
 
 
-def composition(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, args: tuple[Any, ...], dtype: torch.dtype) -> list[Tensor]:
+def composition(
+    q: Tensor, k: Tensor, v: Tensor, dout: Tensor, args: tuple[Any, ...], dtype: torch.dtype
+) -> list[Tensor]:
     """out, softmax_lse, dq, dk, dv by PyTorch's operators in `dtype`, one sequence at a time."""
     bias, seqused, cu_q, cu_k, rng_state, sq, sk, scale, p, left, right = args
     threshold = 0 if p == 0 else min(max(round(256 * p), 1), 255)
@@ -165,7 +169,8 @@ def composition(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, args: tuple[Any, 
         prob = s.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
         if threshold:
             seed, offset = (int(x) for x in rng_state)
-            keep = [attention_keep(seed, offset, b * heads + h, np.arange(m), np.arange(n), threshold) for h in range(heads)]
+            at = np.arange(m), np.arange(n)
+            keep = [attention_keep(seed, offset, b * heads + h, *at, threshold) for h in range(heads)]
             prob = prob * torch.from_numpy(np.stack(keep)).to(q.device, dtype) * (256 / (256 - threshold))
         outs.append(torch.einsum("hqk,khd->qhd", prob, vs))
     out = torch.stack(outs) if cu_q is None else torch.cat(outs)

@@ -18,7 +18,7 @@ def philox(counter: tuple[np.ndarray, ...], key: tuple[int, int], rounds: int = 
 
 
 def attention_keep(seed: int, offset: int, head: int, rows: np.ndarray, cols: np.ndarray, threshold: int) -> np.ndarray:
-    """Kept elements, bool (len(rows), len(cols)); head is b * num_heads + h, rows and cols count within the sequence."""
+    """Kept elements, bool (len(rows), len(cols)); head: b * num_heads + h; rows, cols: within the sequence."""
     r, c = np.broadcast_arrays(rows[:, None], cols[None, :])
     counter = (
         r // 16 * 8 + r % 8,

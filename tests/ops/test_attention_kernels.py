@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ops.attention_cases import Case, check, guarded, make_inputs, run  # noqa: E402
+from ops.attention_cases import Case, check, guarded, make_inputs, run
 
-from fasttx.kernels import attention, attention_bwd  # noqa: E402
-from fasttx.kernels.attention_config import TABLE, TABLE_FP32, Config, config  # noqa: E402
+from fasttx.kernels import attention, attention_bwd
+from fasttx.kernels.attention_config import TABLE, TABLE_FP32, Config, config
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SMALL = (Config(16, 32, 1, 1), Config(16, 32, 1, 1, transposed=True))
@@ -56,8 +56,8 @@ def test_head_dims(device: torch.device, dim: int, dim_v: int) -> None:
 
 
 MASKS = [
-    "key-bool", "key-add", "key-fp32", "key-lowest", "head_key-bool", "full-bool", "full-add", "full-lowest", "shared-fp32",
-    "row-bool", "row-add", "transposed-bool", "transposed-fp32",
+    "key-bool", "key-add", "key-fp32", "key-lowest", "head_key-bool", "full-bool", "full-add", "full-lowest",
+    "shared-fp32", "row-bool", "row-add", "transposed-bool", "transposed-fp32",
 ]  # fmt: skip
 
 
@@ -104,7 +104,8 @@ def test_valid_keys_in_one_pass(device: torch.device) -> None:
 
 @pytest.mark.parametrize("heads_k", [1, 2])
 def test_grouped_heads(device: torch.device, heads_k: int, small_tiles: bool) -> None:
-    check(Case(20, 40, 1, heads=4, heads_k=heads_k, dropout_p=0.1, deterministic=small_tiles, mask="head_key-bool"), device)
+    case = Case(20, 40, 1, heads=4, heads_k=heads_k, dropout_p=0.1, deterministic=small_tiles, mask="head_key-bool")
+    check(case, device)
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.3, 3.0])
@@ -155,14 +156,14 @@ def test_padded_and_packed_drop_the_same_elements(device: torch.device) -> None:
     packed_inputs = [torch.cat([x[b, r] for b, r in enumerate(rows)]) for x in (q, k, v, dout)]
     cu = torch.tensor([0, 37, 57, 121], dtype=torch.int32, device=device)
     packed = run(*packed_inputs, (None, None, cu, cu, *args[4:]), True)
-    # a query behind the end of its sequence exists in one layout only and moves dk and dv: compare what it does not touch
+    # a query behind the end of its sequence exists in one layout only and moves dk and dv: compare the others
     for name in (0, 2):
         expected = torch.cat([padded[name][b, r] for b, r in enumerate(rows)])
         assert float((packed[name] - expected).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_fp32_products_are_rounded_as_torch_is_told(device: torch.device, monkeypatch: pytest.MonkeyPatch, tf32: bool) -> None:
+def test_fp32_products_obey_allow_tf32(device: torch.device, monkeypatch: pytest.MonkeyPatch, tf32: bool) -> None:
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
     assert attention.precision_of(torch.empty(1, device=device)) == ("tf32" if tf32 else "ieee")
 

@@ -38,7 +38,15 @@ def test_philox_is_the_published_one() -> None:
     ],
 )
 def test_mask_equals_numpy(
-    device: torch.device, seed: int, offset: int, head: int, m0: int, n0: int, block_m: int, block_n: int, threshold: int
+    device: torch.device,
+    seed: int,
+    offset: int,
+    head: int,
+    m0: int,
+    n0: int,
+    block_m: int,
+    block_n: int,
+    threshold: int,
 ) -> None:
     out = torch.full((block_m, block_n), 9, dtype=torch.int8, device=device)
     rng_state = torch.tensor([seed, offset], dtype=torch.int64, device=device)
@@ -57,7 +65,7 @@ def test_mask_does_not_depend_on_the_tile(device: torch.device) -> None:
 
 
 def test_rate_and_independence() -> None:
-    # 2^18 draws: the standard deviation of the rate is below 0.0008; neighbours, heads and offsets must not agree more often
+    # 2^18 draws: the rate has a standard deviation of 0.0006; neighbours agree as often as chance has it
     rows, cols = np.arange(512), np.arange(512)
     a = attention_keep(1, 0, 0, rows, cols, 26)
     assert abs(a.mean() - (1 - 26 / 256)) < 0.004
