@@ -64,8 +64,10 @@ def _probabilities(
         else:
             scores = scores + attn_bias.float()
     scores = scores.masked_fill(~seen, float("-inf"))
-    lse = scores.logsumexp(-1) if n else scores.new_full(scores.shape[:-1], float("-inf"))
-    p = (scores - lse.masked_fill(lse.isneginf(), 0.0).unsqueeze(-1)).exp()
+    dead = scores.isneginf().all(-1, keepdim=True)
+    scores = scores.masked_fill(dead, 0.0)  # before the softmax: its derivative there would be NaN
+    p = scores.softmax(-1).masked_fill(dead, 0.0)
+    lse = (scores.logsumexp(-1) if n else scores.sum(-1)).masked_fill(dead.squeeze(-1), float("-inf"))
     if rng_state is None:
         return p, lse, None
     heads = torch.arange(q.shape[0] * q.shape[1], device=q.device)

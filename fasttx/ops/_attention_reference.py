@@ -58,8 +58,13 @@ def _heads(
 
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
-    lse = scores.logsumexp(-1)
-    return (scores - lse[:, None]).exp().masked_fill(lse.isneginf()[:, None], 0.0), lse
+    dead = scores.isneginf().all(-1, keepdim=True)
+    if scores.shape[1] == 0:
+        return scores, scores.new_full(scores.shape[:1], float("-inf"))
+    scores = scores.masked_fill(dead, 0.0)
+    lse = scores.logsumexp(-1, keepdim=True)
+    p = (scores - lse).exp().masked_fill(dead, 0.0)
+    return p, lse.masked_fill(dead, float("-inf")).squeeze(-1)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
