@@ -15,7 +15,6 @@ gradient.  Arithmetic is float32 in every implementation; out has the dtype of x
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -263,22 +262,3 @@ def differentiable_bwd(
         p = _normalise(saved, mask, scale, False, torch.float32)
         dx = _normalise_bwd(dout.float() * keep, p, mask is not None, scale, False)
     return dx.to(saved.dtype)
-
-
-# -------------------------------------------------------------------------------------------------------------- cases
-
-
-def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple]]:
-    """(id, arguments of the forward without `backend`) for tests that go through the whole table."""
-    x = torch.randn(2, 3, 5, 37, device=device, dtype=dtype)
-    state = torch.tensor([1234, 5], device=device)
-    lengths = torch.tensor([37, 11], device=device)
-    key_mask = (torch.arange(37, device=device) < lengths[:, None])[:, None, None, :]
-    bias = torch.randn(1, 3, 5, 1, device=device, dtype=dtype)
-    yield "plain", (x, None, None, 1.0, 0.0, False)
-    yield "log", (x, None, None, 1.0, 0.0, True)
-    yield "key_mask", (x, key_mask, None, 0.125, 0.0, False)
-    yield "bias-dropout", (x, bias, state, 2.0, 0.25, False)
-    yield "log-mask", (x, key_mask, None, 1.0, 0.0, True)
-    yield "two_rows", (x[0, 0, :2], None, state, 1.0, 0.5, False)
-    yield "empty", (x[:0], None, None, 1.0, 0.0, False)
