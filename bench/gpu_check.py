@@ -104,7 +104,7 @@ def _run_file(path: Path, out: Path, deadline: float, rehearsal: bool, keyword: 
 def run_tests(
     out: Path, log: Log, minutes: float, jobs: int, rehearsal: bool, only: str = "", keyword: str = ""
 ) -> int:
-    """Runs the test files, `jobs` at a time; writes tests.csv. Returns how many results are neither passed nor skipped."""
+    """Runs the test files, `jobs` at a time; writes tests.csv. Returns how many results are not good."""
     deadline = time.time() + minutes * 60
     files = [path for path in files_to_test() if only in path.relative_to(ROOT).as_posix()]
     log(f"tests: {len(files)} files, {jobs} at a time, {minutes:.1f} minutes; not run here: {', '.join(ELSEWHERE)}")

@@ -3,8 +3,8 @@
     python -m pytest -p bench.pytest_budget ...
 
 FASTTX_TEST_LOG names a file that gets one JSON line a test as soon as its outcome is known, so that a run that is
-killed leaves what it had.  FASTTX_TEST_SECONDS limits a test (SIGALRM); after FASTTX_TEST_DEADLINE (Unix time) the rest is
-skipped with that reason.
+killed leaves what it had.  FASTTX_TEST_SECONDS limits a test (SIGALRM); after FASTTX_TEST_DEADLINE (Unix time) the rest
+is skipped with that reason.
 """
 
 from __future__ import annotations
