@@ -102,6 +102,13 @@ def _run(
     if rng_state is None and dropout_p > 0.0:
         rng_state = new_rng_state(q.device)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        if torch.compiler.is_compiling():  # dynamo cannot trace a Function that gets one tensor twice
+            if v is q or v is k:
+                v = v.view_as(v)
+            if k is q:
+                k = k.view_as(k)
+            if cu_seqlens_k is not None and cu_seqlens_k is cu_seqlens_q:
+                cu_seqlens_k = cu_seqlens_k.view_as(cu_seqlens_k)
         return AttentionFunction.apply(
             q, k, v, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state, max_seqlen_q, max_seqlen_k,
             softmax_scale, dropout_p, window_left, window_right, return_lse,
