@@ -22,7 +22,7 @@ class SoftmaxFunction(torch.autograd.Function):
     """Autograd over fasttx::softmax_fwd / softmax_bwd; saves out, or x where there is dropout."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
     ) -> Tensor:
         backend = forced_backend()
@@ -32,7 +32,7 @@ class SoftmaxFunction(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         # grad mode is on only where the caller wants to differentiate dx (create_graph=True)
         function = differentiable_bwd if torch.is_grad_enabled() and not torch.compiler.is_compiling() else _bwd
         dx = function(dout, *ctx.saved_tensors, *ctx.options)
@@ -148,14 +148,15 @@ def softmax(
         Tensor of input's shape and dtype (`dtype` if given; float32 under autocast, except on a CPU, as torch's).
 
     Raises:
-        ValueError: a mask that does not broadcast, of another device or an integer dtype; a scale that is not finite; dropout_p
-            outside of [0, 1].  IndexError: dim out of range.
+        ValueError: a mask that does not broadcast, of another device or an integer dtype; a scale that is not finite;
+            dropout_p outside of [0, 1].  IndexError: dim out of range.
 
     Saved for backward: the result, or input where there is dropout; the mask and two integers.
 
     Numerics: float32 inside. A row that the mask leaves nothing to attend to gives zeros; a row of -inf without a mask
-    gives NaN, as torch's. float64, other dims than the last (unless mask, scale or dropout are given), torch.func transforms,
-    forward-mode AD, NestedTensor and gradients of the mask run on torch's own operators; double backward too.
+    gives NaN, as torch's. float64, other dims than the last (unless mask, scale or dropout are given), torch.func
+    transforms, forward-mode AD, NestedTensor and gradients of the mask run on torch's own operators; double backward
+    too.
 
     Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, section 3, for long rows.
     """
@@ -166,7 +167,7 @@ def softmax(
             softmax, (input, mask), input, dim, _stacklevel, dtype, mask=mask, scale=scale, dropout_p=dropout_p
         )
     if dim is None:
-        dim = torch_functional._get_softmax_dim("softmax", input.dim(), _stacklevel)
+        dim = torch_functional._get_softmax_dim("softmax", input.dim(), _stacklevel)  # type: ignore[attr-defined]
     return _probabilities(input, dim, dtype, mask, scale, dropout_p, False)
 
 
@@ -187,15 +188,16 @@ def log_softmax(
         input, dim, dtype, mask, scale: as of :func:`softmax`.
 
     Returns:
-        Tensor of input's shape and dtype (`dtype` if given; float32 under autocast, except on a CPU, as torch's); -inf where
-        masked.
+        Tensor of input's shape and dtype (`dtype` if given; float32 under autocast, except on a CPU, as torch's); -inf
+        where masked.
 
     Raises:
         ValueError, IndexError: as :func:`softmax`.
 
     Saved for backward: the result and the mask.
 
-    Numerics: float32 inside; (s - max) - log(sum), so that large scores lose nothing. Masked elements are constants: they take
+    Numerics: float32 inside; (s - max) - log(sum), so that large scores lose nothing. Masked elements are constants:
+        they take
     and give no gradient.
 
     Source: as of :func:`softmax`.
@@ -205,5 +207,7 @@ def log_softmax(
             return torch_functional.log_softmax(input, dim, _stacklevel + 1, dtype)
         return handle_torch_function(log_softmax, (input, mask), input, dim, _stacklevel, dtype, mask=mask, scale=scale)
     if dim is None:
-        dim = torch_functional._get_softmax_dim("log_softmax", input.dim(), _stacklevel)
+        dim = torch_functional._get_softmax_dim(  # type: ignore[attr-defined]
+            "log_softmax", input.dim(), _stacklevel
+        )
     return _probabilities(input, dim, dtype, mask, scale, 0.0, True)

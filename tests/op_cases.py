@@ -1,0 +1,84 @@
+"""Small calls of every op, for the tests that go through the whole table: an op without cases here fails them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from fasttx.ops.registry import Op
+from torch import Tensor
+
+Cases = Iterator[tuple[str, tuple[Any, ...]]]
+
+
+def _state(device: torch.device) -> Tensor:
+    return torch.tensor([1234, 5], device=device)
+
+
+def softmax(device: torch.device, dtype: torch.dtype) -> Cases:
+    x = torch.randn(2, 3, 5, 37, device=device, dtype=dtype)
+    keys = (torch.arange(37, device=device) < torch.tensor([37, 11], device=device)[:, None])[:, None, None, :]
+    bias = torch.randn(1, 3, 5, 1, device=device, dtype=dtype)
+    yield "plain", (x, None, None, 1.0, 0.0, False)
+    yield "log-mask", (x, keys, None, 1.0, 0.0, True)
+    yield "bias-dropout", (x, bias, _state(device), 2.0, 0.25, False)
+    yield "strided", (x.transpose(1, 3), None, None, 0.5, 0.0, False)
+    yield "empty", (x[:0], None, None, 1.0, 0.0, False)
+
+
+def attention(device: torch.device, dtype: torch.dtype) -> Cases:
+    q, k, v = torch.randn(2, 19, 2, 96, device=device, dtype=dtype).split(32, dim=-1)
+    lengths = torch.tensor([19, 7], dtype=torch.int32, device=device)
+    bias = torch.randn(1, 2, 19, 19, device=device, dtype=dtype)
+    yield "plain", (q, k, v, None, None, None, None, None, 19, 19, 32**-0.5, 0.0, -1, -1)
+    yield "lengths-dropout", (q, k, v, None, lengths, None, None, _state(device), 19, 19, 0.2, 0.25, -1, -1)
+    yield "bias-causal", (q, k, v, bias, None, None, None, None, 19, 19, 0.2, 0.0, -1, 0)
+    one_head = k[:, :, :1], v[:, :, :1]
+    yield "one_head_of_keys", (q, *one_head, None, None, None, None, None, 19, 19, 0.2, 0.0, 3, 3)
+    cu_seqlens = torch.tensor([0, 12, 38], dtype=torch.int32, device=device)
+    packed = (x.reshape(38, 2, 32) for x in (q, k, v))
+    yield "packed", (*packed, None, None, cu_seqlens, cu_seqlens, None, 26, 26, 0.2, 0.0, -1, -1)
+    empty = q.new_empty(0, 19, 2, 32)  # not q[:0]: opcheck cannot copy an empty view with strides of its own
+    yield "empty", (empty, empty, empty, None, None, None, None, None, 19, 19, 0.2, 0.0, -1, -1)
+
+
+def cross_entropy(device: torch.device, dtype: torch.dtype) -> Cases:
+    logits = torch.randn(5, 37, device=device, dtype=dtype)
+    target = torch.tensor([3, -100, 36, 0, 17], device=device)
+    weight = torch.rand(37, device=device) + 0.5
+    yield "mean", (logits, target, None, -100, 0.0, 1)
+    yield "none-weight-smoothing", (logits, target, weight, -100, 0.1, 0)
+    yield "probabilities", (logits, torch.rand(5, 37, device=device).softmax(-1).to(dtype), None, -100, 0.1, 2)
+    yield "strided", (torch.randn(5, 50, device=device, dtype=dtype)[:, 3:40], target.clamp(0), None, 36, 0.0, 1)
+    yield "empty", (logits[:0], target[:0], None, -100, 0.0, 2)
+
+
+def binary_cross_entropy(device: torch.device, dtype: torch.dtype) -> Cases:
+    x, target = torch.randn(5, 37, device=device, dtype=dtype), torch.rand(5, 37, device=device).to(dtype)
+    weight, pos_weight = torch.rand(5, 1, device=device).to(dtype), torch.rand(37, device=device).to(dtype)
+    yield "mean", (x, target, None, None, 1)
+    yield "none-weights", (x, target, weight, pos_weight, 0)
+    yield "sum-strided", (x.T, target.T, None, None, 2)
+    yield "empty", (x[:0], target[:0], None, None, 2)
+
+
+FORWARD: dict[str, Callable[[torch.device, torch.dtype], Cases]] = {
+    "softmax": softmax,
+    "attention": attention,
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+}
+"""op -> (id, arguments of its forward without `backend`)."""
+
+
+def backward(op: Op, arguments: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Arguments of the op's backward without `backend`, found by name among those of its forward and what that returned."""
+    known = dict(zip(op.fwd.argument_names(), arguments))
+    returned = op.fwd.schema.rsplit("->", 1)[1].strip(" ()").split(", ")
+    known |= {r.split()[-1]: value for r, value in zip(returned, outputs) if " " in r}
+    known["deterministic"] = True
+    if op.name == "softmax":
+        known["saved"] = outputs[0] if known["rng_state"] is None else known["x"]
+    dout, *names = op.bwd.argument_names()[:-1]
+    return torch.randn_like(outputs[0]), *(known[name] for name in names)
