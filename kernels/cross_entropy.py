@@ -8,19 +8,22 @@ none) and smoothing e:
     probabilities q:    t_j = w_j ((1 - e) q_j + e/C),   loss = sum_j t_j (lse - x_j),   dx = p sum_j t_j - t
 
 The mean divides by sum_i w_{y_i} over the rows that are not ignored, or by the number of rows for probabilities. lse is
-accumulated online (Milakov and Gimelshein 2018, Online normalizer calculation for softmax, algorithm 3): every lane keeps a
-running maximum and rescaled sums, so that lanes meet once a row; sums against x are kept relative to that maximum too.
+accumulated online (Milakov and Gimelshein 2018, Online normalizer calculation for softmax, algorithm 3): every lane
+keeps a running maximum and rescaled sums, so that lanes meet once a row; sums against x are kept relative to that
+maximum too.
 
-Contract. x (n_rows, n_cols) is read by its row stride in int64, columns contiguous; sums and losses are float32. Narrow rows: one
-program takes ROWS of them in one tile. Wide rows: a program takes one row (forward) or COLS columns of it (backward) in tiles of
-LANES x VEC, VEC elements being 16 bytes. They start at the first 16-byte boundary of the row, whatever the stride is; the fewer
-than 2 VEC elements before and behind are the edge tile. dx has the alignment of x where the strides agree modulo VEC. Programs write only
-their own rows: loss (or one partial sum a program), lse; then one program adds the partial sums in a fixed order, so results are
-deterministic. An ignored row is not read: loss 0, lse 0, dx 0. An index outside [0, n_cols) that is not ignored makes loss, the
-mean's divisor and dx of that row NaN; nothing is read out of bounds.
+Contract. x (n_rows, n_cols) is read by its row stride in int64, columns contiguous; sums and losses are float32. Narrow
+rows: one program takes ROWS of them in one tile. Wide rows: a program takes one row (forward) or COLS columns of it
+(backward) in tiles of LANES x VEC, VEC elements being 16 bytes. They start at the first 16-byte boundary of the row,
+whatever the stride is; the fewer than 2 VEC elements before and behind are the edge tile. dx has the alignment of x
+where the strides agree modulo VEC. Programs write only their own rows: loss (or one partial sum a program), lse; then
+one program adds the partial sums in a fixed order, so results are deterministic. An ignored row is not read: loss 0,
+lse 0, dx 0. An index outside [0, n_cols) that is not ignored makes loss, the mean's divisor and dx of that row NaN;
+nothing is read out of bounds.
 
-Cost. Forward: n_cols (1 + 1/VEC) exponentials a row and one read of x (and of q). Backward: one exponential an element, one read of
-x, one write of dx; with probabilities q is read twice, the second time from the L2. No shared memory beyond the reductions.
+Cost. Forward: n_cols (1 + 1/VEC) exponentials a row and one read of x (and of q). Backward: one exponential an element,
+one read of x, one write of dx; with probabilities q is read twice, the second time from the L2. No shared memory beyond
+the reductions.
 """
 
 from __future__ import annotations
@@ -48,14 +51,14 @@ class RowConfig(NamedTuple):
 def config(n_cols: int, dtype: torch.dtype) -> RowConfig:
     """The tile for a row length; a pure function, the same for every arch.
 
-    Below 256 columns a row is too short to fill even one warp with 16-byte loads, so several rows share a tile of at most 2048
-    elements (16 a thread, as in the long case). Longer rows get 16 elements a thread, at most 4096 a tile: two (half) or four (fp32)
-    independent loads in flight a thread.
+    Below 256 columns a row is too short to fill even one warp with 16-byte loads, so several rows share a tile of at
+    most 2048 elements (16 a thread, as in the long case). Longer rows get 16 elements a thread, at most 4096 a tile:
+    two (half) or four (fp32) independent loads in flight a thread.
     """
     vec = 16 // dtype.itemsize
     if n_cols < 256:
         block = triton.next_power_of_2(n_cols)
-        return RowConfig(2048 // block, block, vec, 4)
+        return RowConfig(1024 // block if block == 256 else 2048 // block, block, vec, 4)
     block = min(triton.next_power_of_2(n_cols), 4096)
     return RowConfig(0, block, vec, block // 512 if block >= 512 else 1)
 
@@ -84,7 +87,9 @@ def _accumulate(m, l, s, c, x, coef, valid, WITH_SUM: tl.constexpr):
 
 @triton.jit
 def _coefficients(t_ptr, w_ptr, cols, valid, smoothing, per_class, PROBS: tl.constexpr, WEIGHTED: tl.constexpr):
-    """t_j for probabilities, else w_j; `t_ptr` points at column 0 of the row (or rows), `valid` has the shape of the tile."""
+    """t_j for probabilities, else w_j; `t_ptr` points at column 0 of the row (or rows), `valid` has the shape of the
+    tile.
+    """
     if WEIGHTED:
         w = tl.load(w_ptr + cols, mask=valid, other=0.0).to(tl.float32)
     else:
@@ -405,18 +410,31 @@ def cross_entropy_fwd(
     pointers = (rows_out, lse, total_weight, logits, target, weight if weight is not None else logits)
     scalars = (logits.stride(0), target.stride(0), n_cols, ignore_index, float(label_smoothing))
     options = dict(
-        PROBS=probs, WEIGHTED=weight is not None, SMOOTHED=label_smoothing > 0.0, REDUCTION=reduction, num_warps=cfg.num_warps
+        PROBS=probs,
+        WEIGHTED=weight is not None,
+        SMOOTHED=label_smoothing > 0.0,
+        REDUCTION=reduction,
+        num_warps=cfg.num_warps,
     )
     if cfg.rows:
         _forward_narrow[(programs,)](*pointers, n_rows, *scalars, ROWS=cfg.rows, COLS=cfg.block, **options)
     else:
         aligned = probs and (target.stride(0) - logits.stride(0)) % cfg.vec == 0
-        _forward_wide[(programs,)](*pointers, *scalars, T_ALIGNED=aligned, LANES=cfg.block // cfg.vec, VEC=cfg.vec, **options)
+        _forward_wide[(programs,)](
+            *pointers, *scalars, T_ALIGNED=aligned, LANES=cfg.block // cfg.vec, VEC=cfg.vec, **options
+        )
     if reduction != NONE:
         from_partials = reduction == MEAN and not probs
         divisor = float(n_rows) if reduction == MEAN else 1.0
         reduce_partial_sums[(1,)](
-            loss, total_weight, rows_out, programs, divisor, FROM_PARTIALS=from_partials, BLOCK=REDUCE_BLOCK, num_warps=4
+            loss,
+            total_weight,
+            rows_out,
+            programs,
+            divisor,
+            FROM_PARTIALS=from_partials,
+            BLOCK=REDUCE_BLOCK,
+            num_warps=4,
         )
 
 
@@ -439,7 +457,15 @@ def cross_entropy_bwd(
     if cfg.rows:
         grid = (triton.cdiv(n_rows, cfg.rows),)
         _backward_narrow[grid](
-            *pointers, n_rows, *strides, n_cols, ignore_index, float(label_smoothing), ROWS=cfg.rows, COLS=cfg.block, **options
+            *pointers,
+            n_rows,
+            *strides,
+            n_cols,
+            ignore_index,
+            float(label_smoothing),
+            ROWS=cfg.rows,
+            COLS=cfg.block,
+            **options,
         )
         return
     # With probabilities every program needs sum_j t_j of the whole row, so the row is not divided.

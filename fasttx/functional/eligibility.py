@@ -33,6 +33,8 @@ def covered(*tensors: Tensor | None) -> bool:
     for t in tensors:
         if t is None:
             continue
+        if not isinstance(t, Tensor):  # torch's function words the error
+            return False
         if t.is_floating_point():
             if t.dtype not in HALF_AND_SINGLE:
                 return False

@@ -115,7 +115,7 @@ def _torch_is_faster(input: Tensor) -> bool:
 
 def _cross_entropy_by_torch(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float) -> bool:
     """Whether torch's own function takes this call."""
-    if _torch_is_faster(input):
+    if not isinstance(input, Tensor) or not isinstance(target, Tensor) or _torch_is_faster(input):
         return True
     n_dims = input.dim()
     if n_dims < 2 or not covered(input, target, weight) or input.dtype not in HALF_AND_SINGLE or not smoothing <= 1.0:

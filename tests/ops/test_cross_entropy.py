@@ -23,7 +23,7 @@ SHAPES = [
     (3, 1),  # one class
     (2050, 2),  # narrow: two classes, more rows than the 1024 of a program
     (5, 7),  # narrow: odd, masked columns
-    (17, 255),  # narrow: the longest row, rows beyond the 8 of a program
+    (17, 255),  # narrow: the longest row, rows beyond the 4 of a program
     (2, 256),  # wide: the shortest row, exactly one tile
     (3, 1031),  # wide: a prime, every alignment of a row start but the first
     (2, 4096),  # wide: exactly one tile of 4096
@@ -45,7 +45,9 @@ def make(n_rows: int, n_cols: int, dtype: torch.dtype, probs: bool, weighted: bo
     return logits, target, weight
 
 
-def by_torch(dloss: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float, reduction: int, dtype):
+def by_torch(
+    dloss: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float, reduction: int, dtype
+):
     """(loss, dlogits) of torch.nn.functional.cross_entropy, everything in `dtype`."""
     x = logits.to(dtype).detach().requires_grad_()
     target = target.to(dtype) if target.is_floating_point() else target
@@ -54,7 +56,9 @@ def by_torch(dloss: Tensor, logits: Tensor, target: Tensor, weight: Tensor | Non
     return loss.detach(), torch.autograd.grad(loss, x, dloss.to(dtype))[0]
 
 
-def verify(backend: str, logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float, reduction: int) -> None:
+def verify(
+    backend: str, logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float, reduction: int
+) -> None:
     n_rows = logits.shape[0]
     dloss = torch.randn((n_rows,) if reduction == NONE else (), device=logits.device)
     LAUNCHES.clear()
@@ -105,7 +109,9 @@ def test_target_and_weight_of_other_dtypes(device: torch.device) -> None:
     assert error(loss, ref[0]) < 1e-4
     dloss = torch.ones(3, device=device)
     dlogits = bwd(dloss, logits, target, weight, lse, total, -100, 0.1, NONE, "triton")
-    assert error(dlogits, CROSS_ENTROPY.bwd.reference(dloss, logits, target, weight, lse, total, -100, 0.1, NONE)) < 8e-3
+    assert (
+        error(dlogits, CROSS_ENTROPY.bwd.reference(dloss, logits, target, weight, lse, total, -100, 0.1, NONE)) < 8e-3
+    )
 
 
 @pytest.mark.parametrize("n_cols", [9, 1031], ids=["narrow", "wide"])
@@ -254,7 +260,9 @@ def test_infinite_logits_as_in_torch(n_cols: int, backend: str, device: torch.de
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("n_cols", [200, 4119], ids=["narrow", "wide"])
 def test_large_offset_keeps_its_precision(n_cols: int, backend: str, device: torch.device) -> None:
-    """Logits around 10,000: sums against x are kept relative to the maximum, so the loss loses nothing; lse is rounded."""
+    """Logits around 10,000: sums against x are kept relative to the maximum, so the loss loses nothing; lse is
+    rounded.
+    """
     logits, target, _ = make(3, n_cols, torch.float32, False, False, device)
     logits += 10_000.0
     loss, lse, _ = fwd(logits, target, None, -100, 0.3, NONE, backend)
@@ -351,7 +359,9 @@ def test_wrong_input_is_named(name: str) -> None:
 
 def test_one_device() -> None:
     with pytest.raises(ValueError, match="weight: is on meta, logits on cpu"):
-        CROSS_ENTROPY.fwd.check(torch.randn(3, 5), torch.tensor([0, 1, 2]), torch.ones(5, device="meta"), -100, 0.0, MEAN)
+        CROSS_ENTROPY.fwd.check(
+            torch.randn(3, 5), torch.tensor([0, 1, 2]), torch.ones(5, device="meta"), -100, 0.0, MEAN
+        )
 
 
 def test_cost_counts_the_bytes() -> None:
@@ -364,4 +374,12 @@ def test_cuda_backend_says_why_it_cannot(device: torch.device) -> None:
     if any(impl.backend == "cuda" for impl in CROSS_ENTROPY.impls):
         pytest.skip("there is a cuda implementation: tested with the others")
     with pytest.raises(BackendError, match="not implemented"):
-        fwd(torch.randn(2, 3, device=device), torch.zeros(2, dtype=torch.int64, device=device), None, -100, 0.0, 1, "cuda")
+        fwd(
+            torch.randn(2, 3, device=device),
+            torch.zeros(2, dtype=torch.int64, device=device),
+            None,
+            -100,
+            0.0,
+            1,
+            "cuda",
+        )
