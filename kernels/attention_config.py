@@ -76,6 +76,7 @@ TABLE_MASKED: dict[tuple[str, int, int], Config] = {
     ("fwd", 100, 32): Config(128, 64, 8, 3),
     ("fwd", 100, 64): Config(128, 64, 8, 3),
     ("fwd", 100, 128): Config(128, 32, 8, 2),
+    ("dkdv", 80, 64): Config(32, 64, 8, 2, True),
     ("dkdv", 80, 128): Config(32, 32, 8, 1),
     ("dkdv", 90, 32): Config(64, 64, 8, 2),
     ("dkdv", 90, 64): Config(64, 64, 8, 2),

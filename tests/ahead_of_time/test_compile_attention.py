@@ -36,6 +36,7 @@ class Case:
     window: tuple[int, int] = (-1, -1)
     varlen: bool = False
     deterministic: bool = False
+    group: int = 1
 
 
 CASES = (
@@ -56,7 +57,8 @@ def launch(case: Case, arch: int, head_dim: int) -> list[Record]:
     def meta(*shape: int, dtype: torch.dtype = case.dtype) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device="meta")
 
-    q, k, v, out, dout, dq, dk, dv = (meta(*lead, heads, head_dim) for _ in range(8))
+    q, out, dout, dq = (meta(*lead, heads, head_dim) for _ in range(4))
+    k, v, dk, dv = (meta(*lead, heads // case.group, head_dim) for _ in range(4))
     lse = meta(*((heads, batch * n) if case.varlen else (batch, heads, n)), dtype=torch.float32)
     cu = meta(batch + 1, dtype=torch.int32) if case.varlen else None
     bias = {
@@ -92,6 +94,23 @@ def test_listed_configurations(arch: int, head_dim: int) -> None:
                 wrong.append(f"{line}: no {matrix}")
     assert not wrong, "\n".join(wrong)
     assert seen >= 2 * len(CASES) - 2  # launches of different cases may share a kernel, but most have their own
+
+
+@pytest.mark.parametrize(
+    ("case", "head_dim"),
+    [
+        (Case("fp32", dtype=torch.float32, length=100), 64),
+        (Case("fp32, deterministic", dtype=torch.float32, deterministic=True, mask="full"), 100),
+        (Case("widest head", deterministic=True), 256),
+        (Case("grouped heads", group=4), 48),
+    ],
+    ids=lambda x: x.name if isinstance(x, Case) else "",
+)
+@pytest.mark.parametrize("arch", [80, 90])
+def test_other_shapes_compile(arch: int, case: Case, head_dim: int) -> None:
+    """Not tuned and not gated against spilling: they compile and fit."""
+    for record in launch(case, arch, head_dim):
+        assert record.shared_bytes <= SHARED_BYTES[arch], str(record)
 
 
 def test_the_gate_can_fail() -> None:
