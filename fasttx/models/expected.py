@@ -26,13 +26,13 @@ def expected_backend(op: str, requested: str, module: nn.Module) -> str:
     """The backend that the table of ops would choose on the device and dtype that `module` has now.
 
     Args:
-        op: name in the table, or a text that is none (losses that depend on the labels): then `requested` comes back.
+        op: name in the table of ops.
         requested: ``"auto"`` or a backend's name.
         module: its first floating parameter tells device and dtype.
     """
     if requested == "auto":
         requested = forced_backend()
-    row = OPS.get({"binary_cross_entropy_with_logits": "binary_cross_entropy"}.get(op, op))
+    row = OPS.get(op)
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
     if row is None or parameter is None or requested == "torch":
         return requested

@@ -51,7 +51,7 @@ class Kind:
     Attributes:
         loss: computes it.
         labels: names of the label arguments; the loss is computed when all of them are given.
-        op: which of fasttx's functions computes it, for the report.
+        ops: which ops compute it, for the report; which of them, the labels decide.
         counted: the labels that num_items_in_batch counts, or None if Trainer does not count them.
         without_labels: arguments that transformers' forward changes by itself when it gets labels.
         own: a condition under which transformers' forward computes the loss itself.
@@ -59,7 +59,7 @@ class Kind:
 
     loss: Callable[[Call], Tensor]
     labels: tuple[str, ...] = ("labels",)
-    op: str = "cross_entropy"
+    ops: tuple[str, ...] = ("cross_entropy",)
     counted: str | None = "labels"
     without_labels: Mapping[str, Any] = field(default_factory=dict, hash=False)
     own: Callable[[Any], bool] = lambda model: False
@@ -184,10 +184,10 @@ KINDS: dict[str, Kind] = {
     "multiple_choice": Kind(_multiple_choice),
     "token_classification": Kind(_masked_lm),
     "sequence_classification": Kind(
-        _sequence_classification, op="cross_entropy, binary_cross_entropy_with_logits or torch's mse_loss"
+        _sequence_classification, ops=("cross_entropy", "binary_cross_entropy", "torch mse_loss")
     ),
     "question_answering": Kind(_question_answering, labels=("start_positions", "end_positions"), counted=None),
-    "replaced_token_detection": Kind(_replaced_token_detection, op="binary_cross_entropy_with_logits"),
+    "replaced_token_detection": Kind(_replaced_token_detection, ops=("binary_cross_entropy",)),
     "causal_lm": Kind(_causal_lm, counted=None, without_labels={"use_cache": False}, own=_has_another_loss),
 }
 
@@ -227,8 +227,12 @@ def replacement_class(original: type, kind_name: str, module: str) -> type:
         kwargs.update((name, value) for name, value in replaced.items() if name not in names[: len(args)])
         output = original_forward(self, *args, return_dict=True, **kwargs)
         correct = patch.options.loss == "correct"
-        with run_as_asked(self):
-            loss = kind.loss(Call(self, output, arguments, correct))
+        call = Call(self, output, arguments, correct)
+        if patch.options.as_usual:
+            loss = kind.loss(call)
+        else:
+            with run_as_asked(patch.options):
+                loss = kind.loss(call)
         if correct and kind.counted is not None and num_items is not None:
             loss = _scaled(loss, arguments[kind.counted], num_items)
         output = type(output)(loss=loss, **{name: value for name, value in output.items() if name != "loss"})

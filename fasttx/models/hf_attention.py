@@ -15,11 +15,11 @@ from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from ..functional.attention import attention, attention_varlen
 from ..functional.probabilities import softmax
-from .options import run_as_asked
+from .options import ModulePatch, run_as_asked
 
 NAME = "fasttx"
 
-UNSUPPORTED = ("sliding_window", "softcap", "position_bias", "s_aux", "sinks", "head_mask", "block_mask")
+UNSUPPORTED = frozenset(("sliding_window", "softcap", "position_bias", "s_aux", "sinks", "head_mask", "block_mask"))
 """Arguments of other models' attention that change the result and are not implemented: only None is allowed."""
 
 
@@ -43,17 +43,19 @@ def fasttx_mask(**arguments: Any) -> Tensor | None:
     return sdpa_mask(**arguments)
 
 
-def _bias(mask: Tensor | None, batch: int, key_length: int) -> Tensor | None:
+def _bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     """`mask` as the four-dimensional attn_bias of fasttx's attention."""
     if mask is None:
         return None
+    batch, heads, query_length, _ = query.shape
+    key_length = key.shape[2]
     if mask.dim() == 2:
         if mask.shape != (batch, key_length):
             raise ValueError(
                 f"attention_mask: got shape {tuple(mask.shape)}; a two-dimensional mask must be (batch, key length) = "
                 f"({batch}, {key_length})"
             )
-        return (mask if mask.dtype == torch.bool else mask != 0)[:, None, None, :]
+        return (mask if mask.dtype == torch.bool else mask != 0).view(batch, 1, 1, key_length)
     if mask.dim() != 4:
         raise ValueError(
             f"attention_mask: got {mask.dim()} dimensions; allowed are (batch, key length) and "
@@ -63,6 +65,17 @@ def _bias(mask: Tensor | None, batch: int, key_length: int) -> Tensor | None:
         raise ValueError(
             f"attention_mask: got dtype {mask.dtype}; a four-dimensional mask is bool (True = attend) or floating "
             "(added to the scores)"
+        )
+    b, h, rows, columns = mask.shape
+    if (
+        (b != 1 and b != batch)
+        or (h != 1 and h != heads)
+        or (rows != 1 and rows != query_length)
+        or (columns != 1 and columns != key_length)
+    ):
+        raise ValueError(
+            f"attention_mask: got shape {tuple(mask.shape)}; a four-dimensional mask must be (batch, heads, query "
+            f"length, key length) = ({batch}, {heads}, {query_length}, {key_length}) or 1 in any dimension"
         )
     return mask
 
@@ -112,35 +125,51 @@ def fasttx_attention(
     Raises:
         ValueError: a mask of another form; an argument that would change the result and is not supported.
     """
-    for name in UNSUPPORTED:
-        if kwargs.get(name) is not None:
+    for name in kwargs:
+        if name in UNSUPPORTED and kwargs[name] is not None:
             raise ValueError(
                 f"{name}: got {type(kwargs[name]).__name__}; attn_implementation='fasttx' does not support it "
                 "(only None is allowed); use attn_implementation='sdpa' or 'eager' for this model"
             )
-    batch, _, query_length, head_dim = query.shape
-    scale = head_dim**-0.5 if scaling is None else float(scaling)
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    with run_as_asked(module):
-        if kwargs.get("cu_seq_lens_q") is not None:
-            return _packed(query, key, value, attention_mask, dropout, scale, causal, kwargs), None
-        causal = query_length > 1 and attention_mask is None and causal
-        bias = _bias(attention_mask, batch, key.shape[2])
-        if kwargs.get("output_attentions") or getattr(getattr(module, "config", None), "output_attentions", False):
-            weights = _visible_weights(query, key, bias, causal, scale, dropout)
-            groups = query.shape[1] // value.shape[1]
-            out = torch.matmul(weights, value.repeat_interleave(groups, dim=1) if groups > 1 else value)
-            return out.transpose(1, 2).contiguous(), weights
-        out = attention(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
-            attn_bias=bias,
-            dropout_p=dropout,
-            window=(-1, 0) if causal else (-1, -1),
-            softmax_scale=scale,
-        )
-        return out, None
+    asked: ModulePatch | None = getattr(module, "_fasttx", None)
+    if asked is None or asked.options.as_usual:
+        return _attend(module, query, key, value, attention_mask, dropout, scale, causal, kwargs)
+    with run_as_asked(asked.options):
+        return _attend(module, query, key, value, attention_mask, dropout, scale, causal, kwargs)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float,
+    scale: float,
+    causal: bool,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    if kwargs.get("cu_seq_lens_q") is not None:
+        return _packed(query, key, value, attention_mask, dropout, scale, causal, kwargs), None
+    causal = query.shape[2] > 1 and attention_mask is None and causal
+    bias = _bias(attention_mask, query, key)
+    if kwargs.get("output_attentions") or getattr(getattr(module, "config", None), "output_attentions", False):
+        weights = _visible_weights(query, key, bias, causal, scale, dropout)
+        groups = query.shape[1] // value.shape[1]
+        out = torch.matmul(weights, value.repeat_interleave(groups, dim=1) if groups > 1 else value)
+        return out.transpose(1, 2).contiguous(), weights
+    out = attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_bias=bias,
+        dropout_p=dropout,
+        window=(-1, 0) if causal else (-1, -1),
+        softmax_scale=scale,
+    )
+    return out, None
 
 
 def _packed(

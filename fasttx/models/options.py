@@ -38,6 +38,11 @@ class Options:
         if not self.attention and self.loss is None:
             raise ValueError("attention=False with loss=None leaves nothing to patch; ask for at least one of them")
 
+    @property
+    def as_usual(self) -> bool:
+        """Whether calls need no :func:`run_as_asked` around them."""
+        return self.backend == "auto" and self.deterministic is None
+
 
 @dataclass
 class ModulePatch:
@@ -56,16 +61,9 @@ class ModulePatch:
     snapshot: dict[str, Any] = field(default_factory=dict)
 
 
-def run_as_asked(module: Any) -> contextlib.AbstractContextManager[Any]:
-    """The backend and the determinism that the patch of `module` asked for; nothing for a module without a patch."""
-    patch: ModulePatch | None = getattr(module, "_fasttx", None)
-    if patch is None or (patch.options.backend == "auto" and patch.options.deterministic is None):
-        return contextlib.nullcontext()
-    return _forced(patch.options)
-
-
 @contextlib.contextmanager
-def _forced(options: Options) -> Iterator[None]:
-    with backend(options.backend if options.backend != "auto" else forced_backend()):
+def run_as_asked(options: Options) -> Iterator[None]:
+    """The backend and the determinism that a patch asked for, around one call."""
+    with backend(forced_backend() if options.backend == "auto" else options.backend):
         with deterministic_gradients(options.deterministic):
             yield

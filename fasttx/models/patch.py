@@ -209,8 +209,8 @@ def supported() -> list[dict[str, str]]:
     """
     rows = []
     for family in FAMILIES:
-        for cls, op in [(family.bare, ""), *((cls, KINDS[kind].op) for cls, kind in family.heads.items())]:
+        for cls, ops in [(family.bare, ""), *((cls, ", ".join(KINDS[kind].ops)) for cls, kind in family.heads.items())]:
             rows.append(
-                {"family": family.name, "model_type": family.model_type, "class": cls, "attention": NAME, "loss": op}
+                {"family": family.name, "model_type": family.model_type, "class": cls, "attention": NAME, "loss": ops}
             )
     return rows

@@ -142,8 +142,8 @@ def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options)
         reason = "loss='hf': transformers' value, which ignores num_items_in_batch"
     else:
         reason = "loss='correct': honours num_items_in_batch; 0 where nothing is labelled"
-    backend = expected_backend(kind.op, options.backend, module)
-    plan.report.rows.append(Row(name, f"loss of {cls.__name__}", kind.op, backend, reason))
+    backend = expected_backend(kind.ops[0], options.backend, module)
+    plan.report.rows.append(Row(name, f"loss of {cls.__name__}", ", ".join(kind.ops), backend, reason))
 
 
 def _exchange(config: Any, options: Options) -> ModulePatch:

@@ -16,22 +16,22 @@ from fasttx.models.family import Family
 from fasttx.testing import assert_as_accurate
 
 
-def run(model: Any, inputs: dict[str, Any], **arguments: Any) -> tuple[Any, dict[str, Tensor]]:
+def run(model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
     """One forward and backward; what the output says and every parameter's gradient."""
     model.zero_grad(set_to_none=True)
-    output = model(**inputs, **arguments)
+    output = model(**inputs)
     loss = output.loss if output.get("loss") is not None else output[0][..., :1, :].float().square().mean()
     loss.backward()
     return output, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def compare(model: Any, inputs: dict[str, Any], mask: Tensor, gradients: bool = True, **arguments: Any) -> Any:
+def compare(model: Any, inputs: dict[str, Any], mask: Tensor, gradients: bool = True, backend: str = "auto") -> Any:
     """The accuracy rule on loss, predictions and gradients; returns the patched model's output."""
-    want64, grads64 = run(zoo.double_of(model), zoo.to_double(inputs), **arguments)
-    want, grads = run(model, inputs, **arguments)
-    report = fasttx.patch(model)
+    want64, grads64 = run(zoo.double_of(model), zoo.to_double(inputs))
+    want, grads = run(model, inputs)
+    report = fasttx.patch(model, backend=backend)
     assert not report.left_alone, report
-    got, found = run(model, inputs, **arguments)
+    got, found = run(model, inputs)
     assert type(got) is type(want)
     assert list(got.keys()) == list(want.keys())
     if want.get("loss") is not None:
@@ -49,6 +49,12 @@ def compare(model: Any, inputs: dict[str, Any], mask: Tensor, gradients: bool = 
 @pytest.mark.parametrize(("family", "cls"), zoo.CLASSES, ids=zoo.IDS)
 def test_every_head(family: Family, cls: str) -> None:
     compare(zoo.tiny_model(family, cls), zoo.inputs_for(family, cls), zoo.padding_mask())
+
+
+@pytest.mark.parametrize("cls", ["BertModel", "BertForPreTraining", "BertLMHeadModel", "BertForSequenceClassification"])
+def test_the_operators_own_composition(cls: str) -> None:
+    """On a CPU "auto" may give small calls to torch's functions; forced, all of them go through the operators."""
+    compare(zoo.tiny_model(zoo.BERT, cls), zoo.inputs_for(zoo.BERT, cls), zoo.padding_mask(), backend="torch")
 
 
 @pytest.mark.parametrize(("family", "cls"), zoo.CLASSES, ids=zoo.IDS)
