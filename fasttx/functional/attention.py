@@ -28,7 +28,7 @@ _deterministic: bool | None = None
 
 @contextlib.contextmanager
 def deterministic_gradients(wanted: bool | None) -> Iterator[None]:
-    """Attention called within the block has bitwise reproducible gradients (True) or need not (False), whenever backward runs.
+    """Attention called within has bitwise reproducible gradients (True) or need not (False), whenever backward runs.
 
     None leaves it to torch.are_deterministic_algorithms_enabled() at the time of backward, as outside of the block.
     """
@@ -43,14 +43,16 @@ def deterministic_gradients(wanted: bool | None) -> Iterator[None]:
 class AttentionFunction(torch.autograd.Function):
     """The op with its gradient; the arguments of ``fasttx::attention_fwd``, then whether softmax_lse is returned too.
 
-    Saved for backward: q, k, v, out, softmax_lse and the tensors among the arguments; nothing of size seqlen_q x seqlen_k.
+    Saved for backward: q, k, v, out, softmax_lse and the tensors among the arguments; nothing of size seqlen_q x
+    seqlen_k.
     """
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None, seqused_k: Tensor | None,
         cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, rng_state: Tensor | None, max_seqlen_q: int,
-        max_seqlen_k: int, softmax_scale: float, dropout_p: float, window_left: int, window_right: int, return_lse: bool,
+        max_seqlen_k: int, softmax_scale: float, dropout_p: float, window_left: int, window_right: int,
+        return_lse: bool,
     ) -> Any:  # fmt: skip
         requested = forced_backend()
         out, lse = _fwd(
@@ -88,6 +90,7 @@ def _differentiable_backward(ctx: Any, dout: Tensor, q: Tensor, k: Tensor, v: Te
         raise RuntimeError(
             "fasttx attention: create_graph=True (double backward) with dropout_p > 0; allowed is dropout_p = 0"
         )
+    q, k, v = (x.view_as(x) for x in (q, k, v))  # one tensor given twice has a gradient for each use
     wanted = [x for x, needed in zip((q, k, v), ctx.needs_input_grad, strict=False) if needed]
     out = differentiable_forward(q, k, v, *others, *ctx.numbers)
     found = iter(torch.autograd.grad(out, wanted, dout, create_graph=True))
@@ -155,8 +158,8 @@ def _has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _cpu_gains(q: Tensor, keys: int, mask: Tensor | None, dropout_p: float) -> bool:
-    """False where torch's own function is as fast on a CPU: it runs the very kernel that the op would run (no dropout, few
-    masked keys), or the call is so small that the op's fixed cost decides."""
+    """False where torch's own function is as fast on a CPU: it runs the very kernel that the op would run (no
+    dropout, few masked keys), or the call is so small that the op's fixed cost decides."""
     if dropout_p > 0.0:
         return torch.compiler.is_compiling() or q.numel() // q.shape[-1] * keys >= _SMALL
     if mask is None or mask.dtype != torch.bool or mask.shape[1:3] != (1, 1):
@@ -171,7 +174,7 @@ def _last_dim_contiguous(x: Tensor) -> Tensor:
 
 
 def _mask_4d(mask: Tensor, lead: tuple[int, ...], full: tuple[int, ...]) -> Tensor | None:
-    """A mask of (*lead, heads, rows, keys) by broadcasting as (batch, heads, rows, keys) with ones; None if it is not one."""
+    """A mask of (*lead, heads, rows, keys) by broadcasting as (batch, heads, rows, keys) with ones, or None."""
     dims = mask.dim()
     if dims < 2:
         return None
@@ -205,10 +208,11 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    r"""out = dropout(softmax(scale * query key^T + attn_mask)) value, as torch.nn.functional.scaled_dot_product_attention.
+    r"""out = dropout(softmax(scale * query key^T + attn_mask)) value, as torch.nn.functional's function of this name.
 
     Args:
-        query: (..., heads, L, E), also (heads, L, E) and (L, E); float32, float16 or bfloat16 for our kernels; any strides.
+        query: (..., heads, L, E), also (heads, L, E) and (L, E); float32, float16 or bfloat16 for our kernels; any
+            strides.
         key: (..., heads, S, E).
         value: (..., heads, S, Ev).
         attn_mask: broadcastable to (..., heads, L, S); bool (True takes part) or floating, added to the scaled scores.
@@ -225,7 +229,8 @@ def scaled_dot_product_attention(
         gradient, tensor subclasses, torch.func transforms, forward AD, empty tensors, broadcast batches, is_causal
         with attn_mask), goes to torch's own function.
 
-    Saved for backward: query, key, value, the output and one float per row.  Double backward is supported without dropout.
+    Saved for backward: query, key, value, the output and one float per row.  Double backward is supported without
+    dropout.
     Numerics: fp32 scores, softmax and accumulation.  Under autocast everything floating is cast to its dtype first.
     Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.1; Dao, "FlashAttention-2", 2023.
     """
@@ -239,7 +244,7 @@ def scaled_dot_product_attention(
         dims = q.dim()
         if dims != 4 and dims >= 2 and k.dim() == v.dim() == dims:
             if dims < 4:
-                q, k, v = (x.view(*[1] * (4 - dims), *x.shape) if x.is_contiguous() else x[(None,) * (4 - dims)] for x in (q, k, v))
+                q, k, v = (x[(None,) * (4 - dims)] for x in (q, k, v))
             elif q.shape[:-3] == k.shape[:-3] == v.shape[:-3]:
                 q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
         out = _padded(q, k, v, mask, query, dropout_p, is_causal, scale, enable_gqa)
@@ -283,7 +288,9 @@ def _padded(
         scale = head_dim**-0.5
     elif not math.isfinite(scale):
         return None
-    if forced_backend() == "auto" and not (_has_kernel(q, k, v) if device.type != "cpu" else _cpu_gains(q, keys, mask, dropout_p)):
+    if forced_backend() == "auto" and not (
+        _has_kernel(q, k, v) if device.type != "cpu" else _cpu_gains(q, keys, mask, dropout_p)
+    ):
         return None
     out = _run(
         _last_dim_contiguous(q).transpose(1, 2),
@@ -332,8 +339,8 @@ def attention_varlen(
         (total_q, heads, head_dim_v), or (out, softmax_lse).  A row that sees no key gives zeros, and -inf.
 
     Raises:
-        ValueError: an argument is not as above; the message names it.  Values of cu_seqlens are checked on CPU tensors, and
-            on GPU tensors with FASTTX_CHECK=1.
+        ValueError: an argument is not as above; the message names it.  Values of cu_seqlens are checked on CPU
+            tensors, and on GPU tensors with FASTTX_CHECK=1.
 
     Saved for backward: query, key, value, out, softmax_lse.  Numerics and source: as scaled_dot_product_attention.
     """
@@ -348,7 +355,8 @@ def attention_varlen(
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5
     return _run(
-        _last_dim_contiguous(query), _last_dim_contiguous(key), _last_dim_contiguous(value), attn_bias, None, cu_seqlens_q,
+        _last_dim_contiguous(query), _last_dim_contiguous(key), _last_dim_contiguous(value), attn_bias, None,
+        cu_seqlens_q,
         cu_seqlens_k, rng_state if dropout_p else None, max_seqlen_q, max_seqlen_k, scale, dropout_p, left,
         0 if is_causal else right, return_lse,
     )  # fmt: skip
@@ -365,13 +373,15 @@ def attention(
     window: tuple[int, int] = (-1, -1),
     softmax_scale: float | None = None,
 ) -> Tensor:
-    """What the model layer calls: (batch, seqlen, heads, head_dim) in and out, by strides, nothing transposed or copied.
+    """What the model layer calls: (batch, seqlen, heads, head_dim) in and out, by strides, no copies.
 
     Args:
-        q, k, v: (batch, seqlen_q, heads, head_dim), (batch, seqlen_k, heads_k, head_dim), (batch, seqlen_k, heads_k, head_dim_v).
+        q, k, v: (batch, seqlen_q, heads, head_dim), (batch, seqlen_k, heads_k, head_dim), (batch, seqlen_k, heads_k,
+            head_dim_v).
         attn_bias: bool or floating, (batch, heads, seqlen_q, seqlen_k) or 1 in any dim.
         seqused_k: int32 (batch,), valid keys of each sequence.
-        dropout_p, window, softmax_scale: as attention_varlen's dropout_p, window_size and scale; aligned at the top left.
+        dropout_p, window, softmax_scale: as attention_varlen's dropout_p, window_size and scale; aligned at the top
+            left.
 
     Returns:
         (batch, seqlen_q, heads, head_dim_v), contiguous.
@@ -404,7 +414,8 @@ def attention(
         )
         return out.transpose(1, 2).contiguous()
     return _run(
-        _last_dim_contiguous(q), _last_dim_contiguous(k), _last_dim_contiguous(v), attn_bias, seqused_k, None, None, None,
+        _last_dim_contiguous(q), _last_dim_contiguous(k), _last_dim_contiguous(v), attn_bias, seqused_k, None, None,
+        None,
         q.shape[1], k.shape[1], scale, dropout_p, *window,
     )  # fmt: skip
 

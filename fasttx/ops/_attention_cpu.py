@@ -1,13 +1,13 @@
 """The attention op of PyTorch's own operators on a CPU: never slower than F.scaled_dot_product_attention.
 
 A call is cut into parts: the whole padded batch at once, or one part a sequence where lengths differ (packed sequences,
-seqused_k, a bool key mask that is a prefix), so that masked keys cost nothing.  A part without dropout goes to PyTorch's
-CPU flash kernel and its backward.  With dropout, or where v has a head_dim of its own, a few heads at a time are computed by
-matrix products whose scores stay in the cache: nothing of size seqlen_q x seqlen_k is kept for backward, which computes the
-scores again and draws the same random bytes again.
+seqused_k, a bool key mask that is a prefix), so that masked keys cost nothing.  A part without dropout goes to
+PyTorch's CPU flash kernel and its backward.  With dropout, or where v has a head_dim of its own, a few heads at a
+time are computed by matrix products whose scores stay in the cache: nothing of size seqlen_q x seqlen_k is kept for
+backward, which computes the scores again and draws the same random bytes again.
 
-The bytes come from PyTorch's generator seeded from rng_state, eight elements a draw: Philox in PyTorch operators takes as
-long as the whole of attention.  Forward and backward must cut and draw in the same order.
+The bytes come from PyTorch's generator seeded from rng_state, eight elements a draw: Philox in PyTorch operators
+takes as long as the whole of attention.  Forward and backward must cut and draw in the same order.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ _INF = float("inf")
 
 
 def worth_slicing(masked: int, batch: int, head_dim: int) -> bool:
-    """Whether one flash call a sequence beats one call with a mask: `masked` keys saved in all, against a call's cost."""
+    """Whether one flash call a sequence beats one call with a mask: `masked` keys saved in all."""
     return masked * head_dim >= 2000 * batch
-
 
 
 class _Part(NamedTuple):
@@ -74,7 +73,7 @@ class _Call(NamedTuple):
 
 
 def _prefix_lengths(mask: Tensor, batch: int) -> list[int] | None:
-    """Lengths of a bool key mask (batch | 1, 1, 1, seqlen_k) that lets exactly the first keys of each sequence through."""
+    """Lengths of a bool key mask (batch | 1, 1, 1, seqlen_k) that is a prefix of each sequence."""
     keys = mask[:, 0, 0]
     lengths = keys.sum(-1)
     if not torch.equal(keys, torch.arange(keys.shape[1]) < lengths[:, None]):
@@ -234,7 +233,9 @@ class _Chunks:
         drawn = words.view(torch.uint8)[:size]
         return torch.ge(drawn, self.threshold, out=self.buffer(name, size, torch.uint8)).view(shape)
 
-    def scores(self, q: Tensor, k: Tensor, bias: Tensor | None, at: tuple[slice, slice], count: tuple[int, int]) -> Tensor:
+    def scores(
+        self, q: Tensor, k: Tensor, bias: Tensor | None, at: tuple[slice, slice], count: tuple[int, int]
+    ) -> Tensor:
         """scale q k^T + bias in the score buffer."""
         heads, rows, keys = q.shape[0], q.shape[1], k.shape[1]
         s = self.buffer("scores", heads * rows * keys).view(heads, rows, keys)
@@ -268,7 +269,16 @@ class _Chunks:
             lse[b, h] = rows_lse.view(*count, -1)
 
     def backward(
-        self, part: _Part, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor
+        self,
+        part: _Part,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lse: Tensor,
+        dq: Tensor,
+        dk: Tensor,
+        dv: Tensor,
     ) -> None:
         bias = self._bias(part, q, k)
         group, keys = q.shape[2] // k.shape[2], k.shape[1]
@@ -305,7 +315,11 @@ class _Chunks:
         bias = _additive(part.bias, torch.float32)
         if part.causal:
             hidden = ~_window(q.shape[1], k.shape[1], 0, -1, 0)
-            bias = torch.zeros(hidden.shape).masked_fill_(hidden, -_INF) if bias is None else bias.masked_fill(hidden, -_INF)
+            bias = (
+                torch.zeros(hidden.shape).masked_fill_(hidden, -_INF)
+                if bias is None
+                else bias.masked_fill(hidden, -_INF)
+            )
         return bias
 
 

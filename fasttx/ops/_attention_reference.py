@@ -19,7 +19,9 @@ def _heads(
     cu_seqlens_k: Tensor | None, rng_state: Tensor | None, max_seqlen_q: int, max_seqlen_k: int, softmax_scale: float,
     dropout_p: float, window_left: int, window_right: int,
 ) -> Any:  # fmt: skip
-    """For every sequence and head: where it lies in q and in k, its scores (-inf where masked) and its dropout factors."""
+    """For every sequence and head: where it lies in q and in k, its scores (-inf where masked) and its dropout
+    factors.
+    """
     num_heads, group = q.shape[-2], q.shape[-2] // k.shape[-2]
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
     for b in range(batch):

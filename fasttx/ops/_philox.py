@@ -1,7 +1,7 @@
 """Attention's dropout mask in PyTorch's own operators: bit for bit the mask of kernels/dropout.py, on any device.
 
-The scheme and its reason (16 bytes of one call are one thread's accumulators) are described there; tests/ops/test_attention_op.py
-holds this file against a second derivation in NumPy and against the kernel.
+The scheme and its reason (16 bytes of one call are one thread's accumulators) are described there;
+tests/ops/test_attention_op.py holds this file against a second derivation in NumPy and against the kernel.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def attention_keep(rng_state: Tensor, heads: Tensor, seqlen_q: int, seqlen_k: in
     words = philox(c0, c1, c2, offset & _LOW32, seed & _LOW32, (seed >> 32) & _LOW32)
     shape = (heads.shape[0], tiles_q * 8, tiles_k * 4)
     word = torch.stack([w.expand(shape) for w in words], -1)
-    word = word.view(len(heads), tiles_q, 8, tiles_k, 4, 2, 2)  # (head, row//16, row%8, col//32, col%8//2, row//8%2, col//16%2)
+    word = word.view(
+        len(heads), tiles_q, 8, tiles_k, 4, 2, 2
+    )  # (head, row//16, row%8, col//32, col%8//2, row//8%2, col//16%2)
     word = word.permute(0, 1, 5, 2, 3, 6, 4)  # (head, row//16, row//8%2, row%8, col//32, col//16%2, col%8//2)
     shifts = torch.arange(0, 32, 8, device=device).view(2, 1, 2)  # (col//8%2, col%8//2, col%2)
     data = (word.unsqueeze(-2).unsqueeze(-1) >> shifts) & 255

@@ -1,8 +1,8 @@
-"""The attention op: out = dropout(softmax(softmax_scale * q k^T + attn_bias)) v, padded or packed, forward and backward.
+"""The attention op: out = dropout(softmax(softmax_scale * q k^T + attn_bias)) v, padded or packed, and its backward.
 
 Arguments and shapes: docs/design.md, "Operators".  Here stand the schema, the checks, the fakes, the cost and the table
-row; the compositions of PyTorch operators are in _attention_cpu.py (what a CPU user runs) and _attention_math.py (any other
-device), the float64 reference in _attention_reference.py.
+row; the compositions of PyTorch operators are in _attention_cpu.py (what a CPU user runs) and _attention_math.py (any
+other device), the float64 reference in _attention_reference.py.
 """
 
 from __future__ import annotations
@@ -75,7 +75,11 @@ def _check_inputs(q: Tensor, k: Tensor, v: Tensor, varlen: bool) -> None:
         if x.shape[-1] > 1 and x.stride(-1) != 1:
             _bad(f"{name}'s strides", x.stride(), "1 in the last dim")
     if k_shape[-1] != q_shape[-1] or q_shape[-1] == 0 or v_shape[-1] == 0:
-        _bad("head_dim", f"{q_shape[-1]} (q), {k_shape[-1]} (k), {v_shape[-1]} (v)", "the same for q and k, at least 1 for v")
+        _bad(
+            "head_dim",
+            f"{q_shape[-1]} (q), {k_shape[-1]} (k), {v_shape[-1]} (v)",
+            "the same for q and k, at least 1 for v",
+        )
     if v_shape[:-1] != k_shape[:-1]:
         _bad("v's shape", tuple(v_shape), f"k's {tuple(k_shape)} but for the last dim")
     if k_shape[-2] == 0 or q_shape[-2] % k_shape[-2]:
@@ -130,7 +134,11 @@ def check_fwd(
     else:
         batch = q.shape[0]
         if max_seqlen_q != q.shape[1] or max_seqlen_k != k.shape[1]:
-            _bad("max_seqlen", f"{max_seqlen_q} (q), {max_seqlen_k} (k)", f"{q.shape[1]} and {k.shape[1]}, the tensors' own")
+            _bad(
+                "max_seqlen",
+                f"{max_seqlen_q} (q), {max_seqlen_k} (k)",
+                f"{q.shape[1]} and {k.shape[1]}, the tensors' own",
+            )
         if seqused_k is not None and _check_lengths("seqused_k", seqused_k, device, batch) and batch:
             low, high = (int(x) for x in seqused_k.aminmax())
             if low < 0 or high > max_seqlen_k:
@@ -149,9 +157,16 @@ def check_fwd(
     if (rng_state is None) != (dropout_p == 0.0):
         _bad("rng_state", "None" if rng_state is None else "given", "given exactly where dropout_p > 0")
     if rng_state is not None and (
-        rng_state.dtype != torch.int64 or rng_state.shape != (2,) or rng_state.device != device or not rng_state.is_contiguous()
+        rng_state.dtype != torch.int64
+        or rng_state.shape != (2,)
+        or rng_state.device != device
+        or not rng_state.is_contiguous()
     ):
-        _bad("rng_state", f"{rng_state.dtype} of shape {tuple(rng_state.shape)} on {rng_state.device}", f"int64 (2,) on {device}")
+        _bad(
+            "rng_state",
+            f"{rng_state.dtype} of shape {tuple(rng_state.shape)} on {rng_state.device}",
+            f"int64 (2,) on {device}",
+        )
     if not math.isfinite(softmax_scale):
         _bad("softmax_scale", softmax_scale, "a finite number")
     if window_left < -1 or window_right < -1:
@@ -164,14 +179,20 @@ def check_bwd(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softma
     shape = (*q.shape[:-1], v.shape[-1])
     for name, x in (("dout", dout), ("out", out)):
         if x.shape != shape or x.dtype != q.dtype or x.device != q.device:
-            _bad(name, f"{x.dtype} of shape {tuple(x.shape)} on {x.device}", f"{q.dtype} of shape {shape} on {q.device}")
+            _bad(
+                name, f"{x.dtype} of shape {tuple(x.shape)} on {x.device}", f"{q.dtype} of shape {shape} on {q.device}"
+            )
         if shape[-1] > 1 and x.stride(-1) != 1:
             _bad(f"{name}'s strides", x.stride(), "1 in the last dim")
     if not out.is_contiguous():
         _bad("out's strides", out.stride(), "contiguous, as the forward gives it")
     rows = _lse_shape(q)
     if softmax_lse.shape != rows or softmax_lse.dtype != torch.float32 or softmax_lse.device != q.device:
-        _bad("softmax_lse", f"{softmax_lse.dtype} of shape {tuple(softmax_lse.shape)}", f"float32 of shape {rows} on {q.device}")
+        _bad(
+            "softmax_lse",
+            f"{softmax_lse.dtype} of shape {tuple(softmax_lse.shape)}",
+            f"float32 of shape {rows} on {q.device}",
+        )
 
 
 # ------------------------------------------------------------------------------------------------ fakes and costs
@@ -193,7 +214,7 @@ def visible_pairs(
     q: Tensor, k: Tensor, seqused_k: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
     window_left: int, window_right: int,
 ) -> int:  # fmt: skip
-    """How many (query, key) pairs of one head the window and the lengths leave; reads the lengths back from the device."""
+    """How many (query, key) pairs of one head the window and the lengths leave; reads the lengths."""
     if cu_seqlens_q is not None and cu_seqlens_k is not None:
         lengths = list(zip(cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist(), strict=True))
         shifts = [n - m for m, n in lengths]
@@ -286,5 +307,5 @@ ATTENTION = Op(
 
 
 def differentiable_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> Tensor:
-    """out, as a graph of PyTorch's own operators on any device, which autograd can differentiate any number of times."""
+    """out, as a graph of PyTorch's own operators on any device, which autograd can differentiate repeatedly."""
     return _attention_math.forward(q, k, v, *args)[0]

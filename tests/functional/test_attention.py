@@ -87,11 +87,14 @@ def test_accuracy_of_output_and_gradients(layout: str, mask: str | None, dtype: 
         m = m > -0.5 if mask == "bool" else m if mask == "fp32" else m.to(dtype)
     dout = torch.randn(2, 4, 17, 32).to(dtype)
     with fasttx.backend(forced):
-        pairs = both(
-            inputs, lambda *x: scaled_dot_product_attention(*x, m), lambda *x: torch_attention(*x, m), dout
-        )
+        pairs = both(inputs, lambda *x: scaled_dot_product_attention(*x, m), lambda *x: torch_attention(*x, m), dout)
     m64 = m if m is None or m.dtype == torch.bool else m.double()
-    exact = both(tuple(x.double() for x in inputs), lambda *x: torch_attention(*x, m64), lambda *x: torch_attention(*x, m64), dout.double())
+    exact = both(
+        tuple(x.double() for x in inputs),
+        lambda *x: torch_attention(*x, m64),
+        lambda *x: torch_attention(*x, m64),
+        dout.double(),
+    )
     for (got, want), (ref, _) in zip(pairs, exact, strict=True):
         assert_as_accurate(got, want, ref)
 
@@ -153,7 +156,7 @@ def test_errors_are_torchs(name: str) -> None:
     args, kwargs = ERRORS[name]
     try:
         want: Any = torch_attention(*args, **kwargs)
-    except Exception as e:  # noqa: BLE001 - whatever torch raises is the expectation
+    except Exception as e:
         with pytest.raises(type(e)) as caught:
             scaled_dot_product_attention(*args, **kwargs)
         assert str(caught.value) == str(e)
@@ -209,14 +212,16 @@ def test_double_backward() -> None:
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         wanted = second(lambda *x: torch_attention(*x, is_causal=True), *wide)
     with fasttx.backend("torch"):
-        for got, want in zip(second(lambda *x: scaled_dot_product_attention(*x, is_causal=True), q, k, v), wanted, strict=True):
+        for got, want in zip(
+            second(lambda *x: scaled_dot_product_attention(*x, is_causal=True), q, k, v), wanted, strict=True
+        ):
             torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
         out = scaled_dot_product_attention(q, k, v, dropout_p=0.5)
         with pytest.raises(RuntimeError, match="dropout_p"):
             torch.autograd.grad(out.sum(), q, create_graph=True)
 
 
-# ------------------------------------------------------------------------------------- autocast, dropout, the packed call
+# ---------------------------------------------------------------------------------- autocast, dropout, the packed call
 
 
 def test_autocast_casts_and_gives_gradients_in_the_inputs_dtype() -> None:
@@ -305,7 +310,11 @@ def test_varlen_options() -> None:
 def test_the_model_layers_entry(mask: str, window: tuple[int, int], forced: str) -> None:
     q, k, v = (torch.randn(2, n, 4, 64) for n in (40, 50, 50))
     keys = torch.arange(50) < torch.tensor([50, 6])[:, None]
-    bias = {"bool": torch.rand(2, 1, 40, 50) > 0.4, "keys": keys[:, None, None], "float": torch.randn(1, 4, 40, 50)}.get(mask)
+    bias = {
+        "bool": torch.rand(2, 1, 40, 50) > 0.4,
+        "keys": keys[:, None, None],
+        "float": torch.randn(1, 4, 40, 50),
+    }.get(mask)
     used = torch.tensor([50, 6], dtype=torch.int32) if mask == "seqused" else None
     distance = torch.arange(50) - torch.arange(40)[:, None]
     seen = torch.ones(2, 1, 40, 50, dtype=torch.bool)
@@ -323,7 +332,10 @@ def test_the_model_layers_entry(mask: str, window: tuple[int, int], forced: str)
         ):
             torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
     assert attention(q, k, v, attn_bias=bias, seqused_k=used, window=window).is_contiguous()
-    assert attention(*(x.double() for x in (q, k, v)), attn_bias=bias, seqused_k=used, window=window).dtype == torch.float64
+    assert (
+        attention(*(x.double() for x in (q, k, v)), attn_bias=bias, seqused_k=used, window=window).dtype
+        == torch.float64
+    )
 
 
 def test_backward_runs_where_forward_ran() -> None:
@@ -384,7 +396,9 @@ def test_compiled_dropout_and_packed_call_have_right_gradients() -> None:
         return attention_varlen(q, k, v, cu, cu, 9, 9, dropout_p=0.4)
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    torch.compile(lambda x: attention(x, x, x, dropout_p=0.4), fullgraph=True, backend="aot_eager")(v[None])  # one tensor thrice
+    torch.compile(lambda x: attention(x, x, x, dropout_p=0.4), fullgraph=True, backend="aot_eager")(
+        v[None]
+    )  # one tensor thrice
     for _ in range(2):
         out = compiled(v)
         (dv,) = torch.autograd.grad(out, v, torch.ones_like(out))
@@ -401,8 +415,10 @@ from hypothesis import strategies as st  # noqa: E402
 
 @settings(max_examples=60, deadline=None)
 @given(
-    batch=st.integers(1, 3), heads=st.integers(1, 4), rows=st.integers(1, 20), keys=st.integers(1, 20), d=st.integers(1, 20),
-    dv=st.integers(1, 20), mask=st.sampled_from(["none", "bool", "float", "causal"]), broadcast=st.lists(st.booleans(), min_size=4, max_size=4),
+    batch=st.integers(1, 3), heads=st.integers(1, 4), rows=st.integers(1, 20), keys=st.integers(1, 20),
+    d=st.integers(1, 20),
+    dv=st.integers(1, 20), mask=st.sampled_from(["none", "bool", "float", "causal"]),
+    broadcast=st.lists(st.booleans(), min_size=4, max_size=4),
     drop=st.integers(0, 2), order=st.permutations(range(4)), seed=st.integers(0, 2**31),
 )  # fmt: skip
 def test_any_shape_mask_and_stride(
@@ -425,5 +441,7 @@ def test_any_shape_mask_and_stride(
         with fasttx.backend(forced):
             got = scaled_dot_product_attention(q, k, v, m, is_causal=causal)
         full = None if m is None else m.expand(batch, heads, rows, keys)
-        want = torch_attention(q.double(), k.double(), v.double(), full.double() if mask == "float" else full, is_causal=causal)  # type: ignore[union-attr]
+        want = torch_attention(
+            q.double(), k.double(), v.double(), full.double() if mask == "float" else full, is_causal=causal
+        )  # type: ignore[union-attr]
         torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-5)

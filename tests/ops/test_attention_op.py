@@ -1,4 +1,4 @@
-"""The attention op: compositions against the float64 reference, the reference against autograd, checks, opcheck, dropout."""
+"""The attention op: compositions against the float64 reference, the reference against autograd, checks, dropout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def cu(lengths: tuple[int, ...]) -> torch.Tensor:
 
 
 def make(
-    varlen: bool = False, dtype: torch.dtype = torch.float32, p: float = 0.0, window: tuple[int, int] = (-1, -1), heads: int = 4,
+    varlen: bool = False, dtype: torch.dtype = torch.float32, p: float = 0.0, window: tuple[int, int] = (-1, -1),
+    heads: int = 4,
     heads_k: int = 4, d: int = 16, dv: int = 16, rows: int = 19, keys: int = 23, bias: Any = None, used: Any = None,
 ) -> tuple[Any, ...]:  # fmt: skip
     """q, k, v and the other arguments of the op."""
@@ -69,7 +70,10 @@ CASES: dict[str, dict[str, Any]] = {
     "key-mask-holes": {"bias": torch.arange(23)[None, None, None] % 3 > 0},
     "seqused": {"used": (5, 0)},
     "seqused-sliced": {"used": (5, 23), "d": 256, "dv": 256, "bias": dead_rows(2, 4, 19, 23)},
-    "seqused-bool": {"used": (5, 20), "bias": torch.rand(2, 4, 19, 23, generator=torch.Generator().manual_seed(2)) > 0.3},
+    "seqused-bool": {
+        "used": (5, 20),
+        "bias": torch.rand(2, 4, 19, 23, generator=torch.Generator().manual_seed(2)) > 0.3,
+    },
     "varlen": {"varlen": True},
     "varlen-causal": {"varlen": True, "window": (-1, 0)},
     "varlen-window-grouped": {"varlen": True, "window": (2, 1), "heads_k": 2},
@@ -129,11 +133,21 @@ def numpy_keep(seed: int, head: int, offset: int, rows: int, keys: int, threshol
     """DESIGN's scheme, element by element, in uint64."""
     low = np.uint64(0xFFFFFFFF)
     row, col = (x.astype(np.uint64) for x in np.broadcast_arrays(np.arange(rows)[:, None], np.arange(keys)[None, :]))
-    c = [row // 16 * 8 + row % 8, col // 32 * 4 + col % 8 // 2, np.full_like(row, head), np.full_like(row, offset % 2**32)]
+    c = [
+        row // 16 * 8 + row % 8,
+        col // 32 * 4 + col % 8 // 2,
+        np.full_like(row, head),
+        np.full_like(row, offset % 2**32),
+    ]
     k0, k1 = seed % 2**32, seed >> 32
     for _ in range(7):
         p0, p1 = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
-        c = [(p1 >> np.uint64(32)) ^ c[1] ^ np.uint64(k0), p1 & low, (p0 >> np.uint64(32)) ^ c[3] ^ np.uint64(k1), p0 & low]
+        c = [
+            (p1 >> np.uint64(32)) ^ c[1] ^ np.uint64(k0),
+            p1 & low,
+            (p0 >> np.uint64(32)) ^ c[3] ^ np.uint64(k1),
+            p0 & low,
+        ]
         k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
     word = np.choose((row // 8 % 2 * 2 + col // 16 % 2).astype(int), c)
     return (word >> (8 * (col // 8 % 2 * 2 + col % 2)).astype(np.uint64)) % 256 >= threshold
@@ -155,7 +169,9 @@ def test_threshold(p: float, threshold: int) -> None:
 def test_cpu_dropout_drops_p_hat_and_backward_draws_the_same_mask() -> None:
     p = 0.25
     q, k, v, *rest = make(p=p, rows=32, keys=48, d=48, dv=48, heads=2, heads_k=2)
-    v = torch.eye(48).view(1, 48, 1, 48).expand(2, 48, 2, 48).contiguous()  # out shows the dropped probabilities themselves
+    v = (
+        torch.eye(48).view(1, 48, 1, 48).expand(2, 48, 2, 48).contiguous()
+    )  # out shows the dropped probabilities themselves
     out, lse = _attention_cpu.forward(q, k, v, *rest)
     probabilities, _ = _attention_reference.forward(q, k, v, *rest[:4], None, *rest[5:8], 0.0, *rest[9:])
     factor = torch.where(out == 0, 0.0, out / probabilities)
@@ -166,7 +182,9 @@ def test_cpu_dropout_drops_p_hat_and_backward_draws_the_same_mask() -> None:
     torch.testing.assert_close(dv, torch.einsum("bqhk,bqhd->bkhd", out, dout), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["plain", "grouped", "key-mask-prefix", "bias-and-dead-rows", "varlen-causal", "head-dim-of-v"])
+@pytest.mark.parametrize(
+    "case", ["plain", "grouped", "key-mask-prefix", "bias-and-dead-rows", "varlen-causal", "head-dim-of-v"]
+)
 @pytest.mark.parametrize("chunk", [1, 1 << 10, 1 << 20], ids=["head", "heads", "sequences"])
 def test_cpu_dropout_gradients(case: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a given mask the output is linear in v and the gradient exact: compared with differences in float32."""
@@ -234,7 +252,9 @@ def test_cost_counts_visible_pairs() -> None:
     seen = sum(1 for i in range(19) for j in range(23) if i - 3 <= j <= i + 2)
     assert visible_pairs(q, k, None, None, None, 3, 2) == 2 * seen
     q, k, v, *rest = make(varlen=True, window=(-1, 0))
-    seen = sum(1 for m, n in zip(LENGTHS_Q, LENGTHS_K, strict=True) for i in range(m) for j in range(n) if j <= i + n - m)
+    seen = sum(
+        1 for m, n in zip(LENGTHS_Q, LENGTHS_K, strict=True) for i in range(m) for j in range(n) if j <= i + n - m
+    )
     assert visible_pairs(q, k, None, rest[2], rest[3], -1, 0) == seen
     flop, moved = ATTENTION.fwd.cost(q, k, v, *rest)
     assert flop == 4.0 * seen * 4 * 16
@@ -244,7 +264,8 @@ def test_cost_counts_visible_pairs() -> None:
 # --------------------------------------------------------------------------------------------------------- checks
 
 POSITION = dict(zip(
-    ("q", "k", "v", "attn_bias", "seqused_k", "cu_seqlens_q", "cu_seqlens_k", "rng_state", "max_seqlen_q", "max_seqlen_k",
+    ("q", "k", "v", "attn_bias", "seqused_k", "cu_seqlens_q", "cu_seqlens_k", "rng_state", "max_seqlen_q",
+    "max_seqlen_k",
      "softmax_scale", "dropout_p", "window_left", "window_right"), range(14), strict=True,
 ))  # fmt: skip
 I32 = torch.int32
