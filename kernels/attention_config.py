@@ -67,7 +67,8 @@ TABLE: dict[tuple[str, int, int], Config] = {
     ("dq", 100, 256): Config(64, 32, 8, 1),
 }
 
-# Where a score costs more registers: a window or a mask that is loaded by tiles (forward: any mask). Else TABLE.
+# Where a score costs more registers: a window or a mask that is loaded by tiles (any mask in the forward, or with a
+# head_dim above 64). Else TABLE.
 TABLE_MASKED: dict[tuple[str, int, int], Config] = {
     ("fwd", 80, 128): Config(128, 32, 8, 2),
     ("fwd", 90, 32): Config(128, 64, 8, 3),
@@ -76,7 +77,7 @@ TABLE_MASKED: dict[tuple[str, int, int], Config] = {
     ("fwd", 100, 32): Config(128, 64, 8, 3),
     ("fwd", 100, 64): Config(128, 64, 8, 3),
     ("fwd", 100, 128): Config(128, 32, 8, 2),
-    ("dkdv", 80, 64): Config(32, 64, 8, 2, True),
+    ("dkdv", 80, 64): Config(32, 64, 8, 1, True),
     ("dkdv", 80, 128): Config(32, 32, 8, 1),
     ("dkdv", 90, 32): Config(64, 64, 8, 2),
     ("dkdv", 90, 64): Config(64, 64, 8, 2),
@@ -117,7 +118,7 @@ def config(
         itemsize: bytes of an element of q.
         arch: compute capability, times ten.
         max_seqlen_q, max_seqlen_k: blocks are no larger than these need (at least 16 rows; 32 keys, as dropout does).
-        masked: there is a window, or a mask that is loaded by tiles (forward: any mask).
+        masked: there is a window, or such a mask.
     """
     if itemsize == 4:
         found = TABLE_FP32[kernel, 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256]
