@@ -25,7 +25,7 @@ def error(out: Tensor, ref64: Tensor) -> float:
 
 
 def bound(same_dtype: Tensor, ref64: Tensor, dtype: torch.dtype) -> float:
-    """2 x max|same_dtype - ref64| + floor x max(1, max|ref64|) over the finite entries (infinite entries must agree)."""
+    """2 x max|same_dtype - ref64| + floor x max(1, max|ref64|), over finite entries (infinite ones must agree)."""
     finite = ref64.detach().double().cpu()
     finite = finite[finite.isfinite()]
     size = float(finite.abs().max()) if finite.numel() else 0.0

@@ -1,19 +1,20 @@
 """Binary cross-entropy with logits, forward and backward, element by element.
 
-Mathematics. With softplus(-x) = max(-x, 0) + log(1 + exp(-|x|)), targets y, weights w and weights v of the positive class:
+Mathematics. With softplus(-x) = max(-x, 0) + log(1 + exp(-|x|)), targets y, weights w and weights v of the positive
+class:
 
     loss = w ((1 - y) x + (1 + (v - 1) y) softplus(-x))
     dx   = w ((v y + 1 - y) sigmoid(x) - v y)
 
 Neither exponentiates a positive number, so neither overflows.
 
-Contract. Tensors are contiguous and flat. A weight of `period` elements repeats along the flat index, which is how it broadcasts over
-leading dimensions; the launcher spreads out any other. A program takes BLOCK elements; all but the last do so without masks, by 16-byte
-accesses, whatever the number of elements is. Sums: one partial sum a program, added by one program in a fixed order; deterministic.
-Losses are float32, dx has the dtype of x.
+Contract. Tensors are contiguous and flat. A weight of `period` elements repeats along the flat index, which is how it
+broadcasts over leading dimensions; the launcher spreads out any other. A program takes BLOCK elements; all but the last
+do so without masks, by 16-byte accesses, whatever the number of elements is. Sums: one partial sum a program, added by
+one program in a fixed order; deterministic. Losses are float32, dx has the dtype of x.
 
-Cost. Forward: one exponential and one logarithm an element, one read of x, y and the weights; backward: the same reads, one
-exponential, one write. No shared memory beyond the sums.
+Cost. Forward: one exponential and one logarithm an element, one read of x, y and the weights; backward: the same reads,
+one exponential, one write. No shared memory beyond the sums.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cross_entropy import NONE, REDUCE_BLOCK, MEAN, reduce_partial_sums
+from .cross_entropy import MEAN, NONE, REDUCE_BLOCK, reduce_partial_sums
 
 BLOCK = 2048
 """16 elements a thread: two (half) or four (fp32) independent loads in flight."""
@@ -108,20 +109,23 @@ def _gradients(
 
 @triton.jit
 def _backward(
-    dx_ptr, dloss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, n, period_w, period_v, scale, HAS_W: tl.constexpr, HAS_V: tl.constexpr,
-    FULL_W: tl.constexpr, FULL_V: tl.constexpr, REDUCED: tl.constexpr, BLOCK: tl.constexpr,
+    dx_ptr, dloss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, n, period_w, period_v, scale,
+    HAS_W: tl.constexpr, HAS_V: tl.constexpr, FULL_W: tl.constexpr, FULL_V: tl.constexpr,
+    REDUCED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     offs = pid * BLOCK + tl.arange(0, BLOCK)
     if (pid + 1) * BLOCK <= n:
         d = _gradients(
-            dloss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, offs, n, period_w, period_v, scale, HAS_W, HAS_V, FULL_W, FULL_V, REDUCED, False
-        )
+            dloss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, offs, n, period_w, period_v, scale, HAS_W, HAS_V, FULL_W, FULL_V,
+            REDUCED, False,
+        )  # fmt: skip
         tl.store(dx_ptr + offs, d.to(dx_ptr.dtype.element_ty))
     else:
         d = _gradients(
-            dloss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, offs, n, period_w, period_v, scale, HAS_W, HAS_V, FULL_W, FULL_V, REDUCED, True
-        )
+            dloss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, offs, n, period_w, period_v, scale, HAS_W, HAS_V, FULL_W, FULL_V,
+            REDUCED, True,
+        )  # fmt: skip
         tl.store(dx_ptr + offs, d.to(dx_ptr.dtype.element_ty), mask=offs < n)
 
 
@@ -164,11 +168,19 @@ def binary_cross_entropy_fwd(
     if reduced:
         divisor = float(n) if reduction == MEAN else 1.0
         total = out[programs:]  # the kernel stores the divisor, which nobody needs here
-        reduce_partial_sums[(1,)](loss, total, out, programs, divisor, FROM_PARTIALS=False, BLOCK=REDUCE_BLOCK, num_warps=4)
+        reduce_partial_sums[(1,)](
+            loss, total, out, programs, divisor, FROM_PARTIALS=False, BLOCK=REDUCE_BLOCK, num_warps=4
+        )
 
 
 def binary_cross_entropy_bwd(
-    dx: Tensor, dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+    dx: Tensor,
+    dloss: Tensor,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    reduction: int,
 ) -> None:
     """Launcher of the backward kernel; arguments as the operator's, outputs first (docs/design.md)."""
     arguments, options = _common(x, target, weight, pos_weight)

@@ -7,8 +7,9 @@ Mathematics
     threshold = clamp(round(256 p), 1, 255) for 0 < p < 1, 256 for p = 1;   kept values times 256 / (256 - threshold).
 
 Contract
-    Forward and backward, Triton, CUDA and fasttx/ops/_row_dropout.py draw the same bits, whatever the tile. `tag` tells the users
-    apart (0 = softmax), so that two ops of one model that share a state do not share a mask. rng_state is read from the
+    Forward and backward, Triton, CUDA and fasttx/ops/_row_dropout.py draw the same bits, whatever the tile. `tag` tells
+    the users apart (0 = softmax), so that two ops of one model that share a state do not share a mask. rng_state is
+    read from the
     device: nothing here depends on a host value but the threshold.
 
 Cost
@@ -39,7 +40,9 @@ def keep_scale(dropout_p: float) -> float:
 
 @triton.jit
 def row_keep(rng_ptr, rows, col_start, tag: tl.constexpr, threshold, ROWS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The keep mask (ROWS, BLOCK_N) of `rows` (ROWS,) and columns col_start .. col_start + BLOCK_N, both multiples of 16."""
+    """The keep mask (ROWS, BLOCK_N) of `rows` (ROWS,) and columns col_start .. col_start + BLOCK_N, both multiples of
+    16.
+    """
     seed = tl.load(rng_ptr).to(tl.uint64)
     offset = tl.load(rng_ptr + 1).to(tl.uint32)
     CALLS: tl.constexpr = BLOCK_N // 16

@@ -3,21 +3,21 @@
 Mathematics
     s = scale * x (+ mask),  m = max_j s_j,  l = sum_j exp(s_j - m),  p = exp(s - m) / l,  log p = s - m - log l
     forward:  out = p,  keep * p / (1 - p_hat) with dropout,  or log p
-    backward: ds = p (dp - sum_j dp_j p_j) with dp = dout, or keep * dout / (1 - p_hat);  log: ds = dout - p sum_j dout_j;
-              dx = scale * ds
+    backward: ds = p (dp - sum_j dp_j p_j) with dp = dout, or keep * dout / (1 - p_hat);
+              log: ds = dout - p sum_j dout_j;  dx = scale * ds
     A row longer than a block is read twice: the first pass keeps (m, l), and with dropout d = sum_j exp(s_j - m) dp_j,
     and multiplies them by exp(m_old - m_new) when the maximum moves (Milakov and Gimelshein, "Online normalizer
     calculation for softmax", 2018); the second pass writes.
 
 Contract
-    One program computes ROWS whole rows (ROWS > 1 only where a row fits into one block) and is the only writer of them: no
-    atomics, bitwise deterministic. Rows lie at one stride, columns at stride 1; outputs are contiguous. 16-byte accesses where base
-    and stride allow. Masks: four leading dims and the columns by stride, 0 where broadcast. A masked row in which every score
-    is -inf gives zeros (-inf with LOG) and no gradient; without a mask it gives NaN.
+    One program computes ROWS whole rows (ROWS > 1 only where a row fits into one block) and is the only writer of them:
+    no atomics, bitwise deterministic. Rows lie at one stride, columns at stride 1; outputs are contiguous. 16-byte
+    accesses where base and stride allow. Masks: four leading dims and the columns by stride, 0 where broadcast. A
+    masked row in which every score is -inf gives zeros (-inf with LOG) and no gradient; without a mask it gives NaN.
 
 Cost
-    Forward 7 flop, backward 5 (12 where p is recomputed) per element; bytes: x and out, or dout, saved and dx, once. The
-    second read of a long row comes from L2 where the rows in flight fit it. Shared memory: reductions only, and the
+    Forward 7 flop, backward 5 (12 where p is recomputed) per element; bytes: x and out, or dout, saved and dx, once.
+    The second read of a long row comes from L2 where the rows in flight fit it. Shared memory: reductions only, and the
     exchange of the dropout mask, 1 byte per element of the tile.
 """
 
@@ -46,9 +46,9 @@ class Config(NamedTuple):
 
 
 # kernel -> (elements of a tile of short rows, longest row in one block, block of a longer row, its warps).
-# A short tile is 16 elements a thread of 4 warps: two 16-byte accesses in half precision, enough independent loads to cover the
-# latency. A row in one block is read once, so blocks are as large as the registers carry without a spill: 32 elements
-# a thread of the widest block, half as many where two inputs are held. Chosen by registers, not yet timed (docs/kernels/softmax.md).
+# A short tile is 16 elements a thread of 4 warps: two 16-byte accesses in half precision, enough independent loads to
+# cover the latency. A row in one block is read once, so blocks are as large as the registers carry without a spill: 32
+# elements of each input a thread in the widest block. Chosen by registers, not yet timed (docs/kernels/softmax.md).
 TABLE: dict[str, tuple[int, int, int, int]] = {
     "fwd": (2048, 32768, 8192, 8),
     "fwd_dropout": (2048, 16384, 4096, 8),
@@ -230,7 +230,9 @@ def softmax_bwd_kernel(
 
 
 @triton.jit
-def _dropped_dout(dout_rows, cols, ok, rng_ptr, rows, start, threshold, keep_scale, ROWS: tl.constexpr, BLOCK_N: tl.constexpr):
+def _dropped_dout(
+    dout_rows, cols, ok, rng_ptr, rows, start, threshold, keep_scale, ROWS: tl.constexpr, BLOCK_N: tl.constexpr
+):
     dp = tl.load(dout_rows[:, None] + cols[None, :], mask=ok, other=0.0).to(tl.float32)
     keep = row_keep(rng_ptr, rows, start, TAG, threshold, ROWS, BLOCK_N)
     return tl.where(keep, dp * keep_scale, 0.0)
@@ -338,8 +340,8 @@ def softmax_fwd(
 
 
 def softmax_bwd(
-    dx: Tensor, dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float,
-    log: bool,
+    dx: Tensor, dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float,
+    dropout_p: float, log: bool,
 ) -> None:  # fmt: skip
     """Writes dx; saved is out without dropout, x with it."""
     dout_rows, rows = _as_rows(dout), _as_rows(saved)

@@ -1,6 +1,7 @@
 """Shared set-up: without a GPU every Triton kernel runs in Triton's interpreter, repaired first.
 
-FASTTX_AOT=1 leaves the interpreter out, for tests/ahead_of_time, which compile kernels and run none: a process of their own.
+FASTTX_AOT=1 leaves the interpreter out, for tests/ahead_of_time, which compile kernels and run none, in a process of
+their own.
 """
 
 from __future__ import annotations

@@ -8,10 +8,16 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-SOURCES = sorted([*ROOT.glob("kernels/*.py"), *(p for d in ("ops", "functional", "nn", "quant", "models") for p in ROOT.glob(f"fasttx/{d}/**/*.py"))])
+SOURCES = sorted(
+    [
+        *ROOT.glob("kernels/*.py"),
+        *(p for d in ("ops", "functional", "nn", "quant", "models") for p in ROOT.glob(f"fasttx/{d}/**/*.py")),
+    ]
+)
 
-# layer -> what it may import besides the standard library: parts of fasttx, and other people's packages. What is not listed (cli,
-# bench, the top level, testing) may import everything. `testing` and `triton_interpreter` know only torch, triton and numpy.
+# layer -> what it may import besides the standard library: parts of fasttx, and other people's packages. What is not
+# listed (cli, bench, the top level, testing) may import everything. `testing` and `triton_interpreter` know only torch,
+# triton and numpy.
 MAY_IMPORT = {
     "kernels": {"fasttx.kernels", "torch", "triton"},
     "ops": {"fasttx.ops", "fasttx.kernels", "fasttx._C", "torch"},
@@ -19,11 +25,23 @@ MAY_IMPORT = {
     "nn": {"fasttx.nn", "fasttx.functional", "fasttx.ops", "torch"},
     "quant": {"fasttx.quant", "fasttx.nn", "fasttx.functional", "fasttx.ops", "torch", "transformers"},
     "models": {
-        "fasttx.models", "fasttx.quant", "fasttx.nn", "fasttx.functional", "fasttx.ops", "fasttx.testing", "torch", "transformers",
-        "peft", "sentence_transformers",
+        "fasttx.models", "fasttx.quant", "fasttx.nn", "fasttx.functional", "fasttx.ops", "fasttx.testing", "torch",
+        "transformers", "peft", "sentence_transformers",
     },
 }  # fmt: skip
-THIRD_PARTY = {"fasttx", "torch", "triton", "transformers", "numpy", "peft", "sentence_transformers", "accelerate", "typer", "rich", "matplotlib"}
+THIRD_PARTY = {
+    "fasttx",
+    "torch",
+    "triton",
+    "transformers",
+    "numpy",
+    "peft",
+    "sentence_transformers",
+    "accelerate",
+    "typer",
+    "rich",
+    "matplotlib",
+}
 
 
 def imported(path: pathlib.Path) -> set[str]:

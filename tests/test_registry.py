@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+
 from fasttx.ops import registry
 from fasttx.ops.registry import BackendError, Half, Impl, Op, backend, forced_backend
 
@@ -105,7 +106,9 @@ def test_auto_on_a_gpu_warns_once_and_says_why(op: Op, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(registry, "_cannot_run_on", lambda *a: None)
     assert op.pick("auto", OnGpu(4)).backend == "triton"  # type: ignore[union-attr,arg-type]
-    with pytest.warns(UserWarning, match=r"table_test runs as PyTorch's own operators on cuda:0 \(triton: needs an even"):
+    with pytest.warns(
+        UserWarning, match=r"table_test runs as PyTorch's own operators on cuda:0 \(triton: needs an even"
+    ):
         assert op.pick("auto", OnGpu(3)) is None  # type: ignore[arg-type]
     import warnings
 

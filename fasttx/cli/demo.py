@@ -191,7 +191,8 @@ def _show(result: dict[str, Any], console: Console) -> None:
     console.print(
         f"Embeddings: largest difference {embedding['max_error']:.1e}, smallest cosine {embedding['min_cosine']:.7f}; "
         f"{embedding['real_share']:.0%} of the padded tokens are real.\n"
-        f"Training: {len(training['losses'][PLAIN])} steps, loss curves differ by at most {training['max_loss_gap']:.1e} "
+        f"Training: {len(training['losses'][PLAIN])} steps, loss curves differ by at most "
+        f"{training['max_loss_gap']:.1e} "
         "(dropout is 0 here: with dropout each arm draws masks of its own); "
         f"{training['real_share']:.0%} of the padded tokens are real; "
         f"always guessing the commonest of {len(corpus['labels'])} labels gives {corpus['majority']:.3f}.\n"

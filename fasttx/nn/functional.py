@@ -1,4 +1,4 @@
-"""torch.nn.functional with fasttx inside: the functions of fasttx.functional, and every other name straight from torch."""
+"""torch.nn.functional with fasttx inside: fasttx.functional's functions, and every other name straight from torch."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tensor) -> tuple[Tensor, ...]:
-    """Four 32-bit words of Philox-4x32 with 7 rounds; every argument int64 with a value below 2^32, broadcast together."""
+    """Four 32-bit words of Philox-4x32 with 7 rounds; every argument int64 with a value below 2^32, broadcast
+    together.
+    """
     for _ in range(_ROUNDS):
         high0, low0 = _multiply(_M0, c0)
         high1, low1 = _multiply(_M1, c2)

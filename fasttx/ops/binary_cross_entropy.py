@@ -22,7 +22,9 @@ def _check(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor 
             raise ValueError(f"{name}: allowed are float32, float16 and bfloat16, got {t.dtype}")
         if t.device != x.device:
             raise ValueError(f"{name}: is on {t.device}, x on {x.device}; allowed is one device")
-        if t.dim() > x.dim() or any(a not in (1, b) for a, b in zip(reversed(t.shape), reversed(x.shape), strict=False)):
+        if t.dim() > x.dim() or any(
+            a not in (1, b) for a, b in zip(reversed(t.shape), reversed(x.shape), strict=False)
+        ):
             raise ValueError(f"{name}: must broadcast to the shape of x, {tuple(x.shape)}, got {tuple(t.shape)}")
     if reduction not in (NONE, MEAN, SUM):
         raise ValueError(f"reduction: allowed are 0 (none), 1 (mean) and 2 (sum), got {reduction}")
@@ -90,12 +92,16 @@ def _bytes(*tensors: Tensor | None) -> float:
     return float(sum(t.numel() * t.element_size() for t in tensors if t is not None))
 
 
-def _cost(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> tuple[float, float]:
+def _cost(
+    x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+) -> tuple[float, float]:
     """About ten operations an element; every input once, and the losses if they are not summed."""
     return 10.0 * x.numel(), _bytes(x, target, weight, pos_weight) + (4.0 * x.numel() if reduction == NONE else 4.0)
 
 
-def _cost_bwd(dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int):
+def _cost_bwd(
+    dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+) -> tuple[float, float]:
     return 10.0 * x.numel(), _bytes(dloss, x, x, target, weight, pos_weight)
 
 
@@ -117,8 +123,8 @@ BINARY_CROSS_ENTROPY = Op(
         cost=_cost,
     ),
     Half(
-        schema="(Tensor dloss, Tensor x, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction, str backend) "
-        "-> Tensor",
+        schema="(Tensor dloss, Tensor x, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction, "
+        "str backend) -> Tensor",
         check=_check_bwd,
         fake=_fake_bwd,
         torch=_torch_bwd,

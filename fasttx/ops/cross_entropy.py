@@ -1,7 +1,7 @@
 """The cross-entropy row of the table: class indices or probabilities, class weights, ignore_index, label smoothing.
 
-Formulas: kernels/cross_entropy.py.  An ignored row has loss 0, lse 0 and gradient 0, whatever its logits are; a row whose
-index lies outside the classes has NaN in all three, unless the check of values stops the call first.
+Formulas: kernels/cross_entropy.py.  An ignored row has loss 0, lse 0 and gradient 0, whatever its logits are; a row
+whose index lies outside the classes has NaN in all three, unless the check of values stops the call first.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def _check(
                 f"got {target.dtype} {tuple(target.shape)}"
             )
     elif target.dtype != torch.int64 or target.dim() != 1:
-        raise ValueError(f"target: expected int64 ({n_rows},) or probabilities, got {target.dtype} {tuple(target.shape)}")
+        raise ValueError(
+            f"target: expected int64 ({n_rows},) or probabilities, got {target.dtype} {tuple(target.shape)}"
+        )
     elif target.shape[0] != n_rows:
         raise ValueError(f"Expected input batch_size ({n_rows}) to match target batch_size ({target.shape[0]}).")
     if weight is not None and (weight.shape != (n_cols,) or weight.dtype not in FLOATS):
@@ -75,7 +77,9 @@ def _check_bwd(
         raise ValueError(f"dloss: expected float32 {shape}, got {dloss.dtype} {tuple(dloss.shape)}")
 
 
-def _fake(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, reduction: int):
+def _fake(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, reduction: int
+) -> tuple[Tensor, Tensor, Tensor]:
     n_rows = logits.shape[0]
     loss = logits.new_empty((n_rows,) if reduction == NONE else (), dtype=torch.float32)
     return loss, logits.new_empty((n_rows,), dtype=torch.float32), logits.new_empty((), dtype=torch.float32)
@@ -94,7 +98,9 @@ def _fake_bwd(dloss: Tensor, logits: Tensor, *_: object) -> Tensor:
 
 
 def _row_chunks(logits: Tensor, target: Tensor, ignore_index: int) -> list[Tensor | slice]:
-    """The rows to compute, in pieces; on a CPU without the ignored ones (elsewhere to select them would synchronise)."""
+    """The rows to compute, in pieces; on a CPU without the ignored ones (elsewhere to select them would
+    synchronise).
+    """
     n_rows, n_cols = logits.shape
     if logits.device.type != "cpu":
         return [slice(0, n_rows)]
@@ -106,7 +112,9 @@ def _row_chunks(logits: Tensor, target: Tensor, ignore_index: int) -> list[Tenso
     return [slice(i, i + per_chunk) for i in range(0, n_rows, per_chunk)]
 
 
-def _index_weights(target: Tensor, weight: Tensor | None, n_cols: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+def _index_weights(
+    target: Tensor, weight: Tensor | None, n_cols: int, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """(w_y, 0 where ignored and NaN where out of range; index that is safe to gather; ignored), each (rows,)."""
     ignored = target == ignore_index
     inside = (target >= 0) & (target < n_cols)
@@ -116,14 +124,17 @@ def _index_weights(target: Tensor, weight: Tensor | None, n_cols: int, ignore_in
     return w_y, safe, ignored
 
 
-def _torch(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, reduction: int):
+def _torch(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, reduction: int
+) -> tuple[Tensor, Tensor, Tensor]:
     n_rows, n_cols = logits.shape
     probs, smoothing = target.is_floating_point(), label_smoothing
     per_row = logits.new_zeros((n_rows,), dtype=torch.float32)
     lse = logits.new_zeros((n_rows,), dtype=torch.float32)
     total = logits.new_full((), n_rows if probs else 0.0, dtype=torch.float32)
     w = None if weight is None else weight.float()
-    buffer = None
+    buffer: Tensor | None = None
+    c: Tensor | int
     for rows in _row_chunks(logits, target, ignore_index) if n_rows else []:
         x, t = logits[rows], target[rows]
         top = x.amax(1, keepdim=True).float()
@@ -173,7 +184,7 @@ def _torch_bwd(
     in_place = whole and logits.dtype == torch.float32
     scale = (dloss / total_weight).expand(n_rows)
     w = None if weight is None else weight.float()
-    buffer = None
+    buffer: Tensor | None = None
     for rows in chunks:
         x, t = logits[rows], target[rows]
         if buffer is None and not in_place:
@@ -200,8 +211,12 @@ def _torch_bwd(
     return dlogits
 
 
-def _terms64(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float):
-    """float64 (n_rows, n_cols) coefficients t with loss = sum_j t_j (lse - x_j); the divisor of the mean; ignored rows."""
+def _terms64(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """float64 (n_rows, n_cols) coefficients t with loss = sum_j t_j (lse - x_j); the divisor of the mean; ignored
+    rows.
+    """
     n_rows, n_cols = logits.shape
     w = torch.ones(n_cols, dtype=torch.float64, device=logits.device) if weight is None else weight.double()
     if target.is_floating_point():
@@ -218,7 +233,7 @@ def _terms64(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index
 
 def _reference(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, reduction: int
-):
+) -> tuple[Tensor, Tensor, Tensor]:
     x = logits.double()
     t, divisor, ignored = _terms64(logits, target, weight, ignore_index, label_smoothing)
     lse = torch.logsumexp(x, 1)
@@ -291,7 +306,7 @@ CROSS_ENTROPY = Op(
         Impl(
             "triton",
             "fasttx.kernels.cross_entropy:cross_entropy_fwd",
-            "fasttx.kernels.cross_entropy:cross_entropy_bwd",
+            "fasttx.kernels.cross_entropy_bwd:cross_entropy_bwd",
             _supports,
         ),
     ),

@@ -1,12 +1,12 @@
 """The table of ops: what exists, which implementations each op has, and which of them runs.
 
 An :class:`Op` is one row: a forward and a backward :class:`Half` (schema, check, fake, PyTorch composition, float64
-reference, cost) and the :class:`Impl` rows that can run the pair.  Dispatch, ``python -m fasttx supported``, the tests and
-the benchmarks all read the same rows, so that none of them can know an op that another does not.
+reference, cost) and the :class:`Impl` rows that can run the pair.  Dispatch, ``python -m fasttx supported``, the tests
+and the benchmarks all read the same rows, so that none of them can know an op that another does not.
 
 Every half is a PyTorch operator ``fasttx::<name>_fwd`` / ``fasttx::<name>_bwd`` whose last argument ``backend`` is what
-the caller asked for ("auto", or a forced name).  Autograd keeps that string between the two calls: since ``auto`` is a pure
-function of the tensors and both halves decide on the same ones, backward runs where forward ran.
+the caller asked for ("auto", or a forced name).  Autograd keeps that string between the two calls: since ``auto`` is a
+pure function of the tensors and both halves decide on the same ones, backward runs where forward ran.
 """
 
 from __future__ import annotations
@@ -272,7 +272,9 @@ def _body(op: Op, direction: str, half: Half, names: list[str]) -> Callable[...,
 # ---------------------------------------------------------------------------------------------------- random state
 
 # device by keyword: where torch.compile recomputes under a checkpoint it looks there for the generator to rewind
-LIB.define("rng_state(*, Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag))
+LIB.define(
+    "rng_state(*, Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag)
+)
 
 
 def _rng_state_fake(*, device: torch.device) -> Tensor:

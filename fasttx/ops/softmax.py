@@ -4,12 +4,12 @@
     dp = dropout'(dout)         ds = p * (dp - sum_j dp_j p_j)      or, with log,   ds = dout - p * sum_j dout_j
     dx = scale * ds
 
-What backward is given as `saved`: out where dropout_p = 0 (x may be freed); x itself with dropout, because the elements that were
-dropped are no longer in out, and p is recomputed from x, mask and rng_state.
+What backward is given as `saved`: out where dropout_p = 0 (x may be freed); x itself with dropout, because the elements
+that were dropped are no longer in out, and p is recomputed from x, mask and rng_state.
 
-A row with nothing to attend to (a mask is given and every score is -inf) gives zeros, -inf with log, and no gradient; without a
-mask such a row gives NaN, as torch.softmax does.  Masked elements of a log row are the constant -inf: they take and give no
-gradient.  Arithmetic is float32 in every implementation; out has the dtype of x.
+A row with nothing to attend to (a mask is given and every score is -inf) gives zeros, -inf with log, and no gradient;
+without a mask such a row gives NaN, as torch.softmax does.  Masked elements of a log row are the constant -inf: they
+take and give no gradient.  Arithmetic is float32 in every implementation; out has the dtype of x.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def _check(x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: floa
             raise ValueError(f"softmax: mask must be bool or floating, got {mask.dtype}")
         if mask.dim() != x.dim() or any(m not in (1, n) for m, n in zip(mask.shape, x.shape)):
             raise ValueError(
-                f"softmax: mask must have the dims of x, each of full size or 1: got {tuple(mask.shape)} for x {tuple(x.shape)}"
+                "softmax: mask must have the dims of x, each of full size or 1: "
+                f"got {tuple(mask.shape)} for x {tuple(x.shape)}"
             )
         if mask.device != x.device:
             raise ValueError(f"softmax: mask must be on the device of x, {x.device}, got {mask.device}")
@@ -60,7 +61,13 @@ def _check(x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: floa
 
 
 def _check_bwd(
-    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
+    dout: Tensor,
+    saved: Tensor,
+    mask: Tensor | None,
+    rng_state: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    log: bool,
 ) -> None:
     _check(saved, mask, rng_state, scale, dropout_p, log)
     if dout.shape != saved.shape or dout.dtype != saved.dtype or dout.device != saved.device:
@@ -78,7 +85,7 @@ def _fake_bwd(dout: Tensor, saved: Tensor, *_: object) -> Tensor:
     return torch.empty(saved.shape, dtype=saved.dtype, device=saved.device)
 
 
-# ------------------------------------------------------------------------------------- composition of PyTorch's operators
+# ----------------------------------------------------------------------------------- composition of PyTorch's operators
 # The underscored operators are those that torch.softmax itself calls; autocast leaves them alone, so that the result
 # has the dtype that the fake promises whatever context the op is called in.
 
@@ -119,7 +126,9 @@ def _dropped(p: Tensor, rng_state: Tensor, dropout_p: float) -> Tensor:
     return p * (keep.to(p.dtype) * _row_dropout.keep_scale(dropout_p))
 
 
-def _torch(x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool) -> Tensor:
+def _torch(
+    x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
+) -> Tensor:
     if mask is None and scale == 1.0 and rng_state is None:
         return (torch._log_softmax if log else torch._softmax)(x, -1, False).contiguous()
     p = _normalise(x, mask, scale, log, torch.float32)
@@ -129,7 +138,13 @@ def _torch(x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: floa
 
 
 def _torch_bwd(
-    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
+    dout: Tensor,
+    saved: Tensor,
+    mask: Tensor | None,
+    rng_state: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    log: bool,
 ) -> Tensor:
     if rng_state is None:
         if mask is None and scale == 1.0:
@@ -163,7 +178,9 @@ def _reference_p(x: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, 
     return s, lse, (s - lse).exp()
 
 
-def _reference(x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool) -> Tensor:
+def _reference(
+    x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
+) -> Tensor:
     s, lse, p = _reference_p(x, mask, scale)
     if log:
         return s - lse
@@ -171,7 +188,13 @@ def _reference(x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: 
 
 
 def _reference_bwd(
-    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
+    dout: Tensor,
+    saved: Tensor,
+    mask: Tensor | None,
+    rng_state: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    log: bool,
 ) -> Tensor:
     dp = dout.double()
     if log:
@@ -195,12 +218,14 @@ def _mask_bytes(mask: Tensor | None) -> int:
 
 
 def _cost(x: Tensor, mask: Tensor | None, *_: object) -> tuple[float, float]:
-    """Scale, mask, max, subtract, exp, sum, divide: 7 per element; x read once, out written once, the mask read once."""
+    """Scale, mask, max, subtract, exp, sum, divide: 7 per element; x and mask read once, out written once."""
     return 7.0 * x.numel(), 2.0 * x.numel() * x.element_size() + _mask_bytes(mask)
 
 
-def _cost_bwd(dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, *_: object) -> tuple[float, float]:
-    """Product, sum, subtract, product, scale: 5 per element, 12 where p is recomputed; two tensors read, one written."""
+def _cost_bwd(
+    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, *_: object
+) -> tuple[float, float]:
+    """Product, sum, subtract, product, scale: 5 per element, 12 where p is recomputed; two reads, one write."""
     recompute = rng_state is not None
     return (12.0 if recompute else 5.0) * saved.numel(), 3.0 * saved.numel() * saved.element_size() + (
         _mask_bytes(mask) if recompute else 0
@@ -244,8 +269,8 @@ def is_composed(x: Tensor, backend: str) -> bool:
 
 
 def differentiable_bwd(
-    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool,
-    backend: str,
+    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float,
+    log: bool, backend: str,
 ) -> Tensor:  # fmt: skip
     """What softmax_bwd computes, from operators that can be differentiated again (double backward).
 

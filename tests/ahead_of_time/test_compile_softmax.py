@@ -1,4 +1,6 @@
-"""Softmax kernels as machine code for sm_80, sm_90 and sm_100: no spill, shared memory, 16-byte accesses. `make aot` runs them."""
+"""Softmax kernels as machine code for sm_80, sm_90 and sm_100: no spill, shared memory, 16-byte accesses. `make aot`
+runs them.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ if os.environ.get("FASTTX_AOT") != "1":
     pytest.skip("a process of its own without Triton's interpreter: make aot", allow_module_level=True)
 pytest.importorskip("triton", reason="triton is not installed")
 
-from dry_device import SHARED_BYTES, Record, dry_device  # noqa: E402
-from fasttx.kernels import softmax as kernels  # noqa: E402
+from dry_device import SHARED_BYTES, Record, dry_device
+
+from fasttx.kernels import softmax as kernels
 
 ARCHS = [80, 90, 100]
 HALF = torch.float16
@@ -24,10 +27,13 @@ def longest(call: str) -> int:
     return kernels.TABLE[call[:3] + ("_dropout" if "dropout" in call else "")][1]
 
 
-# Each kernel at each kind of tile: several rows; the widest block; several blocks (whose code does not depend on the length). In
-# float16; float32 where its tiles, twice as large, are held; bfloat16 once, it differs from float16 by the conversions.
+# Each kernel at each kind of tile: several rows; the widest block; several blocks (whose code does not depend on the
+# length). In float16; float32 where its tiles, twice as large, are held; bfloat16 once, it differs from float16 by the
+# conversions.
 CONFIGURATIONS = [(call, HALF, n) for call in CALLS for n in (128, longest(call), 65536)]
-CONFIGURATIONS += [(call, torch.float32, longest(call)) for call in ("fwd", "fwd-mask", "bwd", "bwd-log", "bwd-bias-dropout")]
+CONFIGURATIONS += [
+    (call, torch.float32, longest(call)) for call in ("fwd", "fwd-mask", "bwd", "bwd-log", "bwd-bias-dropout")
+]
 CONFIGURATIONS += [("fwd", torch.bfloat16, 128), ("bwd-bias-dropout", torch.bfloat16, 65536)]
 
 
@@ -72,9 +78,14 @@ def test_machine_code(arch: int) -> None:
             record = records[-1]
             what = f"{call} {dtype} {n_cols}: {record}"
             assert record.spill_bytes == 0, what
-            assert record.shared_bytes <= min(SHARED_BYTES[arch], 48 * 1024), what  # several blocks fit a multiprocessor
+            # several blocks fit a multiprocessor
+            assert record.shared_bytes <= min(SHARED_BYTES[arch], 48 * 1024), what
             loads, stores = wide_and_narrow(record, "LDG"), wide_and_narrow(record, "STG")
-            assert loads[0] >= (2 if call.startswith("bwd") else 1) and stores[0] >= 1 and stores[1] == 0, (what, loads, stores)
+            assert loads[0] >= (2 if call.startswith("bwd") else 1) and stores[0] >= 1 and stores[1] == 0, (
+                what,
+                loads,
+                stores,
+            )
             # only the two words of rng_state are narrower, in each of the places that draw
             places = 2 if kernels.config(call[:3] + "_dropout", n_cols).multi else 1
             assert loads[1] <= (2 * places if "dropout" in call else 0), (what, loads)

@@ -29,7 +29,9 @@ SHAPES = [
 ]
 
 
-def by_torch(dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int, dtype):
+def by_torch(
+    dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int, dtype
+):
     x = x.to(dtype).detach().requires_grad_()
     weight, pos_weight = (None if w is None else w.to(dtype) for w in (weight, pos_weight))
     loss = torch_functional.binary_cross_entropy_with_logits(
@@ -38,7 +40,9 @@ def by_torch(dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, po
     return loss.detach(), torch.autograd.grad(loss, x, dloss.to(dtype))[0]
 
 
-def verify(backend: str, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> None:
+def verify(
+    backend: str, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+) -> None:
     args = (x, target, weight, pos_weight, reduction)
     dloss = torch.randn(x.shape if reduction == NONE else (), device=x.device)
     LAUNCHES.clear()
@@ -87,7 +91,9 @@ def test_any_shape_and_weights(device, shape, kept, depth, reduction, dtype) -> 
     assert error(loss, ref) <= 4e-6 * max(1.0, float(ref.abs().max()))
     dloss = torch.ones_like(loss)
     ref_dx = BINARY_CROSS_ENTROPY.bwd.reference(dloss, *args)
-    assert error(bwd(dloss, *args, "triton"), ref_dx) <= max(2e-6, torch.finfo(dtype).eps) * max(1.0, float(ref_dx.abs().max()))
+    assert error(bwd(dloss, *args, "triton"), ref_dx) <= max(2e-6, torch.finfo(dtype).eps) * max(
+        1.0, float(ref_dx.abs().max())
+    )
 
 
 def test_tails_and_infinities(device: torch.device) -> None:
@@ -95,7 +101,9 @@ def test_tails_and_infinities(device: torch.device) -> None:
     x = torch.tensor([30.0, 80.0, -80.0, 0.0], device=device)
     y = torch.tensor([1.0, 1.0, 1.0, 0.5], device=device)
     loss = fwd(x, y, None, None, NONE, "triton")
-    torch.testing.assert_close(loss.double(), BINARY_CROSS_ENTROPY.fwd.reference(x, y, None, None, NONE), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(
+        loss.double(), BINARY_CROSS_ENTROPY.fwd.reference(x, y, None, None, NONE), rtol=1e-6, atol=0.0
+    )
     inf = float("inf")
     x = torch.tensor([inf, -inf, inf, -inf, float("nan")], device=device)  # right and wrong, by the targets below
     y = torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0], device=device)

@@ -157,7 +157,8 @@ def test_gradient_keeps_the_padding_of_rows(device: torch.device) -> None:
 @pytest.mark.parametrize("probs", [False, True], ids=["index", "probs"])
 def test_writes_stay_inside(probs: bool, n_cols: int, device: torch.device) -> None:
     """Outputs start as NaN between guards; every element is written, no guard is."""
-    from fasttx.kernels.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
+    from fasttx.kernels.cross_entropy import cross_entropy_fwd
+    from fasttx.kernels.cross_entropy_bwd import cross_entropy_bwd
 
     n_rows, guard = 3, 64
     logits, target, _ = make(n_rows, n_cols, torch.float32, probs, False, device)
@@ -214,7 +215,8 @@ def test_weight_zero_of_all_targets_is_nan_as_in_torch(n_cols: int, backend: str
 @pytest.mark.parametrize("bad", [-1, 5_000_000_000], ids=["negative", "beyond int32"])
 def test_index_out_of_range_is_an_error_or_nan(bad: int, n_cols: int, device: torch.device) -> None:
     """On a CPU torch's error; a kernel that is not stopped gives NaN for that row and reads nothing outside."""
-    from fasttx.kernels.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
+    from fasttx.kernels.cross_entropy import cross_entropy_fwd
+    from fasttx.kernels.cross_entropy_bwd import cross_entropy_bwd
 
     logits, target, weight = make(3, n_cols, torch.float32, False, True, device)
     target[0] = bad

@@ -30,7 +30,9 @@ def numpy_keep(seed: int, offset: int, rows: np.ndarray, n_cols: int, tag: int, 
         )  # fmt: skip
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     words = np.stack([c0, c1, c2, c3], -1)
-    word = np.take_along_axis(words, (cols % np.uint64(16) // np.uint64(4)).astype(np.int64)[..., None].repeat(rows.size, 0), -1)
+    word = np.take_along_axis(
+        words, (cols % np.uint64(16) // np.uint64(4)).astype(np.int64)[..., None].repeat(rows.size, 0), -1
+    )
     return ((word[..., 0] >> (np.uint64(8) * (cols % np.uint64(4)))) & np.uint64(255)) >= threshold
 
 

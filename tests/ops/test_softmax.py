@@ -6,15 +6,16 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fasttx.ops import _row_dropout
 from fasttx.ops import softmax as op
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="triton is not installed")
-from fasttx.kernels import softmax as kernels  # noqa: E402
+from fasttx.kernels import softmax as kernels
 
 # numpy's, about -inf - -inf in rows beyond the tensor and in rows that are to be NaN
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -79,8 +80,8 @@ def hold(backend, x, mask=None, p=0.0, scale=1.0, log=False, dout=None):
 
 # -------------------------------------------------------------------------------------------------------- lengths
 
-# 1; around 16, the columns of one Philox call; around 128, where one tile holds 16 rows; around 1,024, the last length with two
-# rows a tile; 8,191 odd, one row a block of many warps
+# 1; around 16, the columns of one Philox call; around 128, where one tile holds 16 rows; around 1,024, the last length
+# with two rows a tile; 8,191 odd, one row a block of many warps
 LENGTHS = [1, 2, 15, 16, 17, 127, 128, 129, 1000, 1024, 1025, 8191]
 
 
@@ -256,7 +257,8 @@ def test_strided_and_misaligned_inputs(device, backend):
     for x in (base[:, :, 3:44], base[:, :, ::1][..., 1:42], base.transpose(0, 1)[..., :41].transpose(0, 1)):
         hold(backend, x, dout=dout)
         hold(backend, x, p=0.25, dout=dout)
-    hold(backend, base[:, 1:5, :40], dout=torch.randn(40, 4, 4, device=device).permute(2, 1, 0))  # columns strided, rows at two strides
+    # columns strided, rows at two strides
+    hold(backend, base[:, 1:5, :40], dout=torch.randn(40, 4, 4, device=device).permute(2, 1, 0))
     hold(backend, base.transpose(1, 2), dout=torch.randn(1, device=device).expand(4, 50, 6))
     hold(backend, base[:1, :1].expand(4, 6, 50), torch.rand(50, 6, device=device).T[None] < 0.5, p=0.25)
 
