@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from fasttx.ops.registry import Op
 from torch import Tensor
+
+from fasttx.ops.registry import Op
 
 Cases = Iterator[tuple[str, tuple[Any, ...]]]
 
@@ -73,7 +74,7 @@ FORWARD: dict[str, Callable[[torch.device, torch.dtype], Cases]] = {
 
 
 def backward(op: Op, arguments: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """Arguments of the op's backward without `backend`, found by name among those of its forward and what that returned."""
+    """Arguments of the op's backward without `backend`, by name from those of its forward and what that returned."""
     known = dict(zip(op.fwd.argument_names(), arguments))
     returned = op.fwd.schema.rsplit("->", 1)[1].strip(" ()").split(", ")
     known |= {r.split()[-1]: value for r, value in zip(returned, outputs) if " " in r}

@@ -6,13 +6,14 @@ import importlib
 import inspect
 import pkgutil
 
-import fasttx.ops
 import op_cases
 import pytest
 import torch
+from torch import Tensor
+
+import fasttx.ops
 from fasttx.ops.registry import BACKENDS, LAUNCHES, OPS, BackendError, Half, Op
 from fasttx.testing import assert_as_accurate
-from torch import Tensor
 
 for _module in pkgutil.iter_modules(fasttx.ops.__path__):
     importlib.import_module(f"fasttx.ops.{_module.name}")
@@ -20,7 +21,9 @@ for _module in pkgutil.iter_modules(fasttx.ops.__path__):
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TABLE = [pytest.param(OPS[name], id=name) for name in sorted(OPS)]
 HALVES = [pytest.param(OPS[n], d, id=f"{n}_{d}") for n in sorted(OPS) for d in ("fwd", "bwd")]
-ROWS = [pytest.param(OPS[n], b, id=f"{n}-{b}") for n in sorted(OPS) for b in ["torch", *(i.backend for i in OPS[n].impls)]]
+ROWS = [
+    pytest.param(OPS[n], b, id=f"{n}-{b}") for n in sorted(OPS) for b in ["torch", *(i.backend for i in OPS[n].impls)]
+]
 CASES = [
     pytest.param(OPS[n], case, id=f"{n}-{case}")
     for n in sorted(OPS)
@@ -76,7 +79,7 @@ def test_results_are_as_the_fake_says_and_accurate(device, op: Op, case: str, dt
         flop, moved = half.cost(*arguments)
         assert min(flop, moved) >= 0 and (flop > 0) == all(t.numel() > 0 for t in arguments if isinstance(t, Tensor))
         reference, same = tupled(half.reference(*arguments)), tupled(half.torch(*arguments))
-        random = "rng_state" in half.argument_names() and arguments[half.argument_names().index("rng_state")] is not None
+        random = dict(zip(half.argument_names(), arguments)).get("rng_state") is not None
         for backend, reason in op.reasons(*(arguments[half.argument_names().index(k)] for k in half.keys)).items():
             if reason is not None:
                 continue
