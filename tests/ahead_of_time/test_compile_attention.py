@@ -37,15 +37,16 @@ class Case:
     varlen: bool = False
     deterministic: bool = False
     group: int = 1
+    archs: tuple[int, ...] = (80, 90, 100)
 
 
 CASES = (
     Case("plain", dropout_p=0.0),
     Case("packed, dropout", varlen=True),
-    Case("packed, deterministic", varlen=True, deterministic=True),
+    Case("packed, deterministic", varlen=True, deterministic=True, archs=(90,)),
     Case("key mask, dropout", dtype=torch.float16, mask="key"),
     Case("full mask, causal, packed, deterministic", mask="full", window=(-1, 0), varlen=True, deterministic=True),
-    Case("full mask, window, dropout", dtype=torch.float16, mask="full", window=(64, 64)),
+    Case("full mask, window, dropout", dtype=torch.float16, mask="full", window=(64, 64), archs=(90,)),
     Case("short, dropout", length=128),
 )
 
@@ -78,7 +79,8 @@ def launch(case: Case, arch: int, head_dim: int) -> list[Record]:
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_listed_configurations(arch: int, head_dim: int) -> None:
     wrong, seen = [], 0
-    for case in CASES:
+    cases = [case for case in CASES if arch in case.archs]
+    for case in cases:
         for record in launch(case, arch, head_dim):
             seen += 1
             line = f"head_dim {head_dim}, {case.name}: {record}"
@@ -93,7 +95,7 @@ def test_listed_configurations(arch: int, head_dim: int) -> None:
             if "delta" not in record.name and not any(i.startswith(matrix) for i in record.instructions()):
                 wrong.append(f"{line}: no {matrix}")
     assert not wrong, "\n".join(wrong)
-    assert seen >= 2 * len(CASES) - 2  # launches of different cases may share a kernel, but most have their own
+    assert seen >= 2 * len(cases) - 2  # launches of different cases may share a kernel, but most have their own
 
 
 @pytest.mark.parametrize(
@@ -106,11 +108,10 @@ def test_listed_configurations(arch: int, head_dim: int) -> None:
     ],
     ids=lambda x: x.name if isinstance(x, Case) else "",
 )
-@pytest.mark.parametrize("arch", [80, 90])
-def test_other_shapes_compile(arch: int, case: Case, head_dim: int) -> None:
+def test_other_shapes_compile(case: Case, head_dim: int) -> None:
     """Not tuned and not gated against spilling: they compile and fit."""
-    for record in launch(case, arch, head_dim):
-        assert record.shared_bytes <= SHARED_BYTES[arch], str(record)
+    for record in launch(case, 90, head_dim):
+        assert record.shared_bytes <= SHARED_BYTES[90], str(record)
 
 
 def test_the_gate_can_fail() -> None:

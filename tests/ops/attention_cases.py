@@ -25,8 +25,8 @@ class Case:
     sq: int = 40
     sk: int = 70
     batch: int = 2
-    heads: int = 2
-    heads_k: int = 2
+    heads: int = 1
+    heads_k: int = 1
     dim: int = 32
     dim_v: int = 32
     dtype: torch.dtype = torch.float32

@@ -17,13 +17,13 @@ from fasttx.kernels import attention, attention_bwd
 from fasttx.kernels.attention_config import TABLE, TABLE_FP32, Config, config
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-SMALL = (Config(16, 32, 1, 1), Config(16, 32, 1, 1, transposed=True))
-PACKED = ((33, 33), (0, 5), (17, 64), (5, 0), (1, 1), (20, 3))
+SMALL = (Config(32, 32, 1, 1), Config(32, 32, 1, 1, transposed=True))
+PACKED = ((33, 34), (0, 5), (17, 64), (5, 0), (20, 3))
 
 
 @pytest.fixture(params=["atomic", "deterministic-transposed"])
 def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Tiles of 16 x 32, so that short sequences have many of them; yields whether the backward is to be deterministic.
+    """Tiles of 32 x 32, so that short sequences have many of them; yields whether the backward is to be deterministic.
 
     Either orientation goes with one way to dq here; test_any_combination mixes them.
     """
@@ -36,16 +36,16 @@ def use_tile(monkeypatch: pytest.MonkeyPatch, tile: Config) -> None:
         monkeypatch.setattr(module, "config", lambda *args, **kwargs: tile)
 
 
-# 15, 16, 17 and 31, 32, 33 stand around one tile, 40 x 70 has a ragged last one both ways; 1 is the least
-@pytest.mark.parametrize(("sq", "sk"), [(1, 1), (15, 31), (16, 32), (17, 33), (40, 70)])
+# 31, 32 and 33 stand around one tile, 40 x 70 has a ragged last one both ways; 1 is the least
+@pytest.mark.parametrize(("sq", "sk"), [(1, 1), (31, 33), (32, 32), (33, 31), (40, 70)])
 def test_tile_boundaries(device: torch.device, sq: int, sk: int, small_tiles: bool) -> None:
-    check(Case(sq, sk, batch=1, heads=1, heads_k=1, deterministic=small_tiles), device)
+    check(Case(sq, sk, batch=1, deterministic=small_tiles), device)
 
 
 @pytest.mark.parametrize("dtype", [F32, F16, BF16])
 @pytest.mark.parametrize(("sk", "deterministic"), [(100, False), (130, False), (130, True)])  # one key block, two, two
 def test_default_tiles(device: torch.device, dtype: torch.dtype, deterministic: bool, sk: int) -> None:
-    case = Case(130, sk, 1, 1, 1, dtype=dtype, dim=64, dim_v=64, dropout_p=0.1, deterministic=deterministic)
+    case = Case(130, sk, 1, dtype=dtype, dim=64, dim_v=64, dropout_p=0.1, deterministic=deterministic)
     check(case if dtype != F32 else dataclasses.replace(case, sq=70, sk=sk - 70, dim=32, dim_v=32), device)
 
 
@@ -63,20 +63,21 @@ MASKS = [
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_masks(device: torch.device, mask: str, small_tiles: bool) -> None:
-    check(Case(mask=mask, deterministic=small_tiles), device)
+    heads = 2 if mask.startswith(("head", "full")) else 1
+    check(Case(mask=mask, heads=heads, heads_k=heads, deterministic=small_tiles), device)
 
 
 @pytest.mark.parametrize("mask", ["", "key-bool", "full-add"])
 def test_masks_in_one_pass(device: torch.device, mask: str) -> None:
-    check(Case(40, 60, mask=mask, dtype=F16, dropout_p=0.2, heads_k=1), device)
+    check(Case(40, 60, mask=mask, dtype=F16, dropout_p=0.2), device)
 
 
-@pytest.mark.parametrize("window", [(-1, 0), (0, 0), (3, 5), (-1, 4), (9, -1), (0, 40), (2**40, 0)])
+@pytest.mark.parametrize("window", [(-1, 0), (0, 0), (3, 5), (9, -1), (2**40, 4)])
 @pytest.mark.parametrize("lengths", [(), PACKED])
 def test_windows(
     device: torch.device, window: tuple[int, int], lengths: tuple[tuple[int, int], ...], small_tiles: bool
 ) -> None:
-    check(Case(50, 70, 1, heads=1, heads_k=1, lengths=lengths, window=window, deterministic=small_tiles), device)
+    check(Case(50, 70, 1, lengths=lengths, window=window, deterministic=small_tiles), device)
 
 
 @pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (5, 3)])
@@ -95,7 +96,7 @@ def test_packed(device: torch.device, mask: str, dropout_p: float, small_tiles: 
 @pytest.mark.parametrize("seqused", [(70, 0), (33, 1), (32, 64)])
 @pytest.mark.parametrize("mask", ["", "key-bool", "full-bool"])
 def test_valid_keys(device: torch.device, seqused: tuple[int, ...], mask: str, small_tiles: bool) -> None:
-    check(Case(seqused=seqused, mask=mask, heads=1, heads_k=1, deterministic=small_tiles), device)
+    check(Case(seqused=seqused, mask=mask, deterministic=small_tiles), device)
 
 
 def test_valid_keys_in_one_pass(device: torch.device) -> None:
@@ -129,13 +130,13 @@ def test_no_keys_at_all(device: torch.device) -> None:
 def test_lengths_beyond_the_stated_maximum(device: torch.device) -> None:
     # the caller's mistake: nothing outside the mask or the outputs may be touched
     q, k, v, dout, args = make_inputs(Case(lengths=((40, 50), (20, 30)), mask="full-add"), device)
-    bias = guarded((2, 2, 33, 35), F32, device)[0]
+    bias = guarded((2, 1, 33, 35), F32, device)[0]
     run(q, k, v, dout, (bias.fill_(0.0), *args[1:5], 33, 35, *args[7:]), False)
 
 
-@pytest.mark.parametrize(("sk", "deterministic"), [(70, True), (30, False)])
+@pytest.mark.parametrize(("sk", "deterministic"), [(130, True), (30, False)])
 def test_bitwise_determinism(device: torch.device, sk: int, deterministic: bool) -> None:
-    case = Case(130, sk, dtype=F16, dropout_p=0.1, mask="key-bool", deterministic=deterministic)
+    case = Case(70, sk, dtype=F16, dropout_p=0.1, mask="key-bool", deterministic=deterministic)
     q, k, v, dout, args = make_inputs(case, device)
     first, second = (run(q, k, v, dout, args, deterministic) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -202,7 +203,7 @@ def cases(draw: st.DrawFn) -> Case:
     return case
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases(), transposed=st.booleans())
 def test_any_combination(device: torch.device, monkeypatch: pytest.MonkeyPatch, case: Case, transposed: bool) -> None:
     use_tile(monkeypatch, SMALL[transposed])
