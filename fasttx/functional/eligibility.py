@@ -11,17 +11,17 @@ HALF_AND_SINGLE = frozenset((torch.float32, torch.float16, torch.bfloat16))
 
 
 def _overrides_functions(kind: type) -> bool:
-    """Whether torch's functions hand tensors of this class to a ``__torch_function__`` of its own, or keep the class."""
+    """Whether torch's functions hand tensors of this class to its own ``__torch_function__``, or keep the class."""
     return kind.__torch_function__ is not torch._C._disabled_torch_function_impl  # type: ignore[attr-defined]
 
 
 def covered(*tensors: Tensor | None) -> bool:
     """Whether the operators of fasttx may get these tensors in the present context.
 
-    They may not within ``torch.func`` transforms (grad, vmap, jvp, ...) and forward-mode AD, for which they have no rule;
-    nor get a NestedTensor, DTensor or other subclass of Tensor, a sparse, quantised or meta tensor, or another floating type than
-    float32, float16 and bfloat16 (float64 and complex). Integer and bool tensors pass. All tensors must be on one device.
-    ``torch.compile`` evaluates this while it traces, also inside a transform.
+    They may not within ``torch.func`` transforms (grad, vmap, jvp, ...) and forward-mode AD, for which they have no
+    rule; nor get a NestedTensor, DTensor or other subclass of Tensor, a sparse, quantised or meta tensor, or another
+    floating type than float32, float16 and bfloat16 (float64 and complex). Integer and bool tensors pass. All tensors
+    must be on one device. ``torch.compile`` evaluates this while it traces, also inside a transform.
 
     Args:
         tensors: what the call was given; None stands for an absent argument.

@@ -26,8 +26,8 @@ _bce_bwd = torch.ops.fasttx.binary_cross_entropy_bwd.default
 _NAMES = ("none", "mean", "sum")  # by torch's numbers
 
 WORTH_IT_ON_CPU = (1 << 23, 1024)
-"""Elements and classes from which our composition beats torch's function on a CPU, measured; below, torch's temporaries stay
-in the cache or are cheap to allocate (docs/kernels/cross_entropy.md)."""
+"""Elements and classes from which our composition beats torch's function on a CPU, measured; below, torch's temporaries
+stay in the cache or are cheap to allocate (docs/kernels/cross_entropy.md)."""
 
 
 class CrossEntropyFunction(torch.autograd.Function):
@@ -37,7 +37,7 @@ class CrossEntropyFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float,
         reduction: int,
     ) -> Tensor:  # fmt: skip
@@ -49,7 +49,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, weight, lse, total_weight = ctx.saved_tensors
         ignore_index, smoothing, reduction = ctx.options
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: to be differentiated again
@@ -59,7 +59,9 @@ class CrossEntropyFunction(torch.autograd.Function):
                 ignore_index=ignore_index, reduction=_NAMES[reduction], label_smoothing=smoothing,
             )  # fmt: skip
             return (*torch.autograd.grad(loss, logits, dloss, create_graph=True), None, None, None, None, None)
-        dlogits = _ce_bwd(dloss, logits, target, weight, lse, total_weight, ignore_index, smoothing, reduction, ctx.backend)
+        dlogits = _ce_bwd(
+            dloss, logits, target, weight, lse, total_weight, ignore_index, smoothing, reduction, ctx.backend
+        )
         return dlogits, None, None, None, None, None
 
 
@@ -67,7 +69,7 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
     """Autograd over fasttx::binary_cross_entropy_fwd / binary_cross_entropy_bwd; saves its four tensors."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
     ) -> Tensor:
         backend = forced_backend()
@@ -76,11 +78,12 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
         return _bce_fwd(x, target, weight, pos_weight, reduction, backend)
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         x, target, weight, pos_weight = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            loss = torch.binary_cross_entropy_with_logits(
-                x.float(), target.float(), *(None if w is None else w.float() for w in (weight, pos_weight)), ctx.reduction
+            w, v = (None if t is None else t.float() for t in (weight, pos_weight))
+            loss = torch_functional.binary_cross_entropy_with_logits(
+                x.float(), target.float(), w, reduction=_NAMES[ctx.reduction], pos_weight=v
             )
             return (*torch.autograd.grad(loss, x, dloss, create_graph=True), None, None, None, None)
         return _bce_bwd(dloss, x, target, weight, pos_weight, ctx.reduction, ctx.backend), None, None, None, None
@@ -113,7 +116,9 @@ def _torch_is_faster(input: Tensor) -> bool:
     return input.dtype != torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
-def _cross_entropy_by_torch(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float) -> bool:
+def _cross_entropy_by_torch(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float
+) -> bool:
     """Whether torch's own function takes this call."""
     if not isinstance(input, Tensor) or not isinstance(target, Tensor) or _torch_is_faster(input):
         return True
@@ -156,11 +161,12 @@ def cross_entropy(
         \mathrm{lse} = \log \sum_j \exp(x_j)
 
     for a class index y; for probabilities q, :math:`\ell = \sum_j w_j ((1 - \epsilon) q_j + \epsilon / C)
-    (\mathrm{lse} - x_j)`. The mean divides by :math:`\sum w_y` over the targets that are not ignored, or by the number of
-    rows for probabilities.
+    (\mathrm{lse} - x_j)`. The mean divides by :math:`\sum w_y` over the targets that are not ignored, or by the
+    number of rows for probabilities.
 
     Args:
-        input: logits, (C,), (N, C) or (N, C, d1, ...). float32, float16 and bfloat16 run on our kernels, which read them
+        input: logits, (C,), (N, C) or (N, C, d1, ...). float32, float16 and bfloat16 run on our kernels, which read
+        them
             where they are: (N, C) by any row stride, more dimensions without a copy where C is the innermost in memory.
         target: int64 class indices of input's shape without C, or probabilities of input's shape.
         weight: (C,), of input's dtype (any, under autocast): the weight of each class.
@@ -173,16 +179,18 @@ def cross_entropy(
         Tensor () or of target's shape without C; of the dtype torch gives it, float32 under autocast.
 
     Raises:
-        Torch's errors, by torch's function. IndexError for an index outside [0, C) that is not ignored: on a CPU, and on a
-        GPU with FASTTX_CHECK=1; without it the loss is NaN, so are the gradients of that row, and nothing synchronises.
+        Torch's errors, by torch's function. IndexError for an index outside [0, C) that is not ignored: on a CPU, and
+        on a GPU with FASTTX_CHECK=1; without it the loss is NaN, so are the gradients of that row, and nothing
+        synchronises.
 
-    Saved for backward: input, target and weight themselves and one float32 a row. So input must not be overwritten before
-    backward (autograd raises if it is). Under autocast no float32 copy of input is made, and its gradient has its dtype.
+    Saved for backward: input, target and weight themselves and one float32 a row. So input must not be overwritten
+    before backward (autograd raises if it is). Under autocast no float32 copy of input is made, and its gradient has
+    its dtype.
 
-    Numerics: float32 inside, losses rounded once. All targets ignored: the mean is NaN and the gradient 0, as in torch. An
-    ignored row is not read: its gradient is 0 even where its logits are NaN. Sums are deterministic. float64, torch.func
-    transforms, forward-mode AD, subclasses of Tensor and targets that require a gradient run on torch's function; so do
-    small inputs on a CPU. Double backward differentiates torch's function.
+    Numerics: float32 inside, losses rounded once. All targets ignored: the mean is NaN and the gradient 0, as in
+    torch. An ignored row is not read: its gradient is 0 even where its logits are NaN. Sums are deterministic.
+    float64, torch.func transforms, forward-mode AD, subclasses of Tensor and targets that require a gradient run on
+    torch's function; so do small inputs on a CPU. Double backward differentiates torch's function.
 
     Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, algorithm 3; Szegedy et al.,
     "Rethinking the Inception Architecture", 2015, section 7, for label smoothing.
@@ -215,7 +223,9 @@ def _binary_cross_entropy_by_torch(input: Tensor, *others: Tensor | None) -> boo
     for t in others:
         if t is None:
             continue
-        if (t.requires_grad and torch.is_grad_enabled()) or not (t.dtype in HALF_AND_SINGLE if autocast else t.dtype == input.dtype):
+        if (t.requires_grad and torch.is_grad_enabled()) or not (
+            t.dtype in HALF_AND_SINGLE if autocast else t.dtype == input.dtype
+        ):
             return True
         if t.dim() > input.dim():
             return True
@@ -253,12 +263,13 @@ def binary_cross_entropy_with_logits(
     Raises:
         ValueError: target and input differ in shape. Otherwise torch's errors, by torch's function.
 
-    Saved for backward: the four tensors themselves. Under autocast no float32 copy is made, and the gradient has input's
-    dtype.
+    Saved for backward: the four tensors themselves. Under autocast no float32 copy is made, and the gradient has
+    input's dtype.
 
-    Numerics: float32 inside, never an exponential of a positive number, log(1 + e) exact to a rounding for small e. Sums are
-    deterministic. Gradients of target and weights, mixed dtypes outside autocast and all that :func:`cross_entropy` gives to
-    torch's function go there too; so does every call on a CPU. Double backward differentiates torch's function.
+    Numerics: float32 inside, never an exponential of a positive number, log(1 + e) exact to a rounding for small e.
+    Sums are deterministic. Gradients of target and weights, mixed dtypes outside autocast and all that
+    :func:`cross_entropy` gives to torch's function go there too; so does every call on a CPU. Double backward
+    differentiates torch's function.
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)

@@ -1,4 +1,4 @@
-"""Loss kernels compiled to machine code: no spill, little shared memory, 16-byte accesses whatever the row length is."""
+"""Loss kernels as machine code: no spill, little shared memory, 16-byte accesses whatever the row length is."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ if os.environ.get("FASTTX_AOT") != "1":
     pytest.skip("a process of its own without Triton's interpreter: make aot", allow_module_level=True)
 pytest.importorskip("triton", reason="triton is not installed")
 
-from dry_device import Record, dry_device  # noqa: E402
-from fasttx.kernels.binary_cross_entropy import binary_cross_entropy_bwd, binary_cross_entropy_fwd  # noqa: E402
-from fasttx.kernels.cross_entropy import MEAN, NONE, cross_entropy_bwd, cross_entropy_fwd  # noqa: E402
+from dry_device import Record, dry_device
+
+from fasttx.kernels.binary_cross_entropy import binary_cross_entropy_bwd, binary_cross_entropy_fwd
+from fasttx.kernels.cross_entropy import MEAN, NONE, cross_entropy_bwd, cross_entropy_fwd
 
 ARCHES = (80, 90, 100)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -28,8 +29,8 @@ OPTIONS = {  # probabilities, class weights, smoothing, reduction
 }
 
 COLUMNS = (9, 200, 30522)
-"""Labels of a tagger, the longest narrow tile, BERT's vocabulary (XLM-R's 250,002 runs the same code): of none are the rows
-multiples of 16 elements, so that their starts and ends fall between 16-byte boundaries."""
+"""Labels of a tagger, the longest narrow tile, BERT's vocabulary (XLM-R's 250,002 runs the same code): of none are the
+rows multiples of 16 elements, so that their starts and ends fall between 16-byte boundaries."""
 
 CASES = [(o, dtype, arch) for o in ("plain", "probs-weight-smoothing") for dtype in ("fp32", "bf16") for arch in ARCHES]
 CASES += [(o, dtype, 90) for o in ("weight-smoothing", "probs") for dtype in ("fp32", "bf16")]
@@ -63,7 +64,9 @@ def test_cross_entropy(options: str, dtype: str, arch: int) -> None:
             loss = meta(n_rows) if reduction == NONE else meta()
             tail = (-100, smoothing, reduction)
             cross_entropy_fwd(loss, meta(n_rows), meta(), x, target, weight, *tail)
-            cross_entropy_bwd(meta(n_rows, n_cols, dtype=dtype), meta(*loss.shape), x, target, weight, meta(n_rows), meta(), *tail)
+            cross_entropy_bwd(
+                meta(n_rows, n_cols, dtype=dtype), meta(*loss.shape), x, target, weight, meta(n_rows), meta(), *tail
+            )
         check(records)
         for record in records:
             if record.name in ("_forward_wide", "_backward_wide"):
@@ -78,7 +81,7 @@ def test_cross_entropy(options: str, dtype: str, arch: int) -> None:
 
 @pytest.mark.parametrize("arch", ARCHES)
 def test_cross_entropy_of_padded_rows(arch: int) -> None:
-    """Rows of 30,522 columns that are 30,528 apart; the gradient likewise. Another stride in the target is no obstacle."""
+    """Rows of 30,522 columns that are 30,528 apart; the gradient likewise. The target's stride may differ."""
     with dry_device(arch) as records:
         x = torch.empty_strided((64, 30522), (30528, 1), dtype=torch.bfloat16, device="meta")
         for target in (meta(64, dtype=torch.int64), meta(64, 30522, dtype=torch.bfloat16)):
@@ -99,7 +102,9 @@ def test_binary_cross_entropy(dtype: str, arch: int) -> None:
         for weight, pos_weight in ((None, None), (meta(1001, 7), None), (meta(7), meta(7))):
             for loss, reduction in ((meta(), MEAN), (meta(1001, 7), NONE)):
                 binary_cross_entropy_fwd(loss, x, y, weight, pos_weight, reduction)
-                binary_cross_entropy_bwd(meta(1001, 7, dtype=dtype), meta(*loss.shape), x, y, weight, pos_weight, reduction)
+                binary_cross_entropy_bwd(
+                    meta(1001, 7, dtype=dtype), meta(*loss.shape), x, y, weight, pos_weight, reduction
+                )
     check(records, "_forward", "_backward", "reduce_partial_sums")
     for record in records:
         if record.name in ("_forward", "_backward"):

@@ -1,4 +1,4 @@
-"""The drop-ins fasttx.functional.cross_entropy, binary_cross_entropy_with_logits and their modules, beside torch's own."""
+"""fasttx.functional's cross_entropy, binary_cross_entropy_with_logits and their modules, beside torch's own."""
 
 from __future__ import annotations
 
@@ -49,13 +49,18 @@ def gradients(fn: Callable[..., Tensor], input: Tensor, *args: Any, **options: A
 
 def same(fn: Callable[..., Tensor], peer: Callable[..., Tensor], input: Tensor, *args: Any, **options: Any) -> None:
     """Loss and gradient have torch's shape, dtype and, to a rounding of that dtype, values."""
-    (loss, dx), (expected, expected_dx) = gradients(fn, input, *args, **options), gradients(peer, input, *args, **options)
+    (loss, dx), (expected, expected_dx) = (
+        gradients(fn, input, *args, **options),
+        gradients(peer, input, *args, **options),
+    )
     tol = TOLERANCE[input.dtype]
     torch.testing.assert_close(loss, expected, rtol=tol, atol=tol, equal_nan=True)
     torch.testing.assert_close(dx, expected_dx, rtol=tol, atol=tol * max(1.0, float(loss.numel())), equal_nan=True)
 
 
-def tokens(device: torch.device, *shape: int, classes: int = 5, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def tokens(
+    device: torch.device, *shape: int, classes: int = 5, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """Logits (N, C, d1, ...) as a model gives them, the classes innermost in memory, and targets, some ignored."""
     target = torch.randint(classes, shape)
     target.view(-1)[1::5] = -100
@@ -69,13 +74,17 @@ def tokens(device: torch.device, *shape: int, classes: int = 5, dtype: torch.dty
 @pytest.mark.parametrize("name", PAIRS)
 def test_signature_is_torchs(name: str) -> None:
     ours, torchs = (inspect.signature(f).parameters for f in PAIRS[name])
-    assert [(p.name, p.default, p.kind) for p in ours.values()] == [(p.name, p.default, p.kind) for p in torchs.values()]
+    assert [(p.name, p.default, p.kind) for p in ours.values()] == [
+        (p.name, p.default, p.kind) for p in torchs.values()
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(7,), (2, 3), (2, 3, 2)], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_cross_entropy_of_k_dimensions(reduction: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+def test_cross_entropy_of_k_dimensions(
+    reduction: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
     x, t = tokens(device, *shape, dtype=dtype)
     weight = torch.rand(5).to(device, dtype)
     with backend("triton"):
@@ -88,8 +97,8 @@ def test_cross_entropy_of_k_dimensions(reduction: str, shape: tuple[int, ...], d
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3), classes=st.integers(1, 9), probs=st.booleans(),
-    weighted=st.booleans(), smoothing=st.sampled_from([-0.1, 0.0, 0.3, 1.0]), ignore=st.sampled_from([-100, -1, 0, 1, 2]),
-    reduction=st.sampled_from(["none", "mean", "sum"]), permuted=st.booleans(),
+    weighted=st.booleans(), smoothing=st.sampled_from([-0.1, 0.0, 0.3, 1.0]), ignore=st.sampled_from([-100, -1, 0, 1,
+    2]), reduction=st.sampled_from(["none", "mean", "sum"]), permuted=st.booleans(),
 )  # fmt: skip
 def test_cross_entropy_of_any_options(
     device, sizes, classes, probs, weighted, smoothing, ignore, reduction, permuted
@@ -320,8 +329,10 @@ def test_compiles_to_one_graph(compiler: str, device: torch.device) -> None:
         }
     w, _y = weight, y
     expected, expected_dx = gradients(
-        lambda x, t: torch_functional.cross_entropy(x, t, w, label_smoothing=0.1)
-        + torch_functional.binary_cross_entropy_with_logits(x, _y, pos_weight=w),
+        lambda x, t: (
+            torch_functional.cross_entropy(x, t, w, label_smoothing=0.1)
+            + torch_functional.binary_cross_entropy_with_logits(x, _y, pos_weight=w)
+        ),
         x,
         t,
     )
@@ -345,7 +356,9 @@ def test_compiles_over_gathered_rows(device: torch.device) -> None:
 def test_compiled_transform(device: torch.device) -> None:
     x, t = tokens(device, 6)
     with backend("triton"):
-        fn = torch.compile(lambda x, t: torch.func.grad(lambda z: losses.cross_entropy(z, t))(x), fullgraph=True, backend="aot_eager")
+        fn = torch.compile(
+            lambda x, t: torch.func.grad(lambda z: losses.cross_entropy(z, t))(x), fullgraph=True, backend="aot_eager"
+        )
         torch.testing.assert_close(fn(x, t), gradients(torch_functional.cross_entropy, x, t)[1])
 
 
@@ -353,7 +366,10 @@ def test_large_input_on_a_cpu_takes_the_composition(device: torch.device) -> Non
     if device.type != "cpu":
         pytest.skip("a rule for CPUs")
     elements, classes = losses.WORTH_IT_ON_CPU
-    for size, expected in ((elements, {("cross_entropy_fwd", "torch"): 1, ("cross_entropy_bwd", "torch"): 1}), (elements - 8 * classes, {})):
+    for size, expected in (
+        (elements, {("cross_entropy_fwd", "torch"): 1, ("cross_entropy_bwd", "torch"): 1}),
+        (elements - 8 * classes, {}),
+    ):
         LAUNCHES.clear()
         x, t = torch.randn(size // (8 * classes), 8 * classes), torch.zeros(size // (8 * classes), dtype=torch.int64)
         same(*PAIRS["cross_entropy"], x, t)
@@ -363,7 +379,9 @@ def test_large_input_on_a_cpu_takes_the_composition(device: torch.device) -> Non
 # --------------------------------------------------------------------------------------------------------- modules
 
 
-@pytest.mark.parametrize("options", [{}, {"weight": torch.rand(5)}, {"ignore_index": 2, "label_smoothing": 0.1, "reduction": "sum"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"weight": torch.rand(5)}, {"ignore_index": 2, "label_smoothing": 0.1, "reduction": "sum"}], ids=str
+)
 def test_cross_entropy_loss_is_torchs_module(options: dict[str, Any], device: torch.device) -> None:
     ours, torchs = fasttx_nn.CrossEntropyLoss(**options).to(device), torch.nn.CrossEntropyLoss(**options).to(device)
     assert isinstance(ours, torch.nn.CrossEntropyLoss) and repr(ours) == repr(torchs)
@@ -376,7 +394,9 @@ def test_cross_entropy_loss_is_torchs_module(options: dict[str, Any], device: to
     assert LAUNCHES["cross_entropy_fwd", "triton"] == 3
 
 
-@pytest.mark.parametrize("options", [{}, {"weight": torch.rand(5), "pos_weight": torch.rand(5)}, {"reduction": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"weight": torch.rand(5), "pos_weight": torch.rand(5)}, {"reduction": "none"}], ids=str
+)
 def test_bce_with_logits_loss_is_torchs_module(options: dict[str, Any], device: torch.device) -> None:
     ours, torchs = fasttx_nn.BCEWithLogitsLoss(**options).to(device), torch.nn.BCEWithLogitsLoss(**options).to(device)
     assert isinstance(ours, torch.nn.BCEWithLogitsLoss) and repr(ours) == repr(torchs)
