@@ -35,7 +35,7 @@ class Settings:
     seed: int = 0
     steps: int = 60
     batch_size: int = 8
-    max_length: int = 192
+    max_length: int = 128
     n_sentences: int = 32
     rounds: int = 5
     n_dev: int = 160
