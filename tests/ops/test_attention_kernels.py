@@ -164,9 +164,13 @@ def test_padded_and_packed_drop_the_same_elements(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_fp32_products_obey_allow_tf32(device: torch.device, monkeypatch: pytest.MonkeyPatch, tf32: bool) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
-    assert attention.precision_of(torch.empty(1, device=device)) == ("tf32" if tf32 else "ieee")
+def test_fp32_products_obey_allow_tf32(device: torch.device, tf32: bool) -> None:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        assert attention.precision_of(torch.empty(1, device=device)) == ("tf32" if tf32 else "ieee")
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 103, 120])
