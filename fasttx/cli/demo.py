@@ -230,6 +230,8 @@ def demo(
         with Progress(*columns, TimeElapsedColumn(), console=progress_console) as progress:
 
             def step(name: str, total: int) -> Callable[[], None]:
+                if not progress_console.is_terminal:  # a log gets a line a part, and the bars at the end
+                    progress_console.print(f"{name} ({total})")
                 task = progress.add_task(name, total=total)
                 return lambda: progress.advance(task)
 

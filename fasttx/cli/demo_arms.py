@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import re
 import statistics
 import time
@@ -25,7 +26,7 @@ Batch = dict[str, Tensor]
 
 
 class InputError(ValueError):
-    """A file or directory given to the demo is missing or malformed; the message says which, where, what is expected."""
+    """A file or directory given to the demo is missing or malformed; the message says which, where and the format."""
 
 
 @dataclass
@@ -70,6 +71,12 @@ def model_directory(given: Path | None) -> Path:
             raise InputError(
                 f"--model {directory}: {name} is missing; expected config.json, model.safetensors and vocab.txt"
             )
+    try:
+        model_type = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as problem:
+        raise InputError(f"--model {directory}: config.json is no JSON object ({problem})") from None
+    if model_type != "bert":
+        raise InputError(f"--model {directory}: config.json says model_type {model_type!r}; the demo takes 'bert'")
     if given is None:
         found = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
         if found != WEIGHTS_SHA256:
@@ -127,7 +134,8 @@ def sentences(n: int) -> list[str]:
     """`n` English texts of 1 to 24 sentences from the language reference that every CPython carries."""
     from pydoc_data.topics import topics
 
-    texts, lengths = [], (1, 2, 1, 6, 1, 3, 12, 1, 2, 24)
+    texts: list[str] = []
+    lengths = (1, 2, 1, 6, 1, 3, 12, 1, 2, 24)
     for name in sorted(topics):
         prose = re.sub(r"\s+", " ", re.sub(r"(?m)^\S.*\n[*=~^-]{3,}$|^\s*>>>.*$", "", topics[name]))
         found = [s for s in re.split(r"(?<=[.]) (?=[A-Z])", prose) if 4 <= len(s.split()) <= 60]

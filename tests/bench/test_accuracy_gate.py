@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import bench.accuracy
 import bench.kernels
 from bench.accuracy import backward_arguments, check
 from bench.compiled import compiled_kernels, describe
@@ -29,12 +30,16 @@ def test_wrong_result_has_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert op.name == rows[0].workload.split("-")[0]
 
 
-def test_error_is_found() -> None:
+def test_error_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """check() compares with float64: an op whose result is off by a little is not accepted."""
     op = load_ops()["softmax"]
     workload = softmax("softmax-sample", 4, 10, torch.float32)
     found, allowed = check(workload, op, CPU, "tiny", "torch")["fwd"]
     assert found <= allowed < 1e-4
+    right = bench.accuracy.call_op
+    monkeypatch.setattr(bench.accuracy, "call_op", lambda *a: tuple(x * 1.0001 for x in right(*a)))
+    for found, allowed in check(workload, op, CPU, "tiny", "torch").values():
+        assert found > allowed
 
 
 def test_a_workload_that_raises_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

