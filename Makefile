@@ -14,6 +14,8 @@ CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10 python /usr/bi
 PYTHON ?= $(shell for p in $(CANDIDATES); do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo "$$p" && break; done)
 
+AMBIENT = $(or $(PYTHON),python3)
+
 VENV := .venv
 PY := $(VENV)/bin/python
 PIN := $(shell cat constraints.txt pyproject.toml setup.py | cksum | cut -d ' ' -f 1)
@@ -81,8 +83,8 @@ package-check: $(STAMP) ## sdist, the wheel from it, and the wheel's import in a
 gpu-check: ## the tests and a short benchmark on the GPU of this machine
 	@py=$(PY); \
 	if [ ! -e $(STAMP) ]; then \
-	  if $(PYTHON) -c 'import pytest, torch, transformers, triton; assert torch.cuda.is_available()' 2>/dev/null; \
-	  then py=$(PYTHON); else $(MAKE) venv; fi; fi; \
+	  if $(AMBIENT) -c 'import pytest, torch, transformers, triton; assert torch.cuda.is_available()' 2>/dev/null; \
+	  then py=$(AMBIENT); else $(MAKE) venv; fi; fi; \
 	echo "gpu-check with $$py"; \
 	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $$py -m bench.gpu_check --out $(OUT) $(if $(PART),--part $(PART))
 
