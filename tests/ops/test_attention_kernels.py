@@ -51,8 +51,7 @@ def test_default_tiles(device: torch.device, dtype: torch.dtype, deterministic: 
 
 @pytest.mark.parametrize(("dim", "dim_v"), [(1, 1), (20, 40), (64, 16), (80, 80), (128, 128), (256, 200)])
 def test_head_dims(device: torch.device, dim: int, dim_v: int) -> None:
-    for dtype in (F32, BF16):
-        check(Case(20, 30, 1, dim=dim, dim_v=dim_v, dtype=dtype), device)
+    check(Case(20, 30, 1, dim=dim, dim_v=dim_v, dtype=BF16 if dim < 100 else F32), device)
 
 
 MASKS = [
@@ -72,7 +71,7 @@ def test_masks_in_one_pass(device: torch.device, mask: str) -> None:
     check(Case(40, 60, mask=mask, dtype=F16, dropout_p=0.2), device)
 
 
-@pytest.mark.parametrize("window", [(-1, 0), (0, 0), (3, 5), (9, -1), (2**40, 4)])
+@pytest.mark.parametrize("window", [(-1, 0), (0, 3), (9, -1), (2**40, 4)])
 @pytest.mark.parametrize("lengths", [(), PACKED])
 def test_windows(
     device: torch.device, window: tuple[int, int], lengths: tuple[tuple[int, int], ...], small_tiles: bool
@@ -87,14 +86,14 @@ def test_windows_in_one_pass(device: torch.device, window: tuple[int, int], size
     check(Case(lengths=PACKED, window=window), device)
 
 
-@pytest.mark.parametrize("mask", ["", "key-bool", "full-add"])
-@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize(("mask", "dropout_p"), [("", 0.0), ("key-bool", 0.3), ("full-add", 0.3)])
 def test_packed(device: torch.device, mask: str, dropout_p: float, small_tiles: bool) -> None:
     check(Case(heads=2, heads_k=1, lengths=PACKED, mask=mask, dropout_p=dropout_p, deterministic=small_tiles), device)
 
 
-@pytest.mark.parametrize("seqused", [(70, 0), (33, 1), (32, 64)])
-@pytest.mark.parametrize("mask", ["", "key-bool", "full-bool"])
+@pytest.mark.parametrize(
+    ("seqused", "mask"), [((70, 0), ""), ((33, 1), ""), ((33, 1), "key-bool"), ((32, 64), "full-bool")]
+)
 def test_valid_keys(device: torch.device, seqused: tuple[int, ...], mask: str, small_tiles: bool) -> None:
     check(Case(seqused=seqused, mask=mask, deterministic=small_tiles), device)
 
@@ -207,7 +206,7 @@ def cases(draw: st.DrawFn) -> Case:
     return case
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases(), transposed=st.booleans())
 def test_any_combination(device: torch.device, monkeypatch: pytest.MonkeyPatch, case: Case, transposed: bool) -> None:
     use_tile(monkeypatch, SMALL[transposed])
