@@ -380,7 +380,9 @@ def test_large_input_on_a_cpu_takes_the_composition(device: torch.device) -> Non
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"weight": torch.rand(5)}, {"ignore_index": 2, "label_smoothing": 0.1, "reduction": "sum"}], ids=str
+    "options",
+    [{}, {"weight": torch.rand(5)}, {"ignore_index": 2, "label_smoothing": 0.1, "reduction": "sum"}],
+    ids="-".join,
 )
 def test_cross_entropy_loss_is_torchs_module(options: dict[str, Any], device: torch.device) -> None:
     ours, torchs = fasttx_nn.CrossEntropyLoss(**options).to(device), torch.nn.CrossEntropyLoss(**options).to(device)
@@ -395,7 +397,9 @@ def test_cross_entropy_loss_is_torchs_module(options: dict[str, Any], device: to
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"weight": torch.rand(5), "pos_weight": torch.rand(5)}, {"reduction": "none"}], ids=str
+    "options",
+    [{}, {"weight": torch.rand(5), "pos_weight": torch.rand(5)}, {"reduction": "none"}],
+    ids="-".join,
 )
 def test_bce_with_logits_loss_is_torchs_module(options: dict[str, Any], device: torch.device) -> None:
     ours, torchs = fasttx_nn.BCEWithLogitsLoss(**options).to(device), torch.nn.BCEWithLogitsLoss(**options).to(device)
