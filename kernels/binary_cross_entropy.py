@@ -26,8 +26,8 @@ from torch import Tensor
 
 from .cross_entropy import MEAN, NONE, REDUCE_BLOCK, reduce_partial_sums
 
-BLOCK = 2048
-"""16 elements a thread: two (half) or four (fp32) independent loads in flight."""
+BLOCK = 1024
+"""8 elements a thread, x, y and the weights in flight together; with 16 ptxas spills a register on sm_100."""
 
 
 @triton.jit
@@ -46,7 +46,9 @@ def _load_repeated(ptr, offs, n, period, PRESENT: tl.constexpr, FULL: tl.constex
         if FULL:
             value = _load(ptr, offs, n, MASKED)
         else:
-            value = tl.load(ptr + offs % period).to(tl.float32)
+            # offs are consecutive, and the product is below 1024 * 2**20 = 2**30: no 64-bit remainder, which is slow.
+            first = (tl.program_id(0) % period) * (offs.shape[0] % period) % period
+            value = tl.load(ptr + (first + tl.arange(0, offs.shape[0])) % period).to(tl.float32)
     return value
 
 
@@ -139,7 +141,8 @@ def _repeating(weight: Tensor | None, x: Tensor) -> tuple[Tensor, int]:
     sizes = list(weight.shape)
     while sizes and sizes[0] == 1:
         del sizes[0]
-    if sizes != list(x.shape[x.dim() - len(sizes) :]):
+    # Within a period the kernels count in 32 bits.
+    if sizes != list(x.shape[x.dim() - len(sizes) :]) or weight.numel() >= 2**20:
         weight = weight.expand(x.shape)
     return weight.contiguous(), weight.numel()
 

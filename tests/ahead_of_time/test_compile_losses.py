@@ -16,7 +16,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 from dry_device import Record, dry_device
 
 from fasttx.kernels.binary_cross_entropy import binary_cross_entropy_bwd, binary_cross_entropy_fwd
-from fasttx.kernels.cross_entropy import MEAN, NONE, cross_entropy_bwd, cross_entropy_fwd
+from fasttx.kernels.cross_entropy import MEAN, NONE, cross_entropy_fwd
+from fasttx.kernels.cross_entropy_bwd import cross_entropy_bwd
 
 ARCHES = (80, 90, 100)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -74,9 +75,9 @@ def test_cross_entropy(options: str, dtype: str, arch: int) -> None:
                 assert found["LDG.E.128"] >= (4 if probs and dtype != torch.float32 else 2), (str(record), found)
                 if record.name == "_backward_wide":
                     assert found["STG.E.128"] >= 2, (str(record), found)
-                # Element by element only at the edges, the label and the weights (those of the row are 16 a thread).
+                # Element by element only at the edges, the label and the weights (16 a thread and pass).
                 narrow = sum(n for name, n in found.items() if ".U16" in name or name == "LDG.E")
-                assert narrow <= (40 if weighted else 8), (str(record), found)
+                assert narrow <= (48 if weighted else 8), (str(record), found)
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -105,7 +106,7 @@ def test_binary_cross_entropy(dtype: str, arch: int) -> None:
                 binary_cross_entropy_bwd(
                     meta(1001, 7, dtype=dtype), meta(*loss.shape), x, y, weight, pos_weight, reduction
                 )
-    check(records, "_forward", "_backward", "reduce_partial_sums")
+    check(records, "_forward", "_backward")
     for record in records:
         if record.name in ("_forward", "_backward"):
-            assert accesses(record)["LDG.E.128"] >= 4, (str(record), accesses(record))
+            assert accesses(record)["LDG.E.128"] >= 2, (str(record), accesses(record))
