@@ -394,7 +394,7 @@ def attention_bwd(
     bias = bias_strides(attn_bias)
     window = window_left >= 0 or window_right >= 0
     size = (max(head_dim, head_dim_v), q.element_size(), arch_of(q.device), max_seqlen_q, max_seqlen_k)
-    masked = window or (attn_bias is not None and (bias[2] != 0 or size[0] > 64))
+    masked = window or (attn_bias is not None and (bias[2] != 0 or size[0] > 64 or size[2] < 90))
     tile = config("dkdv", *size, masked=masked)
     blocks_k = triton.cdiv(max_seqlen_k, tile.block_n)
     if batch == 0:

@@ -67,8 +67,8 @@ TABLE: dict[tuple[str, int, int], Config] = {
     ("dq", 100, 256): Config(64, 32, 8, 1),
 }
 
-# Where a score costs more registers: a window or a mask that is loaded by tiles (any mask in the forward, or with a
-# head_dim above 64). Else TABLE.
+# Where a score costs more registers: a window or a mask that is loaded by tiles (any mask in the forward, on sm_80, or
+# with a head_dim above 64). Else TABLE.
 TABLE_MASKED: dict[tuple[str, int, int], Config] = {
     ("fwd", 80, 128): Config(128, 32, 8, 2),
     ("fwd", 90, 32): Config(128, 64, 8, 3),
