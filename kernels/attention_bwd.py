@@ -106,7 +106,9 @@ def attention_bwd_dkdv_kernel(
     TRANSPOSED: tl.constexpr, DQ: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BLOCK_N keys of one key head, and what those keys contribute to dq."""
-    blocks = tl.maximum(tl.cdiv(max_seqlen_k, BLOCK_N), 1)  # without keys, too, one program writes dq
+    blocks = tl.cdiv(max_seqlen_k, BLOCK_N)
+    if DQ == DQ_DIRECT:
+        blocks = 1  # also where there is no key at all
     n0 = tl.program_id(0) % blocks * BLOCK_N
     b = tl.program_id(0) // blocks // (num_heads // GROUP)
     hk = tl.program_id(0) // blocks % (num_heads // GROUP)
