@@ -122,7 +122,8 @@ def test_row_of_logits_without_a_batch(device: torch.device) -> None:
             for reduction in ("none", "mean", "sum"):
                 ours, torchs = (f(x, target, reduction=reduction) for f in PAIRS["cross_entropy"])
                 torch.testing.assert_close(ours, torchs)
-            same(*PAIRS["cross_entropy"], x, target)  # torch's own backward fails on the other reductions
+            if target.shape != (1,):  # there torch's own backward fails
+                same(*PAIRS["cross_entropy"], x, target)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (0, 5, 2), (2, 5, 0)], ids=str)
