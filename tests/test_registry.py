@@ -141,3 +141,9 @@ def test_rng_state_follows_the_seed(device: torch.device) -> None:
     torch.manual_seed(7)
     assert torch.equal(a, registry.new_rng_state(device)) and not torch.equal(a, b)
     assert a.shape == (2,) and a.dtype == torch.int64 and a.device.type == device.type
+
+
+def test_composition_records_no_graph_of_its_own(op: Op) -> None:
+    x = torch.ones(4, requires_grad=True)
+    recorded = torch.ops.fasttx.table_test_fwd(x, "torch").grad_fn
+    assert "Mul" not in type(recorded).__name__

@@ -33,6 +33,7 @@ LAUNCHES: Counter[tuple[str, str]] = Counter()
 """How often each (operator, backend) ran in this process, e.g. ``LAUNCHES["softmax_fwd", "triton"]``."""
 
 _warned: set[tuple[str, str]] = set()
+_below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 class BackendError(RuntimeError):
@@ -251,7 +252,8 @@ def _body(op: Op, direction: str, half: Half, names: list[str]) -> Callable[...,
         impl = op.pick(requested, *tensors)
         if impl is None or tensors[0].numel() == 0:  # nothing to launch on: the composition defines empty results
             LAUNCHES[full, "torch"] += 1
-            return half.torch(*args)
+            with _below_autograd():  # gradients are the business of layer 4; without this the composition would record its own
+                return half.torch(*args)
         launch = launchers.get(impl.backend)
         if launch is None:
             launch = launchers[impl.backend] = _resolve(getattr(impl, direction))
