@@ -42,7 +42,7 @@ from .attention import (
     visible_only,
     window_limits,
 )
-from .attention_config import config, power_of_two
+from .attention_config import config, costs_registers, power_of_two
 from .dropout import dropout_threshold, frag_mask, keep_scale
 
 DQ_NONE = tl.constexpr(0)  # another kernel computes dq
@@ -396,7 +396,8 @@ def attention_bwd(
     bias = bias_strides(attn_bias)
     window = window_left >= 0 or window_right >= 0
     size = (max(head_dim, head_dim_v), q.element_size(), arch_of(q.device), max_seqlen_q, max_seqlen_k)
-    masked = window or (attn_bias is not None and (bias[2] != 0 or size[0] > 64 or size[2] < 90))
+    wide_mask = window or bias[2] != 0
+    masked = costs_registers(size[0], size[2], wide_mask, attn_bias is not None, dropout_p > 0)
     tile = config("dkdv", *size, masked=masked)
     blocks_k = triton.cdiv(max_seqlen_k, tile.block_n)
     if batch == 0:

@@ -67,8 +67,8 @@ TABLE: dict[tuple[str, int, int], Config] = {
     ("dq", 100, 256): Config(64, 32, 8, 1),
 }
 
-# Where a score costs more registers: a window or a mask that is loaded by tiles (any mask in the forward, on sm_80, or
-# with a head_dim above 64). Else TABLE.
+# Where a score costs more registers (forward: any mask or window;
+# backward: costs_registers); a row that is missing here is TABLE's.
 TABLE_MASKED: dict[tuple[str, int, int], Config] = {
     ("fwd", 80, 128): Config(128, 32, 8, 2),
     ("fwd", 90, 32): Config(128, 64, 8, 3),
@@ -107,6 +107,16 @@ def power_of_two(n: int) -> int:
     return max(16, 1 << max(n - 1, 0).bit_length())
 
 
+def costs_registers(head_dim: int, arch: int, wide_mask: bool, key_mask: bool, dropout: bool) -> bool:
+    """Whether the backward takes its tile from TABLE_MASKED; wide_mask: a window, or a mask with a row for each query.
+
+    One vector of a key mask, or dropout, fits the tiles of TABLE but for those that fill every register without them.
+    """
+    if arch < 90:
+        return wide_mask or key_mask
+    return wide_mask or (head_dim > 64 and (key_mask or dropout))
+
+
 def config(
     kernel: str, head_dim: int, itemsize: int, arch: int, max_seqlen_q: int, max_seqlen_k: int, masked: bool = False
 ) -> Config:
@@ -118,7 +128,7 @@ def config(
         itemsize: bytes of an element of q.
         arch: compute capability, times ten.
         max_seqlen_q, max_seqlen_k: blocks are no larger than these need (at least 16 rows; 32 keys, as dropout does).
-        masked: there is a window, or such a mask.
+        masked: there is a window, or a mask (backward: what costs_registers says).
     """
     if itemsize == 4:
         found = TABLE_FP32[kernel, 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256]
