@@ -252,7 +252,7 @@ def _body(op: Op, direction: str, half: Half, names: list[str]) -> Callable[...,
         impl = op.pick(requested, *tensors)
         if impl is None or tensors[0].numel() == 0:  # nothing to launch on: the composition defines empty results
             LAUNCHES[full, "torch"] += 1
-            with _below_autograd():  # gradients are the business of layer 4; without this the composition would record its own
+            with _below_autograd():  # gradients are layer 4's business: the composition must not record its own
                 return half.torch(*args)
         launch = launchers.get(impl.backend)
         if launch is None:
