@@ -51,5 +51,10 @@ def install() -> None:
         given=_given, settings=_Settings(), strategies=strategies, assume=anything, example=_Settings(), note=anything,
         HealthCheck=anything, Phase=anything, seed=_Settings(),
     )  # fmt: skip
-    vars(strategies)["__getattr__"] = lambda name: anything
+    def attribute(name: str) -> Any:
+        if name.startswith("__"):  # inspect asks every module for __file__
+            raise AttributeError(name)
+        return anything
+
+    vars(strategies)["__getattr__"] = attribute
     sys.modules |= {"hypothesis": hypothesis, "hypothesis.strategies": strategies}
