@@ -50,7 +50,7 @@ TABLE: dict[tuple[str, int, int], Config] = {
     ("dkdv", 90, 128): Config(32, 128, 8, 1, True),
     ("dkdv", 90, 256): Config(32, 64, 8, 1),
     ("dkdv", 100, 32): Config(64, 128, 8, 2, True),
-    ("dkdv", 100, 64): Config(64, 128, 8, 2, True),
+    ("dkdv", 100, 64): Config(64, 128, 8, 1, True),
     ("dkdv", 100, 128): Config(64, 64, 8, 1, True),
     ("dkdv", 100, 256): Config(32, 32, 8, 1),
     ("dq", 80, 32): Config(64, 64, 8, 2),
@@ -114,8 +114,7 @@ def costs_registers(head_dim: int, arch: int, wide_mask: bool, key_mask: bool, d
     """
     if arch < 90:
         return wide_mask or key_mask
-    full = 32 if arch >= 100 and dropout else 64  # sm_100 spills at head_dim 64 where a single pass draws a dropout mask
-    return wide_mask or (head_dim > full and (key_mask or dropout))
+    return wide_mask or (head_dim > 64 and (key_mask or dropout))
 
 
 def config(
