@@ -167,7 +167,10 @@ def _causal_lm(call: Call) -> Tensor:
     if num_items is None:
         return _mean_cross_entropy(logits, labels, call.correct, ignore_index)
     total = cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return total / (num_items.to(total.device) if isinstance(num_items, Tensor) else num_items)
+    if isinstance(num_items, Tensor):
+        num_items = num_items.to(total.device)
+        return total / (num_items.clamp(min=1) if call.correct else num_items)
+    return total / (max(num_items, 1) if call.correct else num_items)
 
 
 def _has_another_loss(model: Any) -> bool:
@@ -197,8 +200,11 @@ KINDS: dict[str, Kind] = {
 
 def _scaled(loss: Tensor, labels: Tensor, num_items: Tensor | int) -> Tensor:
     """mean -> this call's share of a mean over `num_items` labels, which may be spread over several calls."""
+    # no item at all: Trainer passes 0 there, and 0/0 would undo the zero that the loss already is
     if isinstance(num_items, Tensor):
-        num_items = num_items.to(loss.device)
+        num_items = num_items.to(loss.device).clamp(min=1)
+    else:
+        num_items = max(num_items, 1)
     labelled = (labels != IGNORE).sum().to(loss.device)
     return (loss.float() * (labelled / num_items)).to(loss.dtype)
 

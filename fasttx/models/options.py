@@ -29,7 +29,7 @@ class Options:
         for name in ("attention", "strict"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}; allowed are True and False")
-        if self.deterministic not in (True, False, None):
+        if self.deterministic is not None and not isinstance(self.deterministic, bool):
             raise TypeError(f"deterministic: got {self.deterministic!r}; allowed are True, False and None")
         if self.loss not in ("correct", "hf", None):
             raise ValueError(f"loss: got {self.loss!r}; allowed are 'correct', 'hf' and None (leave the heads alone)")

@@ -132,3 +132,13 @@ def test_unknown_problem_type() -> None:
     model.config.__dict__["problem_type"] = "ranking"  # past transformers' own check of the assignment
     with pytest.raises(ValueError, match="problem_type.*'ranking'.*single_label"):
         model(**zoo.inputs_for(zoo.BERT, "BertForSequenceClassification"))
+
+
+@pytest.mark.parametrize("cls", ["BertForMaskedLM", "BertLMHeadModel"])
+@pytest.mark.parametrize("count", [0, torch.tensor(0)], ids=["int", "tensor"])
+def test_no_items_at_all(cls: str, count: int | torch.Tensor) -> None:
+    """Trainer passes 0 where no micro-batch of a step has a label."""
+    model = zoo.tiny_model(zoo.BERT, cls)
+    fasttx.patch(model)
+    loss = model(**unlabelled(zoo.inputs_for(zoo.BERT, cls)), num_items_in_batch=count).loss
+    assert float(loss) == 0.0

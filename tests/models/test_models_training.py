@@ -78,6 +78,7 @@ def test_compile_with_inductor_and_dropout() -> None:
 
 def train(tmp_path: Path, batch: int, accumulation: int, loss: str | None) -> list[float]:
     """Losses that Trainer logs over three optimiser steps on the same twelve sequences."""
+    pytest.importorskip("accelerate", reason="Trainer needs accelerate")
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     generator = torch.Generator().manual_seed(5)
     data = []
