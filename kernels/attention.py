@@ -236,7 +236,12 @@ def bias_strides(attn_bias: Tensor | None) -> tuple[int, int, int, int]:
 
 def precision_of(q: Tensor) -> str:
     """How fp32 products are rounded, as torch.backends.cuda.matmul asks; 2-byte types know one way only."""
-    return "ieee" if q.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32 else "tf32"
+    if q.dtype != torch.float32:
+        return "tf32"
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # reading allow_tf32 raises once a caller has used this newer setting
+        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if matmul.allow_tf32 else "ieee"
 
 
 def window_limits(window_left: int, window_right: int) -> tuple[int, int]:

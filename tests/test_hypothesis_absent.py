@@ -38,3 +38,12 @@ def test_properties_are_skipped_and_examples_run(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "1 passed, 2 skipped" in done.stdout, done.stdout + done.stderr
     assert "hypothesis is not installed" in done.stdout
+
+
+def test_the_stand_in_does_not_answer_for_a_modules_own_attributes() -> None:
+    """inspect walks sys.modules for __file__; torch.library does so while fasttx is imported."""
+    code = "import hypothesis_absent; hypothesis_absent.install(); import fasttx, fasttx.ops.softmax"
+    here = Path(__file__).parent
+    env = {"PYTHONPATH": f"{here}:{here.parent}"}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=here.parent, env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr

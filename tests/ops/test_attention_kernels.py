@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -170,6 +172,19 @@ def test_fp32_products_obey_allow_tf32(device: torch.device, tf32: bool) -> None
         assert attention.precision_of(torch.empty(1, device=device)) == ("tf32" if tf32 else "ieee")
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch has no fp32_precision")
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_fp32_products_obey_fp32_precision(device: torch.device, precision: str) -> None:
+    """In a process of its own: torch refuses to read the older setting once the newer one was used."""
+    code = (
+        "import torch; from fasttx.kernels.attention import precision_of\n"
+        f"torch.backends.cuda.matmul.fp32_precision = {precision!r}\n"
+        "print(precision_of(torch.empty(1)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == precision
 
 
 @pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 103, 120])
