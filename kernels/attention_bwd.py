@@ -130,6 +130,13 @@ def attention_bwd_dkdv_kernel(
     n_k = len_k
     if seqused_k is not None:
         n_k = tl.minimum(n_k, tl.load(seqused_k + b))
+    if attn_bias is not None:
+        if KEY_MASK:  # what the padding holds is not read: 0 * NaN would reach dq and dk
+            used = 0
+            for g in range(GROUP):
+                row = attn_bias + b.to(tl.int64) * stride_bb + (hk * GROUP + g).to(tl.int64) * stride_bh
+                used = tl.maximum(used, last_key(row, stride_bn, n_k))
+            n_k = used
     if THRESHOLD > 0:
         seed = tl.load(rng_state)
         rng_offset = tl.load(rng_state + 1)

@@ -150,6 +150,25 @@ def test_forward_does_not_depend_on_other_sequences(device: torch.device) -> Non
     assert all(torch.equal(a[1:2], b) for a, b in zip(whole, alone, strict=True))
 
 
+@pytest.mark.parametrize(("keys", "hidden"), [(32, 8), (96, 8), (96, 40)])  # one pass; a part of a block; more than one
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_padding_that_a_key_mask_hides_is_never_read(
+    device: torch.device, keys: int, hidden: int, deterministic: bool
+) -> None:
+    q, k, v = (torch.randn(1, n, 2, 32, device=device) for n in (20, keys, keys))
+    mask = torch.arange(keys, device=device)[None, None, None] < keys - hidden
+    dout = torch.randn_like(q)
+    results = []
+    for poison in (0.0, float("nan")):
+        k[:, keys - hidden :], v[:, keys - hidden :] = poison, poison
+        common = (mask, None, None, None, None, 20, keys, 0.2, 0.0, -1, -1)
+        out, lse = torch.ops.fasttx.attention_fwd(q, k, v, *common, "triton")
+        grads = torch.ops.fasttx.attention_bwd(dout, q, k, v, out, lse, *common, deterministic, "triton")
+        results.append((out, *grads))
+    for name, clean, poisoned in zip(("out", "dq", "dk", "dv"), *results, strict=True):
+        torch.testing.assert_close(poisoned, clean, msg=name)  # atomics may add in another order
+
+
 def test_padded_and_packed_drop_the_same_elements(device: torch.device) -> None:
     lengths = (37, 20, 64)
     q, k, v, dout, args = make_inputs(Case(64, 64, batch=3, dropout_p=0.4, seqused=lengths), device)
