@@ -34,7 +34,7 @@ SCAN = tl.constexpr(512)  # keys of a mask row looked at in one step
 MASKED = tl.constexpr(-1e30)
 
 # Lengths and windows vary from call to call: no new kernel for one that happens to be 1 or a multiple of 16.
-UNSPECIALIZED = ("num_heads", "max_seqlen_q", "max_seqlen_k", "total_q", "window_left", "window_right")
+UNSPECIALIZED = ("num_heads", "max_seqlen_q", "max_seqlen_k", "total_q", "total_k", "window_left", "window_right")
 
 
 @triton.jit
@@ -59,13 +59,14 @@ def store_tile(base, stride, offs, limit, tile, DIM: tl.constexpr, BLOCK_DIM: tl
 
 
 @triton.jit
-def sequence(b, seqlen, cu_seqlens):
-    """(first token as int64, length) of sequence b in a contiguous tensor of tokens; at most `seqlen` long."""
+def sequence(b, seqlen, cu_seqlens, total):
+    """(first token as int64, length) of sequence b among `total` tokens; at most `seqlen` long, and within them."""
     if cu_seqlens is None:
         return b.to(tl.int64) * seqlen, seqlen
     else:
-        first = tl.load(cu_seqlens + b)
-        return first.to(tl.int64), tl.minimum(tl.load(cu_seqlens + b + 1) - first, seqlen)
+        first = tl.minimum(tl.maximum(tl.load(cu_seqlens + b), 0), total)
+        end = tl.minimum(tl.load(cu_seqlens + b + 1), total)
+        return first.to(tl.int64), tl.minimum(end - first, seqlen)
 
 
 @triton.jit
@@ -106,7 +107,7 @@ def attention_fwd_kernel(
     out, softmax_lse, q, k, v, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state,
     stride_qb, stride_qm, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
     stride_bb, stride_bh, stride_bm, stride_bn,
-    num_heads, max_seqlen_q, max_seqlen_k, total_q, softmax_scale, window_left, window_right,
+    num_heads, max_seqlen_q, max_seqlen_k, total_q, total_k, softmax_scale, window_left, window_right,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     GROUP: tl.constexpr, FOLD_SCALE: tl.constexpr, KEY_MASK: tl.constexpr, WINDOW: tl.constexpr,
     THRESHOLD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -118,10 +119,10 @@ def attention_fwd_kernel(
         m0 = (blocks - 1) * BLOCK_M - m0  # under a causal mask the last rows have most keys: they start first
     b = head // num_heads
     h = head % num_heads
-    first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q)
+    first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q, total_q)
     if m0 >= n_q:
         return
-    first_k, n_k = sequence(b, max_seqlen_k, cu_seqlens_k)
+    first_k, n_k = sequence(b, max_seqlen_k, cu_seqlens_k, total_k)
     shift = 0
     q += h.to(tl.int64) * stride_qh
     k += (h // GROUP).to(tl.int64) * stride_kh
@@ -295,7 +296,8 @@ def attention_fwd(
     attention_fwd_kernel[(programs,)](
         out, softmax_lse, q, k, v, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state,
         *strides(q, varlen), *strides(k, varlen), *strides(v, varlen), *bias,
-        num_heads, max_seqlen_q, max_seqlen_k, q.shape[0], softmax_scale, *window_limits(window_left, window_right),
+        num_heads, max_seqlen_q, max_seqlen_k, q.shape[0], k.shape[0], softmax_scale,
+        *window_limits(window_left, window_right),
         HEAD_DIM=head_dim, HEAD_DIM_V=head_dim_v, BLOCK_D=power_of_two(head_dim), BLOCK_DV=power_of_two(head_dim_v),
         GROUP=num_heads // k.shape[-2], FOLD_SCALE=folds_scale(attn_bias, softmax_scale), KEY_MASK=bias[2] == 0,
         WINDOW=window, THRESHOLD=dropout_threshold(dropout_p), PRECISION=precision_of(q),

@@ -77,7 +77,7 @@ def attention_bwd_delta_kernel(
     m0 = tl.program_id(0) % blocks * BLOCK_M
     b = head // num_heads
     h = head % num_heads
-    first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q)
+    first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q, total_q)
     if m0 >= n_q:
         return
     dout += h.to(tl.int64) * stride_oh + m0.to(tl.int64) * stride_om
@@ -99,7 +99,7 @@ def attention_bwd_dkdv_kernel(
     dq, dk, dv, dout, q, k, v, delta, softmax_lse, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state,
     stride_ob, stride_om, stride_oh, stride_qb, stride_qm, stride_qh, stride_kb, stride_kn, stride_kh,
     stride_vb, stride_vn, stride_vh, stride_bb, stride_bh, stride_bm, stride_bn,
-    num_heads, max_seqlen_q, max_seqlen_k, total_q, softmax_scale, window_left, window_right,
+    num_heads, max_seqlen_q, max_seqlen_k, total_q, total_k, softmax_scale, window_left, window_right,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     GROUP: tl.constexpr, FOLD_SCALE: tl.constexpr, KEY_MASK: tl.constexpr, WINDOW: tl.constexpr,
     THRESHOLD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -112,11 +112,11 @@ def attention_bwd_dkdv_kernel(
     n0 = tl.program_id(0) % blocks * BLOCK_N
     b = tl.program_id(0) // blocks // (num_heads // GROUP)
     hk = tl.program_id(0) // blocks % (num_heads // GROUP)
-    first_k, len_k = sequence(b, max_seqlen_k, cu_seqlens_k)
+    first_k, len_k = sequence(b, max_seqlen_k, cu_seqlens_k, total_k)
     if DQ != DQ_DIRECT:  # the only key block of a sequence without keys still writes the zeros of dq
         if n0 >= len_k:
             return
-    first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q)
+    first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q, total_q)
     shift = 0
     k += hk.to(tl.int64) * stride_kh
     v += hk.to(tl.int64) * stride_vh
@@ -267,7 +267,7 @@ def attention_bwd_dq_kernel(
     dq, dout, q, k, v, delta, softmax_lse, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state,
     stride_ob, stride_om, stride_oh, stride_qb, stride_qm, stride_qh, stride_kb, stride_kn, stride_kh,
     stride_vb, stride_vn, stride_vh, stride_bb, stride_bh, stride_bm, stride_bn,
-    num_heads, max_seqlen_q, max_seqlen_k, total_q, softmax_scale, window_left, window_right,
+    num_heads, max_seqlen_q, max_seqlen_k, total_q, total_k, softmax_scale, window_left, window_right,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     GROUP: tl.constexpr, FOLD_SCALE: tl.constexpr, KEY_MASK: tl.constexpr, WINDOW: tl.constexpr,
     THRESHOLD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -280,10 +280,10 @@ def attention_bwd_dq_kernel(
         m0 = (blocks - 1) * BLOCK_M - m0
     b = head // num_heads
     h = head % num_heads
-    first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q)
+    first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q, total_q)
     if m0 >= n_q:
         return
-    first_k, n_k = sequence(b, max_seqlen_k, cu_seqlens_k)
+    first_k, n_k = sequence(b, max_seqlen_k, cu_seqlens_k, total_k)
     shift = 0
     q += h.to(tl.int64) * stride_qh + m0.to(tl.int64) * stride_qm
     dout += h.to(tl.int64) * stride_oh + m0.to(tl.int64) * stride_om
@@ -410,7 +410,7 @@ def attention_bwd(
     if batch == 0:
         return
     limits = window_limits(window_left, window_right)
-    shape = (num_heads, max_seqlen_q, max_seqlen_k, q.shape[0], softmax_scale, *limits)
+    shape = (num_heads, max_seqlen_q, max_seqlen_k, q.shape[0], k.shape[0], softmax_scale, *limits)
     by_stride = (*strides(dout, varlen), *strides(q, varlen), *strides(k, varlen), *strides(v, varlen), *bias)
     masks = (attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state)
     constants = {

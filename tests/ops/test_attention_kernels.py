@@ -135,6 +135,17 @@ def test_lengths_beyond_the_stated_maximum(device: torch.device) -> None:
     run(q, k, v, dout, (bias.fill_(0.0), *args[1:5], 33, 35, *args[7:]), False)
 
 
+@pytest.mark.parametrize("starts", [(0, 40), (-3, 24), (10, 4), (0, 30, 60)])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_wrong_sequence_bounds_touch_nothing_else(
+    device: torch.device, starts: tuple[int, ...], deterministic: bool
+) -> None:
+    # 24 tokens; on a GPU nobody checks the values: a kernel must cut them off itself
+    q, k, v, dout, args = make_inputs(Case(lengths=((24, 24),)), device)
+    cu = torch.tensor(starts, dtype=torch.int32, device=device)
+    run(q, k, v, dout, (*args[:2], cu, cu, args[4], 64, 64, *args[7:]), deterministic)
+
+
 @pytest.mark.parametrize(("sk", "deterministic"), [(130, True), (30, False)])
 def test_bitwise_determinism(device: torch.device, sk: int, deterministic: bool) -> None:
     case = Case(70, sk, dtype=F16, dropout_p=0.1, mask="key-bool", deterministic=deterministic)
