@@ -53,6 +53,7 @@ class Kind:
         labels: names of the label arguments; the loss is computed when all of them are given.
         ops: which ops compute it, for the report; which of them, the labels decide.
         counted: the labels that num_items_in_batch counts, or None if Trainer does not count them.
+        zero: when the loss is 0 under ``loss="correct"``, in the report's words.
         without_labels: arguments that transformers' forward changes by itself when it gets labels.
         own: a condition under which transformers' forward computes the loss itself.
     """
@@ -61,6 +62,7 @@ class Kind:
     labels: tuple[str, ...] = ("labels",)
     ops: tuple[str, ...] = ("cross_entropy",)
     counted: str | None = "labels"
+    zero: str = "nothing is labelled"
     without_labels: Mapping[str, Any] = field(default_factory=dict, hash=False)
     own: Callable[[Any], bool] = lambda model: False
 
@@ -187,10 +189,14 @@ KINDS: dict[str, Kind] = {
     "multiple_choice": Kind(_multiple_choice),
     "token_classification": Kind(_masked_lm),
     "sequence_classification": Kind(
-        _sequence_classification, ops=("cross_entropy", "binary_cross_entropy", "torch mse_loss")
+        _sequence_classification,
+        ops=("cross_entropy", "binary_cross_entropy", "torch mse_loss"),
+        zero="nothing is labelled (one label a sequence)",
     ),
     "question_answering": Kind(_question_answering, labels=("start_positions", "end_positions"), counted=None),
-    "replaced_token_detection": Kind(_replaced_token_detection, ops=("binary_cross_entropy",)),
+    "replaced_token_detection": Kind(
+        _replaced_token_detection, ops=("binary_cross_entropy",), zero="attention_mask hides every token"
+    ),
     "causal_lm": Kind(_causal_lm, counted=None, without_labels={"use_cache": False}, own=_has_another_loss),
 }
 

@@ -137,11 +137,11 @@ def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options)
         return
     plan.heads.append((module, getattr(data, cls.__name__)))
     if kind.counted is None:
-        reason = "as in transformers" if options.loss == "hf" else "as in transformers; 0 where nothing is labelled"
+        reason = "as in transformers" if options.loss == "hf" else f"as in transformers; 0 where {kind.zero}"
     elif options.loss == "hf":
         reason = "loss='hf': transformers' value, which ignores num_items_in_batch"
     else:
-        reason = "loss='correct': honours num_items_in_batch; 0 where nothing is labelled"
+        reason = f"loss='correct': honours num_items_in_batch; 0 where {kind.zero}"
     backend = expected_backend(kind.ops[0], options.backend, module)
     plan.report.rows.append(Row(name, f"loss of {cls.__name__}", ", ".join(kind.ops), backend, reason))
 
