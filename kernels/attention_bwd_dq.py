@@ -1,0 +1,135 @@
+"""The second pass of the deterministic attention backward: dq by query blocks.
+
+Mathematics.  dQ = softmax_scale * dS K, dS = P * (dP - delta), P and dP as in attention_bwd.py, computed again.
+
+Contract.  One program computes BLOCK_M rows of dq of one head and is the only one that writes them: bitwise
+reproducible.  It walks the keys as the forward does, and reads dout, softmax_lse and delta besides.  Fully masked rows
+get zeros.
+
+Cost.  3 products, 1.5 x the forward's flop, two of them a second time: what reproducible bits cost.  No atomics.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .attention import LOG2E, UNSPECIALIZED, biased, last_key, load_tile, sequence, store_tile, visible_only
+from .dropout import frag_mask, keep_scale
+
+
+@triton.jit
+def probabilities(s, lse, softmax_scale, FOLD_SCALE: tl.constexpr):
+    """exp(scaled s - lse); 0 where the score is -inf or, lse being +inf then, the row is masked or absent."""
+    if FOLD_SCALE:
+        return tl.exp2(s * (softmax_scale * LOG2E) - lse * LOG2E)
+    else:
+        return tl.exp2((s - lse) * LOG2E)
+
+
+@triton.jit
+def load_lse(ptr, mask):
+    """softmax_lse of some rows, +inf for those that are absent or fully masked: their probabilities become 0."""
+    lse = tl.load(ptr, mask=mask, other=float("inf"))
+    return tl.where(lse == float("-inf"), float("inf"), lse)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def attention_bwd_dq_kernel(
+    dq, dout, q, k, v, delta, softmax_lse, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state,
+    stride_ob, stride_om, stride_oh, stride_qb, stride_qm, stride_qh, stride_kb, stride_kn, stride_kh,
+    stride_vb, stride_vn, stride_vh, stride_bb, stride_bh, stride_bm, stride_bn,
+    num_heads, max_seqlen_q, max_seqlen_k, total_q, total_k, softmax_scale, window_left, window_right,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    GROUP: tl.constexpr, FOLD_SCALE: tl.constexpr, KEY_MASK: tl.constexpr, WINDOW: tl.constexpr,
+    THRESHOLD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dq of BLOCK_M rows of one head; walks the keys as the forward does."""
+    blocks = tl.cdiv(max_seqlen_q, BLOCK_M)
+    head = tl.program_id(0) // blocks
+    m0 = tl.program_id(0) % blocks * BLOCK_M
+    if WINDOW:
+        m0 = (blocks - 1) * BLOCK_M - m0
+    b = head // num_heads
+    h = head % num_heads
+    first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q, total_q)
+    if m0 >= n_q:
+        return
+    first_k, n_k = sequence(b, max_seqlen_k, cu_seqlens_k, total_k)
+    shift = 0
+    q += h.to(tl.int64) * stride_qh + m0.to(tl.int64) * stride_qm
+    dout += h.to(tl.int64) * stride_oh + m0.to(tl.int64) * stride_om
+    k += (h // GROUP).to(tl.int64) * stride_kh
+    v += (h // GROUP).to(tl.int64) * stride_vh
+    if cu_seqlens_q is None:
+        q += b.to(tl.int64) * stride_qb
+        dout += b.to(tl.int64) * stride_ob
+        k += b.to(tl.int64) * stride_kb
+        v += b.to(tl.int64) * stride_vb
+        row0 = head.to(tl.int64) * max_seqlen_q + m0
+    else:
+        shift = n_k - n_q
+        q += first_q * stride_qm
+        dout += first_q * stride_om
+        k += first_k * stride_kn
+        v += first_k * stride_vn
+        row0 = h.to(tl.int64) * total_q + first_q + m0
+    if seqused_k is not None:
+        n_k = tl.minimum(n_k, tl.load(seqused_k + b))
+    if attn_bias is not None:
+        attn_bias += b.to(tl.int64) * stride_bb + h.to(tl.int64) * stride_bh
+        if KEY_MASK:
+            n_k = last_key(attn_bias, stride_bn, n_k)
+        else:
+            attn_bias += m0.to(tl.int64) * stride_bm
+    if THRESHOLD > 0:
+        seed = tl.load(rng_state)
+        rng_offset = tl.load(rng_state + 1)
+
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    row_ok = offs_m < n_q - m0
+    rows = (m0 + shift + offs_m)[:, None]
+    q_tile = load_tile(q, stride_qm, offs_m, n_q - m0, HEAD_DIM, BLOCK_D)
+    do_tile = load_tile(dout, stride_om, offs_m, n_q - m0, HEAD_DIM_V, BLOCK_DV)
+    lse = load_lse(softmax_lse + row0 + offs_m, row_ok)[:, None]
+    row_delta = tl.load(delta + row0 + offs_m, mask=row_ok, other=0.0)[:, None]
+    lo = 0
+    if WINDOW:
+        lo = tl.maximum(m0 + shift - window_left, 0) // BLOCK_N * BLOCK_N
+        n_k = tl.minimum(n_k, tl.minimum(m0 + BLOCK_M, n_q) + shift + window_right)
+        k += lo.to(tl.int64) * stride_kn
+        v += lo.to(tl.int64) * stride_vn
+        if attn_bias is not None:
+            attn_bias += lo.to(tl.int64) * stride_bn
+    dq_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for n0 in range(lo, n_k, BLOCK_N):
+        k_tile = load_tile(k, stride_kn, offs_n, n_k - n0, HEAD_DIM, BLOCK_D)
+        v_tile = load_tile(v, stride_vn, offs_n, n_k - n0, HEAD_DIM_V, BLOCK_DV)
+        s = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+        dp = tl.dot(do_tile, tl.trans(v_tile), input_precision=PRECISION)
+        if not FOLD_SCALE:
+            s *= softmax_scale
+        if attn_bias is not None:
+            in_range = n0 + offs_n < n_k
+            if KEY_MASK:
+                s = biased(s, tl.load(attn_bias + offs_n * stride_bn, mask=in_range, other=0)[None, :])
+            else:
+                ptr = attn_bias + offs_m[:, None] * stride_bm + offs_n[None, :] * stride_bn
+                s = biased(s, tl.load(ptr, mask=row_ok[:, None] & in_range[None, :], other=0))
+            attn_bias += BLOCK_N * stride_bn
+        partial = n0 + BLOCK_N > n_k
+        if WINDOW:
+            partial |= (n0 + BLOCK_N > m0 + shift + window_right) | (n0 < m0 + BLOCK_M + shift - window_left)
+        if partial:
+            s = visible_only(s, rows, (n0 + offs_n)[None, :], n_k, window_left, window_right, WINDOW)
+        p = probabilities(s, lse, softmax_scale, FOLD_SCALE)
+        if THRESHOLD > 0:
+            keep = frag_mask(seed, rng_offset, head, m0, n0, THRESHOLD, BLOCK_M, BLOCK_N)
+            dp = tl.where(keep, dp * keep_scale(THRESHOLD), 0.0)
+        ds = (p * (dp - row_delta)).to(k_tile.dtype)
+        dq_acc = tl.dot(ds, k_tile, dq_acc, input_precision=PRECISION)
+        k += BLOCK_N * stride_kn
+        v += BLOCK_N * stride_vn
+    dq += ((first_q + m0) * num_heads + h) * HEAD_DIM
+    store_tile(dq, num_heads * HEAD_DIM, offs_m, n_q - m0, dq_acc * softmax_scale, HEAD_DIM, BLOCK_D)
