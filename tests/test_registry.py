@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import pathlib
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fasttx.ops import registry
+from fasttx.ops import availability, registry
 from fasttx.ops.registry import BackendError, Half, Impl, Op, backend, forced_backend
 
 
@@ -63,9 +67,31 @@ def test_force_is_process_wide_and_restored() -> None:
 def test_unknown_backend_is_refused() -> None:
     with pytest.raises(BackendError, match=r"'cudnn'.*allowed are 'auto', 'cuda', 'triton', 'torch'"), backend("cudnn"):
         pass
+
+
+def test_unknown_backend_in_the_environment_stops_the_first_call_not_the_import() -> None:
+    code = """
+import torch, fasttx
+from fasttx.nn import functional as F
+x, t = torch.randn(2, 5), torch.tensor([1, 2])
+calls = {
+    "softmax": lambda: F.softmax(x, -1),
+    "cross_entropy": lambda: F.cross_entropy(x, t),
+    "bce": lambda: F.binary_cross_entropy_with_logits(x, x),
+    "attention": lambda: F.scaled_dot_product_attention(*x[None, None].expand(3, 1, 1, 2, 5)),
+    "backend": lambda: fasttx.backend("torch").__enter__(),
+}
+for call, run in calls.items():
+    try:
+        run()
+    except fasttx.BackendError as e:
+        print(call, e)
+"""
     env = {**os.environ, "FASTTX_BACKEND": "cudnn"}
-    ran = subprocess.run([sys.executable, "-c", "import fasttx"], env=env, capture_output=True, text=True)
-    assert ran.returncode != 0 and "FASTTX_BACKEND='cudnn'" in ran.stderr
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    message = "FASTTX_BACKEND='cudnn': allowed are 'auto', 'cuda', 'triton', 'torch'"
+    calls = ("softmax", "cross_entropy", "bce", "attention", "backend")
+    assert ran.stdout.splitlines() == [f"{call} {message}" for call in calls]
 
 
 def test_environment_forces() -> None:
@@ -104,17 +130,106 @@ def test_auto_on_a_gpu_warns_once_and_says_why(op: Op, monkeypatch: pytest.Monke
         def numel(self) -> int:
             return self.n
 
-    monkeypatch.setattr(registry, "_cannot_run_on", lambda *a: None)
+    monkeypatch.setattr(registry, "cannot_run_on", lambda *a: None)
     assert op.pick("auto", OnGpu(4)).backend == "triton"  # type: ignore[union-attr,arg-type]
     with pytest.warns(
         UserWarning, match=r"table_test runs as PyTorch's own operators on cuda:0 \(triton: needs an even"
     ):
         assert op.pick("auto", OnGpu(3)) is None  # type: ignore[arg-type]
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert op.pick("auto", OnGpu(3)) is None  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def ampere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A GPU as the registry sees it: it is asked for its compute capability and nothing else."""
+    monkeypatch.setattr(availability, "_arch", lambda index: 80)
+    monkeypatch.setattr(torch.version, "hip", None)
+    for name in ("CC", "CPATH", "C_INCLUDE_PATH", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    availability.lacks_to_launch_triton.cache_clear()
+    yield torch.device("cuda", 0)
+    availability.lacks_to_launch_triton.cache_clear()
+
+
+def _program(folder: pathlib.Path, name: str) -> str:
+    path = folder / name
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize(
+    "on_path, cc, runs",
+    [
+        ((), None, False),
+        (("cc",), None, False),  # Triton does not look for this name
+        (("gcc",), None, True),
+        (("clang",), None, True),
+        (("gcc",), "no-such-compiler", False),  # Triton obeys CC, whatever PATH holds
+        (("icx",), "icx", True),
+        (("gcc",), "", False),
+    ],
+    ids=str,
+)
+def test_triton_needs_a_c_compiler_on_a_gpu(
+    on_path: tuple[str, ...], cc: str | None, runs: bool, ampere: torch.device, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name in on_path:
+        _program(tmp_path, name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if cc is not None:
+        monkeypatch.setenv("CC", cc)
+    reason = availability.cannot_run_on("triton", ampere, 80)
+    if runs:
+        assert reason is None
+    else:
+        assert reason is not None and reason.startswith("needs a C compiler")
+        assert cc is None or f"CC={cc!r}" in reason
+    assert availability.cannot_run_on("cuda", ampere, 80) is None  # compiled long ago
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_triton_needs_pythons_headers_on_a_gpu(
+    ampere: torch.device, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    _program(tmp_path, "gcc")
+    monkeypatch.setattr(availability.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    assert "needs Python's headers" in availability.cannot_run_on("triton", ampere, 80)  # type: ignore[operator]
+    monkeypatch.setenv("CPATH", "/elsewhere")  # where the compiler looks besides
+    availability.lacks_to_launch_triton.cache_clear()
+    assert availability.cannot_run_on("triton", ampere, 80) is None
+
+
+def test_without_a_c_compiler_auto_warns_once_and_a_forced_call_refuses(
+    op: Op, ampere: torch.device, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = SimpleNamespace(device=ampere, numel=lambda: 4)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    with pytest.warns(UserWarning, match=r"PyTorch's own operators on cuda:0 \(triton: needs a C compiler"):
+        assert op.pick("auto", x) is None  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert op.pick("auto", x) is None  # type: ignore[arg-type]
+    with pytest.raises(BackendError, match="'triton' cannot run this call: needs a C compiler"):
+        op.pick("triton", x)  # type: ignore[arg-type]
+
+
+def test_the_interpreter_needs_no_c_compiler(
+    ampere: torch.device, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert availability.cannot_run_on("triton", torch.device("cpu"), 80) is None
+    assert availability.cannot_run_on("triton", ampere, 80) is None
 
 
 def test_reasons_name_every_backend(op: Op, device: torch.device) -> None:

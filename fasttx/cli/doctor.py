@@ -72,7 +72,9 @@ def _environment_table(found: dict[str, Any]) -> Table:
     table.add_row("CUDA of torch", str(found["torch_cuda"] or "none (a build for the CPU)"))
     table.add_row("NVIDIA driver", found["driver"] or "[dim]none[/]")
     table.add_row("nvcc", found["nvcc"] or "[dim]none (not needed)[/]")
-    if found["forced_backend"] != "auto":
+    if found["forced_backend_problem"] is not None:
+        table.add_row("FASTTX_BACKEND", f"[bold red]{escape(found['forced_backend_problem'])}; every op raises[/]")
+    elif found["forced_backend"] != "auto":
         table.add_row("FASTTX_BACKEND", found["forced_backend"])
     for device in found["devices"]:
         rest = ", ".join(f"{key} {value}" for key, value in device.items() if key not in ("device", "name"))
@@ -123,8 +125,8 @@ def doctor(
 ) -> None:
     """Show versions and devices, run every op that can run here against float64, and say what is missing.
 
-    Without a GPU the Triton kernels run in Triton's interpreter.  The exit code is 1 if an op was wrong or crashed; a
-    missing GPU, compiler or package is no failure.
+    Without a GPU the Triton kernels run in Triton's interpreter.  The exit code is 1 if an op was wrong or crashed, or
+    if FASTTX_BACKEND holds an unknown name; a missing GPU, compiler or package is no failure.
     """
     console, progress_console = Console(), Console(stderr=True)
     found = machine.describe()
@@ -152,7 +154,7 @@ def doctor(
             console.print(_checks_table(checks))
     report["missing"] = [asdict(lack) for lack in lacks]
     failed = [check for check in report.get("ops", []) if check["status"] in ("wrong", "error")]
-    report["ok"] = not failed
+    report["ok"] = not failed and found["forced_backend_problem"] is None
     if as_json:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
     else:
@@ -162,7 +164,7 @@ def doctor(
             )
         if failed:
             console.print(f"[bold red]{len(failed)} checks failed.[/] Report them with `fasttx doctor --json`.")
-        elif not env:
+        elif not env and report["ok"]:
             console.print("[green]Everything that can run here is right.[/]")
-    if failed:
+    if not report["ok"]:
         raise typer.Exit(1)

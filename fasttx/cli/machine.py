@@ -17,6 +17,8 @@ import torch
 import fasttx
 
 from ..bench.environment import cpu_model
+from ..ops.availability import lacks_to_launch_triton
+from ..ops.registry import wrong_name
 
 PACKAGES = ("torch", "triton", "transformers", "numpy", "safetensors", "peft", "sentence-transformers", "accelerate")
 
@@ -83,6 +85,7 @@ def devices() -> list[dict[str, Any]]:
 
 def describe() -> dict[str, Any]:
     """Versions and devices, as JSON can hold them."""
+    forced = os.environ.get("FASTTX_BACKEND", "auto")
     return {
         "fasttx": fasttx.__version__,
         "location": str(Path(fasttx.__file__).parent),
@@ -93,7 +96,9 @@ def describe() -> dict[str, Any]:
         "torch_hip": torch.version.hip,
         "driver": _driver(),
         "nvcc": find_nvcc(),
-        "forced_backend": os.environ.get("FASTTX_BACKEND", "auto"),
+        "triton_launcher": lacks_to_launch_triton(),
+        "forced_backend": forced,
+        "forced_backend_problem": wrong_name(f"FASTTX_BACKEND={forced!r}", forced),
         "devices": devices(),
     }
 
@@ -125,6 +130,9 @@ def missing(found: dict[str, Any]) -> list[Missing]:
         else:
             how = "Linux; Triton has no build for this system"
         lacks.append(Missing("triton", "the Triton kernels on an NVIDIA GPU", how))
+    elif gpus and found["triton_launcher"] is not None:
+        how = found["triton_launcher"].removeprefix("needs ")
+        lacks.append(Missing("launcher for Triton", "the Triton kernels on an NVIDIA GPU", how))
     if packages["transformers"] is None:
         brings = "fasttx.patch and attn_implementation='fasttx'"
         lacks.append(Missing("transformers", brings, "pip install 'fasttx[hf]'"))

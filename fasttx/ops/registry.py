@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import importlib.util
 import os
 import warnings
 from collections import Counter
@@ -24,6 +23,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .availability import cannot_run_on
 
 BACKENDS = ("cuda", "triton", "torch")
 
@@ -40,18 +41,23 @@ class BackendError(RuntimeError):
     """A backend that was asked for cannot run the call; the message says which, and why."""
 
 
-def _forced_from_environment() -> str:
-    name = os.environ.get("FASTTX_BACKEND", "auto")
-    if name not in ("auto", *BACKENDS):
-        raise BackendError(f"FASTTX_BACKEND={name!r}: allowed are 'auto', {', '.join(map(repr, BACKENDS))}")
-    return name
+_ALLOWED = frozenset(("auto", *BACKENDS))
+_forced = os.environ.get("FASTTX_BACKEND", "auto")  # judged at the first use: an import must not fail for it
 
 
-_forced = _forced_from_environment()
+def wrong_name(given: str, name: str) -> str | None:
+    """What is wrong with the name of a backend that `given` holds, or None."""
+    return None if name in _ALLOWED else f"{given}: allowed are 'auto', {', '.join(map(repr, BACKENDS))}"
 
 
 def forced_backend() -> str:
-    """The backend in force: ``"auto"``, or the name given to :class:`backend` or ``FASTTX_BACKEND``."""
+    """The backend in force: ``"auto"``, or the name given to :class:`backend` or ``FASTTX_BACKEND``.
+
+    Raises:
+        BackendError: ``FASTTX_BACKEND`` holds an unknown name.
+    """
+    if _forced not in _ALLOWED:
+        raise BackendError(wrong_name(f"FASTTX_BACKEND={_forced!r}", _forced))
     return _forced
 
 
@@ -63,49 +69,18 @@ def backend(name: str) -> Iterator[None]:
         name: ``"cuda"``, ``"triton"``, ``"torch"``, or ``"auto"`` for the default choice.
 
     Raises:
-        BackendError: at once for an unknown name; at the call of an op that this backend cannot run.  A forced
-            backend never falls back.
+        BackendError: at once for an unknown name, here or in ``FASTTX_BACKEND``; at the call of an op that this
+            backend cannot run.  A forced backend never falls back.
     """
     global _forced
-    if name not in ("auto", *BACKENDS):
-        raise BackendError(f"backend: got {name!r}; allowed are 'auto', {', '.join(map(repr, BACKENDS))}")
-    before, _forced = _forced, name
+    problem = wrong_name(f"backend {name!r}", name)
+    if problem is not None:
+        raise BackendError(problem)
+    before, _forced = forced_backend(), name
     try:
         yield
     finally:
         _forced = before
-
-
-# ------------------------------------------------------------------------------------------------ what can run here
-
-
-@functools.cache
-def _triton_present() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@functools.cache
-def _arch(device_index: int) -> int:
-    major, minor = torch.cuda.get_device_capability(device_index)
-    return major * 10 + minor
-
-
-def _cannot_run_on(backend_name: str, device: torch.device, min_arch: int) -> str | None:
-    """The reason why a compiled backend cannot run on `device`, or None."""
-    if backend_name == "triton" and not _triton_present():
-        return "triton is not installed (pip install triton)"
-    if device.type == "cuda" and torch.version.hip is None:
-        arch = _arch(device.index if device.index is not None else torch.cuda.current_device())
-        return f"needs compute capability {min_arch}, the device has {arch}" if arch < min_arch else None
-    if backend_name == "triton" and device.type in ("cpu", "cuda") and _interpreting():
-        return None
-    return f"needs an NVIDIA GPU, the tensors are on '{device.type}'" + (
-        " (TRITON_INTERPRET=1 runs it on a CPU, for tests)" if backend_name == "triton" else ""
-    )
 
 
 def _resolve(path: str) -> Callable[..., None]:
@@ -221,14 +196,12 @@ class Op:
         key = (self.name, "; ".join(reasons))
         if key not in _warned:
             _warned.add(key)
-            warnings.warn(
-                f"fasttx::{self.name} runs as PyTorch's own operators on {device} ({key[1]})", stacklevel=2
-            )
+            warnings.warn(f"fasttx::{self.name} runs as PyTorch's own operators on {device} ({key[1]})", stacklevel=2)
         return None
 
     @staticmethod
     def _why_not(impl: Impl, tensors: tuple[Tensor, ...]) -> str | None:
-        return _cannot_run_on(impl.backend, tensors[0].device, impl.min_arch) or impl.supports(*tensors)
+        return cannot_run_on(impl.backend, tensors[0].device, impl.min_arch) or impl.supports(*tensors)
 
 
 def _without_backend(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -295,4 +268,3 @@ torch.library.register_fake("fasttx::rng_state", _rng_state_fake, lib=LIB)
 def new_rng_state(device: torch.device) -> Tensor:
     """A fresh dropout state: int64 (2,) on `device`, (seed, offset), which kernels read by pointer."""
     return torch.ops.fasttx.rng_state.default(device=device)
-

@@ -100,6 +100,24 @@ def test_doctor_names_missing_packages_and_old_gpus() -> None:
     assert [lack.what.split()[0] for lack in lacks] == ["compute", "triton", "transformers"]
 
 
+def test_doctor_names_what_keeps_triton_from_launching() -> None:
+    found = {
+        "devices": [{"device": "cpu"}, {"device": "cuda:0", "capability": "9.0"}], "driver": "580.1",
+        "torch_cuda": "13.0", "packages": {"torch": "2.13.0", "triton": "3.6.0", "transformers": "5.17.0"},
+    }  # fmt: skip
+    assert machine.missing({**found, "triton_launcher": None}) == []
+    (lack,) = machine.missing({**found, "triton_launcher": "needs a C compiler for Triton's launcher"})
+    assert "Triton kernels" in lack.brings and "a C compiler" in lack.how
+
+
+def test_doctor_reports_an_unknown_backend_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTTX_BACKEND", "nonsense")
+    text = invoke("doctor", "--env", code=1)
+    assert "FASTTX_BACKEND='nonsense': allowed are 'auto', 'cuda', 'triton', 'torch'" in text
+    report = json.loads(invoke("doctor", "--env", "--json", code=1))
+    assert report["ok"] is False and "FASTTX_BACKEND='nonsense'" in report["environment"]["forced_backend_problem"]
+
+
 def test_every_op_has_a_case() -> None:
     assert set(cases.FORWARD) == set(cases.load_ops())
 

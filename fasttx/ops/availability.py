@@ -1,0 +1,66 @@
+"""Which compiled backends this machine can run: device, compute capability, and what Triton needs to launch."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+import sysconfig
+
+import torch
+
+
+@functools.cache
+def _triton_present() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def find_c_compiler() -> str | None:
+    """The C compiler that Triton would call: ``CC`` if it is set, else gcc or clang of ``PATH``; None without one."""
+    named = os.environ.get("CC")
+    return shutil.which(named) if named is not None else shutil.which("gcc") or shutil.which("clang")
+
+
+@functools.cache
+def lacks_to_launch_triton() -> str | None:
+    """What Triton needs on a machine, besides the GPU, to launch a kernel it has compiled; None if all is there.
+
+    At the first launch Triton compiles a small C module against Python's headers, and raises where it cannot.
+    """
+    if find_c_compiler() is None:
+        named = os.environ.get("CC")
+        where = "gcc or clang on PATH, or one named by CC" if named is None else f"CC={named!r} is no program"
+        return f"needs a C compiler for Triton's launcher ({where})"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton itself asks
+    headers = os.path.join(sysconfig.get_paths(scheme)["include"], "Python.h")
+    if not os.path.isfile(headers) and not (os.environ.get("CPATH") or os.environ.get("C_INCLUDE_PATH")):
+        return f"needs Python's headers for Triton's launcher (no {headers}; the package python3-dev has it)"
+    return None
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _arch(device_index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device_index)
+    return major * 10 + minor
+
+
+def cannot_run_on(backend_name: str, device: torch.device, min_arch: int) -> str | None:
+    """The reason why a compiled backend cannot run on `device`, or None."""
+    if backend_name == "triton" and not _triton_present():
+        return "triton is not installed (pip install triton)"
+    if device.type == "cuda" and torch.version.hip is None:
+        arch = _arch(device.index if device.index is not None else torch.cuda.current_device())
+        if arch < min_arch:
+            return f"needs compute capability {min_arch}, the device has {arch}"
+        reason = lacks_to_launch_triton() if backend_name == "triton" else None
+        return reason if reason is None or not _interpreting() else None
+    if backend_name == "triton" and device.type in ("cpu", "cuda") and _interpreting():
+        return None
+    return f"needs an NVIDIA GPU, the tensors are on '{device.type}'" + (
+        " (TRITON_INTERPRET=1 runs it on a CPU, for tests)" if backend_name == "triton" else ""
+    )
