@@ -16,7 +16,7 @@ from torch.nn import _reduction
 from ..ops import binary_cross_entropy as _binary_cross_entropy  # noqa: F401  registers the operators
 from ..ops import cross_entropy as _cross_entropy  # noqa: F401
 from ..ops.registry import forced_backend
-from .eligibility import HALF_AND_SINGLE, covered
+from .eligibility import HALF_AND_SINGLE, broadcasts, refuse_if_forced, uncovered
 
 _ce_fwd = torch.ops.fasttx.cross_entropy_fwd.default
 _ce_bwd = torch.ops.fasttx.cross_entropy_bwd.default
@@ -24,6 +24,7 @@ _bce_fwd = torch.ops.fasttx.binary_cross_entropy_fwd.default
 _bce_bwd = torch.ops.fasttx.binary_cross_entropy_bwd.default
 
 _NAMES = ("none", "mean", "sum")  # by torch's numbers
+_FASTER = "torch's own function is faster on a CPU"
 
 WORTH_IT_ON_CPU = (1 << 23, 1024)
 """Elements and classes from which our composition beats torch's function on a CPU, measured; below, torch's temporaries
@@ -89,19 +90,21 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
         return _bce_bwd(dloss, x, target, weight, pos_weight, ctx.reduction, ctx.backend), None, None, None, None
 
 
-def _result_dtype(input: Tensor, *others: Tensor | None) -> torch.dtype:
-    """float32 under autocast, which lists both losses among its float32 functions; else what torch promotes to."""
+def _rounded(loss: Tensor, input: Tensor, *others: Tensor | None) -> Tensor:
+    """The float32 loss in torch's dtype: float32 under autocast, which lists both losses among its float32 functions;
+    else what torch promotes to.
+    """
     if torch.is_autocast_enabled(input.device.type):
-        return torch.float32
+        return loss
     dtype = input.dtype
     for t in others:
-        if t is not None:
+        if t is not None and t.dtype != dtype:
             dtype = torch.promote_types(dtype, t.dtype)
-    return dtype
+    return loss if dtype is torch.float32 else loss.to(dtype)
 
 
 def _composed_on_cpu(input: Tensor) -> bool:
-    return input.device.type == "cpu" and forced_backend() == "auto"
+    return forced_backend() == "auto" and input.device.type == "cpu"
 
 
 def _torch_is_faster(input: Tensor) -> bool:
@@ -116,32 +119,49 @@ def _torch_is_faster(input: Tensor) -> bool:
     return input.dtype != torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
-def _cross_entropy_by_torch(
+def _cross_entropy_to_torch(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float
-) -> bool:
-    """Whether torch's own function takes this call."""
-    if not isinstance(input, Tensor) or not isinstance(target, Tensor) or _torch_is_faster(input):
-        return True
-    n_dims = input.dim()
-    if n_dims < 2 or not covered(input, target, weight) or input.dtype not in HALF_AND_SINGLE or not smoothing <= 1.0:
-        return True
-    probs = target.is_floating_point()
-    autocast = torch.is_autocast_enabled(input.device.type)
-    if probs:
-        if target.shape != input.shape or ignore_index >= 0 or (target.requires_grad and torch.is_grad_enabled()):
-            return True
-    elif target.dtype != torch.int64 or target.dim() != n_dims - 1:
-        return True
-    elif n_dims > 2 and target.shape != input.shape[:1] + input.shape[2:]:
-        return True
+) -> str | None:
+    """Why torch's own function takes this call, a wrong one included; None where the operators do."""
+    if not isinstance(input, Tensor) or not isinstance(target, Tensor):
+        return "input or target is no Tensor"
+    if _torch_is_faster(input):
+        return _FASTER
+    reason = uncovered(input, target, weight)
+    if reason is not None:
+        return reason
+    shape, dtype = input.shape, input.dtype
+    n_dims = len(shape)
+    if n_dims < 2:
+        return "input has one dim; allowed are (N, C) and (N, C, d1, ...)"
+    if dtype not in HALF_AND_SINGLE:
+        return "input is not floating"
+    if not smoothing <= 1.0:
+        return "label_smoothing is above 1"
+    probs = False
+    if target.dtype == torch.int64:
+        if target.dim() != n_dims - 1 or (n_dims > 2 and target.shape != shape[:1] + shape[2:]):
+            return "target has not the shape of input without C"
+    elif not target.is_floating_point():
+        return "target is neither int64 nor floating"
+    else:
+        probs = True
+        if target.shape != shape or ignore_index >= 0:
+            return "target is not (N, C, ...), or ignore_index is given with it"
+        if target.requires_grad and torch.is_grad_enabled():
+            return "target requires a gradient"
     if weight is not None:
-        if weight.dim() != 1 or weight.shape[0] != input.shape[1] or weight.dtype not in HALF_AND_SINGLE:
-            return True
-        if weight.requires_grad or not (probs or autocast or weight.dtype == input.dtype):
-            return True
+        if weight.dim() != 1 or weight.shape[0] != shape[1] or weight.dtype not in HALF_AND_SINGLE:
+            return "weight is not floating (C,)"
+        if weight.requires_grad:
+            return "weight requires a gradient"
+        if weight.dtype != dtype and not probs and not torch.is_autocast_enabled(input.device.type):
+            return "weight has another dtype than input"
     if torch.compiler.is_compiling():
-        return False  # sizes may be unknown; the operator itself handles empty batches and checks the others
-    return input.numel() == 0 or (not probs and n_dims == 2 and target.shape[0] != input.shape[0])
+        return None  # sizes may be unknown; the operator itself handles empty batches and checks the others
+    if input.numel() == 0 or (not probs and n_dims == 2 and target.shape[0] != shape[0]):
+        return "input has no element, or target another batch size"
+    return None
 
 
 def cross_entropy(
@@ -179,9 +199,9 @@ def cross_entropy(
         Tensor () or of target's shape without C; of the dtype torch gives it, float32 under autocast.
 
     Raises:
-        Torch's errors, by torch's function. IndexError for an index outside [0, C) that is not ignored: on a CPU, and
-        on a GPU with FASTTX_CHECK=1; without it the loss is NaN, so are the gradients of that row, and nothing
-        synchronises.
+        Torch's errors, by torch's function. BackendError where a backend is forced that cannot run the call.
+        IndexError for an index outside [0, C) that is not ignored: on a CPU, and on a GPU with FASTTX_CHECK=1; without
+        it the loss is NaN, so are the gradients of that row, and nothing synchronises.
 
     Saved for backward: input, target and weight themselves and one float32 a row. So input must not be overwritten
     before backward (autograd raises if it is). Under autocast no float32 copy of input is made, and its gradient has
@@ -197,10 +217,13 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    if _cross_entropy_by_torch(input, target, weight, ignore_index, label_smoothing):
-        return torch_functional.cross_entropy(
+    reason = _cross_entropy_to_torch(input, target, weight, ignore_index, label_smoothing)
+    if reason is not None:
+        loss = torch_functional.cross_entropy(
             input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
         )
+        refuse_if_forced("cross_entropy", reason, input)
+        return loss
     number = _reduction.get_enum(reduction)
     smoothing = max(float(label_smoothing), 0.0)  # torch, too, takes a negative one for 0
     probs = target.is_floating_point()
@@ -209,30 +232,35 @@ def cross_entropy(
         n_cols = input.shape[1]
         logits = input.movedim(1, -1).reshape(-1, n_cols)
         labels = target.movedim(1, -1).reshape(-1, n_cols) if probs else target.reshape(-1)
-    loss = CrossEntropyFunction.apply(logits, labels, weight, ignore_index, smoothing, number)
+    if logits.requires_grad and torch.is_grad_enabled():
+        loss = CrossEntropyFunction.apply(logits, labels, weight, ignore_index, smoothing, number)
+    else:
+        loss = _ce_fwd(logits, labels, weight, ignore_index, smoothing, number, forced_backend())[0]
     if input.dim() > 2 and number == 0:
         loss = loss.reshape(input.shape[:1] + input.shape[2:])
-    return loss.to(_result_dtype(input, target if probs else None, weight))
+    return _rounded(loss, input, target if probs else None, weight)
 
 
-def _binary_cross_entropy_by_torch(input: Tensor, *others: Tensor | None) -> bool:
-    """Whether torch's own function takes this call; on a CPU it is what our composition consists of."""
-    if _composed_on_cpu(input) or not covered(input, *others) or input.dtype not in HALF_AND_SINGLE:
-        return True
-    autocast = torch.is_autocast_enabled(input.device.type)
+def _binary_cross_entropy_to_torch(input: Tensor, *others: Tensor | None) -> str | None:
+    """Why torch's own function takes this call; on a CPU it is what our composition consists of."""
+    if _composed_on_cpu(input):
+        return _FASTER
+    reason = uncovered(input, *others)
+    if reason is not None:
+        return reason
+    dtype, shape = input.dtype, input.shape
+    if dtype not in HALF_AND_SINGLE:
+        return "input is not floating"
     for t in others:
         if t is None:
             continue
-        if (t.requires_grad and torch.is_grad_enabled()) or not (
-            t.dtype in HALF_AND_SINGLE if autocast else t.dtype == input.dtype
-        ):
-            return True
-        if t.dim() > input.dim():
-            return True
-        for size, full in zip(reversed(t.shape), reversed(input.shape), strict=False):
-            if size != 1 and size != full:
-                return True
-    return False
+        if t.dtype != dtype and not (t.dtype in HALF_AND_SINGLE and torch.is_autocast_enabled(input.device.type)):
+            return "target or a weight has another dtype than input"
+        if t.requires_grad and torch.is_grad_enabled():
+            return "target or a weight requires a gradient"
+        if t.shape != shape and not broadcasts(t.shape, shape):
+            return "a weight does not broadcast to input"
+    return None
 
 
 def binary_cross_entropy_with_logits(
@@ -262,6 +290,7 @@ def binary_cross_entropy_with_logits(
 
     Raises:
         ValueError: target and input differ in shape. Otherwise torch's errors, by torch's function.
+        BackendError: a backend is forced that cannot run the call.
 
     Saved for backward: the four tensors themselves. Under autocast no float32 copy is made, and the gradient has
     input's dtype.
@@ -274,9 +303,17 @@ def binary_cross_entropy_with_logits(
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
     number = _reduction.get_enum(reduction)
-    if target.size() != input.size() or _binary_cross_entropy_by_torch(input, target, weight, pos_weight):
-        return torch_functional.binary_cross_entropy_with_logits(
+    reason: str | None = "target and input differ in shape"
+    if target.size() == input.size():
+        reason = _binary_cross_entropy_to_torch(input, target, weight, pos_weight)
+    if reason is not None:
+        loss = torch_functional.binary_cross_entropy_with_logits(
             input, target, weight, reduction=reduction, pos_weight=pos_weight
         )
-    loss = BinaryCrossEntropyFunction.apply(input, target, weight, pos_weight, number)
-    return loss.to(_result_dtype(input))
+        refuse_if_forced("binary_cross_entropy_with_logits", reason, input)
+        return loss
+    if input.requires_grad and torch.is_grad_enabled():
+        loss = BinaryCrossEntropyFunction.apply(input, target, weight, pos_weight, number)
+    else:
+        loss = _bce_fwd(input, target, weight, pos_weight, number, forced_backend())
+    return _rounded(loss, input)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from ..ops.registry import forced_backend, new_rng_state
 from ..ops.softmax import MAX_LEADING_DIMS, differentiable_bwd, is_composed
-from .eligibility import HALF_AND_SINGLE, covered
+from .eligibility import HALF_AND_SINGLE, broadcasts, overrides_functions, refuse_if_forced, uncovered
 
 _fwd = torch.ops.fasttx.softmax_fwd.default
 _bwd = torch.ops.fasttx.softmax_bwd.default
@@ -52,8 +53,7 @@ def _check_options(input: Tensor, mask: Tensor | None, scale: float, dropout_p: 
         raise ValueError(f"mask: must be bool (True = attend) or floating (added), got {mask.dtype}")
     if mask.device != input.device:
         raise ValueError(f"mask: must be on the device of input, {input.device}, got {mask.device}")
-    sizes = zip(reversed(mask.shape), reversed(input.shape))
-    if mask.dim() > input.dim() or any(m not in (1, n) for m, n in sizes):
+    if not broadcasts(mask.shape, input.shape):
         raise ValueError(f"mask: must broadcast to input, {tuple(input.shape)}, got {tuple(mask.shape)}")
 
 
@@ -74,27 +74,58 @@ def _by_torch(
     return torch.dropout(out, dropout_p, True) if dropout_p > 0.0 else out
 
 
-def _probabilities(
-    input: Tensor, dim: int, dtype: torch.dtype | None, mask: Tensor | None, scale: float, dropout_p: float, log: bool
-) -> Tensor:
+def _to_torch(
+    input: Tensor, dim: int, dtype: torch.dtype | None, mask: Tensor | None, plain: bool, backend: str
+) -> str | None:
+    """Why torch's own function takes this call, a wrong one included; None where the operator does."""
     n_dims = input.dim()
+    if not (isinstance(dim, int) and -n_dims <= dim < n_dims):
+        return "input has no dim, or dim is out of range"
+    if plain and is_composed(input, backend):
+        return "the operator is torch's function here"
+    if plain and backend == "auto" and dim % n_dims != n_dims - 1:
+        return "torch has a kernel for strided columns; ours needs a transposed copy"
+    reason = uncovered(input, mask)
+    if reason is not None:
+        return reason
+    if (input.dtype if dtype is None else dtype) not in HALF_AND_SINGLE:
+        return "a dtype other than float32, float16 and bfloat16"
+    if mask is not None and mask.requires_grad and torch.is_grad_enabled():
+        return "mask requires a gradient"
+    return None
+
+
+def _probabilities(
+    ours: Callable[..., Tensor], torchs: Callable[..., Tensor], input: Tensor, dim: int | None, stacklevel: int,
+    dtype: torch.dtype | None, mask: Tensor | None, scale: float, dropout_p: float,
+) -> Tensor:  # fmt: skip
+    """What softmax (`ours`) and log_softmax have in common; `torchs` is torch.nn.functional's function."""
+    name = ours.__name__
+    log = name == "log_softmax"
     plain = mask is None and scale == 1.0 and dropout_p == 0.0
+    if (overrides_functions(input) or overrides_functions(mask)) and has_torch_function((input, mask)):
+        if plain:
+            out = torchs(input, dim, stacklevel + 2, dtype)
+            refuse_if_forced(name, "a subclass of Tensor that overrides torch's functions", input)
+            return out
+        options = {"mask": mask, "scale": scale} if log else {"mask": mask, "scale": scale, "dropout_p": dropout_p}
+        return handle_torch_function(ours, (input, mask), input, dim, stacklevel, dtype, **options)
+    if dim is None:
+        dim = torch_functional._get_softmax_dim(name, input.dim(), stacklevel + 1)  # type: ignore[attr-defined]
     if not plain:
         _check_options(input, mask, scale, dropout_p)
-    in_range = isinstance(dim, int) and -n_dims <= dim < n_dims
-    last = in_range and dim % n_dims == n_dims - 1
-    if (
-        not in_range  # a 0-d input, or torch's own error
-        or (plain and not last)  # torch has a kernel for strided columns; ours would need a transposed copy
-        or (plain and is_composed(input, forced_backend()))
-        or not covered(input, mask)
-        or (input.dtype if dtype is None else dtype) not in HALF_AND_SINGLE
-        or (mask is not None and mask.requires_grad and torch.is_grad_enabled())  # a gradient of the mask itself
-    ):
+    backend = forced_backend()
+    reason = _to_torch(input, dim, dtype, mask, plain, backend)
+    if reason is not None:
         if plain:
-            return (torch.log_softmax if log else torch.softmax)(input, dim, dtype=dtype)
-        return _by_torch(input, dim, dtype, mask, scale, dropout_p, log)
+            out = (torch.log_softmax if log else torch.softmax)(input, dim, dtype=dtype)
+        else:
+            out = _by_torch(input, dim, dtype, mask, scale, dropout_p, log)
+        refuse_if_forced(name, reason, input)
+        return out
 
+    n_dims = input.dim()
+    last = dim % n_dims == n_dims - 1
     device_type = input.device.type
     if dtype is not None:
         x = input.to(dtype)
@@ -115,7 +146,7 @@ def _probabilities(
     if x.requires_grad and torch.is_grad_enabled():
         out = SoftmaxFunction.apply(x, mask, rng_state, float(scale), float(dropout_p), log)
     else:
-        out = _fwd(x, mask, rng_state, float(scale), float(dropout_p), log, forced_backend())
+        out = _fwd(x, mask, rng_state, float(scale), float(dropout_p), log, backend)
     if out.shape != shape:
         out = out.view(shape)
     return out if last else out.movedim(-1, dim)
@@ -150,25 +181,19 @@ def softmax(
     Raises:
         ValueError: a mask that does not broadcast, of another device or an integer dtype; a scale that is not finite;
             dropout_p outside of [0, 1].  IndexError: dim out of range.
+        BackendError: a backend is forced that cannot run the call.
 
     Saved for backward: the result, or input where there is dropout; the mask and two integers.
 
     Numerics: float32 inside. A row that the mask leaves nothing to attend to gives zeros; a row of -inf without a mask
-    gives NaN, as torch's. float64, other dims than the last (unless mask, scale or dropout are given), torch.func
-    transforms, forward-mode AD, NestedTensor and gradients of the mask run on torch's own operators; double backward
-    too.
+    gives NaN, as torch's. float64, other dims than the last (unless mask, scale or dropout are given or a backend is
+    forced), torch.func transforms, forward-mode AD, NestedTensor and gradients of the mask run on torch's own
+    operators; double backward too.
 
     Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, section 3, for long rows.
     """
-    if has_torch_function((input, mask)):
-        if mask is None and scale == 1.0 and dropout_p == 0.0:
-            return torch_functional.softmax(input, dim, _stacklevel + 1, dtype)
-        return handle_torch_function(
-            softmax, (input, mask), input, dim, _stacklevel, dtype, mask=mask, scale=scale, dropout_p=dropout_p
-        )
-    if dim is None:
-        dim = torch_functional._get_softmax_dim("softmax", input.dim(), _stacklevel)  # type: ignore[attr-defined]
-    return _probabilities(input, dim, dtype, mask, scale, dropout_p, False)
+    torchs = torch_functional.softmax
+    return _probabilities(softmax, torchs, input, dim, _stacklevel, dtype, mask, scale, dropout_p)
 
 
 def log_softmax(
@@ -192,7 +217,7 @@ def log_softmax(
         where masked.
 
     Raises:
-        ValueError, IndexError: as :func:`softmax`.
+        ValueError, IndexError, BackendError: as :func:`softmax`.
 
     Saved for backward: the result and the mask.
 
@@ -202,12 +227,5 @@ def log_softmax(
 
     Source: as of :func:`softmax`.
     """
-    if has_torch_function((input, mask)):
-        if mask is None and scale == 1.0:
-            return torch_functional.log_softmax(input, dim, _stacklevel + 1, dtype)
-        return handle_torch_function(log_softmax, (input, mask), input, dim, _stacklevel, dtype, mask=mask, scale=scale)
-    if dim is None:
-        dim = torch_functional._get_softmax_dim(  # type: ignore[attr-defined]
-            "log_softmax", input.dim(), _stacklevel
-        )
-    return _probabilities(input, dim, dtype, mask, scale, 0.0, True)
+    torchs = torch_functional.log_softmax
+    return _probabilities(log_softmax, torchs, input, dim, _stacklevel, dtype, mask, scale, 0.0)
