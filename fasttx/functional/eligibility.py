@@ -8,10 +8,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ..ops.arguments import FLOATS
 from ..ops.registry import BackendError, forced_backend
-
-HALF_AND_SINGLE = frozenset((torch.float32, torch.float16, torch.bfloat16))
-
 
 _PLAIN = (Tensor, Parameter)
 _disabled = torch._C._disabled_torch_function_impl
@@ -57,7 +55,7 @@ def uncovered(*tensors: Tensor | None) -> str | None:
             reason = _uncovered_class(t)
             if reason is not None:
                 return reason
-        if t.dtype not in HALF_AND_SINGLE and (t.is_floating_point() or t.is_complex() or t.is_quantized):
+        if t.dtype not in FLOATS and (t.is_floating_point() or t.is_complex() or t.is_quantized):
             return "a floating type other than float32, float16 and bfloat16"
         if t.layout is not torch.strided or t.is_nested:
             return "a nested or sparse tensor"
@@ -88,8 +86,3 @@ def refuse_if_forced(function: str, reason: str, input: Tensor) -> None:
     if backend in ("auto", "torch") or input.is_meta or input.numel() == 0:
         return
     raise BackendError(f"{function}: backend '{backend}' cannot run this call: {reason}")
-
-
-def broadcasts(shape: torch.Size, full: torch.Size) -> bool:
-    """Whether a tensor of `shape` broadcasts to `full` without adding to it: each dim of its size or 1."""
-    return len(shape) <= len(full) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(full), strict=False))

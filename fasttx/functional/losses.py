@@ -15,8 +15,9 @@ from torch.nn import _reduction
 
 from ..ops import binary_cross_entropy as _binary_cross_entropy  # noqa: F401  registers the operators
 from ..ops import cross_entropy as _cross_entropy  # noqa: F401
+from ..ops.arguments import FLOATS, broadcasts
 from ..ops.registry import forced_backend
-from .eligibility import HALF_AND_SINGLE, broadcasts, refuse_if_forced, uncovered
+from .eligibility import refuse_if_forced, uncovered
 
 _ce_fwd = torch.ops.fasttx.cross_entropy_fwd.default
 _ce_bwd = torch.ops.fasttx.cross_entropy_bwd.default
@@ -134,7 +135,7 @@ def _cross_entropy_to_torch(
     n_dims = len(shape)
     if n_dims < 2:
         return "input has one dim; allowed are (N, C) and (N, C, d1, ...)"
-    if dtype not in HALF_AND_SINGLE:
+    if dtype not in FLOATS:
         return "input is not floating"
     if not smoothing <= 1.0:
         return "label_smoothing is above 1"
@@ -151,7 +152,7 @@ def _cross_entropy_to_torch(
         if target.requires_grad and torch.is_grad_enabled():
             return "target requires a gradient"
     if weight is not None:
-        if weight.dim() != 1 or weight.shape[0] != shape[1] or weight.dtype not in HALF_AND_SINGLE:
+        if weight.dim() != 1 or weight.shape[0] != shape[1] or weight.dtype not in FLOATS:
             return "weight is not floating (C,)"
         if weight.requires_grad:
             return "weight requires a gradient"
@@ -249,12 +250,12 @@ def _binary_cross_entropy_to_torch(input: Tensor, *others: Tensor | None) -> str
     if reason is not None:
         return reason
     dtype, shape = input.dtype, input.shape
-    if dtype not in HALF_AND_SINGLE:
+    if dtype not in FLOATS:
         return "input is not floating"
     for t in others:
         if t is None:
             continue
-        if t.dtype != dtype and not (t.dtype in HALF_AND_SINGLE and torch.is_autocast_enabled(input.device.type)):
+        if t.dtype != dtype and not (t.dtype in FLOATS and torch.is_autocast_enabled(input.device.type)):
             return "target or a weight has another dtype than input"
         if t.requires_grad and torch.is_grad_enabled():
             return "target or a weight requires a gradient"

@@ -11,9 +11,10 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from ..ops.arguments import FLOATS, broadcasts
 from ..ops.registry import forced_backend, new_rng_state
 from ..ops.softmax import MAX_LEADING_DIMS, differentiable_bwd, is_composed
-from .eligibility import HALF_AND_SINGLE, broadcasts, overrides_functions, refuse_if_forced, uncovered
+from .eligibility import overrides_functions, refuse_if_forced, uncovered
 
 _fwd = torch.ops.fasttx.softmax_fwd.default
 _bwd = torch.ops.fasttx.softmax_bwd.default
@@ -88,7 +89,7 @@ def _to_torch(
     reason = uncovered(input, mask)
     if reason is not None:
         return reason
-    if (input.dtype if dtype is None else dtype) not in HALF_AND_SINGLE:
+    if (input.dtype if dtype is None else dtype) not in FLOATS:
         return "a dtype other than float32, float16 and bfloat16"
     if mask is not None and mask.requires_grad and torch.is_grad_enabled():
         return "mask requires a gradient"
@@ -103,7 +104,8 @@ def _probabilities(
     name = ours.__name__
     log = name == "log_softmax"
     plain = mask is None and scale == 1.0 and dropout_p == 0.0
-    if (overrides_functions(input) or overrides_functions(mask)) and has_torch_function((input, mask)):
+    overridden = overrides_functions(input) or (mask is not None and overrides_functions(mask))
+    if overridden and has_torch_function((input, mask)):
         if plain:
             out = torchs(input, dim, stacklevel + 2, dtype)
             refuse_if_forced(name, "a subclass of Tensor that overrides torch's functions", input)

@@ -8,33 +8,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cross_entropy import FLOATS, MEAN, NONE, SUM
+from .arguments import FLOATS, MEAN, NONE, REDUCTIONS, broadcasts, check_dloss
 from .registry import Half, Impl, Op
 
 
 def _check(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> None:
-    if target.shape != x.shape:
+    shape, device = x.shape, x.device
+    if target.shape != shape:
         raise ValueError(f"Target size ({target.size()}) must be the same as input size ({x.size()})")
-    for name, t in (("x", x), ("target", target), ("weight", weight), ("pos_weight", pos_weight)):
+    if x.dtype not in FLOATS:
+        raise ValueError(f"x: allowed are float32, float16 and bfloat16, got {x.dtype}")
+    for name, t in (("target", target), ("weight", weight), ("pos_weight", pos_weight)):
         if t is None:
             continue
         if t.dtype not in FLOATS:
             raise ValueError(f"{name}: allowed are float32, float16 and bfloat16, got {t.dtype}")
-        if t.device != x.device:
-            raise ValueError(f"{name}: is on {t.device}, x on {x.device}; allowed is one device")
-        if t.dim() > x.dim() or any(
-            a not in (1, b) for a, b in zip(reversed(t.shape), reversed(x.shape), strict=False)
-        ):
-            raise ValueError(f"{name}: must broadcast to the shape of x, {tuple(x.shape)}, got {tuple(t.shape)}")
-    if reduction not in (NONE, MEAN, SUM):
+        if t.device != device:
+            raise ValueError(f"{name}: is on {t.device}, x on {device}; allowed is one device")
+        if t is not target and not broadcasts(t.shape, shape):
+            raise ValueError(f"{name}: must broadcast to the shape of x, {tuple(shape)}, got {tuple(t.shape)}")
+    if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: allowed are 0 (none), 1 (mean) and 2 (sum), got {reduction}")
 
 
-def _check_bwd(dloss: Tensor, x: Tensor, *_: object) -> None:
-    reduction = _[-1]
-    shape = tuple(x.shape) if reduction == NONE else ()
-    if tuple(dloss.shape) != shape or dloss.dtype != torch.float32:
-        raise ValueError(f"dloss: expected float32 {shape}, got {dloss.dtype} {tuple(dloss.shape)}")
+def _check_bwd(
+    dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+) -> None:
+    check_dloss(dloss, x.shape, reduction)
 
 
 def _fake(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import operator
 import os
 import warnings
 from collections import Counter
@@ -215,18 +216,23 @@ def _without_backend(fn: Callable[..., Any]) -> Callable[..., Any]:
 def _body(op: Op, direction: str, half: Half, names: list[str]) -> Callable[..., Any]:
     """The operator's implementation: check, choose, allocate, launch."""
     full = f"{op.name}_{direction}"
-    where = tuple(names.index(k) for k in half.keys)
+    where = [names.index(k) for k in half.keys]
+    first = where[0]
+    keys_of = operator.itemgetter(*where) if len(where) > 1 else lambda args: (args[first],)
+    check, composition = half.check, half.torch
     launchers: dict[str, Callable[..., None]] = {}
 
     def body(*args: Any) -> Any:
         requested, args = args[-1], args[:-1]
-        half.check(*args)
-        tensors = tuple(args[i] for i in where)
+        check(*args)
+        tensors = keys_of(args)
         impl = op.pick(requested, *tensors)
         if impl is None or tensors[0].numel() == 0:  # nothing to launch on: the composition defines empty results
             LAUNCHES[full, "torch"] += 1
+            if not torch.is_grad_enabled():
+                return composition(*args)
             with _below_autograd():  # gradients are layer 4's business: the composition must not record its own
-                return half.torch(*args)
+                return composition(*args)
         launch = launchers.get(impl.backend)
         if launch is None:
             launch = launchers[impl.backend] = _resolve(getattr(impl, direction))

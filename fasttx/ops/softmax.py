@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from . import _row_dropout
+from .arguments import FLOATS, broadcasts
 from .registry import Half, Impl, Op
 
 MAX_LEADING_DIMS = 4
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # ------------------------------------------------------------------------------------------------------------- check
 
@@ -31,7 +31,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def _check(x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool) -> None:
     if x.dim() < 1:
         raise ValueError("softmax: x must have at least one dim, got a 0-d tensor")
-    if x.dtype not in DTYPES:
+    if x.dtype not in FLOATS:
         raise ValueError(f"softmax: x must be float32, float16 or bfloat16, got {x.dtype}")
     if not math.isfinite(scale):
         raise ValueError(f"softmax: scale must be finite, got {scale}")
@@ -42,7 +42,7 @@ def _check(x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: floa
     if mask is not None:
         if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
             raise ValueError(f"softmax: mask must be bool or floating, got {mask.dtype}")
-        if mask.dim() != x.dim() or any(m not in (1, n) for m, n in zip(mask.shape, x.shape)):
+        if mask.dim() != x.dim() or not broadcasts(mask.shape, x.shape):
             raise ValueError(
                 "softmax: mask must have the dims of x, each of full size or 1: "
                 f"got {tuple(mask.shape)} for x {tuple(x.shape)}"

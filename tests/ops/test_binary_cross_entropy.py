@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fasttx.ops.binary_cross_entropy import BINARY_CROSS_ENTROPY, MEAN, NONE, SUM
+from fasttx.ops.arguments import MEAN, NONE, SUM
+from fasttx.ops.binary_cross_entropy import BINARY_CROSS_ENTROPY
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate, error
 

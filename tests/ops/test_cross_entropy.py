@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fasttx.ops.cross_entropy import CROSS_ENTROPY, MEAN, NONE, SUM
+from fasttx.ops import _cross_entropy_composition
+from fasttx.ops.arguments import MEAN, NONE, SUM
+from fasttx.ops.cross_entropy import CROSS_ENTROPY
 from fasttx.ops.registry import LAUNCHES, BackendError
 from fasttx.testing import assert_as_accurate, error
 
@@ -30,6 +32,14 @@ SHAPES = [
     (2, 4119),  # wide: two tiles, the second nearly empty
 ]
 IDS = [f"{n}x{c}" for n, c in SHAPES]
+
+
+@pytest.fixture(params=["triton", "torch", "torch in chunks"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The composition twice: from torch's pair of kernels, as for every size below, and as for larger ones."""
+    if request.param == "torch in chunks":
+        monkeypatch.setattr(_cross_entropy_composition, "CHUNK", 0)
+    return request.param.split()[0]
 
 
 def make(n_rows: int, n_cols: int, dtype: torch.dtype, probs: bool, weighted: bool, device: torch.device):
@@ -76,7 +86,6 @@ def verify(
     assert_as_accurate(dlogits, same, ref_dlogits, "dlogits")
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 def test_every_regime(shape: tuple[int, int], dtype: torch.dtype, backend: str, device: torch.device) -> None:
@@ -84,7 +93,6 @@ def test_every_regime(shape: tuple[int, int], dtype: torch.dtype, backend: str, 
     verify(backend, logits, target, weight, 0.0, MEAN)
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("reduction", REDUCTIONS, ids=REDUCTIONS.values())
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weight"])
@@ -182,7 +190,6 @@ def test_writes_stay_inside(probs: bool, n_cols: int, device: torch.device) -> N
         assert not bool(whole.isnan().any())
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("n_cols", [5, 300], ids=["narrow", "wide"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_all_ignored(smoothing: float, n_cols: int, backend: str, device: torch.device) -> None:
@@ -196,7 +203,6 @@ def test_all_ignored(smoothing: float, n_cols: int, backend: str, device: torch.
         assert torch.equal(dlogits, torch.zeros_like(dlogits))
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("n_cols", [5, 300], ids=["narrow", "wide"])
 def test_weight_zero_of_all_targets_is_nan_as_in_torch(n_cols: int, backend: str, device: torch.device) -> None:
     logits, target, _ = make(3, n_cols, torch.float32, False, False, device)
@@ -213,7 +219,9 @@ def test_weight_zero_of_all_targets_is_nan_as_in_torch(n_cols: int, backend: str
 
 @pytest.mark.parametrize("n_cols", [5, 1031], ids=["narrow", "wide"])
 @pytest.mark.parametrize("bad", [-1, 5_000_000_000], ids=["negative", "beyond int32"])
-def test_index_out_of_range_is_an_error_or_nan(bad: int, n_cols: int, device: torch.device) -> None:
+def test_index_out_of_range_is_an_error_or_nan(
+    bad: int, n_cols: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a CPU torch's error; a kernel that is not stopped gives NaN for that row and reads nothing outside."""
     from fasttx.kernels.cross_entropy import cross_entropy_fwd
     from fasttx.kernels.cross_entropy_bwd import cross_entropy_bwd
@@ -223,6 +231,11 @@ def test_index_out_of_range_is_an_error_or_nan(bad: int, n_cols: int, device: to
     if device.type == "cpu":
         with pytest.raises(IndexError, match=f"Target {bad} is out of bounds."):
             fwd(logits, target, weight, -100, 0.0, MEAN, "triton")
+        one = torch.ones(())
+        for reduction, dloss in ((NONE, torch.ones(3)), (MEAN, one)):  # torch's own kernel would write outside
+            with pytest.raises(IndexError, match=f"Target {bad} is out of bounds."):
+                bwd(dloss, logits, target, weight, torch.ones(3), one, -100, 0.0, reduction, "torch")
+    monkeypatch.setattr(_cross_entropy_composition, "CHUNK", 0)  # the composition of every other device
     for options in ((-100, 0.0, NONE), (-100, 0.1, MEAN)):
         outs = CROSS_ENTROPY.fwd.fake(logits, target, weight, *options)
         cross_entropy_fwd(*outs, logits, target, weight, *options)
@@ -242,7 +255,6 @@ def test_fasttx_check_reads_values_on_any_device(monkeypatch: pytest.MonkeyPatch
         fwd(torch.randn(2, 5, device=device), torch.tensor([1, 9], device=device), None, -100, 0.0, MEAN, "auto")
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("n_cols", [6, 1031], ids=["narrow", "wide"])
 def test_infinite_logits_as_in_torch(n_cols: int, backend: str, device: torch.device) -> None:
     x = torch.randn(6, n_cols, device=device)
@@ -259,7 +271,6 @@ def test_infinite_logits_as_in_torch(n_cols: int, backend: str, device: torch.de
         torch.testing.assert_close(loss, expected, equal_nan=True)
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("n_cols", [200, 4119], ids=["narrow", "wide"])
 def test_large_offset_keeps_its_precision(n_cols: int, backend: str, device: torch.device) -> None:
     """Logits around 10,000: sums against x are kept relative to the maximum, so the loss loses nothing; lse is
@@ -280,7 +291,6 @@ def test_bitwise_deterministic(device: torch.device) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_empty_batch(backend: str, device: torch.device) -> None:
     x, t = torch.empty(0, 5, device=device), torch.empty(0, dtype=torch.int64, device=device)
     for target in (t, x):
@@ -314,7 +324,6 @@ def test_any_shape_and_options(device, n_rows, n_cols, probs, weighted, smoothin
     assert error(dlogits, ref_d) <= max(2e-6, eps) * max(1.0, float(ref_d.abs().max()))
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_opcheck(backend: str, device: torch.device) -> None:
     for probs, reduction in ((False, MEAN), (True, NONE)):
         logits, target, weight = make(3, 7, torch.float32, probs, True, device)

@@ -1,0 +1,45 @@
+"""What the checks of several ops have in common."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+NONE, MEAN, SUM = REDUCTIONS = (0, 1, 2)
+FEW = 64
+"""Values that a loop in Python reads in less time than one call of torch takes."""
+
+
+def broadcasts(shape: torch.Size, full: torch.Size) -> bool:
+    """Whether a tensor of `shape` broadcasts to `full` without adding to it: each dim of its size or 1."""
+    return len(shape) <= len(full) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(full), strict=False))
+
+
+def check_dloss(dloss: Tensor, shape: torch.Size, reduction: int) -> None:
+    """Raises ValueError unless dloss is the gradient of a float32 loss, one number or, unreduced, of `shape`."""
+    expected = shape if reduction == NONE else ()
+    if dloss.shape != expected or dloss.dtype != torch.float32:
+        raise ValueError(f"dloss: expected float32 {tuple(expected)}, got {dloss.dtype} {tuple(dloss.shape)}")
+
+
+def check_target_values(target: Tensor, n_cols: int, ignore_index: int) -> None:
+    """Raises torch's IndexError for an index outside [0, n_cols) that is not ignored.
+
+    Runs where reading values is free of a device synchronisation (CPU tensors), and anywhere with FASTTX_CHECK=1.
+    """
+    if target.device.type != "cpu" and os.environ.get("FASTTX_CHECK") != "1":
+        return
+    if target.numel() <= FEW:
+        for index in target.tolist():
+            if not 0 <= index < n_cols and index != ignore_index:
+                raise IndexError(f"Target {index} is out of bounds.")
+        return
+    low, high = target.aminmax()
+    if low.item() >= 0 and high.item() < n_cols:
+        return
+    bad = target[((target < 0) | (target >= n_cols)) & (target != ignore_index)]
+    if bad.numel():
+        raise IndexError(f"Target {int(bad[0])} is out of bounds.")
