@@ -1,4 +1,4 @@
-"""Host cost: of an op call and its parts, of a patched layer beside transformers' own, and of the import.
+"""Host cost: of an op call and its parts, of drop-ins beside torch's functions, of a patched layer, of the import.
 
     python -m bench.host [--out FILE]
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import fasttx
+import fasttx.nn.functional as fasttx_functional
 from fasttx.cli.cases import load_ops
 from fasttx.ops.registry import Op
 
@@ -144,6 +145,42 @@ def _wall(calls: dict[str, Callable[[], object]], device: torch.device, rounds: 
     return {name: sorted(values)[len(values) // 4] for name, values in times.items()}
 
 
+def function_rows(device: torch.device, rounds: int) -> list[Row]:
+    """Microseconds a call of a drop-in beside torch's function, on a handful of elements, as a user calls it."""
+    x = torch.randn(2, 8, device=device, requires_grad=True)
+    q = torch.randn(1, 1, 4, 16, device=device, requires_grad=True)
+    labels, ones = torch.tensor([3, 5], device=device), torch.ones(2, 8, device=device)
+    calls: dict[str, Callable[[Any], Tensor]] = {
+        "softmax": lambda functions: functions.softmax(x, -1),
+        "cross_entropy": lambda functions: functions.cross_entropy(x, labels),
+        "binary_cross_entropy_with_logits": lambda functions: functions.binary_cross_entropy_with_logits(x, ones),
+        "scaled_dot_product_attention": lambda functions: functions.scaled_dot_product_attention(q, q, q),
+    }
+
+    def forward(call: Callable[[Any], Tensor], functions: Any) -> Call:
+        def step(_: int) -> None:
+            with torch.no_grad():
+                call(functions)
+
+        return step
+
+    def both(call: Callable[[Any], Tensor], functions: Any) -> Call:
+        def step(_: int) -> None:
+            out = call(functions)
+            torch.autograd.grad(out, (x, q), torch.ones_like(out), allow_unused=True)
+
+        return step
+
+    rows = []
+    for name, call in calls.items():
+        for part, make in (("forward", forward), ("forward and backward", both)):
+            pair = {"fasttx": make(call, fasttx_functional), "torch": make(call, torch.nn.functional)}
+            timings = interleaved(pair, device, rounds=rounds, batch_ms=1.0)
+            found = {whose: (t.low if device.type == "cpu" else t.wall) * 1e3 for whose, t in timings.items()}
+            rows += [{"what": f"function {name}", "part": f"{part}, {whose}", "us": us} for whose, us in found.items()]
+    return rows
+
+
 def layer_rows(device: torch.device, rounds: int) -> list[Row]:
     """A layer of 768 (12 heads) on 8 tokens: patched, and transformers' own with sdpa; inference and training."""
     from transformers import BertConfig, BertModel
@@ -205,6 +242,7 @@ def run(device: torch.device, out: Path, *, rehearsal: bool = False, say: Callab
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     rows = op_rows(device, 2 if rehearsal else 61)
+    rows += function_rows(device, 2 if rehearsal else 61)
     rows += layer_rows(device, 3 if rehearsal else 101)
     rows += import_rows(1 if rehearsal else 7)
     torch.set_num_threads(before)

@@ -111,26 +111,14 @@ def _supports(x: Tensor, target: Tensor) -> str | None:
     return None
 
 
+_ARGUMENTS = "Tensor x, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction, str backend"
+_KEYS = ("x", "target")
+
 BINARY_CROSS_ENTROPY = Op(
     "binary_cross_entropy",
-    Half(
-        schema="(Tensor x, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction, str backend) -> Tensor",
-        check=_check,
-        fake=_fake,
-        torch=_torch,
-        reference=_reference,
-        keys=("x", "target"),
-        cost=_cost,
-    ),
-    Half(
-        schema="(Tensor dloss, Tensor x, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction, "
-        "str backend) -> Tensor",
-        check=_check_bwd,
-        fake=_fake_bwd,
-        torch=_torch_bwd,
-        reference=_reference_bwd,
-        keys=("x", "target"),
-        cost=_cost_bwd,
+    fwd=Half(f"({_ARGUMENTS}) -> Tensor", _check, _fake, _torch, _reference, _KEYS, _cost),
+    bwd=Half(
+        f"(Tensor dloss, {_ARGUMENTS}) -> Tensor", _check_bwd, _fake_bwd, _torch_bwd, _reference_bwd, _KEYS, _cost_bwd
     ),
     impls=(
         Impl(

@@ -136,27 +136,19 @@ def _supports(logits: Tensor, target: Tensor) -> str | None:
     return None
 
 
+_OPTIONS = "int ignore_index, float label_smoothing, int reduction, str backend"
+_KEYS = ("logits", "target")
+
 CROSS_ENTROPY = Op(
     "cross_entropy",
-    Half(
-        schema="(Tensor logits, Tensor target, Tensor? weight, int ignore_index, float label_smoothing, int reduction, "
-        "str backend) -> (Tensor loss, Tensor lse, Tensor total_weight)",
-        check=_check,
-        fake=_fake,
-        torch=composed,
-        reference=_reference,
-        keys=("logits", "target"),
-        cost=_cost,
+    fwd=Half(
+        f"(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}) -> (Tensor loss, Tensor lse, Tensor total_weight)",
+        _check, _fake, composed, _reference, _KEYS, _cost,
     ),
-    Half(
-        schema="(Tensor dloss, Tensor logits, Tensor target, Tensor? weight, Tensor lse, Tensor total_weight, "
-        "int ignore_index, float label_smoothing, int reduction, str backend) -> Tensor",
-        check=_check_bwd,
-        fake=empty_gradient,
-        torch=composed_bwd,
-        reference=_reference_bwd,
-        keys=("logits", "target"),
-        cost=_cost_bwd,
+    bwd=Half(
+        "(Tensor dloss, Tensor logits, Tensor target, Tensor? weight, Tensor lse, Tensor total_weight, "
+        f"{_OPTIONS}) -> Tensor",
+        _check_bwd, empty_gradient, composed_bwd, _reference_bwd, _KEYS, _cost_bwd,
     ),
     impls=(
         Impl(
@@ -166,4 +158,4 @@ CROSS_ENTROPY = Op(
             _supports,
         ),
     ),
-)
+)  # fmt: skip

@@ -61,14 +61,9 @@ def _check(x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: floa
 
 
 def _check_bwd(
-    dout: Tensor,
-    saved: Tensor,
-    mask: Tensor | None,
-    rng_state: Tensor | None,
-    scale: float,
-    dropout_p: float,
+    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float,
     log: bool,
-) -> None:
+) -> None:  # fmt: skip
     _check(saved, mask, rng_state, scale, dropout_p, log)
     if dout.shape != saved.shape or dout.dtype != saved.dtype or dout.device != saved.device:
         raise ValueError(
@@ -138,14 +133,9 @@ def _torch(
 
 
 def _torch_bwd(
-    dout: Tensor,
-    saved: Tensor,
-    mask: Tensor | None,
-    rng_state: Tensor | None,
-    scale: float,
-    dropout_p: float,
+    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float,
     log: bool,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     if rng_state is None:
         if mask is None and scale == 1.0:
             return _normalise_bwd(dout, saved, False, 1.0, log).contiguous()
@@ -188,14 +178,9 @@ def _reference(
 
 
 def _reference_bwd(
-    dout: Tensor,
-    saved: Tensor,
-    mask: Tensor | None,
-    rng_state: Tensor | None,
-    scale: float,
-    dropout_p: float,
+    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float,
     log: bool,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     dp = dout.double()
     if log:
         out = saved.double()
