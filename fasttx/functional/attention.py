@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention as _torch_attention
 
 from ..ops.attention import ATTENTION, differentiable_forward, worth_slicing
 from ..ops.registry import forced_backend, new_rng_state
+from .eligibility import refuse_if_forced, uncovered
 
 _fwd = torch.ops.fasttx.attention_fwd.default
 _bwd = torch.ops.fasttx.attention_bwd.default
@@ -227,7 +228,7 @@ def scaled_dot_product_attention(
     Raises:
         What torch raises: every call that is wrong, and every one outside of our kernels (float64, a mask that needs a
         gradient, tensor subclasses, torch.func transforms, forward AD, empty tensors, broadcast batches, is_causal
-        with attn_mask), goes to torch's own function.
+        with attn_mask), goes to torch's own function.  BackendError where a backend is forced that cannot run it.
 
     Saved for backward: query, key, value, the output and one float per row.  Double backward is supported without
     dropout.
@@ -250,7 +251,16 @@ def scaled_dot_product_attention(
         out = _padded(q, k, v, mask, query, dropout_p, is_causal, scale, enable_gqa)
         if out is not None:
             return out if dims == 4 else out.reshape(*query.shape[:-1], value.shape[-1])
-    return _torch_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    out = _torch_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    refuse_if_forced("scaled_dot_product_attention", _why_torch(query, key, value, attn_mask), query)
+    return out
+
+
+def _why_torch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str:
+    """The reason for a user who has forced a backend, and for whom torch's function ran."""
+    if mask is not None and mask.requires_grad and torch.is_grad_enabled():
+        return "the mask requires a gradient"
+    return uncovered(q, k, v, mask) or "its shapes, dtypes, scale or dropout_p are not the kernels'"
 
 
 def _padded(
@@ -389,14 +399,17 @@ def attention(
     Raises:
         ValueError: an argument is not as above.
 
-    float64, subclasses, torch.func transforms, forward AD and a bias that needs a gradient go to torch's own function.
+    float64, subclasses, torch.func transforms, forward AD and a bias that needs a gradient go to torch's own function,
+    and raise BackendError where a backend is forced.
     """
     dtype = _autocast_dtype(q)
     if dtype is not None and torch.float64 not in (q.dtype, k.dtype, v.dtype):
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     if q.dtype not in _DTYPES or not _ours(q, k, v, attn_bias):
-        return _by_torch(q, k, v, attn_bias, seqused_k, dropout_p, window, scale)
+        out = _by_torch(q, k, v, attn_bias, seqused_k, dropout_p, window, scale)
+        refuse_if_forced("attention", _why_torch(q, k, v, attn_bias), q)
+        return out
     if (
         q.device.type == "cpu"
         and seqused_k is None

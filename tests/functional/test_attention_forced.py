@@ -1,0 +1,60 @@
+"""Attention that the kernels do not cover: torch's function, or the reason where a backend is forced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fasttx import BackendError, backend
+from fasttx.functional.attention import attention
+from fasttx.nn.functional import scaled_dot_product_attention as sdpa
+from fasttx.ops.registry import LAUNCHES
+
+
+def _bias(x: Tensor) -> Tensor:
+    return torch.zeros(1, 1, 5, 5, device=x.device, requires_grad=True)
+
+
+def _models(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    q = x.transpose(1, 2)
+    return attention(q, q, q, attn_bias=bias)
+
+
+CASES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "float64": ("floating type", lambda x: sdpa(x.double(), x.double(), x.double())),
+    "transform": ("torch.func", lambda x: torch.func.grad(lambda y: sdpa(y, y, y).sum())(x)),
+    "gradient of the mask": ("mask requires", lambda x: sdpa(x, x, x, _bias(x))),
+    "broadcast batch": ("shapes", lambda x: sdpa(x, x[:1], x[:1])),
+    "models, float64": ("floating type", lambda x: _models(x.double())),
+    "models, gradient of the bias": ("mask requires", lambda x: _models(x, _bias(x))),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_the_kernels_do_not_cover_is_refused_where_a_backend_is_forced(case: str, device: torch.device) -> None:
+    reason, call = CASES[case]
+    x = torch.randn(2, 3, 5, 16, device=device)
+    LAUNCHES.clear()
+    for name in ("triton", "cuda"):
+        with backend(name), pytest.raises(BackendError, match=f"attention: backend '{name}' cannot run.*{reason}"):
+            call(x)
+    results = []
+    for name in ("auto", "torch"):
+        with backend(name):
+            results.append(call(x))
+    torch.testing.assert_close(*results)
+    assert not LAUNCHES
+
+
+def test_a_wrong_call_gets_torchs_error_and_an_empty_one_runs(device: torch.device) -> None:
+    x = torch.randn(2, 3, 5, 16, device=device)
+    with pytest.raises(RuntimeError) as expected:
+        torch.nn.functional.scaled_dot_product_attention(x, x[..., :8], x)
+    with backend("triton"):
+        with pytest.raises(RuntimeError) as found:
+            sdpa(x, x[..., :8], x)
+        assert sdpa(x[:0], x[:0], x[:0]).shape == (0, 3, 5, 16)
+    assert str(found.value) == str(expected.value)
