@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasttx.ops import _attention_cpu, _attention_math, _attention_reference
+from fasttx.ops import _attention_chunks, _attention_cpu, _attention_math, _attention_reference
 from fasttx.ops._philox import attention_keep, dropout_threshold
 from fasttx.ops.attention import ATTENTION, check_bwd, check_fwd, visible_pairs
 from fasttx.ops.registry import backend
@@ -188,7 +188,7 @@ def test_cpu_dropout_drops_p_hat_and_backward_draws_the_same_mask() -> None:
 @pytest.mark.parametrize("chunk", [1, 1 << 10, 1 << 20], ids=["head", "heads", "sequences"])
 def test_cpu_dropout_gradients(case: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a given mask the output is linear in v and the gradient exact: compared with differences in float32."""
-    monkeypatch.setattr(_attention_cpu, "_CHUNK", chunk)
+    monkeypatch.setattr(_attention_chunks, "_CHUNK", chunk)
     q, k, v, *rest = make(p=0.2, **CASES[case])
     out, lse = _attention_cpu.forward(q, k, v, *rest)
     dout = torch.randn_like(out)
