@@ -5,8 +5,9 @@ functions and returns the same output type. What differs between heads is a row 
 
 ``loss="correct"``: the head's own mean over what is labelled, times (labels != -100).sum() / num_items_in_batch when
 the caller passes that number (Trainer does; without this factor the loss of transformers 5's encoders grows with the
-accumulation steps and the number of processes), and 0 with zero gradients where nothing is labelled.
-``loss="hf"``: transformers' own value, NaN where nothing is labelled.
+accumulation steps and the number of processes), and 0 with zero gradients where nothing is labelled. A label of -100 is
+ignored in the binary losses too. ``loss="hf"``: transformers' own value, NaN where nothing is labelled, and -100 a
+target like any other in the binary losses.
 """
 
 from __future__ import annotations
@@ -21,10 +22,8 @@ import torch
 from torch import Tensor
 
 from ..functional.losses import binary_cross_entropy_with_logits, cross_entropy
+from .labels import IGNORE, Named
 from .options import ModulePatch, run_as_asked
-
-IGNORE = -100
-"""The label that transformers' data collators and Trainer's item count leave out."""
 
 
 @dataclass(frozen=True)
@@ -70,36 +69,29 @@ class Kind:
 # --------------------------------------------------------------------------------------------------------- the losses
 
 
-def _mean_cross_entropy(logits: Tensor, labels: Tensor, correct: bool, ignore_index: int = IGNORE) -> Tensor:
-    """Cross-entropy, averaged over the labels that are not ignored; logits (n_rows, n_cols), labels (n_rows,)."""
-    labels = labels.to(logits.device)
-    if not correct:
-        return cross_entropy(logits, labels, ignore_index=ignore_index)
-    # A mean over nothing is 0/0. With stand-in labels the mean and its gradient are finite, and `where` drops both;
-    # whether anything is labelled stays on the device.
-    nothing = ~(labels != ignore_index).any()
-    loss = cross_entropy(logits, torch.where(nothing, torch.zeros_like(labels), labels), ignore_index=ignore_index)
-    return torch.where(nothing, torch.zeros_like(loss), loss)
+def _mean_cross_entropy(name: str, logits: Tensor, labels: Tensor, correct: bool, ignore_index: int = IGNORE) -> Tensor:
+    """Cross-entropy, averaged over labels that are not ignored; logits (..., n_cols), labels (...), called `name`."""
+    rows, labels = logits.reshape(-1, logits.shape[-1]), labels.to(logits.device)
+    with Named(name, labels, logits.shape[:-1], logits.shape[-1], ignore_index):
+        target = labels.reshape(-1)
+        if not correct:
+            return cross_entropy(rows, target, ignore_index=ignore_index)
+        # A mean over nothing is 0/0. With stand-in labels the mean and its gradient are finite, and `where` drops both;
+        # whether anything is labelled stays on the device.
+        nothing = ~(target != ignore_index).any()
+        loss = cross_entropy(rows, torch.where(nothing, torch.zeros_like(target), target), ignore_index=ignore_index)
+        return torch.where(nothing, torch.zeros_like(loss), loss)
 
 
-def _masked_lm(call: Call) -> Tensor:
-    logits = call.output.logits
-    return _mean_cross_entropy(logits.view(-1, logits.shape[-1]), call.arguments["labels"].view(-1), call.correct)
+def _classification(call: Call) -> Tensor:
+    return _mean_cross_entropy("labels", call.output.logits, call.arguments["labels"], call.correct)
 
 
 def _pretraining(call: Call) -> Tensor:
     tokens, pair = call.output.prediction_logits, call.output.seq_relationship_logits
-    labels, next_sentence = call.arguments["labels"], call.arguments["next_sentence_label"]
-    token_loss = _mean_cross_entropy(tokens.view(-1, tokens.shape[-1]), labels.view(-1), call.correct)
-    return token_loss + _mean_cross_entropy(pair.view(-1, 2), next_sentence.view(-1), call.correct)
-
-
-def _next_sentence(call: Call) -> Tensor:
-    return _mean_cross_entropy(call.output.logits.view(-1, 2), call.arguments["labels"].view(-1), call.correct)
-
-
-def _multiple_choice(call: Call) -> Tensor:
-    return _mean_cross_entropy(call.output.logits, call.arguments["labels"], call.correct)
+    token_loss = _mean_cross_entropy("labels", tokens, call.arguments["labels"], call.correct)
+    name = "next_sentence_label"
+    return token_loss + _mean_cross_entropy(name, pair, call.arguments[name], call.correct)
 
 
 def _sequence_classification(call: Call) -> Tensor:
@@ -115,11 +107,18 @@ def _sequence_classification(call: Call) -> Tensor:
     if config.problem_type == "regression":
         if num_labels == 1:
             logits, labels = logits.squeeze(), labels.squeeze()
-        return torch.nn.functional.mse_loss(logits, labels)
+        with Named("labels", labels, logits.shape):
+            return torch.nn.functional.mse_loss(logits, labels)
     if config.problem_type == "single_label_classification":
-        return _mean_cross_entropy(logits.view(-1, num_labels), labels.view(-1), call.correct)
+        return _mean_cross_entropy("labels", logits, labels, call.correct)
     if config.problem_type == "multi_label_classification":
-        return binary_cross_entropy_with_logits(logits, labels)
+        with Named("labels", labels, logits.shape, floating=True):
+            if not call.correct or not labels.is_floating_point():
+                return binary_cross_entropy_with_logits(logits, labels)
+            dtype = torch.promote_types(logits.dtype, labels.dtype)
+            if torch.is_autocast_enabled(logits.device.type):  # which lists this loss among its float32 functions
+                dtype = torch.float32
+            return _mean_binary_cross_entropy(logits, labels, None, call.correct).to(dtype)
     raise ValueError(
         f"config.problem_type: got {config.problem_type!r}; allowed are 'regression', 'single_label_classification', "
         "'multi_label_classification' or None"
@@ -130,45 +129,57 @@ def _question_answering(call: Call) -> Tensor:
     length = call.output.start_logits.shape[1]
     losses = []
     for name in ("start", "end"):
-        positions = call.arguments[f"{name}_positions"]
+        argument = f"{name}_positions"
+        positions = call.arguments[argument]
         if positions.dim() > 1:  # DataParallel adds a dimension
             positions = positions.squeeze(-1)
         # a position outside the (truncated) input is ignored: it clamps to the one index past the logits
         logits, positions = getattr(call.output, f"{name}_logits"), positions.clamp(0, length)
-        losses.append(_mean_cross_entropy(logits, positions, call.correct, ignore_index=length))
+        losses.append(_mean_cross_entropy(argument, logits, positions, call.correct, ignore_index=length))
     return (losses[0] + losses[1]) / 2
 
 
 def _replaced_token_detection(call: Call) -> Tensor:
     logits = call.output.logits
     logits = logits.view(-1, logits.shape[1])
-    labels = call.arguments["labels"].to(logits.device)
-    mask = call.arguments.get("attention_mask")
-    if mask is None:
-        return binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    labels, mask = call.arguments["labels"].to(logits.device), call.arguments.get("attention_mask")
+    shown = None if mask is None else (mask.view(-1, logits.shape[1]) == 1).to(logits.device)
+    with Named("labels", labels, logits.shape):
+        if labels.shape != logits.shape:
+            raise ValueError("labels and logits differ in shape, and must not be broadcast")
+        return _mean_binary_cross_entropy(logits, labels, shown, call.correct)
+
+
+def _mean_binary_cross_entropy(logits: Tensor, labels: Tensor, shown: Tensor | None, correct: bool) -> Tensor:
+    """Binary cross-entropy in float32, averaged where `shown` is True and, under "correct", the label is not IGNORE."""
+    if correct:
+        labelled = labels != IGNORE
+        shown = labelled if shown is None else shown & labelled
+    if shown is None:
+        return binary_cross_entropy_with_logits(logits.float(), labels.float())
     # Weights in place of a gather: no size depends on the data. In fp32, as the sum may pass fp16's largest number.
-    active = (mask.view(-1, logits.shape[1]) == 1).to(logits.device)
-    weight = active.float()
-    target = torch.where(active, labels, torch.zeros_like(labels)).float()
-    total = binary_cross_entropy_with_logits(logits.float(), target, weight=weight, reduction="sum")
-    count = active.sum()
-    return (total / (count.clamp(min=1) if call.correct else count)).to(logits.dtype)
+    target = torch.where(shown, labels, torch.zeros_like(labels)).float()
+    total = binary_cross_entropy_with_logits(logits.float(), target, weight=shown.float(), reduction="sum")
+    count = shown.sum()
+    return total / (count.clamp(min=1) if correct else count)
 
 
 def _causal_lm(call: Call) -> Tensor:
     """Transformers' ForCausalLMLoss, which honours num_items_in_batch by itself."""
     logits, arguments = call.output.logits, call.arguments
     ignore_index = arguments.get("ignore_index", IGNORE)
-    labels = arguments.get("shift_labels")
-    if labels is None:
-        labels = torch.nn.functional.pad(arguments["labels"], (0, 1), value=ignore_index)[..., 1:]
-    labels = labels.reshape(-1).to(logits.device)
-    # transformers upcasts the logits before this loss and so returns it in fp32
-    logits = logits.reshape(-1, logits.shape[-1]).float()
+    name = "labels" if arguments.get("shift_labels") is None else "shift_labels"
+    labels = arguments[name]
+    if name == "labels":
+        labels = torch.nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    logits = logits.float()  # as transformers does before this loss, and so returns it in fp32
     num_items = arguments.get("num_items_in_batch")
     if num_items is None:
-        return _mean_cross_entropy(logits, labels, call.correct, ignore_index)
-    total = cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+        return _mean_cross_entropy(name, logits, labels, call.correct, ignore_index)
+    labels = labels.to(logits.device)
+    with Named(name, labels, logits.shape[:-1], logits.shape[-1], ignore_index):
+        rows = logits.reshape(-1, logits.shape[-1])
+        total = cross_entropy(rows, labels.reshape(-1), ignore_index=ignore_index, reduction="sum")
     if isinstance(num_items, Tensor):
         num_items = num_items.to(total.device)
         return total / (num_items.clamp(min=1) if call.correct else num_items)
@@ -183,19 +194,21 @@ def _has_another_loss(model: Any) -> bool:
 
 
 KINDS: dict[str, Kind] = {
-    "masked_lm": Kind(_masked_lm),
+    "masked_lm": Kind(_classification),
     "pretraining": Kind(_pretraining, labels=("labels", "next_sentence_label")),
-    "next_sentence": Kind(_next_sentence),
-    "multiple_choice": Kind(_multiple_choice),
-    "token_classification": Kind(_masked_lm),
+    "next_sentence": Kind(_classification),
+    "multiple_choice": Kind(_classification),
+    "token_classification": Kind(_classification),
     "sequence_classification": Kind(
         _sequence_classification,
         ops=("cross_entropy", "binary_cross_entropy", "torch mse_loss"),
-        zero="nothing is labelled (one label a sequence)",
+        zero="nothing is labelled (regression has no such label)",
     ),
     "question_answering": Kind(_question_answering, labels=("start_positions", "end_positions"), counted=None),
     "replaced_token_detection": Kind(
-        _replaced_token_detection, ops=("binary_cross_entropy",), zero="attention_mask hides every token"
+        _replaced_token_detection,
+        ops=("binary_cross_entropy",),
+        zero="no token is both labelled and shown by attention_mask",
     ),
     "causal_lm": Kind(_causal_lm, counted=None, without_labels={"use_cache": False}, own=_has_another_loss),
 }
@@ -233,6 +246,9 @@ def replacement_class(original: type, kind_name: str, module: str) -> type:
         arguments = dict(zip(names, args)) | kwargs
         if patch is None or any(arguments.get(name) is None for name in kind.labels) or kind.own(self):
             return original_forward(self, *args, **kwargs)
+        for name in kind.labels:
+            if not isinstance(arguments[name], Tensor):
+                raise TypeError(f"{name}: got {type(arguments[name]).__name__}; a torch.Tensor is needed")
         return_dict = kwargs.pop("return_dict", None)
         num_items = kwargs.pop("num_items_in_batch", None)
         args = tuple(replaced.get(name, value) for name, value in zip(names, args))

@@ -1,0 +1,79 @@
+"""What is wrong with the labels of a patched head, in words that name the argument."""
+
+from __future__ import annotations
+
+from math import prod
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""The label that transformers' data collators and Trainer's item count leave out."""
+
+_CLASS_DTYPES = (torch.int64, torch.uint8)
+
+
+class Named:
+    """Around a loss: its error becomes a ValueError that names the argument, if the labels are the cause.
+
+    Nothing is looked at unless an error was raised, so a right call costs nothing; values are read only after an
+    IndexError, which comes from CPU tensors, or with FASTTX_CHECK=1 from a GPU.
+
+    Args:
+        name: what the caller calls the labels.
+        labels: what was given.
+        shape: the shape that the logits ask for.
+        classes: the number of classes where labels are class indices, which may have any shape of as many elements.
+        ignore_index: the index besides [0, classes) that is allowed.
+        floating: whether labels must be floating, where they are no class indices.
+    """
+
+    __slots__ = ("name", "labels", "shape", "classes", "ignore_index", "floating")
+
+    def __init__(
+        self,
+        name: str,
+        labels: Tensor,
+        shape: torch.Size,
+        classes: int | None = None,
+        ignore_index: int = IGNORE,
+        floating: bool = False,
+    ) -> None:
+        self.name, self.labels, self.shape = name, labels, shape
+        self.classes, self.ignore_index, self.floating = classes, ignore_index, floating
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(problem, (IndexError, ValueError, RuntimeError)):
+            wrong = self._wrong(isinstance(problem, IndexError))
+            if wrong is not None:
+                raise ValueError(f"{self.name}: {wrong}") from problem
+
+    def _wrong(self, out_of_range: bool) -> str | None:
+        labels, shape, classes = self.labels, self.shape, self.classes
+        if labels.shape != shape and (classes is None or labels.numel() != prod(shape)):
+            text = f"got shape {tuple(labels.shape)}; allowed is {tuple(shape)}"
+            return text + (" (floating labels are one score a class)" if self.floating else "")
+        if classes is None:
+            if self.floating and not labels.is_floating_point():
+                return f"got {labels.dtype}; allowed are floating dtypes: a score between 0 and 1 for each class"
+            return None
+        if labels.dtype not in _CLASS_DTYPES:
+            return f"got {labels.dtype}; allowed are {' and '.join(map(str, _CLASS_DTYPES))}: a class index each"
+        if not out_of_range:
+            return None
+        indices = labels[labels != self.ignore_index]
+        if indices.numel() == 0:
+            return None
+        low, high = (int(bound) for bound in indices.aminmax())
+        if low >= 0 and high < classes:
+            return None
+        return (
+            f"got class indices from {low} to {high}; allowed are 0 to {classes - 1} (the head has {classes} classes) "
+            f"and {self.ignore_index} (ignored)"
+        )
