@@ -123,7 +123,8 @@ def fasttx_attention(
         (batch, num_heads, seqlen_q, seqlen_k) if they were asked for, else None.  A fully masked row gives zeros.
 
     Raises:
-        ValueError: a mask of another form; an argument that would change the result and is not supported.
+        ValueError: a mask of another form; an argument that would change the result and is not supported; weights of a
+            packed batch.
     """
     for name in kwargs:
         if name in UNSUPPORTED and kwargs[name] is not None:
@@ -151,11 +152,19 @@ def _attend(
     causal: bool,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
+    weights_wanted = kwargs.get("output_attentions") or getattr(
+        getattr(module, "config", None), "output_attentions", False
+    )
     if kwargs.get("cu_seq_lens_q") is not None:
+        if weights_wanted:
+            raise ValueError(
+                "output_attentions: got True with a packed batch (cu_seq_lens_q), whose weights have no rectangular "
+                "shape; allowed is False, or a padded batch with attention_mask"
+            )
         return _packed(query, key, value, attention_mask, dropout, scale, causal, kwargs), None
     causal = query.shape[2] > 1 and attention_mask is None and causal
     bias = _bias(attention_mask, query, key)
-    if kwargs.get("output_attentions") or getattr(getattr(module, "config", None), "output_attentions", False):
+    if weights_wanted:
         weights = _visible_weights(query, key, bias, causal, scale, dropout)
         groups = query.shape[1] // value.shape[1]
         out = torch.matmul(weights, value.repeat_interleave(groups, dim=1) if groups > 1 else value)

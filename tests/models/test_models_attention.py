@@ -121,6 +121,24 @@ def test_packed_batch() -> None:
         fasttx_attention(ENCODER, q, k, v, torch.ones(1, 11).bool(), **packed)
     with pytest.raises(ValueError, match="exactly 1"):
         fasttx_attention(ENCODER, *qkv(11, 11, batch=2), None, **packed)
+    with pytest.raises(ValueError, match="output_attentions: .* packed batch"):
+        fasttx_attention(ENCODER, q, k, v, None, output_attentions=True, **packed)
+
+
+def test_packed_batch_through_a_model() -> None:
+    """What transformers' collator with flattening gives; the weights are refused and not silently None."""
+    model = zoo.tiny_model(zoo.BERT, "BertModel")
+    ids = torch.randint(2, zoo.VOCAB, (1, 11))
+    starts = torch.tensor([0, 4, 5, 11], dtype=torch.int32)
+    want = torch.cat([model(ids[:, a:b]).last_hidden_state for a, b in zip(starts[:-1], starts[1:])], 1)
+    fasttx.patch(model)
+    packed = dict(
+        position_ids=torch.tensor([[0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 5]]),
+        cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=6, max_length_k=6,
+    )  # fmt: skip
+    torch.testing.assert_close(model(ids, **packed).last_hidden_state, want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="output_attentions: .* packed batch"):
+        model(ids, **packed, output_attentions=True)
 
 
 @pytest.mark.parametrize("name", sorted(UNSUPPORTED))
