@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
-from ..functional.attention import attention, attention_varlen
+from ..functional.attention_layouts import attention_packed, attention_padded
 from ..functional.probabilities import softmax
 from .options import ModulePatch, run_as_asked
 
@@ -169,7 +169,7 @@ def _attend(
         groups = query.shape[1] // value.shape[1]
         out = torch.matmul(weights, value.repeat_interleave(groups, dim=1) if groups > 1 else value)
         return out.transpose(1, 2).contiguous(), weights
-    out = attention(
+    out = attention_padded(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
@@ -199,7 +199,7 @@ def _packed(
         raise ValueError(f"cu_seq_lens_q: the batch has {query.shape[0]} rows; a packed batch has exactly 1")
     if mask is not None:
         raise ValueError("attention_mask: a packed batch (cu_seq_lens_q) is described by its lengths; pass no mask")
-    return attention_varlen(
+    return attention_packed(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),

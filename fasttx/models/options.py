@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..functional.attention import deterministic_gradients
+from ..functional.attention_autograd import deterministic_gradients
 from ..ops.registry import BACKENDS, backend, forced_backend
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fasttx import BackendError, backend
-from fasttx.functional.attention import attention
+from fasttx.functional.attention_layouts import attention_padded
 from fasttx.nn.functional import scaled_dot_product_attention as sdpa
 from fasttx.ops.registry import LAUNCHES
 
@@ -20,7 +20,7 @@ def _bias(x: Tensor) -> Tensor:
 
 def _models(x: Tensor, bias: Tensor | None = None) -> Tensor:
     q = x.transpose(1, 2)
-    return attention(q, q, q, attn_bias=bias)
+    return attention_padded(q, q, q, attn_bias=bias)
 
 
 CASES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {

@@ -250,7 +250,7 @@ def test_flattened_batch_equals_the_padded_one() -> None:
 
 
 def test_deterministic_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    functional_attention = sys.modules["fasttx.functional.attention"]
+    functional_attention = sys.modules["fasttx.functional.attention_autograd"]
     seen = []
     original = functional_attention._bwd
 

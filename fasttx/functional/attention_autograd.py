@@ -1,0 +1,116 @@
+"""Autograd over the attention op, and the call that records it only where a gradient is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops.attention import differentiable_forward
+from ..ops.registry import forced_backend, new_rng_state
+
+_fwd = torch.ops.fasttx.attention_fwd.default
+_bwd = torch.ops.fasttx.attention_bwd.default
+
+_deterministic: bool | None = None
+
+
+@contextlib.contextmanager
+def deterministic_gradients(wanted: bool | None) -> Iterator[None]:
+    """Attention called within has bitwise reproducible gradients (True) or need not (False), whenever backward runs.
+
+    None leaves it to torch.are_deterministic_algorithms_enabled() at the time of backward, as outside of the block.
+    """
+    global _deterministic
+    before, _deterministic = _deterministic, wanted
+    try:
+        yield
+    finally:
+        _deterministic = before
+
+
+class AttentionFunction(torch.autograd.Function):
+    """The op with its gradient; the arguments of ``fasttx::attention_fwd``, then whether softmax_lse is returned too.
+
+    Saved for backward: q, k, v, out, softmax_lse and the tensors among the arguments; nothing of size seqlen_q x
+    seqlen_k.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None, seqused_k: Tensor | None,
+        cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, rng_state: Tensor | None, max_seqlen_q: int,
+        max_seqlen_k: int, softmax_scale: float, dropout_p: float, window_left: int, window_right: int,
+        return_lse: bool,
+    ) -> Any:  # fmt: skip
+        requested = forced_backend()
+        out, lse = _fwd(
+            q, k, v, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state, max_seqlen_q, max_seqlen_k,
+            softmax_scale, dropout_p, window_left, window_right, requested,
+        )  # fmt: skip
+        ctx.save_for_backward(q, k, v, out, lse, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state)
+        ctx.numbers = (max_seqlen_q, max_seqlen_k, softmax_scale, dropout_p, window_left, window_right)
+        ctx.requested = requested
+        ctx.deterministic = _deterministic
+        if not return_lse:
+            return out
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(lse)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * 12
+        if dout is None:
+            return None, None, None, *nothing
+        q, k, v, out, lse, *others = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return *_differentiable_backward(ctx, dout, q, k, v, others), *nothing
+        if dout.stride(-1) != 1:
+            dout = dout.contiguous()
+        deterministic = torch.are_deterministic_algorithms_enabled() if ctx.deterministic is None else ctx.deterministic
+        dq, dk, dv = _bwd(dout, q, k, v, out, lse, *others, *ctx.numbers, deterministic, ctx.requested)
+        return dq, dk, dv, *nothing
+
+
+def _differentiable_backward(ctx: Any, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, others: list[Any]) -> list[Any]:
+    """The gradients as a graph of PyTorch's own operators, for create_graph=True."""
+    if others[-1] is not None:
+        raise RuntimeError(
+            "fasttx attention: create_graph=True (double backward) with dropout_p > 0; allowed is dropout_p = 0"
+        )
+    q, k, v = (x.view_as(x) for x in (q, k, v))  # one tensor given twice has a gradient for each use
+    wanted = [x for x, needed in zip((q, k, v), ctx.needs_input_grad, strict=False) if needed]
+    out = differentiable_forward(q, k, v, *others, *ctx.numbers)
+    found = iter(torch.autograd.grad(out, wanted, dout, create_graph=True))
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
+
+
+def run_attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None, seqused_k: Tensor | None, cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None, rng_state: Tensor | None, max_seqlen_q: int, max_seqlen_k: int, softmax_scale: float,
+    dropout_p: float, window_left: int, window_right: int, return_lse: bool = False,
+) -> Any:  # fmt: skip
+    """The op, with dropout drawn from a new state unless one is given; out, or (out, softmax_lse)."""
+    if rng_state is None and dropout_p > 0.0:
+        rng_state = new_rng_state(q.device)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        if torch.compiler.is_compiling():  # dynamo cannot trace a Function that gets one tensor twice
+            if v is q or v is k:
+                v = v.view_as(v)
+            if k is q:
+                k = k.view_as(k)
+            if cu_seqlens_k is not None and cu_seqlens_k is cu_seqlens_q:
+                cu_seqlens_k = cu_seqlens_k.view_as(cu_seqlens_k)
+        return AttentionFunction.apply(
+            q, k, v, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state, max_seqlen_q, max_seqlen_k,
+            softmax_scale, dropout_p, window_left, window_right, return_lse,
+        )  # fmt: skip
+    both = _fwd(
+        q, k, v, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state, max_seqlen_q, max_seqlen_k,
+        softmax_scale, dropout_p, window_left, window_right, forced_backend(),
+    )  # fmt: skip
+    return both if return_lse else both[0]

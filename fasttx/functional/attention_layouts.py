@@ -1,0 +1,107 @@
+"""Attention over padded and over packed sequences, as the model layer calls it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops.arguments import FLOATS
+from ..ops.registry import forced_backend
+from .attention_autograd import run_attention
+from .attention_routes import (
+    autocast_dtype,
+    by_torch,
+    cpu_gains,
+    last_dim_contiguous,
+    ours,
+    torch_attention,
+    why_torch,
+)
+from .eligibility import refuse_if_forced
+
+
+def attention_padded(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    attn_bias: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+    dropout_p: float = 0.0,
+    window: tuple[int, int] = (-1, -1),
+    softmax_scale: float | None = None,
+) -> Tensor:
+    """What the model layer calls: (batch, seqlen, heads, head_dim) in and out, by strides, no copies.
+
+    Args:
+        q, k, v: (batch, seqlen_q, heads, head_dim), (batch, seqlen_k, heads_k, head_dim), (batch, seqlen_k, heads_k,
+            head_dim_v).
+        attn_bias: bool or floating, (batch, heads, seqlen_q, seqlen_k) or 1 in any dim.
+        seqused_k: int32 (batch,), valid keys of each sequence.
+        dropout_p, window, softmax_scale: as attention_varlen's dropout_p, window_size and scale; aligned at the top
+            left.
+
+    Returns:
+        (batch, seqlen_q, heads, head_dim_v), contiguous.
+
+    Raises:
+        ValueError: an argument is not as above.
+
+    float64, subclasses, torch.func transforms, forward AD and a bias that needs a gradient go to torch's own function,
+    and raise BackendError where a backend is forced.
+    """
+    dtype = autocast_dtype(q)
+    if dtype is not None and torch.float64 not in (q.dtype, k.dtype, v.dtype):
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    if q.dtype not in FLOATS or not ours(q, k, v, attn_bias):
+        out = by_torch(q, k, v, attn_bias, seqused_k, dropout_p, window, scale)
+        refuse_if_forced("attention", why_torch(q, k, v, attn_bias), q)
+        return out
+    if (
+        q.device.type == "cpu"
+        and seqused_k is None
+        and 0.0 <= dropout_p < 1.0
+        and window[0] < 0
+        and window[1] <= 0
+        and forced_backend() == "auto"
+        and k.shape[2] == q.shape[2]
+        and (attn_bias is None or attn_bias.dtype == torch.bool or attn_bias.dtype == q.dtype)
+        and not (attn_bias is not None and window[1] == 0)
+        and not cpu_gains(q, k.shape[1], attn_bias, dropout_p)
+    ):
+        out = torch_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_bias, dropout_p, window[1] == 0, scale=scale
+        )
+        return out.transpose(1, 2).contiguous()
+    return run_attention(
+        last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v), attn_bias, seqused_k, None, None,
+        None,
+        q.shape[1], k.shape[1], scale, dropout_p, *window,
+    )  # fmt: skip
+
+
+def attention_packed(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+    max_seqlen_k: int, *, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+    attn_bias: Tensor | None = None, window_size: tuple[int, int] | None = None, rng_state: Tensor | None = None,
+    return_lse: bool = False,
+) -> Any:  # fmt: skip
+    """attention_varlen, whose arguments these are."""
+    if attn_bias is not None and attn_bias.requires_grad and torch.is_grad_enabled():
+        raise ValueError("attention_varlen: attn_bias requires a gradient; allowed is a bias without (detach it)")
+    if window_size is not None and len(window_size) != 2:
+        raise ValueError(f"attention_varlen: window_size is {window_size}; allowed is (left, right) or None")
+    left, right = (-1, -1) if window_size is None else window_size
+    dtype = autocast_dtype(query)
+    if dtype is not None:
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if scale is None:
+        scale = max(query.shape[-1], 1) ** -0.5
+    return run_attention(
+        last_dim_contiguous(query), last_dim_contiguous(key), last_dim_contiguous(value), attn_bias, None,
+        cu_seqlens_q, cu_seqlens_k, rng_state if dropout_p else None, max_seqlen_q, max_seqlen_k, scale, dropout_p,
+        left, 0 if is_causal else right, return_lse,
+    )  # fmt: skip
