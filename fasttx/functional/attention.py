@@ -117,15 +117,15 @@ def _padded(
         scale = head_dim**-0.5
     elif not math.isfinite(scale):
         return None
-    if forced_backend() == "auto" and not (
-        has_kernel(q, k, v) if device.type != "cpu" else cpu_gains(q, keys, mask, dropout_p)
-    ):
+    backend = forced_backend()
+    if backend == "auto" and not (has_kernel(q, k, v) if device.type != "cpu" else cpu_gains(q, keys, mask, dropout_p)):
         return None
     out = run_attention(
         last_dim_contiguous(q).transpose(1, 2),
         last_dim_contiguous(k).transpose(1, 2),
         last_dim_contiguous(v).transpose(1, 2),
         mask, None, None, None, None, rows, keys, scale, dropout_p, -1, 0 if is_causal else -1,
+        backend=backend,
     )  # fmt: skip
     return out.transpose(1, 2)
 

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops.attention import differentiable_forward
-from ..ops.registry import forced_backend, new_rng_state
+from ..ops.registry import new_rng_state
 
 _fwd = torch.ops.fasttx.attention_fwd.default
 _bwd = torch.ops.fasttx.attention_bwd.default
 
-_deterministic: bool | None = None
-
-
-@contextlib.contextmanager
-def deterministic_gradients(wanted: bool | None) -> Iterator[None]:
-    """Attention called within has bitwise reproducible gradients (True) or need not (False), whenever backward runs.
-
-    None leaves it to torch.are_deterministic_algorithms_enabled() at the time of backward, as outside of the block.
-    """
-    global _deterministic
-    before, _deterministic = _deterministic, wanted
-    try:
-        yield
-    finally:
-        _deterministic = before
-
 
 class AttentionFunction(torch.autograd.Function):
-    """The op with its gradient; the arguments of ``fasttx::attention_fwd``, then whether softmax_lse is returned too.
+    """The op with its gradient; the arguments of ``fasttx::attention_fwd``; ``deterministic``; ``return_lse``.
+
+    deterministic=None leaves it to torch.are_deterministic_algorithms_enabled() at the time of backward.
 
     Saved for backward: q, k, v, out, softmax_lse and the tensors among the arguments; nothing of size seqlen_q x
     seqlen_k.
@@ -43,18 +27,17 @@ class AttentionFunction(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None, seqused_k: Tensor | None,
         cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, rng_state: Tensor | None, max_seqlen_q: int,
-        max_seqlen_k: int, softmax_scale: float, dropout_p: float, window_left: int, window_right: int,
-        return_lse: bool,
+        max_seqlen_k: int, softmax_scale: float, dropout_p: float, window_left: int, window_right: int, backend: str,
+        deterministic: bool | None, return_lse: bool,
     ) -> Any:  # fmt: skip
-        requested = forced_backend()
         out, lse = _fwd(
             q, k, v, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state, max_seqlen_q, max_seqlen_k,
-            softmax_scale, dropout_p, window_left, window_right, requested,
+            softmax_scale, dropout_p, window_left, window_right, backend,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, out, lse, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state)
         ctx.numbers = (max_seqlen_q, max_seqlen_k, softmax_scale, dropout_p, window_left, window_right)
-        ctx.requested = requested
-        ctx.deterministic = _deterministic
+        ctx.backend = backend
+        ctx.deterministic = deterministic
         if not return_lse:
             return out
         ctx.set_materialize_grads(False)
@@ -63,7 +46,7 @@ class AttentionFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 12
+        nothing = (None,) * 14
         if dout is None:
             return None, None, None, *nothing
         q, k, v, out, lse, *others = ctx.saved_tensors
@@ -72,7 +55,7 @@ class AttentionFunction(torch.autograd.Function):
         if dout.stride(-1) != 1:
             dout = dout.contiguous()
         deterministic = torch.are_deterministic_algorithms_enabled() if ctx.deterministic is None else ctx.deterministic
-        dq, dk, dv = _bwd(dout, q, k, v, out, lse, *others, *ctx.numbers, deterministic, ctx.requested)
+        dq, dk, dv = _bwd(dout, q, k, v, out, lse, *others, *ctx.numbers, deterministic, ctx.backend)
         return dq, dk, dv, *nothing
 
 
@@ -92,7 +75,8 @@ def _differentiable_backward(ctx: Any, dout: Tensor, q: Tensor, k: Tensor, v: Te
 def run_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None, seqused_k: Tensor | None, cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None, rng_state: Tensor | None, max_seqlen_q: int, max_seqlen_k: int, softmax_scale: float,
-    dropout_p: float, window_left: int, window_right: int, return_lse: bool = False,
+    dropout_p: float, window_left: int, window_right: int, *, backend: str, deterministic: bool | None = None,
+    return_lse: bool = False,
 ) -> Any:  # fmt: skip
     """The op, with dropout drawn from a new state unless one is given; out, or (out, softmax_lse)."""
     if rng_state is None and dropout_p > 0.0:
@@ -107,10 +91,10 @@ def run_attention(
                 cu_seqlens_k = cu_seqlens_k.view_as(cu_seqlens_k)
         return AttentionFunction.apply(
             q, k, v, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state, max_seqlen_q, max_seqlen_k,
-            softmax_scale, dropout_p, window_left, window_right, return_lse,
+            softmax_scale, dropout_p, window_left, window_right, backend, deterministic, return_lse,
         )  # fmt: skip
     both = _fwd(
         q, k, v, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state, max_seqlen_q, max_seqlen_k,
-        softmax_scale, dropout_p, window_left, window_right, forced_backend(),
+        softmax_scale, dropout_p, window_left, window_right, backend,
     )  # fmt: skip
     return both if return_lse else both[0]

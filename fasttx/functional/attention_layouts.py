@@ -32,6 +32,8 @@ def attention_padded(
     dropout_p: float = 0.0,
     window: tuple[int, int] = (-1, -1),
     softmax_scale: float | None = None,
+    backend: str | None = None,
+    deterministic: bool | None = None,
 ) -> Tensor:
     """What the model layer calls: (batch, seqlen, heads, head_dim) in and out, by strides, no copies.
 
@@ -42,6 +44,8 @@ def attention_padded(
         seqused_k: int32 (batch,), valid keys of each sequence.
         dropout_p, window, softmax_scale: as attention_varlen's dropout_p, window_size and scale; aligned at the top
             left.
+        backend: what this call is forced to; None stands for what is in force in the process.
+        deterministic: whether the gradients must be bitwise reproducible; None leaves it to PyTorch's own setting.
 
     Returns:
         (batch, seqlen_q, heads, head_dim_v), contiguous.
@@ -52,13 +56,14 @@ def attention_padded(
     float64, subclasses, torch.func transforms, forward AD and a bias that needs a gradient go to torch's own function,
     and raise BackendError where a backend is forced.
     """
+    backend = backend or forced_backend()
     dtype = autocast_dtype(q)
     if dtype is not None and torch.float64 not in (q.dtype, k.dtype, v.dtype):
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     if q.dtype not in FLOATS or not ours(q, k, v, attn_bias):
         out = by_torch(q, k, v, attn_bias, seqused_k, dropout_p, window, scale)
-        refuse_if_forced("attention", why_torch(q, k, v, attn_bias), q)
+        refuse_if_forced("attention", why_torch(q, k, v, attn_bias), q, backend)
         return out
     if (
         q.device.type == "cpu"
@@ -66,7 +71,7 @@ def attention_padded(
         and 0.0 <= dropout_p < 1.0
         and window[0] < 0
         and window[1] <= 0
-        and forced_backend() == "auto"
+        and backend == "auto"
         and k.shape[2] == q.shape[2]
         and (attn_bias is None or attn_bias.dtype == torch.bool or attn_bias.dtype == q.dtype)
         and not (attn_bias is not None and window[1] == 0)
@@ -78,8 +83,7 @@ def attention_padded(
         return out.transpose(1, 2).contiguous()
     return run_attention(
         last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v), attn_bias, seqused_k, None, None,
-        None,
-        q.shape[1], k.shape[1], scale, dropout_p, *window,
+        None, q.shape[1], k.shape[1], scale, dropout_p, *window, backend=backend, deterministic=deterministic,
     )  # fmt: skip
 
 
@@ -87,9 +91,9 @@ def attention_packed(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
     max_seqlen_k: int, *, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
     attn_bias: Tensor | None = None, window_size: tuple[int, int] | None = None, rng_state: Tensor | None = None,
-    return_lse: bool = False,
+    return_lse: bool = False, backend: str | None = None, deterministic: bool | None = None,
 ) -> Any:  # fmt: skip
-    """attention_varlen, whose arguments these are."""
+    """attention_varlen with its arguments; backend and deterministic as of attention_padded."""
     if attn_bias is not None and attn_bias.requires_grad and torch.is_grad_enabled():
         raise ValueError("attention_varlen: attn_bias requires a gradient; allowed is a bias without (detach it)")
     if window_size is not None and len(window_size) != 2:
@@ -103,5 +107,6 @@ def attention_packed(
     return run_attention(
         last_dim_contiguous(query), last_dim_contiguous(key), last_dim_contiguous(value), attn_bias, None,
         cu_seqlens_q, cu_seqlens_k, rng_state if dropout_p else None, max_seqlen_q, max_seqlen_k, scale, dropout_p,
-        left, 0 if is_causal else right, return_lse,
+        left, 0 if is_causal else right, backend=backend or forced_backend(), deterministic=deterministic,
+        return_lse=return_lse,
     )  # fmt: skip

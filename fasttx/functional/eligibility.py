@@ -68,7 +68,7 @@ def uncovered(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def refuse_if_forced(function: str, reason: str, input: Tensor) -> None:
+def refuse_if_forced(function: str, reason: str, input: Tensor, backend: str | None = None) -> None:
     """Ends a call that torch's own function has computed, if a backend is forced that never ran.
 
     To be called after torch's function, which raises its own errors for a wrong call. Where there is nothing to launch,
@@ -78,11 +78,12 @@ def refuse_if_forced(function: str, reason: str, input: Tensor) -> None:
         function: the name the user called.
         reason: why the kernels cannot run this call.
         input: its first tensor.
+        backend: what the call was asked for; None stands for what is in force.
 
     Raises:
         BackendError: ``"cuda"`` or ``"triton"`` is forced.
     """
-    backend = forced_backend()
+    backend = backend or forced_backend()
     if backend in ("auto", "torch") or input.is_meta or input.numel() == 0:
         return
     raise BackendError(f"{function}: backend '{backend}' cannot run this call: {reason}")

@@ -41,9 +41,8 @@ class CrossEntropyFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float,
-        reduction: int,
+        reduction: int, backend: str,
     ) -> Tensor:  # fmt: skip
-        backend = forced_backend()
         loss, lse, total_weight = _ce_fwd(logits, target, weight, ignore_index, label_smoothing, reduction, backend)
         ctx.save_for_backward(logits, target, weight, lse, total_weight)
         ctx.options = (ignore_index, label_smoothing, reduction)
@@ -60,11 +59,11 @@ class CrossEntropyFunction(torch.autograd.Function):
                 None if weight is None else weight.float(),
                 ignore_index=ignore_index, reduction=_NAMES[reduction], label_smoothing=smoothing,
             )  # fmt: skip
-            return (*torch.autograd.grad(loss, logits, dloss, create_graph=True), None, None, None, None, None)
+            return (*torch.autograd.grad(loss, logits, dloss, create_graph=True), None, None, None, None, None, None)
         dlogits = _ce_bwd(
             dloss, logits, target, weight, lse, total_weight, ignore_index, smoothing, reduction, ctx.backend
         )
-        return dlogits, None, None, None, None, None
+        return dlogits, None, None, None, None, None, None
 
 
 class BinaryCrossEntropyFunction(torch.autograd.Function):
@@ -72,9 +71,9 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
-    ) -> Tensor:
-        backend = forced_backend()
+        ctx: Any, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int,
+        backend: str,
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, target, weight, pos_weight)
         ctx.reduction, ctx.backend = reduction, backend
         return _bce_fwd(x, target, weight, pos_weight, reduction, backend)
@@ -87,8 +86,9 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
             loss = torch_functional.binary_cross_entropy_with_logits(
                 x.float(), target.float(), w, reduction=_NAMES[ctx.reduction], pos_weight=v
             )
-            return (*torch.autograd.grad(loss, x, dloss, create_graph=True), None, None, None, None)
-        return _bce_bwd(dloss, x, target, weight, pos_weight, ctx.reduction, ctx.backend), None, None, None, None
+            return (*torch.autograd.grad(loss, x, dloss, create_graph=True), None, None, None, None, None)
+        dx = _bce_bwd(dloss, x, target, weight, pos_weight, ctx.reduction, ctx.backend)
+        return dx, None, None, None, None, None
 
 
 def _rounded(loss: Tensor, input: Tensor, *others: Tensor | None) -> Tensor:
@@ -104,13 +104,13 @@ def _rounded(loss: Tensor, input: Tensor, *others: Tensor | None) -> Tensor:
     return loss if dtype is torch.float32 else loss.to(dtype)
 
 
-def _composed_on_cpu(input: Tensor) -> bool:
-    return forced_backend() == "auto" and input.device.type == "cpu"
+def _composed_on_cpu(input: Tensor, backend: str) -> bool:
+    return backend == "auto" and input.device.type == "cpu"
 
 
-def _torch_is_faster(input: Tensor) -> bool:
+def _torch_is_faster(input: Tensor, backend: str) -> bool:
     """Whether the composition would lose to torch's function: on a CPU, unless the rows are many, wide and float32."""
-    if not _composed_on_cpu(input):
+    if not _composed_on_cpu(input, backend):
         return False
     if torch.compiler.is_compiling():
         return True  # Inductor fuses torch's function, and cannot see into an operator
@@ -121,12 +121,12 @@ def _torch_is_faster(input: Tensor) -> bool:
 
 
 def _cross_entropy_to_torch(
-    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float, backend: str
 ) -> str | None:
     """Why torch's own function takes this call, a wrong one included; None where the operators do."""
     if not isinstance(input, Tensor) or not isinstance(target, Tensor):
         return "input or target is no Tensor"
-    if _torch_is_faster(input):
+    if _torch_is_faster(input, backend):
         return _FASTER
     reason = uncovered(input, target, weight)
     if reason is not None:
@@ -218,12 +218,21 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    reason = _cross_entropy_to_torch(input, target, weight, ignore_index, label_smoothing)
+    return cross_entropy_on(None, input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def cross_entropy_on(
+    backend: str | None, input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
+    reduction: str = "mean", label_smoothing: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """cross_entropy, forced to `backend`; None stands for what is in force in the process."""
+    backend = backend or forced_backend()
+    reason = _cross_entropy_to_torch(input, target, weight, ignore_index, label_smoothing, backend)
     if reason is not None:
         loss = torch_functional.cross_entropy(
             input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
         )
-        refuse_if_forced("cross_entropy", reason, input)
+        refuse_if_forced("cross_entropy", reason, input, backend)
         return loss
     number = _reduction.get_enum(reduction)
     smoothing = max(float(label_smoothing), 0.0)  # torch, too, takes a negative one for 0
@@ -234,17 +243,17 @@ def cross_entropy(
         logits = input.movedim(1, -1).reshape(-1, n_cols)
         labels = target.movedim(1, -1).reshape(-1, n_cols) if probs else target.reshape(-1)
     if logits.requires_grad and torch.is_grad_enabled():
-        loss = CrossEntropyFunction.apply(logits, labels, weight, ignore_index, smoothing, number)
+        loss = CrossEntropyFunction.apply(logits, labels, weight, ignore_index, smoothing, number, backend)
     else:
-        loss = _ce_fwd(logits, labels, weight, ignore_index, smoothing, number, forced_backend())[0]
+        loss = _ce_fwd(logits, labels, weight, ignore_index, smoothing, number, backend)[0]
     if input.dim() > 2 and number == 0:
         loss = loss.reshape(input.shape[:1] + input.shape[2:])
     return _rounded(loss, input, target if probs else None, weight)
 
 
-def _binary_cross_entropy_to_torch(input: Tensor, *others: Tensor | None) -> str | None:
+def _binary_cross_entropy_to_torch(backend: str, input: Tensor, *others: Tensor | None) -> str | None:
     """Why torch's own function takes this call; on a CPU it is what our composition consists of."""
-    if _composed_on_cpu(input):
+    if _composed_on_cpu(input, backend):
         return _FASTER
     reason = uncovered(input, *others)
     if reason is not None:
@@ -303,18 +312,27 @@ def binary_cross_entropy_with_logits(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
+    return binary_cross_entropy_on(None, input, target, weight, reduction, pos_weight)
+
+
+def binary_cross_entropy_on(
+    backend: str | None, input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """binary_cross_entropy_with_logits, forced to `backend`; None stands for what is in force in the process."""
+    backend = backend or forced_backend()
     number = _reduction.get_enum(reduction)
     reason: str | None = "target and input differ in shape"
     if target.size() == input.size():
-        reason = _binary_cross_entropy_to_torch(input, target, weight, pos_weight)
+        reason = _binary_cross_entropy_to_torch(backend, input, target, weight, pos_weight)
     if reason is not None:
         loss = torch_functional.binary_cross_entropy_with_logits(
             input, target, weight, reduction=reduction, pos_weight=pos_weight
         )
-        refuse_if_forced("binary_cross_entropy_with_logits", reason, input)
+        refuse_if_forced("binary_cross_entropy_with_logits", reason, input, backend)
         return loss
     if input.requires_grad and torch.is_grad_enabled():
-        loss = BinaryCrossEntropyFunction.apply(input, target, weight, pos_weight, number)
+        loss = BinaryCrossEntropyFunction.apply(input, target, weight, pos_weight, number, backend)
     else:
-        loss = _bce_fwd(input, target, weight, pos_weight, number, forced_backend())
+        loss = _bce_fwd(input, target, weight, pos_weight, number, backend)
     return _rounded(loss, input)

@@ -25,9 +25,9 @@ class SoftmaxFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
-    ) -> Tensor:
-        backend = forced_backend()
+        ctx: Any, x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool,
+        backend: str,
+    ) -> Tensor:  # fmt: skip
         out = _fwd(x, mask, rng_state, scale, dropout_p, log, backend)
         ctx.save_for_backward(out if rng_state is None else x, mask, rng_state)
         ctx.options = (scale, dropout_p, log, backend)
@@ -38,7 +38,7 @@ class SoftmaxFunction(torch.autograd.Function):
         # grad mode is on only where the caller wants to differentiate dx (create_graph=True)
         function = differentiable_bwd if torch.is_grad_enabled() and not torch.compiler.is_compiling() else _bwd
         dx = function(dout, *ctx.saved_tensors, *ctx.options)
-        return dx, None, None, None, None, None
+        return dx, None, None, None, None, None, None
 
 
 def _check_options(input: Tensor, mask: Tensor | None, scale: float, dropout_p: float) -> None:
@@ -98,7 +98,7 @@ def _to_torch(
 
 def _probabilities(
     ours: Callable[..., Tensor], torchs: Callable[..., Tensor], input: Tensor, dim: int | None, stacklevel: int,
-    dtype: torch.dtype | None, mask: Tensor | None, scale: float, dropout_p: float,
+    dtype: torch.dtype | None, mask: Tensor | None, scale: float, dropout_p: float, backend: str,
 ) -> Tensor:  # fmt: skip
     """What softmax (`ours`) and log_softmax have in common; `torchs` is torch.nn.functional's function."""
     name = ours.__name__
@@ -108,7 +108,7 @@ def _probabilities(
     if overridden and has_torch_function((input, mask)):
         if plain:
             out = torchs(input, dim, stacklevel + 2, dtype)
-            refuse_if_forced(name, "a subclass of Tensor that overrides torch's functions", input)
+            refuse_if_forced(name, "a subclass of Tensor that overrides torch's functions", input, backend)
             return out
         options = {"mask": mask, "scale": scale} if log else {"mask": mask, "scale": scale, "dropout_p": dropout_p}
         return handle_torch_function(ours, (input, mask), input, dim, stacklevel, dtype, **options)
@@ -116,14 +116,13 @@ def _probabilities(
         dim = torch_functional._get_softmax_dim(name, input.dim(), stacklevel + 1)  # type: ignore[attr-defined]
     if not plain:
         _check_options(input, mask, scale, dropout_p)
-    backend = forced_backend()
     reason = _to_torch(input, dim, dtype, mask, plain, backend)
     if reason is not None:
         if plain:
             out = (torch.log_softmax if log else torch.softmax)(input, dim, dtype=dtype)
         else:
             out = _by_torch(input, dim, dtype, mask, scale, dropout_p, log)
-        refuse_if_forced(name, reason, input)
+        refuse_if_forced(name, reason, input, backend)
         return out
 
     n_dims = input.dim()
@@ -146,7 +145,7 @@ def _probabilities(
 
     rng_state = new_rng_state(x.device) if dropout_p > 0.0 else None
     if x.requires_grad and torch.is_grad_enabled():
-        out = SoftmaxFunction.apply(x, mask, rng_state, float(scale), float(dropout_p), log)
+        out = SoftmaxFunction.apply(x, mask, rng_state, float(scale), float(dropout_p), log, backend)
     else:
         out = _fwd(x, mask, rng_state, float(scale), float(dropout_p), log, backend)
     if out.shape != shape:
@@ -195,7 +194,15 @@ def softmax(
     Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, section 3, for long rows.
     """
     torchs = torch_functional.softmax
-    return _probabilities(softmax, torchs, input, dim, _stacklevel, dtype, mask, scale, dropout_p)
+    return _probabilities(softmax, torchs, input, dim, _stacklevel, dtype, mask, scale, dropout_p, forced_backend())
+
+
+def masked_softmax_on(
+    backend: str | None, input: Tensor, *, mask: Tensor | None = None, scale: float = 1.0, dropout_p: float = 0.0
+) -> Tensor:
+    """softmax over the last dim, forced to `backend`; None stands for what is in force in the process."""
+    torchs, backend = torch_functional.softmax, backend or forced_backend()
+    return _probabilities(softmax, torchs, input, -1, 3, None, mask, scale, dropout_p, backend)
 
 
 def log_softmax(
@@ -230,4 +237,4 @@ def log_softmax(
     Source: as of :func:`softmax`.
     """
     torchs = torch_functional.log_softmax
-    return _probabilities(log_softmax, torchs, input, dim, _stacklevel, dtype, mask, scale, 0.0)
+    return _probabilities(log_softmax, torchs, input, dim, _stacklevel, dtype, mask, scale, 0.0, forced_backend())

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional.losses import binary_cross_entropy_with_logits, cross_entropy
+from ..functional.losses import binary_cross_entropy_on, cross_entropy_on
 from .labels import IGNORE, Named
-from .options import ModulePatch, run_as_asked
+from .options import ModulePatch
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class Call:
         output: what transformers' forward returned without labels.
         arguments: the arguments of the call, by name.
         correct: True for ``loss="correct"``, False for ``"hf"``.
+        backend: what the patch forces the ops to, or None.
     """
 
     model: Any
     output: Any
     arguments: Mapping[str, Any]
     correct: bool
+    backend: str | None
 
 
 @dataclass(frozen=True)
@@ -69,29 +71,30 @@ class Kind:
 # --------------------------------------------------------------------------------------------------------- the losses
 
 
-def _mean_cross_entropy(name: str, logits: Tensor, labels: Tensor, correct: bool, ignore_index: int = IGNORE) -> Tensor:
+def _mean_cross_entropy(call: Call, name: str, logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
     """Cross-entropy, averaged over labels that are not ignored; logits (..., n_cols), labels (...), called `name`."""
     rows, labels = logits.reshape(-1, logits.shape[-1]), labels.to(logits.device)
     with Named(name, labels, logits.shape[:-1], logits.shape[-1], ignore_index):
         target = labels.reshape(-1)
-        if not correct:
-            return cross_entropy(rows, target, ignore_index=ignore_index)
+        if not call.correct:
+            return cross_entropy_on(call.backend, rows, target, ignore_index=ignore_index)
         # A mean over nothing is 0/0. With stand-in labels the mean and its gradient are finite, and `where` drops both;
         # whether anything is labelled stays on the device.
         nothing = ~(target != ignore_index).any()
-        loss = cross_entropy(rows, torch.where(nothing, torch.zeros_like(target), target), ignore_index=ignore_index)
+        target = torch.where(nothing, torch.zeros_like(target), target)
+        loss = cross_entropy_on(call.backend, rows, target, ignore_index=ignore_index)
         return torch.where(nothing, torch.zeros_like(loss), loss)
 
 
 def _classification(call: Call) -> Tensor:
-    return _mean_cross_entropy("labels", call.output.logits, call.arguments["labels"], call.correct)
+    return _mean_cross_entropy(call, "labels", call.output.logits, call.arguments["labels"])
 
 
 def _pretraining(call: Call) -> Tensor:
     tokens, pair = call.output.prediction_logits, call.output.seq_relationship_logits
-    token_loss = _mean_cross_entropy("labels", tokens, call.arguments["labels"], call.correct)
+    token_loss = _mean_cross_entropy(call, "labels", tokens, call.arguments["labels"])
     name = "next_sentence_label"
-    return token_loss + _mean_cross_entropy(name, pair, call.arguments[name], call.correct)
+    return token_loss + _mean_cross_entropy(call, name, pair, call.arguments[name])
 
 
 def _sequence_classification(call: Call) -> Tensor:
@@ -110,15 +113,15 @@ def _sequence_classification(call: Call) -> Tensor:
         with Named("labels", labels, logits.shape):
             return torch.nn.functional.mse_loss(logits, labels)
     if config.problem_type == "single_label_classification":
-        return _mean_cross_entropy("labels", logits, labels, call.correct)
+        return _mean_cross_entropy(call, "labels", logits, labels)
     if config.problem_type == "multi_label_classification":
         with Named("labels", labels, logits.shape, floating=True):
             if not call.correct or not labels.is_floating_point():
-                return binary_cross_entropy_with_logits(logits, labels)
+                return binary_cross_entropy_on(call.backend, logits, labels)
             dtype = torch.promote_types(logits.dtype, labels.dtype)
             if torch.is_autocast_enabled(logits.device.type):  # which lists this loss among its float32 functions
                 dtype = torch.float32
-            return _mean_binary_cross_entropy(logits, labels, None, call.correct).to(dtype)
+            return _mean_binary_cross_entropy(call, logits, labels, None).to(dtype)
     raise ValueError(
         f"config.problem_type: got {config.problem_type!r}; allowed are 'regression', 'single_label_classification', "
         "'multi_label_classification' or None"
@@ -135,7 +138,7 @@ def _question_answering(call: Call) -> Tensor:
             positions = positions.squeeze(-1)
         # a position outside the (truncated) input is ignored: it clamps to the one index past the logits
         logits, positions = getattr(call.output, f"{name}_logits"), positions.clamp(0, length)
-        losses.append(_mean_cross_entropy(argument, logits, positions, call.correct, ignore_index=length))
+        losses.append(_mean_cross_entropy(call, argument, logits, positions, ignore_index=length))
     return (losses[0] + losses[1]) / 2
 
 
@@ -147,21 +150,21 @@ def _replaced_token_detection(call: Call) -> Tensor:
     with Named("labels", labels, logits.shape):
         if labels.shape != logits.shape:
             raise ValueError("labels and logits differ in shape, and must not be broadcast")
-        return _mean_binary_cross_entropy(logits, labels, shown, call.correct)
+        return _mean_binary_cross_entropy(call, logits, labels, shown)
 
 
-def _mean_binary_cross_entropy(logits: Tensor, labels: Tensor, shown: Tensor | None, correct: bool) -> Tensor:
+def _mean_binary_cross_entropy(call: Call, logits: Tensor, labels: Tensor, shown: Tensor | None) -> Tensor:
     """Binary cross-entropy in float32, averaged where `shown` is True and, under "correct", the label is not IGNORE."""
-    if correct:
+    if call.correct:
         labelled = labels != IGNORE
         shown = labelled if shown is None else shown & labelled
     if shown is None:
-        return binary_cross_entropy_with_logits(logits.float(), labels.float())
+        return binary_cross_entropy_on(call.backend, logits.float(), labels.float())
     # Weights in place of a gather: no size depends on the data. In fp32, as the sum may pass fp16's largest number.
     target = torch.where(shown, labels, torch.zeros_like(labels)).float()
-    total = binary_cross_entropy_with_logits(logits.float(), target, weight=shown.float(), reduction="sum")
+    total = binary_cross_entropy_on(call.backend, logits.float(), target, weight=shown.float(), reduction="sum")
     count = shown.sum()
-    return total / (count.clamp(min=1) if correct else count)
+    return total / (count.clamp(min=1) if call.correct else count)
 
 
 def _causal_lm(call: Call) -> Tensor:
@@ -175,11 +178,11 @@ def _causal_lm(call: Call) -> Tensor:
     logits = logits.float()  # as transformers does before this loss, and so returns it in fp32
     num_items = arguments.get("num_items_in_batch")
     if num_items is None:
-        return _mean_cross_entropy(name, logits, labels, call.correct, ignore_index)
+        return _mean_cross_entropy(call, name, logits, labels, ignore_index)
     labels = labels.to(logits.device)
     with Named(name, labels, logits.shape[:-1], logits.shape[-1], ignore_index):
         rows = logits.reshape(-1, logits.shape[-1])
-        total = cross_entropy(rows, labels.reshape(-1), ignore_index=ignore_index, reduction="sum")
+        total = cross_entropy_on(call.backend, rows, labels.reshape(-1), ignore_index=ignore_index, reduction="sum")
     if isinstance(num_items, Tensor):
         num_items = num_items.to(total.device)
         return total / (num_items.clamp(min=1) if call.correct else num_items)
@@ -255,12 +258,7 @@ def replacement_class(original: type, kind_name: str, module: str) -> type:
         kwargs.update((name, value) for name, value in replaced.items() if name not in names[: len(args)])
         output = original_forward(self, *args, return_dict=True, **kwargs)
         correct = patch.options.loss == "correct"
-        call = Call(self, output, arguments, correct)
-        if patch.options.as_usual:
-            loss = kind.loss(call)
-        else:
-            with run_as_asked(patch.options):
-                loss = kind.loss(call)
+        loss = kind.loss(Call(self, output, arguments, correct, patch.options.forced))
         if correct and kind.counted is not None and num_items is not None:
             loss = _scaled(loss, arguments[kind.counted], num_items)
         output = type(output)(loss=loss, **{name: value for name, value in output.items() if name != "loss"})

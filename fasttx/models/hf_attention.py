@@ -14,13 +14,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from ..functional.attention_layouts import attention_packed, attention_padded
-from ..functional.probabilities import softmax
-from .options import ModulePatch, run_as_asked
+from ..functional.probabilities import masked_softmax_on
+from .options import ModulePatch, Options
 
 NAME = "fasttx"
 
 UNSUPPORTED = frozenset(("sliding_window", "softcap", "position_bias", "s_aux", "sinks", "head_mask", "block_mask"))
 """Arguments of other models' attention that change the result and are not implemented: only None is allowed."""
+
+_UNASKED = Options()  # of a module that nobody patched: attn_implementation="fasttx" alone
 
 
 def fasttx_mask(**arguments: Any) -> Tensor | None:
@@ -81,8 +83,9 @@ def _bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
 
 
 def _visible_weights(
-    query: Tensor, key: Tensor, bias: Tensor | None, causal: bool, scale: float, dropout_p: float
-) -> Tensor:
+    query: Tensor, key: Tensor, bias: Tensor | None, causal: bool, scale: float, dropout_p: float,
+    backend: str | None,
+) -> Tensor:  # fmt: skip
     """softmax(scale QK' + bias) after dropout, (batch, heads, query length, key length)."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -90,7 +93,7 @@ def _visible_weights(
     scores = torch.matmul(query, key.transpose(2, 3))
     if causal:
         bias = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()  # there is no mask then
-    return softmax(scores, dim=-1, mask=bias, scale=scale, dropout_p=dropout_p)
+    return masked_softmax_on(backend, scores, mask=bias, scale=scale, dropout_p=dropout_p)
 
 
 def fasttx_attention(
@@ -135,10 +138,8 @@ def fasttx_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     asked: ModulePatch | None = getattr(module, "_fasttx", None)
-    if asked is None or asked.options.as_usual:
-        return _attend(module, query, key, value, attention_mask, dropout, scale, causal, kwargs)
-    with run_as_asked(asked.options):
-        return _attend(module, query, key, value, attention_mask, dropout, scale, causal, kwargs)
+    options = _UNASKED if asked is None else asked.options
+    return _attend(module, query, key, value, attention_mask, dropout, scale, causal, options, kwargs)
 
 
 def _attend(
@@ -150,6 +151,7 @@ def _attend(
     dropout: float,
     scale: float,
     causal: bool,
+    options: Options,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
     weights_wanted = kwargs.get("output_attentions") or getattr(
@@ -161,11 +163,11 @@ def _attend(
                 "output_attentions: got True with a packed batch (cu_seq_lens_q), whose weights have no rectangular "
                 "shape; allowed is False, or a padded batch with attention_mask"
             )
-        return _packed(query, key, value, attention_mask, dropout, scale, causal, kwargs), None
+        return _packed(query, key, value, attention_mask, dropout, scale, causal, options, kwargs), None
     causal = query.shape[2] > 1 and attention_mask is None and causal
     bias = _bias(attention_mask, query, key)
     if weights_wanted:
-        weights = _visible_weights(query, key, bias, causal, scale, dropout)
+        weights = _visible_weights(query, key, bias, causal, scale, dropout, options.forced)
         groups = query.shape[1] // value.shape[1]
         out = torch.matmul(weights, value.repeat_interleave(groups, dim=1) if groups > 1 else value)
         return out.transpose(1, 2).contiguous(), weights
@@ -177,6 +179,8 @@ def _attend(
         dropout_p=dropout,
         window=(-1, 0) if causal else (-1, -1),
         softmax_scale=scale,
+        backend=options.forced,
+        deterministic=options.deterministic,
     )
     return out, None
 
@@ -189,6 +193,7 @@ def _packed(
     dropout_p: float,
     scale: float,
     causal: bool,
+    options: Options,
     kwargs: dict[str, Any],
 ) -> Tensor:
     """Several sequences in one row: query, key, value (1, heads, total tokens, head_dim)."""
@@ -210,6 +215,8 @@ def _packed(
         dropout_p=dropout_p,
         is_causal=causal,
         scale=scale,
+        backend=options.forced,
+        deterministic=options.deterministic,
     )[None]
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..functional.attention_autograd import deterministic_gradients
-from ..ops.registry import BACKENDS, backend, forced_backend
+from ..ops.registry import BACKENDS
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,9 @@ class Options:
             raise ValueError("attention=False with loss=None leaves nothing to patch; ask for at least one of them")
 
     @property
-    def as_usual(self) -> bool:
-        """Whether calls need no :func:`run_as_asked` around them."""
-        return self.backend == "auto" and self.deterministic is None
+    def forced(self) -> str | None:
+        """The backend that this patch forces its calls to; None leaves it to :func:`fasttx.backend`."""
+        return None if self.backend == "auto" else self.backend
 
 
 @dataclass
@@ -59,11 +56,3 @@ class ModulePatch:
     own_config: Any = None
     original_config: Any = None
     snapshot: dict[str, Any] = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def run_as_asked(options: Options) -> Iterator[None]:
-    """The backend and the determinism that a patch asked for, around one call."""
-    with backend(forced_backend() if options.backend == "auto" else options.backend):
-        with deterministic_gradients(options.deterministic):
-            yield
