@@ -21,6 +21,11 @@ app = typer.Typer(
 )
 
 
+def _flowed(text: str) -> str:
+    """`text` with one line for each paragraph: typer would keep a docstring's own line ends."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n")).strip()
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"fasttx {fasttx.__version__}")
@@ -37,6 +42,5 @@ def _options(
 
 
 _options.__doc__ = None  # typer would print it instead of the help given to `app`
-app.command()(doctor)
-app.command()(supported)
-app.command()(demo)
+for _command in (doctor, supported, demo):
+    app.command(help=_flowed(_command.__doc__ or ""))(_command)

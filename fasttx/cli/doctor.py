@@ -16,12 +16,15 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from . import machine
+from . import cases, machine
+from .check import DTYPES
+from .notes import notes
 
 LIMIT_S = 600
 """After which a check that hangs is killed, and reported as one that died."""
@@ -85,38 +88,46 @@ def _environment_table(found: dict[str, Any]) -> Table:
 _COLOUR = {"ok": "green", "wrong": "bold red", "error": "bold red", "unavailable": "yellow"}
 
 
-def _checks_table(checks: list[dict[str, Any]]) -> Table:
-    """A row for each op, device and backend; in the cell of a dtype, the errors of forward and backward."""
-    table = Table(title="Ops, against float64 (largest error, forward / backward)", title_justify="left")
-    for column in ("op", "device", "backend", "fp32", "fp16", "bf16"):
-        table.add_column(column, overflow="fold")
-    rows: dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]] = {}
+def _checks_table(device: str, checks: list[dict[str, Any]]) -> Table:
+    """A row for each op and backend that ran; in the cell of a dtype, the errors of forward and backward."""
+    table = Table(
+        title=f"Ops on {device}, against float64 (largest error, forward/backward)", title_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("op", no_wrap=True)
+    table.add_column("backend")
+    for dtype in DTYPES:
+        table.add_column(dtype, overflow="fold")
+    rows: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for check in checks:
-        key = (check["op"], check["device"], check["backend"])
-        rows.setdefault(key, {}).setdefault(check["dtype"], []).append(check)
-    for (op, device, backend), by_dtype in rows.items():
-        every = [check for group in by_dtype.values() for check in group]
-        reasons = {check["detail"] for check in every if check["status"] == "unavailable"}
-        if len(reasons) == 1 and all(check["status"] == "unavailable" for check in every):
-            if reasons != {"not implemented"}:
-                table.add_row(op, device, backend, f"[yellow]{escape(reasons.pop())}[/]", "", "")
+        rows.setdefault((check["op"], check["backend"]), {}).setdefault(check["dtype"], []).append(check)
+    for (op, backend), by_dtype in rows.items():
+        if all(check["status"] == "unavailable" for group in by_dtype.values() for check in group):
             continue
-        cells = [" / ".join(_cell(check) for check in by_dtype.get(dtype, [])) for dtype in ("fp32", "fp16", "bf16")]
-        if not any(cells):
-            cells[0] = _cell(every[0])
-        table.add_row(op, device, backend, *cells)
+        table.add_row(op, backend, *("/".join(map(_cell, by_dtype.get(dtype, []))) for dtype in DTYPES))
     return table
 
 
 def _cell(check: dict[str, Any]) -> str:
     status = check["status"]
+    text = status
     if status == "ok":
         text = f"{check['error']:.0e}"
     elif status == "wrong":
         text = f"WRONG {check['error']:.0e} > {check['allowed']:.0e}"
-    else:
-        text = check["detail"]
-    return f"[{_COLOUR[status]}]{escape(text)}[/]"
+    return f"[{_COLOUR[status]}]{text}[/]"
+
+
+def _show_checks(console: Console, device: str, checks: list[dict[str, Any]]) -> None:
+    console.print(_checks_table(device, checks))
+    for status in ("unavailable", "error"):
+        reasons = [
+            (check["op"], check["backend"], check["detail"])
+            for check in checks
+            if check["status"] == status and check["detail"] != "not implemented"
+        ]
+        for note in notes(reasons, cases.load_ops(), f" on {device}"):
+            console.print(f"[{_COLOUR[status]}]{escape(note)}[/]", highlight=False)
 
 
 def doctor(
@@ -151,7 +162,8 @@ def doctor(
                 checks += _run_checks(device, interpret, step)
         report["ops"] = checks
         if not as_json:
-            console.print(_checks_table(checks))
+            for device in dict.fromkeys(check["device"] for check in checks):
+                _show_checks(console, device, [check for check in checks if check["device"] == device])
     report["missing"] = [asdict(lack) for lack in lacks]
     failed = [check for check in report.get("ops", []) if check["status"] in ("wrong", "error")]
     report["ok"] = not failed and found["forced_backend_problem"] is None

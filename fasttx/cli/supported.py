@@ -10,6 +10,7 @@ from typing import Annotated
 
 import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,6 +20,7 @@ import fasttx
 from ..ops.registry import BACKENDS, Op
 from . import cases
 from .check import DTYPES
+from .notes import notes
 
 
 class DType(str, Enum):
@@ -86,41 +88,45 @@ def supported(
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
         return
     console = Console()
-    console.print(_ops_table(f"Ops on {where} in {dtype.value}", here))
-    console.print(_gpu_table(gpu))
+    yes_or_no = {
+        name: {backend: "[green]yes[/]" if why is None else "[yellow]no[/]" for backend, why in reasons.items()}
+        for name, reasons in here.items()
+    }
+    console.print(_ops_table(f"Ops on {where} in {dtype.value}", yes_or_no))
+    lacking = [(name, b, why) for name, reasons in here.items() for b, why in reasons.items() if why is not None]
+    for note in notes(lacking, here):
+        console.print(escape(note), style="yellow", highlight=False)
+    console.print()
+    console.print(_ops_table("Ops on an NVIDIA GPU: what each backend needs", gpu))
+    console.print()
     if known is None:
         console.print("Models: [yellow]transformers is not installed[/] (pip install 'fasttx\\[hf]')")
     else:
         console.print(_models_table(known))
 
 
-def _ops_table(title: str, here: dict[str, dict[str, str | None]]) -> Table:
+def _ops_table(title: str, cells: dict[str, dict[str, str]]) -> Table:
+    """A row for each op, a column for each backend."""
     table = Table(title=title, title_justify="left")
     for column in ("op", *BACKENDS):
-        table.add_column(column, overflow="fold")
-    for name, reasons in here.items():
-        cells = ["[green]yes[/]" if reasons[b] is None else f"[yellow]{escape(str(reasons[b]))}[/]" for b in BACKENDS]
-        table.add_row(name, *cells)
-    return table
-
-
-def _gpu_table(gpu: dict[str, dict[str, str]]) -> Table:
-    table = Table(title="Ops on an NVIDIA GPU: the compute capability that each backend needs", title_justify="left")
-    for column in ("op", *BACKENDS):
-        table.add_column(column)
-    for name, needs in gpu.items():
-        table.add_row(name, *(needs[b] for b in BACKENDS))
+        table.add_column(column, no_wrap=True)
+    for name, found in cells.items():
+        table.add_row(name, *(found[b] for b in BACKENDS))
     return table
 
 
 def _models_table(known: list[dict[str, str]]) -> Table:
-    table = Table(title="Models that fasttx.patch knows", title_justify="left")
-    for column in ("family", "model_type", "classes, and the op that computes the loss"):
-        table.add_column(column, overflow="fold")
-    families: dict[tuple[str, str], list[str]] = {}
+    """The classes of each family by the ops that compute their loss; no class name is broken at 80 columns."""
+    table = Table(title="Models that fasttx.patch knows", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("family\n[dim]model_type[/]", no_wrap=True)
+    table.add_column("classes", overflow="fold")
+    table.add_column("loss by", no_wrap=True)
+    classes: dict[tuple[str, str], list[str]] = {}
     for row in known:
-        text = row["class"] + (f" [dim]({row['loss']})[/]" if row["loss"] else "")
-        families.setdefault((row["family"], row["model_type"]), []).append(text)
-    for (family, model_type), classes in families.items():
-        table.add_row(family, model_type, ", ".join(classes))
+        family = f"{row['family']}\n[dim]{escape(row['model_type'])}[/]"
+        classes.setdefault((family, row["loss"].replace(", ", "\n")), []).append(row["class"])
+    shown = ""
+    for (family, loss), names in classes.items():
+        table.add_row("" if family == shown else family, ", ".join(names), loss or "no loss")
+        shown = family
     return table

@@ -31,8 +31,8 @@ runpy.run_module("fasttx", run_name="__main__")
 """
 
 
-def invoke(*arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"})
+def invoke(*arguments: str, code: int = 0, columns: int = 200) -> str:
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": str(columns), "NO_COLOR": "1"})
     assert result.exit_code == code, result.output + repr(result.exception)
     return result.output
 
@@ -118,6 +118,42 @@ def test_doctor_reports_an_unknown_backend_in_the_environment(monkeypatch: pytes
     assert report["ok"] is False and "FASTTX_BACKEND='nonsense'" in report["environment"]["forced_backend_problem"]
 
 
+def results(backend: str, status: str, detail: str = "") -> list[dict[str, object]]:
+    """What `doctor` gets of every op in every dtype."""
+    return [
+        asdict(check.Result(op, direction, dtype, "cpu", backend, status, detail, error=4e-7, allowed=1e-6))
+        for op in cases.load_ops() for direction in ("fwd", "bwd") for dtype in check.DTYPES
+    ]  # fmt: skip
+
+
+def test_doctor_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and numbers stay whole, and a reason is written once, outside the table."""
+    reason = "needs an NVIDIA GPU, the tensors are on 'cpu' (TRITON_INTERPRET=1 runs it on a CPU, for tests)"
+    found = results("triton (interpreter)", "ok") + results("torch", "ok") + results("triton", "unavailable", reason)
+    monkeypatch.setattr(doctor, "_run_checks", lambda *_: iter(found))
+    text = invoke("doctor", columns=80)
+    for name in cases.load_ops():
+        rows = [line for line in text.splitlines() if line.split()[:1] == [name]]
+        assert [row.count("4e-07/4e-07") for row in rows] == [3, 3], text
+    assert " ".join(text.split()).count(f"triton for every op on cpu: {reason}") == 1
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_doctor_shows_what_went_wrong_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = results("torch", "ok") + results("triton", "error", "CompilationError: no kernel [image] for this device")
+    monkeypatch.setattr(doctor, "_run_checks", lambda *_: iter(found))
+    text = " ".join(invoke("doctor", columns=80, code=1).split())
+    assert "triton for every op on cpu: CompilationError: no kernel [image] for this device" in text
+    assert "error/error" in text
+
+
+def test_help_flows() -> None:
+    """A docstring's line ends are no line ends of the help, whose lines are as long as the terminal allows."""
+    text = invoke("doctor", "--help", columns=80)
+    assert " ".join(text.split()).count("The exit code is 1 if an op was wrong or crashed, or if FASTTX_BACKEND") == 1
+    assert not any(line.rstrip().endswith("crashed, or") for line in text.splitlines())
+
+
 def test_every_op_has_a_case() -> None:
     assert set(cases.FORWARD) == set(cases.load_ops())
 
@@ -135,6 +171,14 @@ def test_supported_as_tables() -> None:
         assert name in text
     for heading in ("Ops on", "NVIDIA GPU", "Models"):
         assert heading in text
+
+
+def test_supported_in_a_narrow_terminal() -> None:
+    text = invoke("supported", "--device", "cpu", columns=80)
+    for name in (*cases.load_ops(), *(row["class"] for row in fasttx.supported())):
+        assert name in text  # whole, on one line
+    assert text.count("cuda for every op: not implemented") == 1
+    assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
