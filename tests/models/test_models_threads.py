@@ -54,7 +54,7 @@ def test_two_threads_keep_their_own_backend_and_determinism(monkeypatch: pytest.
         try:
             model = zoo.tiny_model(zoo.BERT, "BertForSequenceClassification")
             inputs = zoo.inputs_for(zoo.BERT, "BertForSequenceClassification")
-            fasttx.patch(model, unpad=False, backend=name, deterministic=ASKED[name])
+            fasttx.patch(model, backend=name, deterministic=ASKED[name])
             inputs["labels"] = torch.tensor([0, 1, 2])
             model(**inputs).loss.backward()
             model(**inputs, output_attentions=True)
