@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .attention import attention_varlen, scaled_dot_product_attention
 from .losses import binary_cross_entropy_with_logits, cross_entropy
+from .packing import repad, unpad
 from .probabilities import log_softmax, softmax
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "log_softmax",
+    "repad",
     "scaled_dot_product_attention",
     "softmax",
+    "unpad",
 ]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .heads import replacement_class
+from .padding_free import padding_free_class
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Family:
         attention: classes that call transformers' attention interface.
         heads: class with a loss of its own -> kind of loss, a key of :data:`fasttx.models.heads.KINDS`.
         bare: the model without a head.
+        encoder: the stack of layers, ``.layer``.
+        layer: one of them.
     """
 
     name: str
@@ -33,6 +36,8 @@ class Family:
     attention: tuple[str, ...]
     heads: Mapping[str, str] = field(hash=False)
     bare: str
+    encoder: str
+    layer: str
 
 
 def bert_like(name: str, model_type: str, prefix: str, source: str, heads: Mapping[str, str]) -> Family:
@@ -44,11 +49,13 @@ def bert_like(name: str, model_type: str, prefix: str, source: str, heads: Mappi
         attention=(f"{prefix}SelfAttention", f"{prefix}CrossAttention"),
         heads={prefix + suffix: kind for suffix, kind in heads.items()},
         bare=f"{prefix}Model",
+        encoder=f"{prefix}Encoder",
+        layer=f"{prefix}Layer",
     )
 
 
 def replacements(module: str, *families: Family) -> Callable[[str], type]:
-    """A module ``__getattr__`` that makes the patched class of a head when it is first asked for.
+    """A module ``__getattr__`` that makes the patched class of a head or encoder when it is first asked for.
 
     The class becomes an attribute of `module` under transformers' own class name: this is where pickle finds it.
     """
@@ -56,11 +63,17 @@ def replacements(module: str, *families: Family) -> Callable[[str], type]:
     def lookup(attribute: str) -> type:
         for family in families:
             kind = family.heads.get(attribute)
+            if kind is None and attribute != family.encoder:
+                continue
+            source = importlib.import_module(family.source)
+            original = getattr(source, attribute)
             if kind is not None:
-                original = getattr(importlib.import_module(family.source), attribute)
                 made = replacement_class(original, kind, module)
-                setattr(sys.modules[module], attribute, made)
-                return made
+            else:
+                forwards = (getattr(source, name).forward for name in (family.layer, family.attention[0]))
+                made = padding_free_class(original, *forwards, module)
+            setattr(sys.modules[module], attribute, made)
+            return made
         raise AttributeError(f"module {module!r} has no attribute {attribute!r}")
 
     return lookup

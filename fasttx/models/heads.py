@@ -24,6 +24,8 @@ from torch import Tensor
 from ..functional.losses import binary_cross_entropy_on, cross_entropy_on
 from .labels import IGNORE, Named
 from .options import ModulePatch
+from .padding_free import STAY_PADDED
+from .replacement import subclass_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Kind:
         counted: the labels that num_items_in_batch counts, or None if Trainer does not count them.
         zero: when the loss is 0 under ``loss="correct"``, in the report's words.
         without_labels: arguments that transformers' forward changes by itself when it gets labels.
+        reads_padding: transformers' loss depends on what a model computes at padding, so that ``loss="hf"`` needs a
+            padded batch.
         own: a condition under which transformers' forward computes the loss itself.
     """
 
@@ -65,6 +69,7 @@ class Kind:
     counted: str | None = "labels"
     zero: str = "nothing is labelled"
     without_labels: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    reads_padding: bool = False
     own: Callable[[Any], bool] = lambda model: False
 
 
@@ -128,8 +133,19 @@ def _sequence_classification(call: Call) -> Tensor:
     )
 
 
+def _shown(call: Call, length: int) -> Tensor | None:
+    """bool (batch, length): the tokens that are not padding, if the call says so."""
+    mask, seq_lens = call.arguments.get("attention_mask"), call.arguments.get("seq_lens")
+    if mask is not None:
+        return mask != 0 if mask.dim() == 2 else None
+    if seq_lens is None:
+        return None
+    return torch.arange(length) < torch.as_tensor(seq_lens)[:, None]
+
+
 def _question_answering(call: Call) -> Tensor:
     length = call.output.start_logits.shape[1]
+    shown = _shown(call, length) if call.correct else None
     losses = []
     for name in ("start", "end"):
         argument = f"{name}_positions"
@@ -138,6 +154,11 @@ def _question_answering(call: Call) -> Tensor:
             positions = positions.squeeze(-1)
         # a position outside the (truncated) input is ignored: it clamps to the one index past the logits
         logits, positions = getattr(call.output, f"{name}_logits"), positions.clamp(0, length)
+        if shown is not None:  # nor does an answer lie in the padding, whose logits mean nothing
+            shown, positions = shown.to(logits.device), positions.to(logits.device)
+            logits = logits.masked_fill(~shown, torch.finfo(logits.dtype).min)
+            inside = torch.nn.functional.pad(shown, (0, 1)).gather(1, positions.long()[:, None])[:, 0]
+            positions = torch.where(inside, positions, length)
         losses.append(_mean_cross_entropy(call, argument, logits, positions, ignore_index=length))
     return (losses[0] + losses[1]) / 2
 
@@ -207,7 +228,13 @@ KINDS: dict[str, Kind] = {
         ops=("cross_entropy", "binary_cross_entropy", "torch mse_loss"),
         zero="nothing is labelled (regression has no such label)",
     ),
-    "question_answering": Kind(_question_answering, labels=("start_positions", "end_positions"), counted=None),
+    "question_answering": Kind(
+        _question_answering,
+        labels=("start_positions", "end_positions"),
+        counted=None,
+        zero="no answer lies within the tokens",
+        reads_padding=True,
+    ),
     "replaced_token_detection": Kind(
         _replaced_token_detection,
         ops=("binary_cross_entropy",),
@@ -256,6 +283,8 @@ def replacement_class(original: type, kind_name: str, module: str) -> type:
         num_items = kwargs.pop("num_items_in_batch", None)
         args = tuple(replaced.get(name, value) for name, value in zip(names, args))
         kwargs.update((name, value) for name, value in replaced.items() if name not in names[: len(args)])
+        if kind.reads_padding and patch.options.loss == "hf" and patch.options.attention and patch.options.unpad:
+            kwargs[STAY_PADDED] = True
         output = original_forward(self, *args, return_dict=True, **kwargs)
         correct = patch.options.loss == "correct"
         loss = kind.loss(Call(self, output, arguments, correct, patch.options.forced))
@@ -266,15 +295,4 @@ def replacement_class(original: type, kind_name: str, module: str) -> type:
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
 
-    made = type(original)(
-        original.__name__,
-        (original,),
-        {
-            "__module__": module,
-            "__qualname__": original.__name__,
-            "__doc__": original.__doc__,
-            "forward": forward,
-            "_fasttx_original": original,
-        },
-    )
-    return made
+    return subclass_of(original, forward, module)

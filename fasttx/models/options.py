@@ -17,6 +17,7 @@ class Options:
     """
 
     attention: bool = True
+    unpad: bool | str = "auto"
     loss: str | None = "correct"
     backend: str = "auto"
     deterministic: bool | None = None
@@ -26,6 +27,10 @@ class Options:
         for name in ("attention", "strict"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}; allowed are True and False")
+        if not isinstance(self.unpad, bool) and self.unpad != "auto":
+            raise ValueError(f"unpad: got {self.unpad!r}; allowed are 'auto', True and False")
+        if self.unpad is True and not self.attention:
+            raise ValueError("unpad=True with attention=False: a packed batch needs fasttx's attention; allow it")
         if self.deterministic is not None and not isinstance(self.deterministic, bool):
             raise TypeError(f"deterministic: got {self.deterministic!r}; allowed are True, False and None")
         if self.loss not in ("correct", "hf", None):

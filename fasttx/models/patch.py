@@ -49,10 +49,10 @@ def _carry_out(plan: Plan, options: Options) -> None:
         for module, mark in plan.configs:
             done.append(module)
             module.__dict__.update(_fasttx=mark, config=mark.own_config)
-        for module in (*plan.attention, *(module for module, _ in plan.heads)):
+        for module in (*plan.attention, *(module for module, _ in plan.classes)):
             done.append(module)
             module.__dict__.setdefault("_fasttx", plain)
-        for module, cls in plan.heads:
+        for module, cls in plan.classes:
             module.__class__ = cls
     except BaseException:
         for module in done:
@@ -104,6 +104,7 @@ def patch(
     model: Any,
     *,
     attention: bool = True,
+    unpad: bool | str = "auto",
     loss: str | None = "correct",
     backend: str = "auto",
     deterministic: bool | None = None,
@@ -113,13 +114,16 @@ def patch(
 
     State-dict keys, ``save_pretrained``, deepcopy, pickling, class names and forward signatures stay as they are. A
     model that is patched already is unpatched first, so that the last call's options hold. Other parts of a layer
-    (padding removal, layer norm, MLP, QKV, MLM head) are not replaced in this version; their arguments ``unpad``,
-    ``norm``, ``mlp``, ``qkv`` and ``mlm_head`` follow with them, and are a TypeError until then.
+    (layer norm, MLP, QKV, MLM head) are not replaced in this version; their arguments ``norm``, ``mlp``, ``qkv`` and
+    ``mlm_head`` follow with them, and are a TypeError until then.
 
     Args:
         model: a transformers model, or anything that holds some: a PEFT model, a SentenceTransformer or CrossEncoder, a
             pipeline, any ``torch.nn.Module``.
         attention: use ``attn_implementation="fasttx"`` in this model only.
+        unpad: run the encoder on real tokens only: ``"auto"`` where a batch has enough padding, True where it has any,
+            False never.  Needs `attention`. The host waits once a call for the number of tokens on a GPU, unless the
+            call says ``seq_lens=`` (see ``fasttx.data``), without which compiled and captured graphs run padded.
         loss: ``"correct"``: the head's mean times (labels != -100).sum() / num_items_in_batch where that number is
             passed, and 0 where nothing is labelled; ``"hf"``: exactly transformers' value; None: leave the heads alone.
         backend: ``"auto"``, or ``"cuda"``, ``"triton"``, ``"torch"`` to force one for this model.
@@ -135,7 +139,7 @@ def patch(
             nothing could be replaced. The model is then as it was.
         TypeError: an unknown argument, or one of another type.
     """
-    options = Options(attention, loss, backend, deterministic, strict)
+    options = Options(attention, unpad, loss, backend, deterministic, strict)
     root = _root(model)
     before = _marks(root)
     if before:

@@ -16,6 +16,7 @@ from .family import Family
 from .heads import KINDS
 from .hf_attention import NAME
 from .options import ModulePatch, Options
+from .padding_free import static_reason
 from .report import Report, Row
 
 DATA = (bert, roberta, electra, ernie, data2vec)
@@ -28,6 +29,7 @@ _HEADS = {
     for family in module.FAMILIES
     for name, kind in family.heads.items()
 }
+_ENCODERS = {(family.source, family.encoder): module for module in DATA for family in module.FAMILIES}
 ATTENTION_SETTING = "_attn_implementation_internal"
 
 
@@ -38,7 +40,7 @@ class Plan:
     report: Report
     configs: list[tuple[nn.Module, ModulePatch]] = field(default_factory=list)
     attention: list[nn.Module] = field(default_factory=list)
-    heads: list[tuple[nn.Module, type]] = field(default_factory=list)
+    classes: list[tuple[nn.Module, type]] = field(default_factory=list)
 
 
 def _key(cls: type) -> tuple[str, str]:
@@ -69,6 +71,8 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
         elif options.attention and (base := _known_base(cls, _ATTENTION)):
             reason = f"is a subclass of {base.__name__}; only transformers' own class is matched"
             plan.report.rows.append(Row(name, cls.__name__, None, "", reason))
+        if options.attention and options.unpad and _key(cls) in _ENCODERS:
+            _plan_encoder(plan, name, module)
         if isinstance(module, PreTrainedModel) and options.loss is not None:
             _plan_head(plan, name, module, options)
     for name, module in models:
@@ -118,6 +122,21 @@ def _plan_attention(plan: Plan, name: str, module: nn.Module, options: Options) 
     plan.report.rows.append(Row(name, f"attention: {now}", f"attention: {NAME}", backend, ""))
 
 
+def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
+    cls = type(module)
+    reason = static_reason(module)
+    if _unwrapped(cls) is not cls:
+        reason = "was wrapped by fully_shard; patch first, then fully_shard"
+    elif "forward" in module.__dict__:
+        reason = "its forward was replaced on the instance (accelerate does that); patch before it is prepared"
+    if reason is not None:
+        plan.report.rows.append(Row(name, "padded batch", None, "", reason))
+        return
+    plan.classes.append((module, getattr(_ENCODERS[_key(cls)], cls.__name__)))
+    reason = "padded where attentions or hidden states are asked for, and in graphs without seq_lens"
+    plan.report.rows.append(Row(name, "padded batch", "real tokens only", "torch", reason))
+
+
 def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options) -> None:
     cls = type(module)
     entry = _HEADS.get(_key(cls))
@@ -135,9 +154,10 @@ def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options)
         reason = "its forward was replaced on the instance (accelerate does that); patch before it is prepared"
         plan.report.rows.append(Row(name, f"loss of {cls.__name__}", None, "", reason))
         return
-    plan.heads.append((module, getattr(data, cls.__name__)))
+    plan.classes.append((module, getattr(data, cls.__name__)))
     if kind.counted is None:
-        reason = "as in transformers" if options.loss == "hf" else f"as in transformers; 0 where {kind.zero}"
+        but = ", but padding takes no part in the softmax" if kind.reads_padding else ""
+        reason = "as in transformers" if options.loss == "hf" else f"as in transformers{but}; 0 where {kind.zero}"
     elif options.loss == "hf":
         reason = "loss='hf': transformers' value, which ignores num_items_in_batch"
     else:

@@ -74,7 +74,7 @@ def run_fsdp(rank: int) -> None:
     fully_shard(late, mesh=mesh)
     report = fasttx.patch(late)
     assert [row.reason for row in report.left_alone] == ["was wrapped by fully_shard; patch first, then fully_shard"]
-    assert len(report.replaced) == 2
+    assert len(report.replaced) == 2 + 1
     late(**share_of(rank)).loss.backward()
 
 

@@ -36,7 +36,9 @@ def test_unpatch_restores_the_same_objects(family: Family, cls: str) -> None:
     assert attention_of(model) == "fasttx"
     assert type(model).__name__ == cls
     assert list(model.state_dict()) == list(state)
-    assert len(report.replaced) == 2 + (cls in family.heads) and not report.left_alone
+    decoder = model.config.is_decoder
+    assert len(report.replaced) == 2 + (not decoder) + (cls in family.heads)
+    assert len(report.left_alone) == decoder
     fasttx.unpatch(model)
     assert not fasttx.is_patched(model)
     assert fingerprint(model) == before
@@ -78,7 +80,7 @@ def test_attention_alone_and_losses_alone() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     report = fasttx.patch(model, loss=None)
     assert type(model) is transformers.BertForMaskedLM and attention_of(model) == "fasttx"
-    assert {row.after for row in report.rows} == {"attention: fasttx"}
+    assert {row.after for row in report.rows} == {"attention: fasttx", "real tokens only"}
     report = fasttx.patch(model, attention=False)
     assert type(model) is not transformers.BertForMaskedLM and attention_of(model) == "sdpa"
     assert [row.after for row in report.rows] == ["cross_entropy"]
@@ -104,7 +106,7 @@ def test_context_manager() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     before = fingerprint(model)
     with fasttx.patched(model, loss="hf") as report:
-        assert fasttx.is_patched(model) and len(report.replaced) == 3
+        assert fasttx.is_patched(model) and len(report.replaced) == 4
     assert fingerprint(model) == before
     with pytest.raises(RuntimeError), fasttx.patched(model):
         raise RuntimeError
@@ -126,7 +128,7 @@ def test_report_prints_and_serialises() -> None:
     data = json.loads(json.dumps(report.to_dict()))
     assert set(data["rows"][0]) == {"module", "from", "to", "backend", "reason"}
     expected = "torch" if model.device.type == "cpu" else "triton"
-    assert {row.backend for row in report.replaced} == {expected}
+    assert {row.backend for row in report.replaced if row.after != "real tokens only"} == {expected}
 
 
 class MyBert(transformers.BertForMaskedLM):
@@ -144,7 +146,7 @@ def test_what_is_left_alone_says_why() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     model.forward = model.forward
     report = fasttx.patch(model)
-    assert "instance" in report.left_alone[0].reason and len(report.replaced) == 2
+    assert "instance" in report.left_alone[0].reason and len(report.replaced) == 2 + 1
 
 
 def test_nothing_replaced() -> None:
@@ -161,7 +163,7 @@ def test_nothing_replaced() -> None:
 def test_mixed_container() -> None:
     both = nn.ModuleList([zoo.tiny_model(zoo.BERT, "BertModel"), distilbert()])
     report = fasttx.patch(both)
-    assert len(report.replaced) == 2
+    assert len(report.replaced) == 2 + 1
     assert [row.module for row in report.left_alone] == ["1"]
 
 
@@ -174,7 +176,7 @@ def test_encoder_decoder() -> None:
     labels = inputs["input_ids"][:, :5].clone()
     want = model(**inputs, labels=labels)
     report = fasttx.patch(model)
-    assert len(report.replaced) == 2 + 4 + 1
+    assert len(report.replaced) == 2 + 4 + 1 + 1  # attention, loss, the encoder's padding
     got = model(**inputs, labels=labels)
     torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(got.loss, want.loss)
@@ -183,7 +185,9 @@ def test_encoder_decoder() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"unpad": True}, TypeError, "unpad"),
+        ({"norm": True}, TypeError, "norm"),
+        ({"unpad": 1}, ValueError, "unpad"),
+        ({"unpad": True, "attention": False}, ValueError, "unpad"),
         ({"loss": "mean"}, ValueError, "loss: got 'mean'; allowed are 'correct', 'hf'"),
         ({"backend": "rocm"}, ValueError, "backend: got 'rocm'; allowed"),
         ({"attention": "yes"}, TypeError, "attention"),
@@ -216,7 +220,7 @@ def test_an_error_half_way_leaves_the_model_as_it_was(monkeypatch: pytest.Monkey
 
     def spoiled(*args: Any) -> Any:
         made = plan(*args)
-        made.heads[1] = (made.heads[1][0], int)  # a class that __class__ cannot be set to
+        made.classes[1] = (made.classes[1][0], int)  # a class that __class__ cannot be set to
         return made
 
     monkeypatch.setattr(engine, "make_plan", spoiled)

@@ -43,6 +43,7 @@ def test_pickle_in_another_process(tmp_path: Path) -> None:
         again = pickle.loads(pickle.dumps(model))
         assert type(again) is type(model) and fasttx.is_patched(again)
         saved.append(str(tmp_path / f"{cls}.pt"))
+        inputs |= {"attention_mask": torch.ones_like(inputs["attention_mask"])}  # what unpatched models give at padding
         torch.save((model, inputs, model(**inputs)[0]), saved[-1])
     code = (
         "import sys, torch\n"
@@ -120,5 +121,5 @@ def test_patch_transformers(tmp_path: Path) -> None:
     assert not fasttx.is_patched(transformers.AutoModel.from_pretrained(tmp_path / "bert"))
     assert fasttx.is_patched(auto)
     with pytest.raises(TypeError):
-        fasttx.patch_transformers(unpad=True)
+        fasttx.patch_transformers(norm=True)
     assert transformers.PreTrainedModel.__dict__["from_pretrained"] is original

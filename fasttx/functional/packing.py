@@ -1,0 +1,159 @@
+"""Packed batches: real tokens only, one sequence after the other, and the way back to the padded shape.
+
+Both directions are gathers of whole rows, each the other's gradient: every row is written at most once, so that
+nothing is added up and the result is deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class _TakeRows(torch.autograd.Function):
+    """x (n, ...) -> x[indices]; the indices are distinct. Saves the indices."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.n_rows = x.shape[0]
+        return x.index_select(0, indices)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None]:
+        return put_rows(dout, ctx.saved_tensors[0], ctx.n_rows), None
+
+
+class _PutRows(torch.autograd.Function):
+    """x (m, ...) -> out (n_rows, ...), out[indices] = x and 0 elsewhere. Saves the indices."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, indices: Tensor, n_rows: int) -> Tensor:
+        ctx.save_for_backward(indices)
+        return x.new_zeros((n_rows, *x.shape[1:])).index_copy_(0, indices, x)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
+        return take_rows(dout, ctx.saved_tensors[0]), None, None
+
+
+def take_rows(x: Tensor, indices: Tensor) -> Tensor:
+    """x[indices] along the first dim, for distinct indices: (n, ...), int64 (m,) -> (m, ...)."""
+    return _TakeRows.apply(x, indices)
+
+
+def put_rows(x: Tensor, indices: Tensor, n_rows: int) -> Tensor:
+    """Zeros (n_rows, ...) with x at the distinct indices: (m, ...), int64 (m,) -> (n_rows, ...)."""
+    return _PutRows.apply(x, indices, n_rows)
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a packed batch come from.
+
+    Attributes:
+        indices: int64 (total,), row of each token in the flattened (batch * seqlen) padded batch.
+        cu_seqlens: int32 (batch + 1,), where each sequence starts in the packed one.
+        max_seqlen: the longest sequence.
+        total: number of tokens.
+    """
+
+    indices: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    total: int
+
+
+def layout_of(real: Tensor, lengths: Sequence[int], counts: Tensor | None = None) -> Layout:
+    """The layout of a batch whose real tokens are the True elements of `real`, bool (batch, seqlen).
+
+    Args:
+        real: any form: padding on the right, on the left, holes.
+        lengths: number of real tokens of each row. The host must know it to allocate; nothing else is waited for.
+        counts: the same as an int32 tensor on real's device, if there is one.
+    """
+    if counts is None:
+        counts = torch.tensor(lengths, dtype=torch.int32).to(real.device, non_blocking=True)
+    total = sum(lengths)
+    cu_seqlens = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
+    indices = torch.nonzero_static(real.reshape(-1), size=total).view(total)
+    return Layout(indices, cu_seqlens, max(lengths, default=0), total)
+
+
+def unpad(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """packed[i] = hidden.flatten(0, 1)[indices[i]] for the i-th real token, row by row.
+
+    Args:
+        hidden: (batch, seqlen, ...), any dtype.
+        mask: (batch, seqlen), bool or integer; True or not 0 is a real token. Padding may be anywhere.
+
+    Returns:
+        packed (total, ...); indices int64 (total,) into the flattened batch; cu_seqlens int32 (batch + 1,), where each
+        sequence starts; max_seqlen, the longest one: what :func:`attention_varlen` and :func:`repad` take.
+
+    Raises:
+        TypeError: hidden or mask is not a tensor.
+        ValueError: mask is floating, on another device, or not hidden's first two dims.
+
+    Saved for backward: the indices. On a GPU the host waits for it once, to learn the number of tokens.
+    """
+    for name, value in (("hidden", hidden), ("mask", mask)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"unpad: {name} is {type(value).__name__}; allowed is a tensor")
+    if hidden.dim() < 2:
+        raise ValueError(f"unpad: hidden has shape {tuple(hidden.shape)}; allowed is (batch, seqlen, ...)")
+    if mask.shape != hidden.shape[:2]:
+        raise ValueError(
+            f"unpad: mask has shape {tuple(mask.shape)}; it must be hidden's (batch, seqlen), {tuple(hidden.shape[:2])}"
+        )
+    if mask.is_floating_point() or mask.is_complex():
+        raise ValueError(f"unpad: mask has dtype {mask.dtype}; allowed are bool and integers (not 0 = real token)")
+    if mask.device != hidden.device:
+        raise ValueError(f"unpad: mask is on {mask.device}; it must be on hidden's device, {hidden.device}")
+    real = mask if mask.dtype == torch.bool else mask != 0
+    counts = real.sum(-1, dtype=torch.int32)
+    layout = layout_of(real, counts.tolist(), counts)
+    packed = take_rows(hidden.flatten(0, 1), layout.indices)
+    return packed, layout.indices, layout.cu_seqlens, layout.max_seqlen
+
+
+def repad(packed: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
+    """hidden.flatten(0, 1)[indices[i]] = packed[i], and 0 at padding: the inverse of :func:`unpad`.
+
+    Args:
+        packed: (total, ...), any dtype.
+        indices: int64 (total,), as unpad returned them: distinct, in [0, batch * seqlen).
+        batch, seqlen: the padded shape.
+
+    Returns:
+        (batch, seqlen, ...).
+
+    Raises:
+        TypeError: packed or indices is not a tensor; batch or seqlen is not an int.
+        ValueError: indices is not int64 (total,), on another device; batch or seqlen is negative, or their product is
+            smaller than total.
+
+    Saved for backward: the indices.
+    """
+    for name, value in (("packed", packed), ("indices", indices)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"repad: {name} is {type(value).__name__}; allowed is a tensor")
+    for name, size in (("batch", batch), ("seqlen", seqlen)):
+        if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)):
+            raise TypeError(f"repad: {name} is {size!r}; allowed is an int")
+        if size < 0:
+            raise ValueError(f"repad: {name} is {size}; allowed is 0 or more")
+    if packed.dim() < 1 or indices.dtype != torch.int64 or indices.shape != packed.shape[:1]:
+        raise ValueError(
+            f"repad: indices is {indices.dtype} of shape {tuple(indices.shape)}, packed has shape "
+            f"{tuple(packed.shape)}; allowed is one int64 a row of packed"
+        )
+    if indices.device != packed.device:
+        raise ValueError(f"repad: indices is on {indices.device}; it must be on packed's device, {packed.device}")
+    if batch * seqlen < packed.shape[0]:
+        raise ValueError(
+            f"repad: batch * seqlen = {batch} * {seqlen} is less than the {packed.shape[0]} rows of packed"
+        )
+    return put_rows(packed, indices, batch * seqlen).unflatten(0, (batch, seqlen))

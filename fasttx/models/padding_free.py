@@ -1,0 +1,170 @@
+"""Padding-free encoders: tokens are packed once after the embeddings, and put back once after the last layer.
+
+A patched encoder runs transformers' own forward, and so transformers' own layers, on one row of real tokens,
+(1, total, hidden), and passes on where its sequences start: the attention function needs that, every other part of a
+layer looks at one token at a time. Padded positions of the result are 0.
+
+Lengths that the caller knows (``seq_lens=``, Python ints: ``fasttx.data`` provides them) are taken from there;
+otherwise the mask is counted, for which the host waits once a call on a GPU. A graph that is being compiled, exported
+or captured must not depend on the values of a mask: without ``seq_lens`` the padded kernels run there, with the mask.
+
+Poolers and classifiers read the first position of a row. Where it is padding (rows padded on the left, empty rows)
+transformers has them read the hidden state of a padding token there, so that such a batch stays padded too, unless
+``unpad=True`` asks for packing whatever the mask.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..functional.packing import layout_of, put_rows, take_rows
+from .options import ModulePatch
+from .replacement import subclass_of
+
+NAME = "fasttx"
+"""attn_implementation without which nothing is packed: another one would let sequences see each other."""
+
+STAY_PADDED = "fasttx_stay_padded"
+"""Argument of a call, from a patched head to its encoder: True keeps the batch padded."""
+
+WORTH_IT = 1 / 32
+"""Share of padding from which packing pays under ``unpad="auto"``: two gathers of the hidden states against that share
+of every layer."""
+
+
+def static_reason(encoder: Any) -> str | None:
+    """Why this encoder can never run packed as it is configured now, or None."""
+    config = encoder.config
+    if config.is_decoder:
+        return "is a decoder: causal masks and caches are padded"
+    if config.chunk_size_feed_forward:
+        return f"config.chunk_size_feed_forward is {config.chunk_size_feed_forward}: chunks are cut from padded rows"
+    if config.output_attentions or config.output_hidden_states:
+        return "config asks for attentions or hidden states, which have padded shapes"
+    return None
+
+
+def _padded_call(encoder: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any], asked: dict[str, Any]) -> bool:
+    """Whether this call has to run padded, whatever its mask says."""
+    return (
+        encoder.config._attn_implementation != NAME
+        or static_reason(encoder) is not None
+        or any(value is not None for value in rest)  # encoder states, cache: by position
+        or any(asked.get(n) is not None for n in ("encoder_hidden_states", "encoder_attention_mask", "past_key_values"))
+        or asked.get("cu_seq_lens_q") is not None  # packed by the caller
+        or bool(asked.get("output_attentions") or asked.get("output_hidden_states") or asked.get("use_cache"))
+        or hidden.dim() != 3
+        or mask.shape != hidden.shape[:2]  # a mask of its own for every query
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def _checked_lengths(seq_lens: Any, hidden: Tensor, mask: Tensor | None) -> list[int]:
+    """`seq_lens` as a list of Python ints.
+
+    Raises:
+        ValueError: not one length from 0 to seqlen a row; on a CPU also: the mask says something else.
+    """
+    if isinstance(seq_lens, Tensor):
+        if seq_lens.device.type != "cpu":
+            raise ValueError(f"seq_lens: got a tensor on {seq_lens.device}; allowed are ints or a tensor on the CPU")
+        seq_lens = seq_lens.tolist()
+    batch, seqlen = hidden.shape[:2]
+    if not isinstance(seq_lens, (list, tuple)) or len(seq_lens) != batch:
+        size = f"{len(seq_lens)} of them" if isinstance(seq_lens, (list, tuple)) else type(seq_lens).__name__
+        raise ValueError(f"seq_lens: got {size}; allowed is one length for each of the {batch} rows of the batch")
+    lengths = list(seq_lens)
+    for length in lengths:
+        if isinstance(length, bool) or not isinstance(length, (int, torch.SymInt)) or not 0 <= length <= seqlen:
+            raise ValueError(f"seq_lens: got {length!r}; allowed are ints from 0 to {seqlen}, the padded length")
+    if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not torch.equal(mask != 0, _prefix(lengths, hidden)):
+            raise ValueError(
+                "seq_lens: attention_mask marks other tokens; allowed are the numbers of real tokens of rows that are "
+                "padded on the right"
+            )
+    return lengths
+
+
+def _prefix(lengths: Sequence[int], hidden: Tensor) -> Tensor:
+    """bool (batch, seqlen): the first lengths[b] of each row."""
+    device = hidden.device
+    ends = torch.tensor(lengths, dtype=torch.int64).to(device, non_blocking=True)
+    return torch.arange(hidden.shape[1], device=device) < ends[:, None]
+
+
+def _graph_in_the_making(hidden: Tensor) -> bool:
+    return torch.compiler.is_compiling() or (hidden.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def padding_free_class(
+    original: type, layer_forward: Callable[..., Any], attention_forward: Callable[..., Any], module: str
+) -> type:
+    """The subclass of a transformers encoder that runs on real tokens only.
+
+    Args:
+        original: the encoder; ``forward(hidden_states, attention_mask=None, ...)``, its layers in ``self.layer``.
+        layer_forward, attention_forward: transformers' own, of ``self.layer[i]`` and ``self.layer[i].attention.self``:
+            a layer with another one might not pass on where sequences start, and is not given a packed batch.
+        module: where pickle finds the class.
+    """
+    original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
+
+    def known(layer: nn.Module) -> bool:
+        attention: Any = layer.attention
+        return type(layer).forward is layer_forward and type(attention.self).forward is attention_forward
+
+    @functools.wraps(original_forward)
+    def forward(
+        self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *rest: Any, **kwargs: Any
+    ) -> Any:
+        patch: ModulePatch | None = getattr(self, "_fasttx", None)
+        if patch is None:
+            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        seq_lens, stay_padded = kwargs.pop("seq_lens", None), kwargs.pop(STAY_PADDED, False)
+        lengths = None if seq_lens is None else _checked_lengths(seq_lens, hidden_states, attention_mask)
+        if lengths is not None and attention_mask is None:
+            if self.config.is_decoder or self.config._attn_implementation != NAME:
+                raise ValueError(
+                    "seq_lens: got it without an attention_mask, which is allowed in encoders with "
+                    f"attn_implementation={NAME!r} only; pass the attention_mask besides"
+                )
+            attention_mask = _prefix(lengths, hidden_states)
+        if (
+            attention_mask is None
+            or stay_padded
+            or _padded_call(self, hidden_states, attention_mask, rest, kwargs)
+            or (lengths is None and _graph_in_the_making(hidden_states))
+            or not all(map(known, self.layer))
+        ):
+            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        batch, seqlen, width = hidden_states.shape
+        real = attention_mask if attention_mask.dtype == torch.bool else attention_mask != 0
+        counts = None
+        if lengths is None:
+            counts = real.sum(-1, dtype=torch.int32)
+            lengths, starts = torch.stack((counts, real[:, 0])).tolist()
+        else:
+            starts = lengths  # padded on the right: only an empty row begins with padding
+        padding = batch * seqlen - sum(lengths)
+        if patch.options.unpad == "auto" and (padding <= WORTH_IT * batch * seqlen or not all(starts)):
+            mask = None if padding == 0 else attention_mask
+            return original_forward(self, hidden_states, mask, *rest, **kwargs)
+        layout = layout_of(real, lengths, counts)
+        kwargs.update(
+            cu_seq_lens_q=layout.cu_seqlens,
+            cu_seq_lens_k=layout.cu_seqlens,
+            max_length_q=layout.max_seqlen,
+            max_length_k=layout.max_seqlen,
+        )
+        packed = take_rows(hidden_states.reshape(batch * seqlen, width), layout.indices)
+        output = original_forward(self, packed[None], None, *rest, **kwargs)
+        padded = put_rows(output.last_hidden_state[0], layout.indices, batch * seqlen).view(batch, seqlen, width)
+        return type(output)(**{**output, "last_hidden_state": padded})
+
+    return subclass_of(original, forward, module)

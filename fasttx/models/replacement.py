@@ -1,0 +1,28 @@
+"""The class that a patched module's ``__class__`` is set to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def subclass_of(original: type, forward: Callable[..., Any], module: str) -> type:
+    """A subclass of transformers' class with another forward, which :func:`fasttx.unpatch` can take back.
+
+    Args:
+        original: the class; the new one has its name (config.architectures, pipelines, Trainer and FSDP go by it).
+        forward: wraps ``original.forward``, whose signature it shows. On an instance that carries no patch it must do
+            what the original does: such instances are left where a copy was made and unpatched by other means.
+        module: where pickle finds the class, as an attribute of the original's name.
+    """
+    return type(original)(
+        original.__name__,
+        (original,),
+        {
+            "__module__": module,
+            "__qualname__": original.__name__,
+            "__doc__": original.__doc__,
+            "forward": forward,
+            "_fasttx_original": original,
+        },
+    )

@@ -1,0 +1,79 @@
+"""unpad and repad: gathers of rows, each the other's gradient."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fasttx.functional import repad, unpad
+from fasttx.functional.packing import layout_of
+
+MASKS = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=0, max_size=4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(MASKS, st.sampled_from([torch.bool, torch.int64, torch.int32]), st.sampled_from([(), (3,), (2, 3)]))
+def test_packed_rows_are_the_real_ones_in_order_and_come_back(rows, dtype, rest):
+    mask = torch.tensor(rows, dtype=torch.bool).view(len(rows), 5)
+    hidden = torch.randn(len(rows), 5, *rest)
+    packed, indices, cu_seqlens, max_seqlen = unpad(hidden, mask.to(dtype))
+    assert torch.equal(packed, hidden[mask])
+    lengths = [sum(row) for row in rows]
+    assert cu_seqlens.dtype == torch.int32
+    assert cu_seqlens.tolist() == [sum(lengths[:i]) for i in range(len(rows) + 1)]
+    assert max_seqlen == max(lengths, default=0)
+    back = repad(packed, indices, len(rows), 5)
+    assert torch.equal(back, torch.where(mask.view(*mask.shape, *(1,) * len(rest)), hidden, torch.zeros(())))
+
+
+def test_counts_may_be_given_or_made_from_lengths():
+    real = torch.arange(6) < torch.tensor([6, 0, 3])[:, None]
+    found, made = layout_of(real, [6, 0, 3], torch.tensor([6, 0, 3], dtype=torch.int32)), layout_of(real, (6, 0, 3))
+    assert made.cu_seqlens.tolist() == [0, 6, 6, 9]
+    for a, b in zip(found, made, strict=True):
+        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+def test_gradients_of_both_orders():
+    mask = torch.tensor([[1, 0, 1], [0, 1, 1]])
+    hidden = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
+    _, indices, _, _ = unpad(hidden, mask)
+    packed = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda x: unpad(x, mask)[0], hidden)
+        assert check(lambda x: repad(x, indices, 2, 3), packed)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"hidden": [1.0]}, TypeError, "hidden is list"),
+        ({"mask": None}, TypeError, "mask is NoneType"),
+        ({"hidden": torch.zeros(3)}, ValueError, r"hidden has shape \(3,\)"),
+        ({"mask": torch.ones(2, 4, dtype=torch.bool)}, ValueError, r"mask has shape \(2, 4\).*\(2, 3\)"),
+        ({"mask": torch.ones(2, 3)}, ValueError, "mask has dtype torch.float32"),
+        ({"mask": torch.ones(2, 3, dtype=torch.bool, device="meta")}, ValueError, "mask is on meta"),
+    ],
+)
+def test_unpad_names_the_wrong_argument(change, error, words):
+    with pytest.raises(error, match=words):
+        unpad(**({"hidden": torch.zeros(2, 3, 4), "mask": torch.ones(2, 3, dtype=torch.bool)} | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"packed": 1}, TypeError, "packed is int"),
+        ({"indices": [0]}, TypeError, "indices is list"),
+        ({"batch": 1.0}, TypeError, "batch is 1.0"),
+        ({"seqlen": True}, TypeError, "seqlen is True"),
+        ({"seqlen": -1}, ValueError, "seqlen is -1"),
+        ({"indices": torch.arange(3)}, ValueError, r"shape \(3,\)"),
+        ({"indices": torch.arange(4, dtype=torch.int32)}, ValueError, "torch.int32"),
+        ({"indices": torch.arange(4, device="meta")}, ValueError, "indices is on meta"),
+        ({"batch": 1}, ValueError, r"1 \* 3 is less than the 4 rows"),
+    ],
+)
+def test_repad_names_the_wrong_argument(change, error, words):
+    with pytest.raises(error, match=words):
+        repad(**({"packed": torch.zeros(4, 2), "indices": torch.arange(4), "batch": 2, "seqlen": 3} | change))
