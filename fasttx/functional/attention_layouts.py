@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from ..ops.arguments import FLOATS
+from ..ops.attention import ATTENTION
 from ..ops.registry import forced_backend
 from .attention_autograd import run_attention
 from .attention_routes import (
     autocast_dtype,
     by_torch,
     cpu_gains,
+    has_kernel,
     last_dim_contiguous,
     ours,
     torch_attention,
@@ -54,7 +56,8 @@ def attention_padded(
         ValueError: an argument is not as above.
 
     float64, subclasses, torch.func transforms, forward AD and a bias that needs a gradient go to torch's own function,
-    and raise BackendError where a backend is forced.
+    and raise BackendError where a backend is forced.  On a device without a kernel every call goes there, as torch's
+    fused attention is faster than the op's composition; but not with deterministic=True, which it does not promise.
     """
     backend = backend or forced_backend()
     dtype = autocast_dtype(q)
@@ -81,6 +84,14 @@ def attention_padded(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_bias, dropout_p, window[1] == 0, scale=scale
         )
         return out.transpose(1, 2).contiguous()
+    if q.device.type != "cpu" and backend == "auto" and deterministic is not True and not has_kernel(q, k, v):
+        if not torch.compiler.is_compiling():
+            drawn_elsewhere = 0.0 if 0.0 <= dropout_p < 1.0 else dropout_p
+            ATTENTION.fwd.check(
+                last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v), attn_bias, seqused_k, None,
+                None, None, q.shape[1], k.shape[1], scale, drawn_elsewhere, *window,
+            )  # fmt: skip
+        return by_torch(q, k, v, attn_bias, seqused_k, dropout_p, window, scale)
     return run_attention(
         last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v), attn_bias, seqused_k, None, None,
         None, q.shape[1], k.shape[1], scale, dropout_p, *window, backend=backend, deterministic=deterministic,

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import scaled_dot_product_attention as torch_attention
 
-from ..ops.attention import ATTENTION, worth_slicing
+from ..ops.attention import ATTENTION, supports, worth_slicing
 from .eligibility import uncovered
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, torch._subclasses.FakeTensor})
 _SMALL = 80_000
 """Scores of a call with dropout below which torch's own composition is faster on a CPU."""
-_kernel_for: dict[tuple[Any, ...], bool] = {}
+_kernel_for: dict[tuple[torch.device, str | None], bool] = {}
 
 
 def ours(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
@@ -40,13 +38,20 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """False where the op would only compose PyTorch's operators on a device whose own fused attention is faster."""
+    reason = supports(q, k, v)
     if torch.compiler.is_compiling():
-        return q.device.type == "cuda" and max(q.shape[-1], v.shape[-1]) <= 256
-    key = (q.device, q.dtype, q.shape[-1], v.shape[-1])
+        return _has_kernel_traced(q.device, reason is None)
+    key = (q.device, reason)
     found = _kernel_for.get(key)
     if found is None:
-        found = _kernel_for[key] = ATTENTION.pick("auto", q, k, v) is not None
+        found = _kernel_for[key] = ATTENTION.has_kernel(*key)
     return found
+
+
+@torch.compiler.assume_constant_result
+def _has_kernel_traced(device: torch.device, supported: bool) -> bool:
+    """Dynamo calls this while it traces: what a device can run does not change."""
+    return ATTENTION.has_kernel(device, None if supported else "head_dim or strides are too large")
 
 
 def cpu_gains(q: Tensor, keys: int, mask: Tensor | None, dropout_p: float) -> bool:
@@ -76,7 +81,28 @@ def by_torch(
     q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None, seqused_k: Tensor | None, dropout_p: float,
     window: tuple[int, int], scale: float,
 ) -> Tensor:  # fmt: skip
-    """The same by torch's function, lengths, window and bias as one mask."""
+    """The same by torch's function, lengths, window and bias as one mask; rows without a key give zeros."""
+    causal = attn_bias is None and seqused_k is None and window[0] < 0 and window[1] == 0
+    mask = None if causal else _one_mask(q, k, attn_bias, seqused_k, window)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    grouped = True if q.shape[1] != k.shape[1] else False  # a bool of Python, also of sizes that are being traced
+    if mask is None:
+        out = torch_attention(q, k, v, None, dropout_p, causal, scale=scale, enable_gqa=grouped)
+        return out.transpose(1, 2).contiguous()
+    # Not every kernel of torch gives zeros for a row without keys: it attends to all of them, and is dropped.
+    if mask.dtype == torch.bool:
+        dead = ~mask.any(-1, keepdim=True)
+        mask = mask | dead
+    else:
+        dead = (mask == float("-inf")).all(-1, keepdim=True)
+        mask = mask.masked_fill(dead, 0.0)
+    out = torch_attention(q, k, v, mask, dropout_p, scale=scale, enable_gqa=grouped)
+    return out.masked_fill(dead, 0.0).transpose(1, 2).contiguous()
+
+
+def _one_mask(
+    q: Tensor, k: Tensor, attn_bias: Tensor | None, seqused_k: Tensor | None, window: tuple[int, int]
+) -> Tensor | None:
     distance = torch.arange(k.shape[1], device=q.device) - torch.arange(q.shape[1], device=q.device)[:, None]
     seen: Tensor | None = None
     if window[0] >= 0:
@@ -86,13 +112,9 @@ def by_torch(
     if seqused_k is not None:
         used = torch.arange(k.shape[1], device=q.device) < seqused_k[:, None, None, None]
         seen = used if seen is None else seen & used
-    mask = attn_bias
-    if mask is None:
-        mask = seen
-    elif mask.dtype == torch.bool:
-        mask = mask if seen is None else mask & seen
-    else:
-        mask = mask.to(q.dtype) if seen is None else mask.to(q.dtype).masked_fill(~seen, float("-inf"))
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    grouped = q.shape[1] != k.shape[1]
-    return torch_attention(q, k, v, mask, dropout_p, scale=scale, enable_gqa=grouped).transpose(1, 2).contiguous()
+    if attn_bias is None:
+        return seen
+    if attn_bias.dtype == torch.bool:
+        return attn_bias if seen is None else attn_bias & seen
+    bias = attn_bias.to(q.dtype)
+    return bias if seen is None else bias.masked_fill(~seen, float("-inf"))

@@ -194,11 +194,30 @@ class Op:
             if reason is None:
                 return impl
             reasons.append(f"{impl.backend}: {reason}")
+        self._warn_once(device, reasons)
+        return None
+
+    def has_kernel(self, device: torch.device, besides: str | None = None) -> bool:
+        """Whether "auto" finds a compiled implementation on `device`; warns as :meth:`pick` does where none is.
+
+        Args:
+            besides: what else speaks against a call, its shapes for instance; None if nothing does.
+        """
+        reasons = []
+        for impl in self.impls:
+            reason = cannot_run_on(impl.backend, device, impl.min_arch) or besides
+            if reason is None:
+                return True
+            reasons.append(f"{impl.backend}: {reason}")
+        if device.type == "cuda":
+            self._warn_once(device, reasons)
+        return False
+
+    def _warn_once(self, device: torch.device, reasons: list[str]) -> None:
         key = (self.name, "; ".join(reasons))
         if key not in _warned:
             _warned.add(key)
-            warnings.warn(f"fasttx::{self.name} runs as PyTorch's own operators on {device} ({key[1]})", stacklevel=2)
-        return None
+            warnings.warn(f"fasttx::{self.name} runs as PyTorch's own operators on {device} ({key[1]})", stacklevel=3)
 
     @staticmethod
     def _why_not(impl: Impl, tensors: tuple[Tensor, ...]) -> str | None:
