@@ -70,8 +70,8 @@ def replacements(module: str, *families: Family) -> Callable[[str], type]:
             if kind is not None:
                 made = replacement_class(original, kind, module)
             else:
-                forwards = (getattr(source, name).forward for name in (family.layer, family.attention[0]))
-                made = padding_free_class(original, *forwards, module)
+                layer, attention = getattr(source, family.layer), getattr(source, family.attention[0])
+                made = padding_free_class(original, layer.forward, attention.forward, module)
             setattr(sys.modules[module], attribute, made)
             return made
         raise AttributeError(f"module {module!r} has no attribute {attribute!r}")
