@@ -14,7 +14,8 @@ CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10 python /usr/bi
 PYTHON ?= $(shell for p in $(CANDIDATES); do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo "$$p" && break; done)
 
-AMBIENT = $(or $(PYTHON),python3)
+# What gpu-check asks: a Python that was named, else each candidate; one that cannot make environments will do.
+AMBIENT := $(if $(filter file,$(origin PYTHON)),$(CANDIDATES),$(PYTHON))
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -79,12 +80,15 @@ aot: $(STAMP) ## compile every kernel's listed configurations to machine code fo
 package-check: $(STAMP) ## sdist, the wheel from it, and the wheel's import in an empty environment
 	$(PY) tests/scripts/package_check.py
 
-# A machine with a GPU may have no network: its own Python is used as it is where it has what the check needs.
+# A machine with a GPU may have no network: a Python of its own is used as it is where it has what the check needs.
 gpu-check: ## the tests and a short benchmark on the GPU of this machine
-	@py=$(PY); \
-	if [ ! -e $(STAMP) ]; then \
-	  if $(AMBIENT) -c 'import pytest, torch, transformers, triton; assert torch.cuda.is_available()' 2>/dev/null; \
-	  then py=$(AMBIENT); else $(MAKE) venv; fi; fi; \
+	@py=; \
+	for p in $(wildcard $(PY)) $(AMBIENT); do \
+	  "$$p" -c '' >/dev/null 2>&1 || continue; \
+	  if lacks=$$("$$p" -m bench.needs 2>&1); then py=$$p; break; fi; \
+	  echo "gpu-check: $$p lacks $$(tail -n 1 <<< "$$lacks")" >&2; \
+	done; \
+	if [ -z "$$py" ]; then $(MAKE) venv; py=$(PY); fi; \
 	echo "gpu-check with $$py"; \
 	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $$py -m bench.gpu_check --out $(OUT) $(if $(PART),--part $(PART))
 

@@ -14,9 +14,11 @@ import concurrent.futures
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -92,13 +94,27 @@ def _run_file(path: Path, out: Path, deadline: float, rehearsal: bool, keyword: 
     command = [sys.executable, "-m", "pytest", str(path), "-p", "bench.pytest_budget", "-p", "no:cacheprovider"]
     command += ["-p", "no:timeout", "-p", "no:xdist", "-q", "--tb=short", "-W", "ignore", "-o", "timeout="]
     command += ["-k", keyword] if keyword else []
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=left)
-    except subprocess.TimeoutExpired as late:
-        output = late.stdout or b""
-        return path, "killed at the deadline", output.decode(errors="replace") if isinstance(output, bytes) else output
-    verdict = {0: "passed", 1: "failed", 5: "no tests"}.get(done.returncode, f"pytest exit {done.returncode}")
-    return path, verdict, done.stdout + done.stderr
+    # A session of its own, to end with everything that the tests started: a child that lives on holds the output open.
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=left)
+            verdict = {0: "passed", 1: "failed", 5: "no tests"}.get(
+                process.returncode, f"pytest exit {process.returncode}"
+            )
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, verdict = process.communicate()[0], "killed at the deadline"
+    return path, verdict, output
+
+
+def _write_rows(path: Path, rows: list[dict[str, object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["test", "outcome", "seconds", "detail"])
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: str(row["test"])))
 
 
 def run_tests(
@@ -109,6 +125,7 @@ def run_tests(
     files = [path for path in files_to_test() if only in path.relative_to(ROOT).as_posix()]
     log(f"tests: {len(files)} files, {jobs} at a time, {minutes:.1f} minutes; not run here: {', '.join(ELSEWHERE)}")
     rows: list[dict[str, object]] = []
+    _write_rows(out / "tests.csv", rows)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(_run_file, path, out, deadline, rehearsal, keyword) for path in files]
         for future in concurrent.futures.as_completed(futures):
@@ -126,10 +143,7 @@ def run_tests(
             if verdict not in ("passed", "no tests", "did not fit"):
                 for line in output.splitlines()[-40:]:
                     log(f"    {line}")
-    with (out / "tests.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["test", "outcome", "seconds", "detail"])
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: str(row["test"])))
+            _write_rows(out / "tests.csv", rows)  # after each file: a run that is cut off leaves what it had
     counts = Counter(str(row["outcome"]) for row in rows)
     log("tests: " + (", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items())) or "none ran"))
     short = sum("time budget" in str(row["detail"]) for row in rows)
@@ -196,19 +210,22 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    bad = 0
+    budget = max(0.1, options.minutes - 0.5)  # the rates that come first, and the end of the run
+    rehearsal, total = options.cpu_rehearsal, 0
     for part in ("tests", "bench") if options.part == "all" else (options.part,):
         log = Log(options.out / f"{part}.log")
-        environment(log, options.cpu_rehearsal)
-        budget = max(0.1, options.minutes - 0.5)  # the rates above, and the end of the run
-        if part == "tests":
-            bad += run_tests(
-                options.out, log, budget, options.jobs, options.cpu_rehearsal, options.only, options.keyword
-            )
-        else:
-            bad += run_bench(options.out, log, budget, options.cpu_rehearsal, options.only)
-        log(f"{part}: done, " + (f"{bad} problems" if bad else "no problems"))
-    return int(bad > 0)
+        try:
+            environment(log, rehearsal)
+            if part == "tests":
+                bad = run_tests(options.out, log, budget, options.jobs, rehearsal, options.only, options.keyword)
+            else:
+                bad = run_bench(options.out, log, budget, rehearsal, options.only)
+        except Exception:  # the log is what comes back from that machine, and the other part is worth its time
+            log(traceback.format_exc().rstrip())
+            bad = 1
+        log(f"{part}: done, " + (f"{bad} problem{'s' * (bad > 1)}" if bad else "no problems"))
+        total += bad
+    return int(total > 0)
 
 
 if __name__ == "__main__":

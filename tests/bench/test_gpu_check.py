@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import gpu_check
+from bench import gpu_check, needs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,6 +66,112 @@ def test_rehearsal_of_the_benchmark(tmp_path: Path) -> None:
     assert {row["peer"] for row in rows} == {"fasttx[triton]", "eager", "torch.compile"}
     assert all(row["device"] == "rehearsal" and float(row["median_ms"]) > 0 for row in rows)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1 << 20  # small enough to commit
+
+
+def test_both_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each log ends with its own problems; the exit code is of both."""
+    monkeypatch.setattr(gpu_check, "environment", lambda *_: None)
+    monkeypatch.setattr(gpu_check, "run_tests", lambda *_: 2)
+    monkeypatch.setattr(gpu_check, "run_bench", lambda *_: 0)
+    assert gpu_check.main(["--cpu-rehearsal", "--out", str(tmp_path)]) == 1
+    assert "tests: done, 2 problems" in (tmp_path / "tests.log").read_text(encoding="utf-8")
+    assert "bench: done, no problems" in (tmp_path / "bench.log").read_text(encoding="utf-8")
+
+
+def test_a_part_that_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log says how, and the other part still runs."""
+
+    def breaks(*_: object) -> int:
+        raise RuntimeError("no such clock")
+
+    monkeypatch.setattr(gpu_check, "environment", lambda *_: None)
+    monkeypatch.setattr(gpu_check, "run_tests", breaks)
+    monkeypatch.setattr(gpu_check, "run_bench", lambda *_: 0)
+    assert gpu_check.main(["--cpu-rehearsal", "--out", str(tmp_path)]) == 1
+    log = (tmp_path / "tests.log").read_text(encoding="utf-8")
+    assert "RuntimeError: no such clock" in log and "tests: done, 1 problem" in log
+    assert "bench: done, no problems" in (tmp_path / "bench.log").read_text(encoding="utf-8")
+
+
+def test_the_table_grows_with_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is cut off from outside leaves the results that it had."""
+
+    def run_file(path: Path, out: Path, *_: object) -> tuple[Path, str, str]:
+        if path.name == "test_b.py":
+            assert "test_a.py" in (tmp_path / "tests.csv").read_text(encoding="utf-8")
+        return path, "did not fit", ""
+
+    monkeypatch.setattr(gpu_check, "files_to_test", lambda: [gpu_check.ROOT / f"test_{x}.py" for x in "ab"])
+    monkeypatch.setattr(gpu_check, "_run_file", run_file)
+    assert gpu_check.run_tests(tmp_path, gpu_check.Log(tmp_path / "log"), 1.0, 1, True) == 2
+
+
+LEAVES_A_CHILD = """
+import subprocess, sys, time
+def test_sleeps():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(40)"])
+    open("child", "w").write(str(child.pid))
+    time.sleep(40)
+"""
+
+
+def test_the_deadline_ends_the_children_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that holds the output open would keep the whole run waiting after the deadline."""
+    (tmp_path / "test_child.py").write_text(LEAVES_A_CHILD, encoding="utf-8")
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    began = time.time()
+    _, verdict, _ = gpu_check._run_file(tmp_path / "test_child.py", tmp_path, began + 12, True, "")
+    assert verdict == "killed at the deadline" and time.time() - began < 20
+    child = int((tmp_path / "child").read_text())
+    for _ in range(50):
+        stat = Path(f"/proc/{child}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail(f"process {child} is still there")
+
+
+def make_gpu_check(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS")) and k != "PYTHON"}
+    settings = [f"{name}={value}" for name, value in ({"VENV": str(tmp_path / "no-venv")} | variables).items()]
+    return subprocess.run(
+        ["make", "gpu-check", *settings], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
+    )
+
+
+def candidate(path: Path, lack: str) -> str:
+    """A program in place of a Python, which lacks something or, without `lack`, would run the check."""
+    answer = f'echo "{lack}"; exit 1' if lack else "exit 0"
+    path.write_text(f'#!/bin/sh\ncase "$*" in *bench.needs*) {answer};; *) echo "ran $0 $*";; esac\n', encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_make_asks_every_candidate(tmp_path: Path) -> None:
+    first = candidate(tmp_path / "first", "pytest, a GPU that its torch 2.9.0+cpu can see")
+    second = candidate(tmp_path / "second", "")
+    done = make_gpu_check(tmp_path, CANDIDATES=f"no-such-python {first} {second}", PART="tests")
+    assert done.returncode == 0, done.stderr
+    assert f"gpu-check: {first} lacks pytest, a GPU that its torch 2.9.0+cpu can see" in done.stderr
+    assert "no-such-python" not in done.stderr
+    assert f"ran {second} -m bench.gpu_check" in done.stdout and "--part tests" in done.stdout
+
+
+def test_make_asks_only_the_python_that_was_named(tmp_path: Path) -> None:
+    named, other = candidate(tmp_path / "named", ""), candidate(tmp_path / "other", "")
+    done = make_gpu_check(tmp_path, PYTHON=named, CANDIDATES=other)
+    assert f"ran {named} -m bench.gpu_check" in done.stdout, done.stderr
+
+
+def test_needs() -> None:
+    """What this Python lacks: nothing but the GPU where there is none, and what cannot be imported by name."""
+    gpu = [] if torch.cuda.is_available() else [f"a GPU that its torch {torch.__version__} can see"]
+    assert needs.lacks() == gpu
+    assert needs.lacks(("pytest", "no_such_package")) == ["no_such_package", *gpu]
 
 
 PLUGIN_TESTS = """
