@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.attention import differentiable_forward
+from ..ops.attention import MAX_TOKEN_STRIDE, differentiable_forward
 from ..ops.registry import new_rng_state
 
 _fwd = torch.ops.fasttx.attention_fwd.default
@@ -52,7 +52,7 @@ class AttentionFunction(torch.autograd.Function):
         q, k, v, out, lse, *others = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return *_differentiable_backward(ctx, dout, q, k, v, others), *nothing
-        if dout.stride(-1) != 1:
+        if dout.stride(-1) != 1 or dout.stride(-3) > MAX_TOKEN_STRIDE:
             dout = dout.contiguous()
         deterministic = torch.are_deterministic_algorithms_enabled() if ctx.deterministic is None else ctx.deterministic
         dq, dk, dv = _bwd(dout, q, k, v, out, lse, *others, *ctx.numbers, deterministic, ctx.backend)
@@ -79,6 +79,8 @@ def run_attention(
     return_lse: bool = False,
 ) -> Any:  # fmt: skip
     """The op, with dropout drawn from a new state unless one is given; out, or (out, softmax_lse)."""
+    if attn_bias is not None and max(attn_bias.stride()[-2:]) > MAX_TOKEN_STRIDE // 2:  # their offsets are added up
+        attn_bias = attn_bias.contiguous()
     if rng_state is None and dropout_p > 0.0:
         rng_state = new_rng_state(q.device)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):

@@ -22,6 +22,10 @@ from .registry import Half, Impl, Op
 
 MAX_HEAD_DIM = 256
 """The largest head_dim (of q, k and of v) that a kernel takes; beyond it PyTorch's own operators run."""
+LARGEST_BLOCK = 128
+"""Rows of the largest tile in kernels/attention_config.py."""
+MAX_TOKEN_STRIDE = (2**31 - MAX_HEAD_DIM) // LARGEST_BLOCK
+"""Elements from one token to the next, up to which offsets within a tile, 32-bit in the kernels, do not overflow."""
 
 _T = TypeVar("_T")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -279,7 +283,14 @@ def supports(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     if q.dtype not in _DTYPES:
         return f"{q.dtype} is not float32, float16 or bfloat16"
     largest = max(q.shape[-1], v.shape[-1])
-    return f"head_dim {largest} is larger than {MAX_HEAD_DIM}" if largest > MAX_HEAD_DIM else None
+    if largest > MAX_HEAD_DIM:
+        return f"head_dim {largest} is larger than {MAX_HEAD_DIM}"
+    if q.shape[-2] * largest > MAX_TOKEN_STRIDE:  # the results are contiguous
+        return f"out's token stride would be {q.shape[-2] * largest}; allowed are {MAX_TOKEN_STRIDE} elements"
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.stride(-3) > MAX_TOKEN_STRIDE and x.shape[-3] > 1:
+            return f"{name}'s token stride is {x.stride(-3)}; allowed are {MAX_TOKEN_STRIDE} elements"
+    return None
 
 
 ATTENTION = Op(
