@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ..ops.arguments import FLOATS
 from ..ops.registry import forced_backend
+from .attention_arguments import NUMBERS, is_finite
 from .attention_autograd import run_attention
 from .attention_layouts import attention_packed
 from .attention_routes import (
@@ -77,7 +77,9 @@ def scaled_dot_product_attention(
         out = _padded(q, k, v, mask, query, dropout_p, is_causal, scale, enable_gqa)
         if out is not None:
             return out if dims == 4 else out.reshape(*query.shape[:-1], value.shape[-1])
-    out = torch_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    out = torch_attention(
+        query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+    )
     refuse_if_forced("scaled_dot_product_attention", why_torch(query, key, value, attn_mask), query)
     return out
 
@@ -104,7 +106,8 @@ def _padded(
         or (heads_k != heads and not (enable_gqa and heads_k > 0 and heads % heads_k == 0))
         or q.numel() == 0
         or v.numel() == 0
-        or not 0.0 <= dropout_p < 1.0
+        or not (isinstance(dropout_p, NUMBERS) and 0.0 <= dropout_p < 1.0)
+        or not (isinstance(is_causal, bool) and isinstance(enable_gqa, bool))
     ):
         return None
     if mask is not None:
@@ -115,7 +118,7 @@ def _padded(
             return None
     if scale is None:
         scale = head_dim**-0.5
-    elif not math.isfinite(scale):
+    elif not isinstance(scale, NUMBERS) or not is_finite(scale):
         return None
     backend = forced_backend()
     if backend == "auto" and not (has_kernel(q, k, v) if device.type != "cpu" else cpu_gains(q, keys, mask, dropout_p)):
@@ -191,6 +194,8 @@ def attention_varlen(
     Raises:
         ValueError: an argument is not as above; the message names it.  Values of cu_seqlens are checked on CPU
             tensors, and on GPU tensors with FASTTX_CHECK=1.
+        TypeError: an argument is of another type; max_seqlen_q and max_seqlen_k in a tensor too, whose value the host
+            would have to wait for.
 
     Saved for backward: query, key, value, out, softmax_lse.  Numerics and source: as scaled_dot_product_attention.
     """

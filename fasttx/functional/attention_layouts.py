@@ -10,6 +10,7 @@ from torch import Tensor
 from ..ops.arguments import FLOATS
 from ..ops.attention import ATTENTION
 from ..ops.registry import forced_backend
+from .attention_arguments import check_tensors, checked_numbers
 from .attention_autograd import run_attention
 from .attention_routes import (
     autocast_dtype,
@@ -53,13 +54,19 @@ def attention_padded(
         (batch, seqlen_q, heads, head_dim_v), contiguous.
 
     Raises:
-        ValueError: an argument is not as above.
+        ValueError: an argument is not as above.  TypeError: a tensor is none; q, k, v and attn_bias in torch's words.
 
     float64, subclasses, torch.func transforms, forward AD and a bias that needs a gradient go to torch's own function,
     and raise BackendError where a backend is forced.  On a device without a kernel every call goes there, as torch's
     fused attention is faster than the op's composition; but not with deterministic=True, which it does not promise.
     """
     backend = backend or forced_backend()
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        return torch_attention(q, k, v)  # which says what is wrong
+    if attn_bias is not None and not isinstance(attn_bias, Tensor):
+        return torch_attention(q, k, v, attn_mask=attn_bias)
+    if seqused_k is not None and not isinstance(seqused_k, Tensor):
+        raise TypeError(f"attention: seqused_k is a {type(seqused_k).__name__}; allowed is a Tensor or None")
     dtype = autocast_dtype(q)
     if dtype is not None and torch.float64 not in (q.dtype, k.dtype, v.dtype):
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
@@ -105,11 +112,8 @@ def attention_packed(
     return_lse: bool = False, backend: str | None = None, deterministic: bool | None = None,
 ) -> Any:  # fmt: skip
     """attention_varlen with its arguments; backend and deterministic as of attention_padded."""
-    if attn_bias is not None and attn_bias.requires_grad and torch.is_grad_enabled():
-        raise ValueError("attention_varlen: attn_bias requires a gradient; allowed is a bias without (detach it)")
-    if window_size is not None and len(window_size) != 2:
-        raise ValueError(f"attention_varlen: window_size is {window_size}; allowed is (left, right) or None")
-    left, right = (-1, -1) if window_size is None else window_size
+    check_tensors(query, key, value, cu_seqlens_q, cu_seqlens_k, attn_bias, rng_state)
+    max_seqlen_q, max_seqlen_k, left, right = checked_numbers(max_seqlen_q, max_seqlen_k, dropout_p, scale, window_size)
     dtype = autocast_dtype(query)
     if dtype is not None:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)

@@ -112,6 +112,10 @@ def _probabilities(
             return out
         options = {"mask": mask, "scale": scale} if log else {"mask": mask, "scale": scale, "dropout_p": dropout_p}
         return handle_torch_function(ours, (input, mask), input, dim, stacklevel, dtype, **options)
+    if not isinstance(input, Tensor):
+        if plain:
+            return torchs(input, dim, stacklevel + 2, dtype)  # which says what is wrong
+        raise TypeError(f"input: must be a Tensor, got {type(input).__name__}")
     if dim is None:
         dim = torch_functional._get_softmax_dim(name, input.dim(), stacklevel + 1)  # type: ignore[attr-defined]
     if not plain:

@@ -53,7 +53,7 @@ def test_varlen_options() -> None:
         ({"attn_bias": torch.zeros(1, 1, 9, 9, requires_grad=True)}, "attn_bias"),
         ({"window_size": (1,)}, "window_size"),
         ({"window_size": (-3, 0)}, "window"),
-        ({"scale": float("inf")}, "softmax_scale"),
+        ({"scale": float("inf")}, "scale"),
     ):
         with pytest.raises(ValueError, match=message):
             attention_varlen(q, k, v, cu, cu, 9, 9, **kwargs)
