@@ -29,6 +29,8 @@ def backward_arguments(name: str, forward: list[Any], outputs: tuple[Tensor, ...
         return [dout, outputs[0] if forward[2] is None else forward[0], *forward[1:]]
     if name == "cross_entropy":
         return [dout, *forward[:3], outputs[1], outputs[2], *forward[3:]]
+    if name == "linear_cross_entropy":
+        return [dout, *forward[:5], *outputs[1:], True, True, forward[2] is not None, *forward[5:]]
     if name == "binary_cross_entropy":
         return [dout, *forward]
     raise ValueError(f"op: no rule for the backward arguments of {name!r}; add it to bench/kernels.py")

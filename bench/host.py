@@ -46,6 +46,8 @@ def smallest(name: str, device: torch.device) -> list[Any]:
         return [x, None, None, 1.0, 0.0, False]
     if name == "cross_entropy":
         return [x, torch.tensor([3, 5], device=device), None, -100, 0.0, 1]
+    if name == "linear_cross_entropy":
+        return [x, torch.randn(8, 8, device=device), None, torch.tensor([3, 5], device=device), None, -100, 0.0, 1]
     if name == "binary_cross_entropy":
         return [x, torch.ones_like(x), None, None, 1]
     raise ValueError(f"op: no smallest call of {name!r} is known; add it to bench/host.py")

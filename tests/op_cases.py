@@ -55,6 +55,16 @@ def cross_entropy(device: torch.device, dtype: torch.dtype) -> Cases:
     yield "empty", (logits[:0], target[:0], None, -100, 0.0, 2)
 
 
+def linear_cross_entropy(device: torch.device, dtype: torch.dtype) -> Cases:
+    x, weight = torch.randn(5, 16, device=device, dtype=dtype), torch.randn(37, 16, device=device, dtype=dtype) / 4
+    bias, class_weight = torch.randn(37, device=device, dtype=dtype), torch.rand(37, device=device) + 0.5
+    target = torch.tensor([3, -100, 36, 0, 17], device=device)
+    yield "mean", (x, weight, bias, target, None, -100, 0.0, 1)
+    yield "none-weight-smoothing", (x, weight, None, target, class_weight, -100, 0.1, 0)
+    yield "sum-strided", (x[:, 3:], weight[:, :13], bias, target.clamp(0), None, 36, 0.0, 2)
+    yield "empty", (x[:0], weight, bias, target[:0], None, -100, 0.0, 1)
+
+
 def binary_cross_entropy(device: torch.device, dtype: torch.dtype) -> Cases:
     x, target = torch.randn(5, 37, device=device, dtype=dtype), torch.rand(5, 37, device=device).to(dtype)
     weight, pos_weight = torch.rand(5, 1, device=device).to(dtype), torch.rand(37, device=device).to(dtype)
@@ -69,6 +79,7 @@ FORWARD: dict[str, Callable[[torch.device, torch.dtype], Cases]] = {
     "attention": attention,
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
+    "linear_cross_entropy": linear_cross_entropy,
 }
 """op -> (id, arguments of its forward without `backend`)."""
 
@@ -79,6 +90,8 @@ def backward(op: Op, arguments: tuple[Any, ...], outputs: tuple[Tensor, ...]) ->
     returned = op.fwd.schema.rsplit("->", 1)[1].strip(" ()").split(", ")
     known |= {r.split()[-1]: value for r, value in zip(returned, outputs) if " " in r}
     known["deterministic"] = True
+    if op.name == "linear_cross_entropy":
+        known |= {"needs_dx": True, "needs_dweight": True, "needs_dbias": known["bias"] is not None}
     if op.name == "softmax":
         known["saved"] = outputs[0] if known["rng_state"] is None else known["x"]
     dout, *names = op.bwd.argument_names()[:-1]

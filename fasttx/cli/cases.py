@@ -50,11 +50,19 @@ def _binary_cross_entropy(dtype: torch.dtype, device: torch.device) -> list[Any]
     return [x, (x > 0.3).to(dtype), None, _randn(29, dtype=dtype, device=device).abs(), 1]
 
 
+def _linear_cross_entropy(dtype: torch.dtype, device: torch.device) -> list[Any]:
+    """One ignored row, and more classes than a block has columns."""
+    target = torch.tensor([3, -100, 4999, 0, 17], device=device)
+    x, weight = _randn(5, 32, dtype=dtype, device=device), _randn(5000, 32, dtype=dtype, device=device) / 4
+    return [x, weight, _randn(5000, dtype=dtype, device=device), target, None, -100, 0.1, 1]
+
+
 FORWARD: dict[str, Callable[[torch.dtype, torch.device], list[Any]]] = {
     "attention": _attention,
     "softmax": _softmax,
     "cross_entropy": _cross_entropy,
     "binary_cross_entropy": _binary_cross_entropy,
+    "linear_cross_entropy": _linear_cross_entropy,
 }
 """The arguments of <op>_fwd without the last one, `backend`."""
 
@@ -69,4 +77,6 @@ def backward(name: str, forward: list[Any], outputs: tuple[Tensor, ...]) -> list
     if name == "cross_entropy":
         logits, target, weight, *rest = forward
         return [dout, logits, target, weight, outputs[1], outputs[2], *rest]
+    if name == "linear_cross_entropy":
+        return [dout, *forward[:5], *outputs[1:], True, True, forward[2] is not None, *forward[5:]]
     return [dout, *forward]

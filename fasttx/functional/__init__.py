@@ -6,11 +6,13 @@ from .attention import attention_varlen, scaled_dot_product_attention
 from .losses import binary_cross_entropy_with_logits, cross_entropy
 from .packing import repad, unpad
 from .probabilities import log_softmax, softmax
+from .vocabulary_loss import linear_cross_entropy
 
 __all__ = [
     "attention_varlen",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "linear_cross_entropy",
     "log_softmax",
     "repad",
     "scaled_dot_product_attention",

@@ -12,8 +12,9 @@ import torch.nn as _torch_nn
 from . import functional
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss
 from .probabilities import LogSoftmax, Softmax
+from .vocabulary_loss import LinearCrossEntropyLoss
 
-__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "LogSoftmax", "Softmax", "functional"]
+__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "LinearCrossEntropyLoss", "LogSoftmax", "Softmax", "functional"]
 
 
 def __getattr__(name: str) -> Any:

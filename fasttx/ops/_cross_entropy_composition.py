@@ -39,7 +39,7 @@ def _row_chunks(logits: Tensor, target: Tensor, ignore_index: int) -> list[Tenso
     return [slice(i, i + per_chunk) for i in range(0, n_rows, per_chunk)]
 
 
-def _index_weights(
+def index_weights(
     target: Tensor, weight: Tensor | None, n_cols: int, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(w_y, 0 where ignored and NaN where out of range; index that is safe to gather; ignored), each (rows,)."""
@@ -127,7 +127,7 @@ def composed(
             t = t if w is None else t * w
             c, s = t.sum(1), t.mul_(z).sum(1)
         else:
-            w_y, safe, ignored = _index_weights(t, w, n_cols, ignore_index)
+            w_y, safe, ignored = index_weights(t, w, n_cols, ignore_index)
             z_y = z.gather(1, safe[:, None]).squeeze(1)
             if smoothing > 0.0:
                 c, s = (n_cols, z.sum(1)) if w is None else (w.sum(), z @ w)
@@ -176,7 +176,7 @@ def composed_bwd(
             t = t if w is None else t * w
             d.mul_(t.sum(1, keepdim=True)).sub_(t).mul_(scale[rows, None])
         else:
-            w_y, safe, ignored = _index_weights(t, w, n_cols, ignore_index)
+            w_y, safe, ignored = index_weights(t, w, n_cols, ignore_index)
             at_label = w_y * (1.0 - smoothing)
             g = torch.where(ignored, 0.0, scale[rows])  # of an ignored row 0, also where the divisor is 0
             if smoothing > 0.0:
