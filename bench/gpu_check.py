@@ -157,6 +157,8 @@ def run_tests(
 
 def run_bench(out: Path, log: Log, minutes: float, rehearsal: bool, only: str = "") -> int:
     """Kernels, model, host cost and what the compiler made; returns how many of our rows are not ok."""
+    if rehearsal:
+        os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which any of the next lines may do
     import torch
 
     from . import compiled, host, kernels, model
