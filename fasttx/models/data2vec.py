@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .family import bert_like, replacements
+from .mlm_head import ROBERTA_HEAD
 from .roberta import HEADS
 
 DATA2VEC_TEXT = bert_like(
@@ -11,6 +12,7 @@ DATA2VEC_TEXT = bert_like(
     prefix="Data2VecText",
     source="transformers.models.data2vec.modeling_data2vec_text",
     heads=HEADS,
+    vocabulary=ROBERTA_HEAD,
 )
 FAMILIES = (DATA2VEC_TEXT,)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .family import bert_like, replacements
+from .mlm_head import ELECTRA_HEAD
 
 ELECTRA = bert_like(
     "ELECTRA",
@@ -18,6 +19,7 @@ ELECTRA = bert_like(
         "ForTokenClassification": "token_classification",
         "ForQuestionAnswering": "question_answering",
     },
+    vocabulary=ELECTRA_HEAD,
 )
 FAMILIES = (ELECTRA,)
 

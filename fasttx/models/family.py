@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .heads import replacement_class
+from .mlm_head import BERT_HEAD, VocabularyHead
 from .padding_free import padding_free_class
 
 
@@ -28,6 +29,7 @@ class Family:
         bare: the model without a head.
         encoder: the stack of layers, ``.layer``.
         layer: one of them.
+        vocabulary: the parts of a head over the vocabulary.
     """
 
     name: str
@@ -38,9 +40,17 @@ class Family:
     bare: str
     encoder: str
     layer: str
+    vocabulary: VocabularyHead
 
 
-def bert_like(name: str, model_type: str, prefix: str, source: str, heads: Mapping[str, str]) -> Family:
+def bert_like(
+    name: str,
+    model_type: str,
+    prefix: str,
+    source: str,
+    heads: Mapping[str, str],
+    vocabulary: VocabularyHead = BERT_HEAD,
+) -> Family:
     """A family whose layers are BERT's under another name; `heads` is keyed by the class name without `prefix`."""
     return Family(
         name=name,
@@ -51,6 +61,7 @@ def bert_like(name: str, model_type: str, prefix: str, source: str, heads: Mappi
         bare=f"{prefix}Model",
         encoder=f"{prefix}Encoder",
         layer=f"{prefix}Layer",
+        vocabulary=vocabulary,
     )
 
 
@@ -68,7 +79,7 @@ def replacements(module: str, *families: Family) -> Callable[[str], type]:
             source = importlib.import_module(family.source)
             original = getattr(source, attribute)
             if kind is not None:
-                made = replacement_class(original, kind, module)
+                made = replacement_class(original, kind, module, family.vocabulary)
             else:
                 layer, attention = getattr(source, family.layer), getattr(source, family.attention[0])
                 made = padding_free_class(original, layer.forward, attention.forward, module)

@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import MaskedLMOutput
 
 from ..functional.losses import binary_cross_entropy_on, cross_entropy_on
 from .labels import IGNORE, Named
+from .mlm_head import VocabularyHead, full_head_reason, graph_in_the_making, labelled
 from .options import ModulePatch
 from .padding_free import STAY_PADDED
 from .replacement import subclass_of
@@ -48,6 +51,17 @@ class Call:
 
 
 @dataclass(frozen=True)
+class LabelledCall(Call):
+    """A call of a head over the vocabulary whose output is that of the model under the head.
+
+    Attributes:
+        head: where the family keeps the parts of its head.
+    """
+
+    head: VocabularyHead
+
+
+@dataclass(frozen=True)
 class Kind:
     """One kind of loss.
 
@@ -60,6 +74,7 @@ class Kind:
         without_labels: arguments that transformers' forward changes by itself when it gets labels.
         reads_padding: transformers' loss depends on what a model computes at padding, so that ``loss="hf"`` needs a
             padded batch.
+        vocabulary: for heads over the vocabulary: the output and the loss from the labelled rows alone.
         own: a condition under which transformers' forward computes the loss itself.
     """
 
@@ -70,6 +85,7 @@ class Kind:
     zero: str = "nothing is labelled"
     without_labels: Mapping[str, Any] = field(default_factory=dict, hash=False)
     reads_padding: bool = False
+    vocabulary: Callable[[LabelledCall], tuple[Any, Tensor]] | None = None
     own: Callable[[Any], bool] = lambda model: False
 
 
@@ -100,6 +116,31 @@ def _pretraining(call: Call) -> Tensor:
     token_loss = _mean_cross_entropy(call, "labels", tokens, call.arguments["labels"])
     name = "next_sentence_label"
     return token_loss + _mean_cross_entropy(call, name, pair, call.arguments[name])
+
+
+def _labelled_rows(call: LabelledCall) -> Tensor:
+    """The token loss, from the rows that are labelled."""
+    hidden, labels = call.output.last_hidden_state, call.arguments["labels"]
+    rows, targets = labelled(hidden, labels)
+    logits = call.head.decoder(call.model)(call.head.features(call.model, rows))
+    with Named("labels", labels, hidden.shape[:-1], logits.shape[-1]):
+        return _mean_cross_entropy(call, "labels", logits, targets)
+
+
+def _masked_lm_rows(call: LabelledCall) -> tuple[Any, Tensor]:
+    output = MaskedLMOutput(hidden_states=call.output.hidden_states, attentions=call.output.attentions)
+    return output, _labelled_rows(call)
+
+
+def _pretraining_rows(call: LabelledCall) -> tuple[Any, Tensor]:
+    original = type(call.model)._fasttx_original
+    output_class = getattr(sys.modules[original.__module__], f"{original.__name__}Output")
+    pair = call.model.cls.seq_relationship(call.output.pooler_output)
+    output = output_class(
+        seq_relationship_logits=pair, hidden_states=call.output.hidden_states, attentions=call.output.attentions
+    )
+    name = "next_sentence_label"
+    return output, _labelled_rows(call) + _mean_cross_entropy(call, name, pair, call.arguments[name])
 
 
 def _sequence_classification(call: Call) -> Tensor:
@@ -218,8 +259,8 @@ def _has_another_loss(model: Any) -> bool:
 
 
 KINDS: dict[str, Kind] = {
-    "masked_lm": Kind(_classification),
-    "pretraining": Kind(_pretraining, labels=("labels", "next_sentence_label")),
+    "masked_lm": Kind(_classification, vocabulary=_masked_lm_rows),
+    "pretraining": Kind(_pretraining, labels=("labels", "next_sentence_label"), vocabulary=_pretraining_rows),
     "next_sentence": Kind(_classification),
     "multiple_choice": Kind(_classification),
     "token_classification": Kind(_classification),
@@ -258,11 +299,12 @@ def _scaled(loss: Tensor, labels: Tensor, num_items: Tensor | int) -> Tensor:
     return (loss.float() * (labelled / num_items)).to(loss.dtype)
 
 
-def replacement_class(original: type, kind_name: str, module: str) -> type:
+def replacement_class(original: type, kind_name: str, module: str, head: VocabularyHead) -> type:
     """The subclass of a transformers head that a patched model's class is set to.
 
     It has the same name (config.architectures, pipelines and Trainer go by it), the same signature of forward, and is
-    found by pickle as an attribute of `module`. An instance that carries no patch behaves as `original` does.
+    found by pickle as an attribute of `module`. An instance that carries no patch behaves as `original` does. `head`
+    says where the family keeps its head over the vocabulary.
     """
     kind = KINDS[kind_name]
     original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
@@ -285,9 +327,21 @@ def replacement_class(original: type, kind_name: str, module: str) -> type:
         kwargs.update((name, value) for name, value in replaced.items() if name not in names[: len(args)])
         if kind.reads_padding and patch.options.loss == "hf" and patch.options.attention and patch.options.unpad:
             kwargs[STAY_PADDED] = True
-        output = original_forward(self, *args, return_dict=True, **kwargs)
-        correct = patch.options.loss == "correct"
-        loss = kind.loss(Call(self, output, arguments, correct, patch.options.forced))
+        correct, forced = patch.options.loss == "correct", patch.options.forced
+        if (
+            kind.vocabulary is not None
+            and self.training
+            and patch.options.mlm_head is True
+            and not graph_in_the_making()
+            and full_head_reason(self, head) is None
+        ):
+            kwargs.update(zip(names, args))
+            inner = {name: value for name, value in kwargs.items() if name not in kind.labels}
+            call = LabelledCall(self, self.base_model(return_dict=True, **inner), arguments, correct, forced, head)
+            output, loss = kind.vocabulary(call)
+        else:
+            output = original_forward(self, *args, return_dict=True, **kwargs)
+            loss = kind.loss(Call(self, output, arguments, correct, forced))
         if correct and kind.counted is not None and num_items is not None:
             loss = _scaled(loss, arguments[kind.counted], num_items)
         output = type(output)(loss=loss, **{name: value for name, value in output.items() if name != "loss"})

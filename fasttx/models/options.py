@@ -18,6 +18,7 @@ class Options:
 
     attention: bool = True
     unpad: bool | str = "auto"
+    mlm_head: bool | str = True
     loss: str | None = "correct"
     backend: str = "auto"
     deterministic: bool | None = None
@@ -31,6 +32,8 @@ class Options:
             raise ValueError(f"unpad: got {self.unpad!r}; allowed are 'auto', True and False")
         if self.unpad is True and not self.attention:
             raise ValueError("unpad=True with attention=False: a packed batch needs fasttx's attention; allow it")
+        if not isinstance(self.mlm_head, bool) and self.mlm_head != "full":
+            raise ValueError(f"mlm_head: got {self.mlm_head!r}; allowed are True, False and 'full'")
         if self.deterministic is not None and not isinstance(self.deterministic, bool):
             raise TypeError(f"deterministic: got {self.deterministic!r}; allowed are True, False and None")
         if self.loss not in ("correct", "hf", None):

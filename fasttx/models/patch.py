@@ -105,6 +105,7 @@ def patch(
     *,
     attention: bool = True,
     unpad: bool | str = "auto",
+    mlm_head: bool | str = True,
     loss: str | None = "correct",
     backend: str = "auto",
     deterministic: bool | None = None,
@@ -114,8 +115,8 @@ def patch(
 
     State-dict keys, ``save_pretrained``, deepcopy, pickling, class names and forward signatures stay as they are. A
     model that is patched already is unpatched first, so that the last call's options hold. Other parts of a layer
-    (layer norm, MLP, QKV, MLM head) are not replaced in this version; their arguments ``norm``, ``mlp``, ``qkv`` and
-    ``mlm_head`` follow with them, and are a TypeError until then.
+    (layer norm, MLP, QKV) are not replaced in this version; their arguments ``norm``, ``mlp`` and ``qkv`` follow with
+    them, and are a TypeError until then.
 
     Args:
         model: a transformers model, or anything that holds some: a PEFT model, a SentenceTransformer or CrossEncoder, a
@@ -124,6 +125,9 @@ def patch(
         unpad: run the encoder on real tokens only: ``"auto"`` where a batch has enough padding, True where it has any,
             False never.  Needs `attention`. The host waits once a call for the number of tokens on a GPU, unless the
             call says ``seq_lens=`` (see ``fasttx.data``), without which compiled and captured graphs run padded.
+        mlm_head: in training with labels, heads for masked language modelling and pretraining compute the labelled rows
+            alone, and ``logits`` is None; ``"full"`` or False keeps the logits complete. In eval mode and without
+            labels they always are. Needs `loss`.
         loss: ``"correct"``: the head's mean times (labels != -100).sum() / num_items_in_batch where that number is
             passed, and 0 where nothing is labelled; ``"hf"``: exactly transformers' value; None: leave the heads alone.
         backend: ``"auto"``, or ``"cuda"``, ``"triton"``, ``"torch"`` to force one for this model.
@@ -139,7 +143,7 @@ def patch(
             nothing could be replaced. The model is then as it was.
         TypeError: an unknown argument, or one of another type.
     """
-    options = Options(attention, unpad, loss, backend, deterministic, strict)
+    options = Options(attention, unpad, mlm_head, loss, backend, deterministic, strict)
     root = _root(model)
     before = _marks(root)
     if before:

@@ -15,6 +15,7 @@ from .expected import expected_backend
 from .family import Family
 from .heads import KINDS
 from .hf_attention import NAME
+from .mlm_head import full_head_reason
 from .options import ModulePatch, Options
 from .padding_free import static_reason
 from .report import Report, Row
@@ -24,7 +25,7 @@ FAMILIES: tuple[Family, ...] = tuple(family for module in DATA for family in mod
 
 _ATTENTION = {(family.source, name): family for family in FAMILIES for name in family.attention}
 _HEADS = {
-    (family.source, name): (module, kind)
+    (family.source, name): (module, family, kind)
     for module in DATA
     for family in module.FAMILIES
     for name, kind in family.heads.items()
@@ -133,7 +134,7 @@ def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
         plan.report.rows.append(Row(name, "padded batch", None, "", reason))
         return
     plan.classes.append((module, getattr(_ENCODERS[_key(cls)], cls.__name__)))
-    reason = "padded where attentions or hidden states are asked for, and in graphs without seq_lens"
+    reason = "padded for attentions or hidden states, and in graphs without seq_lens"
     plan.report.rows.append(Row(name, "padded batch", "real tokens only", "torch", reason))
 
 
@@ -148,7 +149,7 @@ def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options)
                 reason = "was wrapped by fully_shard; patch first, then fully_shard"
             plan.report.rows.append(Row(name, f"loss of {cls.__name__}", None, "", reason))
         return
-    data, kind_name = entry
+    data, family, kind_name = entry
     kind = KINDS[kind_name]
     if "forward" in module.__dict__:
         reason = "its forward was replaced on the instance (accelerate does that); patch before it is prepared"
@@ -164,6 +165,13 @@ def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options)
         reason = f"loss='correct': honours num_items_in_batch; 0 where {kind.zero}"
     backend = expected_backend(kind.ops[0], options.backend, module)
     plan.report.rows.append(Row(name, f"loss of {cls.__name__}", ", ".join(kind.ops), backend, reason))
+    if kind.vocabulary is not None and options.mlm_head is True:
+        full = full_head_reason(module, family.vocabulary)
+        if full is None:
+            reason = "in training with labels, where logits are None; full in graphs"
+            plan.report.rows.append(Row(name, "logits of all rows", "labelled rows only", "torch", reason))
+        else:
+            plan.report.rows.append(Row(name, "logits of all rows", None, "", full))
 
 
 def _exchange(config: Any, options: Options) -> ModulePatch:

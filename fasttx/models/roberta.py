@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .family import bert_like, replacements
+from .mlm_head import ROBERTA_HEAD
 
 HEADS = {
     "ForCausalLM": "causal_lm",
@@ -14,7 +15,7 @@ HEADS = {
 }
 
 FAMILIES = tuple(
-    bert_like(name, model_type, prefix, f"transformers.models.{package}.modeling_{package}", HEADS)
+    bert_like(name, model_type, prefix, f"transformers.models.{package}.modeling_{package}", HEADS, ROBERTA_HEAD)
     for name, model_type, prefix, package in (
         ("RoBERTa", "roberta", "Roberta", "roberta"),
         ("XLM-RoBERTa", "xlm-roberta", "XLMRoberta", "xlm_roberta"),

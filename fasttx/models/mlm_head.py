@@ -1,0 +1,88 @@
+"""Masked language modelling heads that compute the labelled rows only.
+
+In training with labels nobody reads the logits: 85 % of the rows of a masked batch have no label, and each row is as
+wide as the vocabulary. A patched head gathers the labelled rows first; transformers' own transform runs on them, and
+the loss is taken from them. ``logits`` is None then. In eval mode, without labels or with ``mlm_head="full"`` they are
+complete.
+
+How many rows are labelled is a value on the device, for which the host waits. A graph that is being compiled or
+captured must not depend on it, and computes all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..functional.packing import take_rows
+from .bypass import bypass_reason
+from .labels import IGNORE
+
+
+@dataclass(frozen=True)
+class VocabularyHead:
+    """How a family gets from hidden states to logits: ``decoder(features(hidden))``.
+
+    Attributes:
+        features: of (model, hidden rows); calls the modules under the containers.
+        decoder: of a model: the product with the vocabulary.
+        containers: paths of modules that are passed over, which must be transformers' own.
+    """
+
+    features: Callable[[Any, Tensor], Tensor]
+    decoder: Callable[[Any], nn.Module]
+    containers: tuple[str, ...]
+
+
+def _roberta_features(model: Any, hidden: Tensor) -> Tensor:
+    head = model.lm_head
+    return head.layer_norm(nn.functional.gelu(head.dense(hidden)))
+
+
+BERT_HEAD = VocabularyHead(
+    features=lambda model, hidden: model.cls.predictions.transform(hidden),
+    decoder=lambda model: model.cls.predictions.decoder,
+    containers=("cls", "cls.predictions"),
+)
+ROBERTA_HEAD = VocabularyHead(
+    features=_roberta_features, decoder=lambda model: model.lm_head.decoder, containers=("lm_head",)
+)
+ELECTRA_HEAD = VocabularyHead(
+    features=lambda model, hidden: model.generator_predictions(hidden),
+    decoder=lambda model: model.generator_lm_head,
+    containers=(),
+)
+
+
+def full_head_reason(model: Any, head: VocabularyHead) -> str | None:
+    """Why the head must be called as it is, so that all rows are computed; None if rows can be selected."""
+    for path in head.containers:
+        reason = bypass_reason(model.get_submodule(path), path, source="transformers.models")
+        if reason is not None:
+            return reason
+    return None
+
+
+def labelled(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of hidden (batch, seqlen, width) that have a label, and their labels (n,).
+
+    Without any there is one row, whose label is to be ignored: a loss over it has a gradient for every weight.
+    """
+    rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).to(hidden.device)
+    if targets.shape[0] != rows.shape[0]:
+        raise ValueError(f"labels: got shape {tuple(labels.shape)}; allowed is {tuple(hidden.shape[:-1])}")
+    indices = (targets != IGNORE).nonzero().view(-1)
+    if indices.shape[0] == 0 and rows.shape[0] > 0:
+        indices = indices.new_zeros(1)
+    return take_rows(rows, indices), targets.index_select(0, indices)
+
+
+def graph_in_the_making() -> bool:
+    """Whether nothing may depend on the values of a tensor now."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

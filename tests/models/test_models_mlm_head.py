@@ -1,0 +1,178 @@
+"""Heads over the vocabulary in training: labelled rows only, with the same loss and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import model_zoo as zoo
+import pytest
+import torch
+from test_models_parity import run
+from torch import Tensor, nn
+
+import fasttx
+from fasttx.models.family import Family
+from fasttx.testing import assert_as_accurate
+
+HEADS = [(family, cls) for family, cls in zoo.CLASSES if family.heads.get(cls) in ("masked_lm", "pretraining")]
+IDS = [cls for _, cls in HEADS]
+
+
+def logits_of(output: Any) -> Tensor | None:
+    return output.get("prediction_logits", output.get("logits"))
+
+
+def rows_at_decoder(model: nn.Module) -> list[tuple[int, ...]]:
+    """Filled by each call with the shapes that the product with the vocabulary gets."""
+    shapes: list[tuple[int, ...]] = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    return shapes
+
+
+@pytest.mark.parametrize(("family", "cls"), HEADS, ids=IDS)
+@pytest.mark.parametrize("loss", ["correct", "hf"])
+def test_same_loss_and_gradients(family: Family, cls: str, loss: str) -> None:
+    model, inputs = zoo.tiny_model(family, cls).train(), zoo.inputs_for(family, cls)
+    want64, grads64 = run(zoo.double_of(model), zoo.to_double(inputs))
+    want, grads = run(model, inputs)
+    report = fasttx.patch(model, loss=loss)
+    assert "labelled rows only" in [row.after for row in report.rows]
+    got, found = run(model, inputs)
+    assert type(got) is type(want) and logits_of(got) is None
+    assert_as_accurate(got.loss, want.loss, want64.loss, "loss")
+    assert found.keys() == grads.keys()
+    for name, value in found.items():
+        assert_as_accurate(value, grads[name], grads64[name], f"gradient of {name}")
+    if "next_sentence_label" in inputs:
+        assert_as_accurate(
+            got.seq_relationship_logits, want.seq_relationship_logits, want64.seq_relationship_logits, "pair"
+        )
+
+
+@pytest.mark.parametrize(("family", "cls"), HEADS, ids=IDS)
+def test_only_labelled_rows_reach_the_vocabulary(family: Family, cls: str) -> None:
+    model, inputs = zoo.tiny_model(family, cls).train(), zoo.inputs_for(family, cls)
+    fasttx.patch(model)
+    shapes = rows_at_decoder(model)
+    model(**inputs)
+    labelled = int((inputs["labels"] != -100).sum())
+    assert [shape[0] for shape in shapes] == [labelled] and 0 < labelled < inputs["labels"].numel() / 2
+
+
+@pytest.mark.parametrize("options", [{"mlm_head": "full"}, {"mlm_head": False}])
+def test_complete_logits_on_request(options: dict[str, Any]) -> None:
+    model, inputs = zoo.tiny_model(zoo.BERT, "BertForMaskedLM").train(), zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
+    want = model(**inputs)
+    report = fasttx.patch(model, **options)
+    assert "labelled rows only" not in str(report)
+    got = model(**inputs)
+    torch.testing.assert_close(got.loss, want.loss)
+    torch.testing.assert_close(got.logits[zoo.padding_mask() == 1], want.logits[zoo.padding_mask() == 1])
+
+
+def test_complete_logits_in_eval_mode_and_without_labels() -> None:
+    model, inputs = zoo.tiny_model(zoo.BERT, "BertForMaskedLM"), zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
+    fasttx.patch(model)
+    shape = (*inputs["input_ids"].shape, zoo.VOCAB)
+    assert model.eval()(**inputs).logits.shape == shape
+    labels = inputs.pop("labels")
+    assert model.train()(**inputs).logits.shape == shape
+    assert model(**inputs, labels=labels).logits is None
+
+
+@pytest.mark.parametrize(("family", "cls"), HEADS, ids=IDS)
+def test_nothing_labelled(family: Family, cls: str) -> None:
+    model, inputs = zoo.tiny_model(family, cls).train(), zoo.inputs_for(family, cls)
+    inputs["labels"] = torch.full_like(inputs["labels"], -100)
+    want, _ = run(model, inputs)
+    fasttx.patch(model, loss="hf")
+    assert torch.isnan(want.loss) and torch.isnan(model(**inputs).loss)
+    fasttx.patch(model)
+    if "next_sentence_label" in inputs:
+        assert torch.isfinite(model(**inputs).loss)
+        return
+    got, grads = run(model, inputs)
+    assert got.loss.item() == 0.0
+    assert grads.keys() == run(model, zoo.inputs_for(family, cls))[1].keys()  # DDP waits for every one of them
+    assert all(float(g.abs().max()) == 0.0 for g in grads.values())
+
+
+def test_tuple_and_positional_arguments() -> None:
+    model, inputs = zoo.tiny_model(zoo.BERT, "BertForMaskedLM").train(), zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
+    want = model(**inputs).loss
+    fasttx.patch(model)
+    out = model(inputs["input_ids"], inputs["attention_mask"], labels=inputs["labels"], return_dict=False)
+    assert type(out) is tuple and len(out) == 1
+    torch.testing.assert_close(out[0], want)
+    states = model(**inputs, output_hidden_states=True, output_attentions=True)
+    assert len(states.hidden_states) == 3 and len(states.attentions) == 2
+    torch.testing.assert_close(states.loss, want)
+
+
+def test_num_items_in_batch_scales_the_loss() -> None:
+    model, inputs = zoo.tiny_model(zoo.BERT, "BertForMaskedLM").train(), zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
+    want = model(**inputs).loss
+    fasttx.patch(model)
+    labelled = int((inputs["labels"] != -100).sum())
+    torch.testing.assert_close(model(**inputs, num_items_in_batch=3 * labelled).loss, want / 3)
+
+
+@pytest.mark.parametrize("part", ["cls", "cls.predictions"])
+@pytest.mark.parametrize("how", ["hook", "subclass", "forward"])
+def test_a_head_that_must_be_called_is_called(part: str, how: str) -> None:
+    """Nothing that a user hung on a module is passed over."""
+    model, inputs = zoo.tiny_model(zoo.BERT, "BertForMaskedLM").train(), zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
+    calls = []
+    module = model.get_submodule(part)
+    if how == "hook":
+        module.register_forward_hook(lambda *_: calls.append(1))
+    else:
+        original = type(module).forward
+
+        def forward(self: Any, x: Tensor) -> Tensor:
+            calls.append(1)
+            return original(self, x)
+
+        if how == "subclass":
+            module.__class__ = type("MyHead", (type(module),), {"forward": forward, "__module__": __name__})
+        else:
+            module.forward = forward.__get__(module)
+    report = fasttx.patch(model)
+    assert [row.reason.split(" has ")[0].split(" is ")[0] for row in report.left_alone] == [part]
+    assert model(**inputs).logits is not None and calls
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (torch.zeros(3, 10, dtype=torch.long), r"labels: got shape \(3, 10\)"),
+        (torch.full((3, 11), zoo.VOCAB), "labels"),
+        (torch.full((3, 11), -1), "labels"),
+        (torch.zeros(3, 11), "labels"),
+    ],
+    ids=["shape", "too-high", "negative", "floating"],
+)
+def test_wrong_labels_are_named(labels: Tensor, words: str) -> None:
+    model, inputs = zoo.tiny_model(zoo.BERT, "BertForMaskedLM").train(), zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
+    fasttx.patch(model)
+    with pytest.raises(ValueError, match=words):
+        model(**(inputs | {"labels": labels}))
+
+
+def test_compiled_in_one_graph() -> None:
+    model, inputs = zoo.tiny_model(zoo.BERT, "BertForMaskedLM").train(), zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
+    want, grads = run(model, inputs)
+    fasttx.patch(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    model.zero_grad()
+    loss = compiled(**inputs).loss
+    loss.backward()
+    torch.testing.assert_close(loss, want.loss)
+    for name, parameter in model.named_parameters():
+        if name in grads:
+            torch.testing.assert_close(parameter.grad, grads[name], rtol=1e-3, atol=1e-5)
+
+
+def test_bad_option() -> None:
+    with pytest.raises(ValueError, match="mlm_head: got 'all'"):
+        fasttx.patch(zoo.tiny_model(zoo.BERT, "BertForMaskedLM"), mlm_head="all")
