@@ -18,6 +18,7 @@ from dry_device import Record, dry_device
 from fasttx.kernels.binary_cross_entropy import binary_cross_entropy_bwd, binary_cross_entropy_fwd
 from fasttx.kernels.cross_entropy import MEAN, NONE, cross_entropy_fwd
 from fasttx.kernels.cross_entropy_bwd import cross_entropy_bwd
+from fasttx.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 
 ARCHES = (80, 90, 100)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -93,6 +94,30 @@ def test_cross_entropy_of_padded_rows(arch: int) -> None:
     for record in records:
         if record.name == "_backward_wide":
             assert accesses(record)["STG.E.128"] >= 2, str(record)
+
+
+@pytest.mark.parametrize(("dtype", "arch"), [("bf16", 80), ("bf16", 90), ("bf16", 100), ("fp32", 90), ("fp16", 90)])
+def test_linear_cross_entropy(dtype: str, arch: int) -> None:
+    """Logits in a workspace of padded rows, overwritten by their gradient; whole and in chunks."""
+    dtype, labels = DTYPES[dtype], meta(4096, dtype=torch.int64)
+    x, weight, bias = (meta(*shape, dtype=dtype) for shape in ((4096, 64), (30522, 64), (30522,)))
+    with dry_device(arch) as records:
+        for n_rows, class_weight, loss, tail in (
+            (4096, None, meta(), (-100, 0.0, MEAN)),
+            (4096, meta(30522), meta(), (-100, 0.1, MEAN)),
+            (200, None, meta(200), (-100, 0.0, NONE)),
+        ):
+            given = (x[:n_rows], weight, bias, labels[:n_rows], class_weight)
+            linear_cross_entropy_fwd(loss, meta(n_rows), meta(), *given, *tail)
+            grads = (meta(n_rows, 64, dtype=dtype), meta(30522, 64, dtype=dtype), meta(30522, dtype=dtype))
+            saved = (meta(n_rows), meta(), True, True, True)
+            linear_cross_entropy_bwd(*grads, meta(*loss.shape), *given, *saved, *tail)
+    check(records, "_forward_wide", "_backward_wide")  # the third is the same for every dtype: compiled but once
+    for record in records:
+        if record.name in ("_forward_wide", "_backward_wide"):
+            found = accesses(record)
+            assert found["LDG.E.128"] >= 2, (str(record), found)
+            assert record.name == "_forward_wide" or found["STG.E.128"] >= 2, (str(record), found)
 
 
 @pytest.mark.parametrize(("dtype", "arch"), [("bf16", 80), ("bf16", 90), ("bf16", 100), ("fp32", 90), ("fp16", 90)])
