@@ -19,7 +19,7 @@ def _examples(op: Op, module: Any, device: torch.device, dtype: torch.dtype) -> 
         shape = (1, 128, module.num_attention_heads, module.attention_head_size)
         return tuple(one.expand(shape) for _ in op.fwd.keys)
     logits, labels = one.expand(128, 128), one.long().expand(128)
-    return tuple(labels if key == "target" and op.name == "cross_entropy" else logits for key in op.fwd.keys)
+    return tuple(labels if key == "target" and op.name != "binary_cross_entropy" else logits for key in op.fwd.keys)
 
 
 def expected_backend(op: str, requested: str, module: nn.Module) -> str:

@@ -24,8 +24,9 @@ from torch import Tensor
 from transformers.modeling_outputs import MaskedLMOutput
 
 from ..functional.losses import binary_cross_entropy_on, cross_entropy_on
+from ..functional.vocabulary_loss import linear_cross_entropy_on
 from .labels import IGNORE, Named
-from .mlm_head import VocabularyHead, full_head_reason, graph_in_the_making, labelled
+from .mlm_head import VocabularyHead, full_head_reason, graph_in_the_making, labelled, plain_linear
 from .options import ModulePatch
 from .padding_free import STAY_PADDED
 from .replacement import subclass_of
@@ -96,15 +97,23 @@ def _mean_cross_entropy(call: Call, name: str, logits: Tensor, labels: Tensor, i
     """Cross-entropy, averaged over labels that are not ignored; logits (..., n_cols), labels (...), called `name`."""
     rows, labels = logits.reshape(-1, logits.shape[-1]), labels.to(logits.device)
     with Named(name, labels, logits.shape[:-1], logits.shape[-1], ignore_index):
-        target = labels.reshape(-1)
-        if not call.correct:
-            return cross_entropy_on(call.backend, rows, target, ignore_index=ignore_index)
-        # A mean over nothing is 0/0. With stand-in labels the mean and its gradient are finite, and `where` drops both;
-        # whether anything is labelled stays on the device.
-        nothing = ~(target != ignore_index).any()
-        target = torch.where(nothing, torch.zeros_like(target), target)
-        loss = cross_entropy_on(call.backend, rows, target, ignore_index=ignore_index)
-        return torch.where(nothing, torch.zeros_like(loss), loss)
+        return _mean(
+            lambda target: cross_entropy_on(call.backend, rows, target, ignore_index=ignore_index),
+            labels.reshape(-1),
+            call.correct,
+            ignore_index,
+        )
+
+
+def _mean(loss: Callable[[Tensor], Tensor], target: Tensor, correct: bool, ignore_index: int = IGNORE) -> Tensor:
+    """loss(target), a mean over targets that are not ignored; with `correct` 0 where all of them are."""
+    if not correct:
+        return loss(target)
+    # A mean over nothing is 0/0. With stand-in labels the mean and its gradient are finite, and `where` drops both;
+    # whether anything is labelled stays on the device.
+    nothing = ~(target != ignore_index).any()
+    found = loss(torch.where(nothing, torch.zeros_like(target), target))
+    return torch.where(nothing, torch.zeros_like(found), found)
 
 
 def _classification(call: Call) -> Tensor:
@@ -119,12 +128,20 @@ def _pretraining(call: Call) -> Tensor:
 
 
 def _labelled_rows(call: LabelledCall) -> Tensor:
-    """The token loss, from the rows that are labelled."""
+    """The token loss, from the rows that are labelled, without a matrix of logits where nothing forbids it."""
     hidden, labels = call.output.last_hidden_state, call.arguments["labels"]
-    rows, targets = labelled(hidden, labels)
-    logits = call.head.decoder(call.model)(call.head.features(call.model, rows))
-    with Named("labels", labels, hidden.shape[:-1], logits.shape[-1]):
-        return _mean_cross_entropy(call, "labels", logits, targets)
+    rows, target = labelled(hidden, labels)
+    rows, decoder = call.head.features(call.model, rows), call.head.decoder(call.model)
+    if not plain_linear(decoder):
+        logits = decoder(rows)
+        with Named("labels", labels, hidden.shape[:-1], logits.shape[-1]):
+            return _mean_cross_entropy(call, "labels", logits, target)
+    with Named("labels", labels, hidden.shape[:-1], decoder.weight.shape[0]):
+        return _mean(
+            lambda target: linear_cross_entropy_on(call.backend, rows, decoder.weight, target, decoder.bias),
+            target,
+            call.correct,
+        )
 
 
 def _masked_lm_rows(call: LabelledCall) -> tuple[Any, Tensor]:
@@ -260,7 +277,11 @@ def _has_another_loss(model: Any) -> bool:
 
 KINDS: dict[str, Kind] = {
     "masked_lm": Kind(_classification, vocabulary=_masked_lm_rows),
-    "pretraining": Kind(_pretraining, labels=("labels", "next_sentence_label"), vocabulary=_pretraining_rows),
+    "pretraining": Kind(
+        _pretraining,
+        labels=("labels", "next_sentence_label"),
+        vocabulary=_pretraining_rows,
+    ),
     "next_sentence": Kind(_classification),
     "multiple_choice": Kind(_classification),
     "token_classification": Kind(_classification),
@@ -332,7 +353,7 @@ def replacement_class(original: type, kind_name: str, module: str, head: Vocabul
             kind.vocabulary is not None
             and self.training
             and patch.options.mlm_head is True
-            and not graph_in_the_making()
+            and (not graph_in_the_making() or plain_linear(head.decoder(self)))
             and full_head_reason(self, head) is None
         ):
             kwargs.update(zip(names, args))

@@ -2,11 +2,11 @@
 
 In training with labels nobody reads the logits: 85 % of the rows of a masked batch have no label, and each row is as
 wide as the vocabulary. A patched head gathers the labelled rows first; transformers' own transform runs on them, and
-the loss is taken from them. ``logits`` is None then. In eval mode, without labels or with ``mlm_head="full"`` they are
-complete.
+linear_cross_entropy takes the loss from them, so that no matrix of logits exists. ``logits`` is None then. In eval
+mode, without labels or with ``mlm_head="full"`` they are complete.
 
 How many rows are labelled is a value on the device, for which the host waits. A graph that is being compiled or
-captured must not depend on it, and computes all rows.
+captured must not depend on it: all rows go to linear_cross_entropy there, with their labels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class VocabularyHead:
     """
 
     features: Callable[[Any, Tensor], Tensor]
-    decoder: Callable[[Any], nn.Module]
+    decoder: Callable[[Any], Any]
     containers: tuple[str, ...]
 
 
@@ -67,14 +67,21 @@ def full_head_reason(model: Any, head: VocabularyHead) -> str | None:
     return None
 
 
+def plain_linear(module: Any) -> bool:
+    """Whether the module's weight and bias say all about it."""
+    return bypass_reason(module, "decoder", cls="Linear") is None
+
+
 def labelled(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of hidden (batch, seqlen, width) that have a label, and their labels (n,).
+    """The rows of hidden (batch, seqlen, width) that have a label, and their labels (n,); all rows in a graph.
 
     Without any there is one row, whose label is to be ignored: a loss over it has a gradient for every weight.
     """
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).to(hidden.device)
     if targets.shape[0] != rows.shape[0]:
         raise ValueError(f"labels: got shape {tuple(labels.shape)}; allowed is {tuple(hidden.shape[:-1])}")
+    if graph_in_the_making():
+        return rows, targets
     indices = (targets != IGNORE).nonzero().view(-1)
     if indices.shape[0] == 0 and rows.shape[0] > 0:
         indices = indices.new_zeros(1)

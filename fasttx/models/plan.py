@@ -168,8 +168,9 @@ def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options)
     if kind.vocabulary is not None and options.mlm_head is True:
         full = full_head_reason(module, family.vocabulary)
         if full is None:
-            reason = "in training with labels, where logits are None; full in graphs"
-            plan.report.rows.append(Row(name, "logits of all rows", "labelled rows only", "torch", reason))
+            reason = "linear_cross_entropy; in training with labels, where logits are None"
+            backend = expected_backend("linear_cross_entropy", options.backend, module)
+            plan.report.rows.append(Row(name, "logits of all rows", "labelled rows only", backend, reason))
         else:
             plan.report.rows.append(Row(name, "logits of all rows", None, "", full))
 

@@ -11,7 +11,9 @@ from test_models_parity import run
 from torch import Tensor, nn
 
 import fasttx
+from fasttx.functional.vocabulary_loss import linear_cross_entropy_on
 from fasttx.models.family import Family
+from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
 HEADS = [(family, cls) for family, cls in zoo.CLASSES if family.heads.get(cls) in ("masked_lm", "pretraining")]
@@ -57,6 +59,30 @@ def test_only_labelled_rows_reach_the_vocabulary(family: Family, cls: str) -> No
     model(**inputs)
     labelled = int((inputs["labels"] != -100).sum())
     assert [shape[0] for shape in shapes] == [labelled] and 0 < labelled < inputs["labels"].numel() / 2
+
+
+@pytest.mark.parametrize(("family", "cls"), HEADS, ids=IDS)
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+def test_the_loss_is_taken_without_logits(
+    family: Family, cls: str, graph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph must not depend on how many rows are labelled: all of them are passed on, with their labels."""
+    model, inputs = zoo.tiny_model(family, cls).train(), zoo.inputs_for(family, cls)
+    want = model(**inputs).loss
+    decoder = model.get_output_embeddings()
+    seen = []
+
+    def spy(backend: str | None, rows: Tensor, weight: Tensor, target: Tensor, bias: Tensor) -> Tensor:
+        seen.append((rows.shape[0], weight is decoder.weight, bias is decoder.bias))
+        return linear_cross_entropy_on(backend, rows, weight, target, bias)
+
+    monkeypatch.setattr("fasttx.models.heads.linear_cross_entropy_on", spy)
+    monkeypatch.setattr("fasttx.models.mlm_head.graph_in_the_making", lambda: graph)
+    fasttx.patch(model, backend="torch")
+    before = LAUNCHES["linear_cross_entropy_fwd", "torch"]
+    torch.testing.assert_close(model(**inputs).loss, want)
+    rows = inputs["labels"].numel() if graph else int((inputs["labels"] != -100).sum())
+    assert seen == [(rows, True, True)] and LAUNCHES["linear_cross_entropy_fwd", "torch"] == before + 1
 
 
 @pytest.mark.parametrize("options", [{"mlm_head": "full"}, {"mlm_head": False}])
