@@ -56,8 +56,8 @@ def scaled_dot_product_attention(
         gradient, tensor subclasses, torch.func transforms, forward AD, empty tensors, broadcast batches, is_causal
         with attn_mask), goes to torch's own function.  BackendError where a backend is forced that cannot run it.
 
-    Saved for backward: query, key, value, the output and one float per row.  Double backward is supported without
-    dropout.
+    Saved for backward: query, key, value, the output and one float per row.  Double backward is supported, by
+    PyTorch's own operators, which hold the scores of every head in memory.
     Numerics: fp32 scores, softmax and accumulation.  Under autocast everything floating is cast to its dtype first.
     Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.1; Dao, "FlashAttention-2", 2023.
     """

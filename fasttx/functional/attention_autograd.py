@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.attention import MAX_TOKEN_STRIDE, differentiable_forward
+from ..ops.attention import MAX_TOKEN_STRIDE
+from ..ops.attention_double import differentiable_forward
 from ..ops.registry import new_rng_state
 
 _fwd = torch.ops.fasttx.attention_fwd.default
@@ -61,13 +62,9 @@ class AttentionFunction(torch.autograd.Function):
 
 def _differentiable_backward(ctx: Any, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, others: list[Any]) -> list[Any]:
     """The gradients as a graph of PyTorch's own operators, for create_graph=True."""
-    if others[-1] is not None:
-        raise RuntimeError(
-            "fasttx attention: create_graph=True (double backward) with dropout_p > 0; allowed is dropout_p = 0"
-        )
     q, k, v = (x.view_as(x) for x in (q, k, v))  # one tensor given twice has a gradient for each use
     wanted = [x for x, needed in zip((q, k, v), ctx.needs_input_grad, strict=False) if needed]
-    out = differentiable_forward(q, k, v, *others, *ctx.numbers)
+    out = differentiable_forward(ctx.backend, q, k, v, *others, *ctx.numbers)
     found = iter(torch.autograd.grad(out, wanted, dout, create_graph=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
 

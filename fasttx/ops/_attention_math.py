@@ -14,7 +14,7 @@ from torch import Tensor
 from ._philox import attention_keep, dropout_scale
 
 
-def _pad(x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def pad(x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     """(total, ...) -> (batch, max_seqlen, ...)."""
     at = cu_seqlens[:-1, None] + torch.arange(max_seqlen, device=x.device)
     if x.shape[0] == 0:
@@ -43,6 +43,7 @@ def _unpad(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
 def _probabilities(
     q: Tensor, k: Tensor, attn_bias: Tensor | None, lengths_q: Tensor | None, lengths_k: Tensor | None,
     rng_state: Tensor | None, softmax_scale: float, dropout_p: float, window_left: int, window_right: int,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """P and lse of padded q, k (batch, heads, seqlen, head_dim) in fp32, and the dropout factors."""
     m, n = q.shape[2], k.shape[2]
@@ -70,8 +71,9 @@ def _probabilities(
     lse = (scores.logsumexp(-1) if n else scores.sum(-1)).masked_fill(dead.squeeze(-1), float("-inf"))
     if rng_state is None:
         return p, lse, None
-    heads = torch.arange(q.shape[0] * q.shape[1], device=q.device)
-    keep = attention_keep(rng_state, heads, m, n, dropout_p).view(p.shape)
+    if keep is None:
+        heads = torch.arange(q.shape[0] * q.shape[1], device=q.device)
+        keep = attention_keep(rng_state, heads, m, n, dropout_p).view(p.shape)
     return p, lse, keep * dropout_scale(dropout_p)
 
 
@@ -83,8 +85,8 @@ def _padded(
     lengths_q, lengths_k = None, seqused_k
     if cu_seqlens_q is not None and cu_seqlens_k is not None:
         lengths_q, lengths_k = cu_seqlens_q.diff(), cu_seqlens_k.diff()
-        q = _zero_past(_pad(q, cu_seqlens_q, max_seqlen_q), lengths_q)
-        k, v = _pad(k, cu_seqlens_k, max_seqlen_k), _pad(v, cu_seqlens_k, max_seqlen_k)
+        q = _zero_past(pad(q, cu_seqlens_q, max_seqlen_q), lengths_q)
+        k, v = pad(k, cu_seqlens_k, max_seqlen_k), pad(v, cu_seqlens_k, max_seqlen_k)
     if lengths_k is not None:
         k, v = _zero_past(k, lengths_k), _zero_past(v, lengths_k)
     group = q.shape[2] // k.shape[2]
@@ -97,14 +99,14 @@ def _padded(
 def forward(
     q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None, seqused_k: Tensor | None, cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None, rng_state: Tensor | None, max_seqlen_q: int, max_seqlen_k: int, softmax_scale: float,
-    dropout_p: float, window_left: int, window_right: int,
+    dropout_p: float, window_left: int, window_right: int, keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """out and softmax_lse of ops/attention.py."""
+    """out and softmax_lse of ops/attention.py; `keep`, (batch, heads, seqlen_q, seqlen_k), replaces the drawn mask."""
     q4, k4, v4, lengths_q, lengths_k = _padded(
         q, k, v, seqused_k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
     )
     p, lse, factor = _probabilities(
-        q4, k4, attn_bias, lengths_q, lengths_k, rng_state, softmax_scale, dropout_p, window_left, window_right
+        q4, k4, attn_bias, lengths_q, lengths_k, rng_state, softmax_scale, dropout_p, window_left, window_right, keep
     )
     out = ((p if factor is None else p * factor) @ v4).to(q.dtype).transpose(1, 2)
     if cu_seqlens_q is None:
@@ -127,7 +129,7 @@ def backward(
         q4, k4, attn_bias, lengths_q, lengths_k, rng_state, softmax_scale, dropout_p, window_left, window_right
     )
     if cu_seqlens_q is not None and lengths_q is not None:
-        dout = _zero_past(_pad(dout, cu_seqlens_q, max_seqlen_q), lengths_q)
+        dout = _zero_past(pad(dout, cu_seqlens_q, max_seqlen_q), lengths_q)
     do = dout.float().transpose(1, 2)
     dp = do @ v4.transpose(-1, -2)
     z = p

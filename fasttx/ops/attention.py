@@ -315,8 +315,3 @@ ATTENTION = Op(
     ),
     (Impl("triton", "fasttx.kernels.attention:attention_fwd", "fasttx.kernels.attention_bwd:attention_bwd", supports),),
 )
-
-
-def differentiable_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> Tensor:
-    """out, as a graph of PyTorch's own operators on any device, which autograd can differentiate repeatedly."""
-    return _attention_math.forward(q, k, v, *args)[0]
