@@ -18,7 +18,7 @@ from ._philox import dropout_scale, dropout_threshold
 _softmax = torch.ops.aten._softmax.out
 _softmax_backward = torch.ops.aten._softmax_backward_data.out
 
-_CHUNK = 3 << 16
+CHUNK = 3 << 16
 """Scores computed at a time (768 KB: larger falls out of the cache, smaller pays for more calls); at least one head."""
 
 
@@ -50,7 +50,7 @@ class Chunks:
     @staticmethod
     def walk(batch: int, heads: int, rows: int, keys: int) -> Iterator[tuple[slice, slice]]:
         """Several sequences with all their heads where those are small, else some heads of one sequence."""
-        fit = max(_CHUNK // (rows * keys), 1)
+        fit = max(CHUNK // (rows * keys), 1)
         if fit >= 2 * heads:
             step = fit // heads
             for b in range(0, batch, step):

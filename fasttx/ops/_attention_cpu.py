@@ -2,7 +2,7 @@
 
 A call is cut into parts (_attention_parts.py).  A part without dropout goes to PyTorch's CPU flash kernel and its
 backward (_attention_flash.py); with dropout, or where v has a head_dim of its own, a few heads at a time are computed
-by matrix products (_attention_chunks.py).
+by matrix products (_attention_chunks.py).  Packed sequences without a mask go a shorter way (_attention_packed.py).
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import _attention_packed
 from ._attention_chunks import Chunks
 from ._attention_flash import FLASH, FLASH_BACKWARD, flash_backward, flash_forward
+from ._attention_packed import packed_lengths
 from ._attention_parts import INF, Call, parts
 from ._attention_parts import worth_slicing as worth_slicing
 
@@ -24,6 +26,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *args: object) -> tuple[Tensor, Ten
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         o, lse = FLASH(q, k, v, 0.0, call.window_right == 0, scale=call.softmax_scale)
         return o.transpose(1, 2).contiguous(), lse.contiguous()  # the kernel keeps q's order of dims
+    packed = packed_lengths(q, k, call)
+    if packed is not None:
+        both = _results(q, v)
+        write = _attention_packed.flash_forward if flash else _attention_packed.chunked_forward
+        write(q, k, v, *both, call, packed)
+        return both
     out = softmax_lse = None
     chunks = None
     for part in parts(q, k, call):
@@ -79,6 +87,14 @@ def backward(
         causal = call.window_right == 0
         dq, dk, dv = FLASH_BACKWARD(dout, q, k, v, out, softmax_lse, 0.0, causal, scale=call.softmax_scale)
         return dq.transpose(1, 2).contiguous(), dk.transpose(1, 2).contiguous(), dv.transpose(1, 2).contiguous()
+    packed = packed_lengths(q, k, call)
+    if packed is not None:
+        three = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+        if flash:
+            _attention_packed.flash_backward(dout, q, k, v, out, softmax_lse, three, call, packed)
+        else:
+            _attention_packed.chunked_backward(dout, q, k, v, softmax_lse, three, call, packed)
+        return three
     grads: tuple[Tensor, ...] | None = None
     chunks = None
     for part in parts(q, k, call):

@@ -188,7 +188,7 @@ def test_cpu_dropout_drops_p_hat_and_backward_draws_the_same_mask() -> None:
 @pytest.mark.parametrize("chunk", [1, 1 << 10, 1 << 20], ids=["head", "heads", "sequences"])
 def test_cpu_dropout_gradients(case: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a given mask the output is linear in v and the gradient exact: compared with differences in float32."""
-    monkeypatch.setattr(_attention_chunks, "_CHUNK", chunk)
+    monkeypatch.setattr(_attention_chunks, "CHUNK", chunk)
     q, k, v, *rest = make(p=0.2, **CASES[case])
     out, lse = _attention_cpu.forward(q, k, v, *rest)
     dout = torch.randn_like(out)

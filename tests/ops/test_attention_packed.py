@@ -1,0 +1,116 @@
+"""Packed sequences on a CPU: runs of one length, groups of short sequences, and what dropout makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ops.test_attention_op import NAMES, cu, results
+
+from fasttx.ops import _attention_chunks, _attention_cpu, _attention_math, _attention_packed, _attention_reference
+from fasttx.testing import assert_as_accurate
+
+# runs at the start, amid and at the end; sequences without tokens; one that fits into no group
+LENGTHS = (5, 5, 9, 0, 3, 3, 3, 40, 1, 7, 7)
+OTHER_KEYS = (6, 6, 0, 4, 3, 3, 2, 10, 30, 7, 7)
+
+
+def make(
+    len_q: tuple[int, ...], len_k: tuple[int, ...], p: float = 0.0, causal: bool = False, heads: int = 4,
+    heads_k: int = 4, dv: int = 16, dtype: torch.dtype = torch.float32,
+) -> tuple[Any, ...]:  # fmt: skip
+    q = torch.randn(sum(len_q), heads, 16).to(dtype)
+    k, v = (torch.randn(sum(len_k), heads_k, d).to(dtype) for d in (16, dv))
+    rng = torch.tensor([99, 5]) if p else None
+    sizes = (max(len_q, default=0), max(len_k, default=0))
+    return (q, k, v, None, None, cu(len_q), cu(len_k), rng, *sizes, 0.3, p, -1, 0 if causal else -1)
+
+
+@pytest.fixture(params=[1, 1 << 10, 1 << 20], ids=["alone", "few", "many"])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many scores a group may have."""
+    monkeypatch.setattr(_attention_chunks, "CHUNK", request.param)
+    return int(request.param)
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "own-keys": {"len_q": LENGTHS, "len_k": LENGTHS},
+    "causal": {"len_q": LENGTHS, "len_k": LENGTHS, "causal": True},
+    "other-keys": {"len_q": LENGTHS, "len_k": OTHER_KEYS},
+    "one-length": {"len_q": (6, 6, 6), "len_k": (4, 4, 4)},
+    "grouped-heads": {"len_q": LENGTHS, "len_k": OTHER_KEYS, "heads_k": 2},
+    "nothing": {"len_q": (0, 0), "len_k": (0, 3)},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dv", [16, 8], ids=["flash", "products"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("chunk")
+def test_against_float64(shape: str, dv: int, dtype: torch.dtype) -> None:
+    args = make(dv=dv, dtype=dtype, **SHAPES[shape])
+    dout = torch.randn(*args[0].shape[:-1], dv).to(dtype)
+    refs = results(_attention_reference, args, dout)
+    plain = results(_attention_math, args, dout)
+    for name, got, same, ref in zip(NAMES, results(_attention_cpu, args, dout), plain, refs, strict=True):
+        if dtype is not torch.float32:  # PyTorch's flash kernel multiplies in `dtype`
+            scale = float(ref.nan_to_num(neginf=0.0).abs().max().clamp(min=1.0)) if ref.numel() else 1.0
+            same = torch.where(ref.isfinite(), ref + scale * torch.finfo(dtype).eps, ref).to(got.dtype)
+        assert_as_accurate(got, same.to(got.dtype), ref, f"{shape} {name}")
+
+
+@pytest.mark.parametrize("shape", ["own-keys", "causal", "other-keys", "grouped-heads"])
+@pytest.mark.usefixtures("chunk")
+def test_dropout_and_its_gradients(shape: str) -> None:
+    """The mask is read off where v is one-hot; with it, autograd gives what the backward must give."""
+    p, keys = 0.25, 40
+    q, k, _, *rest = make(p=p, **SHAPES[shape])
+    group = q.shape[1] // k.shape[1]
+    position = torch.cat([torch.arange(n) for n in rest[3].diff().tolist()])
+    one_hot = torch.nn.functional.one_hot(position, keys).float()[:, None].expand(-1, k.shape[1], -1).contiguous()
+    dropped, lse = _attention_cpu.forward(q, k, one_hot, *rest)
+    whole, _ = _attention_reference.forward(q, k, one_hot, *rest[:4], None, *rest[5:7], 0.3, 0.0, *rest[9:])
+    factor = torch.where(whole > 0, dropped / whole.float(), 0.0)  # (total, heads, keys)
+    kept = factor > 0
+    assert torch.allclose(factor[kept], torch.tensor(1 / (1 - p)), rtol=1e-4)
+    seen = int((whole > 0).sum())
+    assert abs(float(kept.sum()) / seen - (1 - p)) < 4 * (p * (1 - p) / seen) ** 0.5
+
+    v = torch.randn(k.shape[0], k.shape[1], 24)
+    given = [x.double().requires_grad_() for x in (q, k, v)]
+    outs = []
+    starts_q, starts_k = rest[2].tolist(), rest[3].tolist()
+    for b in range(len(starts_q) - 1):
+        rows, at = slice(*starts_q[b : b + 2]), slice(*starts_k[b : b + 2])
+        q1, k1, v1 = given[0][rows], *(x[at].repeat_interleave(group, 1) for x in given[1:])
+        s = torch.einsum("qhd,khd->qhk", q1, k1) * 0.3
+        if rest[-1] == 0:
+            s = s.masked_fill(~torch.ones(len(q1), len(k1)).tril().bool()[:, None], float("-inf"))
+        outs.append(torch.einsum("qhk,khd->qhd", s.softmax(-1) * factor[rows, :, : len(k1)].double(), v1))
+    wanted = torch.cat(outs)
+    dout = torch.randn(wanted.shape)
+    out, lse = _attention_cpu.forward(q, k, v, *rest)
+    torch.testing.assert_close(out, wanted.float(), rtol=1e-4, atol=1e-5)
+    found = _attention_cpu.backward(dout, q, k, v, out, lse, *rest, False)
+    for name, x, y in zip(NAMES[2:], found, torch.autograd.grad(wanted, given, dout.double()), strict=True):
+        torch.testing.assert_close(x, y.float(), rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_equal_neighbours_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = _attention_packed.FLASH
+    monkeypatch.setattr(_attention_packed, "FLASH", lambda *a, **kw: calls.append(a[0].shape) or real(*a, **kw))
+    _attention_cpu.forward(*make((5, 5, 9, 3, 3), (5, 5, 9, 3, 3)))
+    assert calls == [(2, 4, 5, 16), (1, 4, 9, 16), (2, 4, 3, 16)]
+
+
+def test_short_sequences_share_their_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = []
+    real = _attention_chunks.Chunks.forward
+    monkeypatch.setattr(
+        _attention_chunks.Chunks, "forward", lambda self, part, *a: parts.append(a[0].shape[0]) or real(self, part, *a)
+    )
+    lengths = (20, 3, 400, 21, 4, 22)
+    _attention_cpu.forward(*make(lengths, lengths, p=0.1))
+    assert sum(parts) == len(lengths) and len(parts) <= 3 and parts[-1] == 1, parts
