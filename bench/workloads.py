@@ -154,6 +154,26 @@ def cross_entropy(name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16
     return Workload(name, "cross_entropy", build)
 
 
+def linear_cross_entropy(name: str, n_rows: int, n_cols: int, in_features: int, dtype: torch.dtype = BF16) -> Workload:
+    """Mean loss of a vocabulary with a bias; one target in seven is ignored."""
+
+    def build(device: torch.device, size: str, seed: int) -> Case:
+        rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
+        x, bias = _randn(device, dtype, seed, rows, in_features), _randn(device, dtype, seed + 2, cols)
+        weight = _randn(device, dtype, seed + 1, cols, in_features) * in_features**-0.5
+        target = torch.arange(rows, device=device) * 7919 % cols
+        target[::7] = -100
+
+        def loss(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return F.cross_entropy(F.linear(x, weight, bias).float(), target)
+
+        inputs = (x, weight, bias)
+        peers = {"eager": Peer(loss, inputs), "torch.compile": Peer(loss, inputs, compiled=True)}
+        return Case([x, weight, bias, target, None, -100, 0.0, 1], peers)
+
+    return Workload(name, "linear_cross_entropy", build)
+
+
 def binary_cross_entropy(name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16) -> Workload:
     def build(device: torch.device, size: str, seed: int) -> Case:
         rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
@@ -177,6 +197,7 @@ WORKLOADS: tuple[Workload, ...] = (
     attention("attention-bert-base-s512-ragged-packed", 32, 512, 12, 64, ragged="packed"),
     cross_entropy("cross_entropy-bert-mlm-4096x30522", 4096, 30522),
     softmax("softmax-16384x1024", 16384, 1024),
+    linear_cross_entropy("linear_cross_entropy-bert-mlm-4096x30522", 4096, 30522, 768),
     attention("attention-bert-base-s128", 128, 128, 12, 64, written_out=True),
     attention("attention-d64-s256", 64, 256, 32, 64),
     attention("attention-d64-s1024", 16, 1024, 32, 64),
@@ -190,6 +211,7 @@ WORKLOADS: tuple[Workload, ...] = (
     cross_entropy("cross_entropy-smoothed-4096x30522", 4096, 30522, smoothing=0.1),
     attention("attention-d64-s1024-fp16", 16, 1024, 32, 64, FP16),
     attention("attention-d64-s512-fp32", 8, 512, 12, 64, FP32),
+    linear_cross_entropy("linear_cross_entropy-xlmr-2048x250002", 2048, 250002, 768),
     softmax("softmax-65536x256-fp32", 65536, 256, FP32),
     cross_entropy("cross_entropy-4096x30522-fp32", 4096, 30522, FP32),
 )

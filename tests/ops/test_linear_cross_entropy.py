@@ -113,6 +113,14 @@ def test_many_rows_are_summed(backend: str, device: torch.device) -> None:
     verify(backend, make(1030, 5, 3, torch.float32, device, True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_chunks_are_summed_in_float32(dtype, backend, device, monkeypatch) -> None:
+    """Gradients of one sign: a sum of 128 chunks in half precision would stop growing."""
+    cut_into(monkeypatch, 4)
+    x, weight, bias, target, _ = make(512, 5, 3, dtype, device)
+    verify(backend, (x.abs(), weight, bias, torch.zeros_like(target), None), reduction=SUM)
+
+
 @pytest.mark.parametrize("layout", ["columns apart", "misaligned", "transposed"])
 def test_strides(layout: str, chunk: int, backend: str, device: torch.device) -> None:
     x, weight, bias, target, _ = make(9, 301, 12, torch.bfloat16, device)
