@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-_SUBPACKAGES = ("functional", "nn", "models")
+_SUBPACKAGES = ("functional", "nn", "data", "models")
 _FROM_MODELS = ("patch", "unpatch", "patched", "is_patched", "supported", "patch_transformers", "unpatch_transformers")
 
 __all__ = [

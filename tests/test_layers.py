@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = sorted(
     [
         *ROOT.glob("kernels/*.py"),
-        *(p for d in ("ops", "functional", "nn", "quant", "models") for p in ROOT.glob(f"fasttx/{d}/**/*.py")),
+        *(p for d in ("ops", "functional", "nn", "quant", "data", "models") for p in ROOT.glob(f"fasttx/{d}/**/*.py")),
     ]
 )
 
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "ops": {"fasttx.ops", "fasttx.kernels", "fasttx._C", "torch"},
     "functional": {"fasttx.functional", "fasttx.ops", "torch"},
     "nn": {"fasttx.nn", "fasttx.functional", "fasttx.ops", "torch"},
+    "data": {"fasttx.data", "torch"},
     "quant": {"fasttx.quant", "fasttx.nn", "fasttx.functional", "fasttx.ops", "torch", "transformers"},
     "models": {
         "fasttx.models", "fasttx.quant", "fasttx.nn", "fasttx.functional", "fasttx.ops", "fasttx.testing", "torch",
