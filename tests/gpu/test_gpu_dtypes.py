@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from bench.accuracy import check
-from bench.workloads import WORKLOADS, Workload, attention, binary_cross_entropy, cross_entropy, softmax
+from bench.workloads import (
+    WORKLOADS,
+    Workload,
+    attention,
+    binary_cross_entropy,
+    cross_entropy,
+    linear_cross_entropy,
+    softmax,
+)
 from fasttx.cli.cases import load_ops
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -28,6 +36,7 @@ def _cases() -> list[Workload]:
             softmax(f"softmax-long-{short}", 3, 100_003, dtype),
             cross_entropy(f"cross_entropy-odd-{short}", 37, 1025, dtype),
             cross_entropy(f"cross_entropy-smoothed-{short}", 37, 30_522, dtype, smoothing=0.1),
+            linear_cross_entropy(f"linear_cross_entropy-odd-{short}", 37, 30_522, 61, dtype),
             binary_cross_entropy(f"binary_cross_entropy-odd-{short}", 37, 1025, dtype),
         ]
     return found
