@@ -24,8 +24,9 @@ def refuse(*args, **kwargs): raise AssertionError("import fasttx opened a connec
 socket.socket.connect = refuse
 import torch
 before = set(sys.modules)
-import fasttx
+import fasttx, fasttx.functional, fasttx.nn
 brought = set(sys.modules) - before
+assert "torch._dynamo" not in brought, "dynamo, which takes seconds"
 assert not torch.cuda.is_initialized(), "a CUDA context"
 heavy = {name.split(".")[0] for name in brought} & {"triton", "transformers", "typer", "rich", "matplotlib", "scipy"}
 assert not heavy, heavy

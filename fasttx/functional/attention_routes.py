@@ -48,10 +48,13 @@ def has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return found
 
 
-@torch.compiler.assume_constant_result
 def _has_kernel_traced(device: torch.device, supported: bool) -> bool:
     """Dynamo calls this while it traces: what a device can run does not change."""
     return ATTENTION.has_kernel(device, None if supported else "head_dim or strides are too large")
+
+
+# What torch.compiler.assume_constant_result does, without its import of dynamo, which takes seconds.
+_has_kernel_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def cpu_gains(q: Tensor, keys: int, mask: Tensor | None, dropout_p: float) -> bool:
