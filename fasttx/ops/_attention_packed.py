@@ -20,8 +20,8 @@ from ._attention_chunks import Chunks
 from ._attention_flash import FLASH, FLASH_BACKWARD
 from ._attention_parts import INF, Call, Part
 
-_CALLS_IN_SCORES = 20_000
-"""Scores that cost as much as the calls a group saves for each further sequence: the most padding it may add."""
+_PADDING = 5_000
+"""Padded scores that cost as much as the calls a group saves by one more sequence, at a head_dim of 32."""
 
 
 class Lengths(NamedTuple):
@@ -140,7 +140,9 @@ class _Rows:
 
 def _groups(q: Tensor, lengths: Lengths) -> Iterator[tuple[_Rows, _Rows, Part]]:
     """Sequences with rows and keys, those of similar lengths together: the same order in forward and backward."""
-    heads = q.shape[1]
+    # groups are copied, and the copies stay in the cache; wide heads copy more and save fewer calls for it
+    heads, wide = q.shape[1], (max(q.shape[2], 32) / 32) ** 2
+    most_padding, most = _PADDING / wide / heads, _attention_chunks.CHUNK / 4 / wide / heads
     starts_q, starts_k = ([0, *itertools.accumulate(x)] for x in (lengths.q, lengths.k))
     members: list[int] = []
     m = n = 0
@@ -154,11 +156,10 @@ def _groups(q: Tensor, lengths: Lengths) -> Iterator[tuple[_Rows, _Rows, Part]]:
         return rows, keys, Part(slice(0, len(members)), slice(0, m), slice(0, n), bias, lengths.causal)
 
     whole = [b for b in range(len(lengths.q)) if lengths.q[b] and lengths.k[b]]
-    for b in sorted(whole, key=lambda b: (lengths.q[b] * lengths.k[b], b)):
+    for b in sorted(whole, key=lambda b: (-lengths.q[b] * lengths.k[b], b)):  # the largest buffers first
         wider, longer = max(m, lengths.q[b]), max(n, lengths.k[b])
         padding = len(members) * (wider * longer - m * n) + wider * longer - lengths.q[b] * lengths.k[b]
-        size = (len(members) + 1) * wider * longer
-        if members and (heads * padding > _CALLS_IN_SCORES or heads * size > _attention_chunks.CHUNK):
+        if members and (padding > most_padding or (len(members) + 1) * wider * longer > most):
             yield group()
             members, wider, longer = [], lengths.q[b], lengths.k[b]
         members.append(b)
