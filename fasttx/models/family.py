@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from .heads import replacement_class
 from .mlm_head import BERT_HEAD, VocabularyHead
-from .padding_free import padding_free_class
+from .padding_free import Forwards, padding_free_class
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ class Family:
     encoder: str
     layer: str
     vocabulary: VocabularyHead
+
+    def forwards(self) -> Forwards:
+        """transformers' own forwards of the parts of a layer."""
+        source = importlib.import_module(self.source)
+        names = (self.layer, self.layer.removesuffix("Layer") + "Attention", self.attention[0])
+        return Forwards(*(getattr(source, name).forward for name in names))
 
 
 def bert_like(
@@ -81,8 +87,7 @@ def replacements(module: str, *families: Family) -> Callable[[str], type]:
             if kind is not None:
                 made = replacement_class(original, kind, module, family.vocabulary)
             else:
-                layer, attention = getattr(source, family.layer), getattr(source, family.attention[0])
-                made = padding_free_class(original, layer.forward, attention.forward, module)
+                made = padding_free_class(original, family.forwards(), module)
             setattr(sys.modules[module], attribute, made)
             return made
         raise AttributeError(f"module {module!r} has no attribute {attribute!r}")

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..functional.packing import layout_of, put_rows, take_rows
 from .options import ModulePatch
@@ -59,6 +59,8 @@ def _padded_call(encoder: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any]
         or asked.get("cu_seq_lens_q") is not None  # packed by the caller
         or bool(asked.get("output_attentions") or asked.get("output_hidden_states") or asked.get("use_cache"))
         or hidden.dim() != 3
+        or hidden.numel() == 0
+        or hidden.is_meta
         or mask.shape != hidden.shape[:2]  # a mask of its own for every query
         or torch._C._are_functorch_transforms_active()
     )
@@ -99,25 +101,50 @@ def _prefix(lengths: Sequence[int], hidden: Tensor) -> Tensor:
 
 
 def _graph_in_the_making(hidden: Tensor) -> bool:
-    return torch.compiler.is_compiling() or (hidden.is_cuda and torch.cuda.is_current_stream_capturing())
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return hidden.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def padding_free_class(
-    original: type, layer_forward: Callable[..., Any], attention_forward: Callable[..., Any], module: str
-) -> type:
+class Forwards(NamedTuple):
+    """transformers' own forward functions of the parts that pass on where sequences start.
+
+    Attributes:
+        layer: of ``encoder.layer[i]``.
+        attention: of ``encoder.layer[i].attention``.
+        self_attention: of ``encoder.layer[i].attention.self``.
+    """
+
+    layer: Callable[..., Any]
+    attention: Callable[..., Any]
+    self_attention: Callable[..., Any]
+
+
+def strange_part(encoder: Any, forwards: Forwards) -> str | None:
+    """The name of a part whose forward is not transformers' own, so that it may lose where sequences start."""
+    for i, layer in enumerate(encoder.layer):
+        if not _has_forward(layer, forwards.layer):
+            return f"layer.{i}"
+        if not _has_forward(layer.attention, forwards.attention):
+            return f"layer.{i}.attention"
+        if not _has_forward(layer.attention.self, forwards.self_attention):
+            return f"layer.{i}.attention.self"
+    return None
+
+
+def _has_forward(module: Any, forward: Callable[..., Any]) -> bool:
+    return type(module).forward is forward and "forward" not in module.__dict__
+
+
+def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
     """The subclass of a transformers encoder that runs on real tokens only.
 
     Args:
         original: the encoder; ``forward(hidden_states, attention_mask=None, ...)``, its layers in ``self.layer``.
-        layer_forward, attention_forward: transformers' own, of ``self.layer[i]`` and ``self.layer[i].attention.self``:
-            a layer with another one might not pass on where sequences start, and is not given a packed batch.
+        forwards: transformers' own; a layer with another one is not given a packed batch.
         module: where pickle finds the class.
     """
     original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
-
-    def known(layer: nn.Module) -> bool:
-        attention: Any = layer.attention
-        return type(layer).forward is layer_forward and type(attention.self).forward is attention_forward
 
     @functools.wraps(original_forward)
     def forward(
@@ -140,7 +167,7 @@ def padding_free_class(
             or stay_padded
             or _padded_call(self, hidden_states, attention_mask, rest, kwargs)
             or (lengths is None and _graph_in_the_making(hidden_states))
-            or not all(map(known, self.layer))
+            or strange_part(self, forwards) is not None
         ):
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         batch, seqlen, width = hidden_states.shape
@@ -152,9 +179,11 @@ def padding_free_class(
         else:
             starts = lengths  # padded on the right: only an empty row begins with padding
         padding = batch * seqlen - sum(lengths)
-        if patch.options.unpad == "auto" and (padding <= WORTH_IT * batch * seqlen or not all(starts)):
-            mask = None if padding == 0 else attention_mask
-            return original_forward(self, hidden_states, mask, *rest, **kwargs)
+        if padding == 0:
+            return original_forward(self, hidden_states, None, *rest, **kwargs)
+        pays = padding > WORTH_IT * batch * seqlen and all(starts)
+        if sum(lengths) == 0 or (patch.options.unpad == "auto" and not pays):
+            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         layout = layout_of(real, lengths, counts)
         kwargs.update(
             cu_seq_lens_q=layout.cu_seqlens,
@@ -164,7 +193,8 @@ def padding_free_class(
         )
         packed = take_rows(hidden_states.reshape(batch * seqlen, width), layout.indices)
         output = original_forward(self, packed[None], None, *rest, **kwargs)
-        padded = put_rows(output.last_hidden_state[0], layout.indices, batch * seqlen).view(batch, seqlen, width)
+        last = output.last_hidden_state[0]  # on another device where layers are spread over several
+        padded = put_rows(last, layout.indices.to(last.device), batch * seqlen).view(batch, seqlen, width)
         return type(output)(**{**output, "last_hidden_state": padded})
 
     return subclass_of(original, forward, module)

@@ -17,7 +17,7 @@ from .heads import KINDS
 from .hf_attention import NAME
 from .mlm_head import full_head_reason
 from .options import ModulePatch, Options
-from .padding_free import static_reason
+from .padding_free import static_reason, strange_part
 from .report import Report, Row
 
 DATA = (bert, roberta, electra, ernie, data2vec)
@@ -30,7 +30,7 @@ _HEADS = {
     for family in module.FAMILIES
     for name, kind in family.heads.items()
 }
-_ENCODERS = {(family.source, family.encoder): module for module in DATA for family in module.FAMILIES}
+_ENCODERS = {(family.source, family.encoder): (module, family) for module in DATA for family in module.FAMILIES}
 ATTENTION_SETTING = "_attn_implementation_internal"
 
 
@@ -125,7 +125,11 @@ def _plan_attention(plan: Plan, name: str, module: nn.Module, options: Options) 
 
 def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
     cls = type(module)
+    data, family = _ENCODERS[_key(_unwrapped(cls))]
     reason = static_reason(module)
+    strange = strange_part(module, family.forwards())
+    if strange is not None:
+        reason = f"{strange} is not transformers' own, and may lose where sequences start"
     if _unwrapped(cls) is not cls:
         reason = "was wrapped by fully_shard; patch first, then fully_shard"
     elif "forward" in module.__dict__:
@@ -133,7 +137,7 @@ def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
     if reason is not None:
         plan.report.rows.append(Row(name, "padded batch", None, "", reason))
         return
-    plan.classes.append((module, getattr(_ENCODERS[_key(cls)], cls.__name__)))
+    plan.classes.append((module, getattr(data, cls.__name__)))
     reason = "padded for attentions or hidden states, and in graphs without seq_lens"
     plan.report.rows.append(Row(name, "padded batch", "real tokens only", "torch", reason))
 

@@ -1,0 +1,361 @@
+"""A patched encoder runs on real tokens only, and computes what transformers computes at them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import model_zoo as zoo
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import fasttx
+from fasttx.testing import assert_as_accurate
+
+LENGTH = 11
+
+
+def bare(cls: str = "BertModel", unpad: bool | str | None = "auto", **changes: Any) -> Any:
+    model = zoo.tiny_model(zoo.BERT, cls, **changes)
+    if unpad is not None:
+        fasttx.patch(model, unpad=unpad)
+    return model
+
+
+def batch(*lengths: int, seqlen: int = LENGTH, seed: int = 1) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(2, zoo.VOCAB, (len(lengths), seqlen), generator=generator)
+    return {"input_ids": ids, "attention_mask": (torch.arange(seqlen) < torch.tensor(lengths)[:, None]).long()}
+
+
+def layer_inputs(model: Any) -> list[tuple[int, ...]]:
+    """A list to which each call of the first layer will add the shape of its hidden states."""
+    shapes: list[tuple[int, ...]] = []
+    layer = model.base_model.encoder.layer[0]
+    layer.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
+    return shapes
+
+
+def hidden_and_gradients(model: Any, inputs: dict[str, Any], real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The hidden states of real tokens, and the gradients of a random combination of them."""
+    model.zero_grad(set_to_none=True)
+    hidden = model(**inputs).last_hidden_state
+    weight = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(5)).to(hidden.dtype)
+    # not hidden[real].sum(): a NaN at padding must not hide in the gradients either
+    torch.where(real[..., None], hidden * weight, torch.zeros_like(hidden)).sum().backward()
+    return hidden[real], {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_like_transformers(model: Any, inputs: dict[str, Any], real: Tensor) -> None:
+    """The accuracy rule at real tokens, for a patched model; float64 and unpatched models see the same inputs."""
+    plain = copy.deepcopy(model)
+    fasttx.unpatch(plain)
+    want64, grads64 = hidden_and_gradients(zoo.double_of(plain), zoo.to_double(inputs), real)
+    want, grads = hidden_and_gradients(plain, inputs, real)
+    got, found = hidden_and_gradients(model, inputs, real)
+    assert_as_accurate(got, want, want64, "hidden states")
+    assert found.keys() == grads.keys()
+    for name, value in found.items():
+        assert_as_accurate(value, grads[name], grads64[name], f"gradient of {name}")
+
+
+# ------------------------------------------------------------------------------------------------------ when it packs
+
+
+@pytest.mark.parametrize("unpad", ["auto", True, False])
+def test_layers_see_real_tokens_only(unpad: bool | str) -> None:
+    model = bare(unpad=unpad)
+    seen = layer_inputs(model)
+    hidden = model(**batch(11, 4, 7)).last_hidden_state
+    assert seen == ([(3, 11, 32)] if unpad is False else [(1, 22, 32)])
+    assert hidden.shape == (3, 11, 32)
+    if unpad is not False:
+        assert hidden[1, 4:].eq(0).all() and hidden[1, :4].ne(0).any()
+
+
+@pytest.mark.parametrize(("lengths", "auto", "always"), [((11, 11), False, False), ((32, 31), False, True)])
+def test_batches_that_do_not_pay_stay_padded(lengths: tuple[int, ...], auto: bool, always: bool) -> None:
+    inputs = batch(*lengths, seqlen=max(lengths))
+    for unpad, packed in (("auto", auto), (True, always)):
+        model = bare(unpad=unpad)
+        seen = layer_inputs(model)
+        masks: list[Any] = []
+        model.encoder.layer[1].register_forward_pre_hook(lambda module, args, masks=masks: masks.append(args[1]))
+        model(**inputs)
+        assert (seen[0][0] == 1) is packed, unpad
+        if min(lengths) == max(lengths):
+            assert masks == [None]  # a full batch needs no mask, which costs attention's fastest path
+
+
+def test_enough_padding_is_a_32nd() -> None:
+    model = bare()
+    seen = layer_inputs(model)
+    model(**batch(16, 15, seqlen=16))  # just a 32nd
+    model(**batch(16, 14, seqlen=16))
+    assert seen == [(2, 16, 32), (1, 30, 32)]
+
+
+# --------------------------------------------------------------------------------------------------------------- masks
+
+MASKS: dict[str, tuple[str, bool, bool]] = {  # rows of tokens; packed under "auto", under True
+    "right": ("11111111111 11110000000 11111110000", True, True),
+    "holes": ("11110111101 10000000001 11010110000", True, True),
+    "left": ("11111111111 00000001111 00001111111", False, True),
+    "both_sides": ("11111111111 00011110000 11111110000", False, True),
+    "empty_row": ("11111111111 00000000000 11111110000", False, True),
+    "single_tokens": ("10000000000 10000000000 10000000000", True, True),
+}
+
+
+def mask_of(rows: str) -> Tensor:
+    return torch.tensor([[int(c) for c in row] for row in rows.split()])
+
+
+@pytest.mark.parametrize("unpad", ["auto", True])
+@pytest.mark.parametrize("name", list(MASKS))
+def test_masks(name: str, unpad: bool | str) -> None:
+    rows, auto, always = MASKS[name]
+    mask = mask_of(rows)
+    model = bare(unpad=unpad)
+    inputs = batch(11, 11, 11) | {"attention_mask": mask}
+    assert_like_transformers(model, inputs, mask.bool())
+    seen = layer_inputs(model)
+    model(**inputs)
+    assert seen == [(1, int(mask.sum()), 32) if (auto if unpad == "auto" else always) else (3, 11, 32)]
+
+
+def test_first_positions_of_left_padded_rows_are_transformers_own() -> None:
+    """Poolers read them: padding or not."""
+    inputs = batch(11, 11, 11) | {"attention_mask": mask_of(MASKS["left"][0])}
+    want, got = bare(unpad=None)(**inputs), bare()(**inputs)
+    torch.testing.assert_close(got.last_hidden_state[:, 0], want.last_hidden_state[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.pooler_output, want.pooler_output, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("unpad", ["auto", True])
+def test_nothing_but_padding(unpad: bool | str) -> None:
+    """Transformers' layers cannot run on no token at all."""
+    model = bare(unpad=unpad)
+    seen = layer_inputs(model)
+    hidden = model(**batch(0, 0)).last_hidden_state
+    assert seen == [(2, 11, 32)]
+    assert hidden.isfinite().all()
+    hidden.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.encoder.parameters())
+
+
+@pytest.mark.parametrize("shape", [(0, 11), (0, 0), (2, 0)])
+def test_no_positions_at_all(shape: tuple[int, int]) -> None:
+    """Layers of transformers refuse them; the encoder around them need not."""
+    model = bare()
+    model.encoder.layer = nn.ModuleList()
+    mask = torch.ones(shape, dtype=torch.long)
+    assert model.encoder(torch.zeros(*shape, 32), attention_mask=mask).last_hidden_state.shape == (*shape, 32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])
+def test_dtypes_of_masks(dtype: torch.dtype) -> None:
+    model, inputs = bare(), batch(11, 4, 7)
+    want = model(**inputs).last_hidden_state
+    seen = layer_inputs(model)
+    got = model(**inputs | {"attention_mask": inputs["attention_mask"].to(dtype)}).last_hidden_state
+    assert torch.equal(got, want) and seen == [(1, 22, 32)]
+
+
+def test_a_mask_for_each_query_runs_padded() -> None:
+    model, inputs = bare(), batch(11, 4, 7)
+    real = inputs["attention_mask"].bool()
+    inputs["attention_mask"] = real[:, None, None, :].expand(3, 1, 11, 11) & torch.ones(11, 11).tril().bool()
+    assert_like_transformers(model, inputs, real)
+    seen = layer_inputs(model)
+    model(**inputs)
+    assert seen == [(3, 11, 32)]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 4), st.integers(1, 9), st.data(), st.sampled_from(["auto", True]))
+def test_random_masks(rows: int, seqlen: int, data: Any, unpad: bool | str) -> None:
+    mask = torch.tensor(data.draw(st.lists(st.lists(st.booleans(), min_size=seqlen, max_size=seqlen), min_size=rows,
+                                           max_size=rows)))  # fmt: skip
+    model = bare(unpad=unpad, num_hidden_layers=1, hidden_size=16, num_attention_heads=2)
+    inputs = batch(*[seqlen] * rows, seqlen=seqlen, seed=data.draw(st.integers(0, 99))) | {"attention_mask": mask}
+    assert_like_transformers(model, inputs, mask)
+
+
+# ------------------------------------------------------------------------------------------------------- other inputs
+
+
+def test_embeddings_positions_and_types() -> None:
+    model, inputs = bare(), batch(11, 4, 7)
+    real = inputs["attention_mask"].bool()
+    positions = torch.arange(LENGTH).flip(0).expand(3, LENGTH)
+    embeds = model.get_input_embeddings()(inputs.pop("input_ids")).detach()
+    inputs |= {"inputs_embeds": embeds, "position_ids": positions, "token_type_ids": positions % 2}
+    seen = layer_inputs(model)
+    assert_like_transformers(model, inputs, real)
+    assert seen[-1] == (1, 22, 32)
+
+
+def test_positions_that_roberta_counts_from_the_ids() -> None:
+    """Real tokens that carry the id of padding get the position of padding: embeddings run before packing."""
+    roberta = next(family for family in zoo.FAMILIES if family.model_type == "roberta")
+    model = zoo.tiny_model(roberta, "RobertaModel")
+    inputs = batch(11, 4, 7)
+    inputs["input_ids"][0, 2:4] = inputs["input_ids"][2, 1] = model.config.pad_token_id
+    fasttx.patch(model)
+    seen = layer_inputs(model)
+    assert_like_transformers(model, inputs, inputs["attention_mask"].bool())
+    assert seen[-1] == (1, 22, 32)
+
+
+def test_flattened_batch_equals_the_padded_one() -> None:
+    """What transformers' own collator packs is left as it is, and the answer is that of a padded batch."""
+    from transformers import DataCollatorWithFlattening
+
+    model, inputs = bare("BertForTokenClassification"), batch(11, 4, 7)
+    real = inputs["attention_mask"].bool()
+    rows = [{"input_ids": ids[keep].tolist()} for ids, keep in zip(inputs["input_ids"], real)]
+    collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+    flat = {name: value for name, value in collate(rows).items() if name != "labels"}
+    want = model(**inputs).logits[real]
+    seen = layer_inputs(model)
+    torch.testing.assert_close(model(**flat).logits[0], want, rtol=1e-4, atol=1e-5)
+    assert seen == [(1, 22, 32)]
+
+
+# --------------------------------------------------------------------------------------------- when it has to be padded
+
+
+@pytest.mark.parametrize("how", ["call", "config"])
+def test_hidden_states_and_attentions_have_padded_shapes(how: str) -> None:
+    """By the config hidden states alone: transformers refuses output_attentions there but for its eager attention."""
+    plain, model = bare(unpad=None), bare()
+    plain.set_attn_implementation("eager")
+    inputs = batch(11, 4, 7)
+    real = inputs["attention_mask"].bool()
+    wanted = {"output_hidden_states": True, "output_attentions": True} if how == "call" else {}
+    if how == "config":  # after the patch
+        model.config.output_hidden_states = plain.config.output_hidden_states = True
+    got, want = model(**inputs, **wanted), plain(**inputs, **wanted)
+    assert [h.shape for h in got.hidden_states] == [(3, 11, 32)] * 3
+    for a, b in zip(got.hidden_states, want.hidden_states, strict=True):
+        torch.testing.assert_close(a[real], b[real], rtol=1e-4, atol=1e-4)
+    if how == "call":
+        assert [a.shape for a in got.attentions] == [(3, 4, 11, 11)] * 2
+        for a, b in zip(got.attentions, want.attentions, strict=True):
+            torch.testing.assert_close(a.transpose(1, 2)[real], b.transpose(1, 2)[real], rtol=1e-4, atol=1e-6)
+
+
+class OwnLayer(nn.Module):
+    """A user's layer, which knows nothing of where sequences start."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+        return self.inner(hidden_states, attention_mask)
+
+
+def _own_layer(model: Any) -> None:
+    model.encoder.layer[1] = OwnLayer(model.encoder.layer[1])
+
+
+def _own_class(path: str) -> Callable[[Any], None]:
+    """A subclass whose forward passes on the hidden states and the mask alone."""
+
+    def change(model: Any) -> None:
+        module = model.get_submodule(path)
+        base = type(module)
+        forward = lambda self, hidden, attention_mask=None, *_, **__: base.forward(self, hidden, attention_mask)  # noqa: E731
+        module.__class__ = type(f"My{base.__name__}", (base,), {"forward": forward})
+
+    return change
+
+
+def _own_forward(path: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        module = model.get_submodule(path)
+        inner = module.forward
+        module.forward = lambda hidden, attention_mask=None, *_, **__: inner(hidden, attention_mask)
+
+    return change
+
+
+PARTS = ("encoder.layer.1", "encoder.layer.0.attention", "encoder.layer.1.attention.self")
+STRANGERS = {"layer": _own_layer}
+STRANGERS |= {f"class of {path}": _own_class(path) for path in PARTS}
+STRANGERS |= {f"forward of {path}": _own_forward(path) for path in PARTS}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", list(STRANGERS))
+def test_a_part_that_may_lose_the_lengths_gets_a_padded_batch(name: str, when: str) -> None:
+    want_model, model = bare(unpad=None), bare(unpad=None)
+    if when == "before":
+        STRANGERS[name](model)
+    report = fasttx.patch(model)
+    if when == "after":
+        STRANGERS[name](model)
+    reasons = [row.reason for row in report.left_alone if row.before == "padded batch"]
+    assert len(reasons) == (when == "before"), report
+    inputs = batch(11, 4, 7)
+    real = inputs["attention_mask"].bool()
+    seen = layer_inputs(model)
+    got, want = model(**inputs).last_hidden_state, want_model(**inputs).last_hidden_state
+    assert seen == [(3, 11, 32)]
+    torch.testing.assert_close(got[real], want[real], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_chunked_feed_forward_runs_padded(when: str) -> None:
+    model = bare(unpad=None, chunk_size_feed_forward=11 if when == "before" else 0)
+    report = fasttx.patch(model)
+    if when == "before":
+        assert any("chunk_size_feed_forward is 11" in row.reason for row in report.left_alone)
+    else:
+        model.config.chunk_size_feed_forward = 11
+    inputs = batch(11, 4, 7)
+    seen = layer_inputs(model)
+    assert_like_transformers(model, inputs, inputs["attention_mask"].bool())
+    assert seen[-1] == (3, 11, 32)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_another_attention_after_the_patch_runs_padded(implementation: str) -> None:
+    model, inputs = bare(), batch(11, 4, 7)
+    model.set_attn_implementation(implementation)
+    seen = layer_inputs(model)
+    got, want = model(**inputs).last_hidden_state, bare(unpad=None)(**inputs).last_hidden_state
+    assert seen == [(3, 11, 32)]
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(got[real], want[real], rtol=1e-4, atol=1e-4)
+
+
+def test_the_result_follows_the_last_layer_to_its_device() -> None:
+    """Layers spread over devices; "meta" is the second device that every machine has."""
+    model = bare()
+    model.encoder.layer[-1].register_forward_hook(lambda module, args, output: output.to("meta"))
+    hidden = torch.randn(2, 11, 32)
+    output = model.encoder(hidden, attention_mask=batch(11, 4)["attention_mask"]).last_hidden_state
+    assert output.is_meta and output.shape == (2, 11, 32)
+
+
+def test_nothing_is_counted_without_data() -> None:
+    model = bare().to("meta")
+    seen = layer_inputs(model)
+    output = model(**{name: value.to("meta") for name, value in batch(11, 4).items()})
+    assert output.last_hidden_state.is_meta and seen == [(2, 11, 32)]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_graph_holds_for_every_mask() -> None:
+    model = bare(return_dict=False).requires_grad_(False)
+    one, other = batch(11, 4, 7), batch(5, 11, 9)
+    traced = torch.jit.trace(lambda ids, mask: model(ids, mask)[0], tuple(one.values()), check_trace=False)
+    real = other["attention_mask"].bool()
+    torch.testing.assert_close(traced(*other.values())[real], model(**other)[0][real], rtol=1e-4, atol=1e-5)
