@@ -206,7 +206,9 @@ def test_accelerate_deals_out_every_batch(limit: dict[str, int], lengths: list[i
     assert [len(shard) for shard in shards] == [len(batches) for batches in found]
 
 
-@pytest.mark.parametrize("of", [tuple, torch.tensor, lambda x: torch.tensor(x).numpy(), iter], ids=str)
+@pytest.mark.parametrize(
+    "of", [tuple, torch.tensor, lambda x: torch.tensor(x).numpy(), iter], ids=["tuple", "tensor", "array", "iterator"]
+)
 def test_lengths_of_many_types(of: Any) -> None:
     assert list(LengthBucketSampler(of(LENGTHS), batch_size=4)) == list(LengthBucketSampler(LENGTHS, batch_size=4))
 
