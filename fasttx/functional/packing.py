@@ -6,6 +6,7 @@ nothing is added up and the result is deterministic.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -66,6 +67,13 @@ class Layout(NamedTuple):
     total: int
 
 
+def first_tokens(lengths: Sequence[int] | Tensor, seqlen: int, device: torch.device | None = None) -> Tensor:
+    """bool (batch, seqlen): True at the first lengths[b] positions of row b; `device` defaults to the CPU."""
+    # torch.tensor and not as_tensor, which makes constants of the ints while a graph is compiled
+    ends = lengths if isinstance(lengths, Tensor) else torch.tensor(lengths, dtype=torch.int64)
+    return torch.arange(seqlen, device=device) < ends.to(device, non_blocking=True)[:, None]
+
+
 def layout_of(real: Tensor, lengths: Sequence[int], counts: Tensor | None = None) -> Layout:
     """The layout of a batch whose real tokens are the True elements of `real`, bool (batch, seqlen).
 
@@ -79,7 +87,7 @@ def layout_of(real: Tensor, lengths: Sequence[int], counts: Tensor | None = None
     total = sum(lengths)
     cu_seqlens = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
     indices = torch.nonzero_static(real.reshape(-1), size=total).view(total)
-    return Layout(indices, cu_seqlens, max(lengths, default=0), total)
+    return Layout(indices, cu_seqlens, functools.reduce(torch.sym_max, lengths, 0), total)
 
 
 def unpad(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:

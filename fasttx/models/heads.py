@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers.modeling_outputs import MaskedLMOutput
 
 from ..functional.losses import binary_cross_entropy_on, cross_entropy_on
+from ..functional.packing import first_tokens
 from ..functional.vocabulary_loss import linear_cross_entropy_on
 from .labels import IGNORE, Named
 from .mlm_head import VocabularyHead, full_head_reason, graph_in_the_making, labelled, plain_linear
@@ -198,7 +199,7 @@ def _shown(call: Call, length: int) -> Tensor | None:
         return mask != 0 if mask.dim() == 2 else None
     if seq_lens is None:
         return None
-    return torch.arange(length) < torch.as_tensor(seq_lens)[:, None]
+    return first_tokens(seq_lens, length, call.output[0].device)
 
 
 def _question_answering(call: Call) -> Tensor:
@@ -225,7 +226,7 @@ def _replaced_token_detection(call: Call) -> Tensor:
     logits = call.output.logits
     logits = logits.view(-1, logits.shape[1])
     labels, mask = call.arguments["labels"].to(logits.device), call.arguments.get("attention_mask")
-    shown = None if mask is None else (mask.view(-1, logits.shape[1]) == 1).to(logits.device)
+    shown = _shown(call, logits.shape[1]) if mask is None else (mask.view(-1, logits.shape[1]) == 1).to(logits.device)
     with Named("labels", labels, logits.shape):
         if labels.shape != logits.shape:
             raise ValueError("labels and logits differ in shape, and must not be broadcast")

@@ -142,6 +142,16 @@ def fasttx_attention(
     return _attend(module, query, key, value, attention_mask, dropout, scale, causal, options, kwargs)
 
 
+def refuse_lengths_alone(seq_lens: Any, seqlen: int) -> None:
+    """ValueError if `seq_lens` says that there is padding, for a call that got no mask and runs padded."""
+    if any(length != seqlen for length in seq_lens):
+        raise ValueError(
+            "seq_lens: got them without an attention_mask; allowed where fasttx.patch made an encoder run on real "
+            f"tokens only, under attn_implementation={NAME!r} and outside the capture of a CUDA graph; pass the "
+            "attention_mask besides"
+        )
+
+
 def _attend(
     module: torch.nn.Module,
     query: Tensor,
@@ -164,6 +174,8 @@ def _attend(
                 "shape; allowed is False, or a padded batch with attention_mask"
             )
         return _packed(query, key, value, attention_mask, dropout, scale, causal, options, kwargs), None
+    if attention_mask is None and kwargs.get("seq_lens") is not None:
+        refuse_lengths_alone(kwargs["seq_lens"], key.shape[2])
     causal = query.shape[2] > 1 and attention_mask is None and causal
     bias = _bias(attention_mask, query, key)
     if weights_wanted:

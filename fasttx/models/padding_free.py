@@ -22,12 +22,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..functional.packing import layout_of, put_rows, take_rows
+from ..functional.packing import first_tokens, layout_of, put_rows, take_rows
+from .hf_attention import NAME, refuse_lengths_alone
 from .options import ModulePatch
 from .replacement import subclass_of
-
-NAME = "fasttx"
-"""attn_implementation without which nothing is packed: another one would let sequences see each other."""
 
 STAY_PADDED = "fasttx_stay_padded"
 """Argument of a call, from a patched head to its encoder: True keeps the batch padded."""
@@ -52,7 +50,7 @@ def static_reason(encoder: Any) -> str | None:
 def _padded_call(encoder: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any], asked: dict[str, Any]) -> bool:
     """Whether this call has to run padded, whatever its mask says."""
     return (
-        encoder.config._attn_implementation != NAME
+        encoder.config._attn_implementation != NAME  # another one would let sequences see each other
         or static_reason(encoder) is not None
         or any(value is not None for value in rest)  # encoder states, cache: by position
         or any(asked.get(n) is not None for n in ("encoder_hidden_states", "encoder_attention_mask", "past_key_values"))
@@ -66,44 +64,60 @@ def _padded_call(encoder: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any]
     )
 
 
-def _checked_lengths(seq_lens: Any, hidden: Tensor, mask: Tensor | None) -> list[int]:
-    """`seq_lens` as a list of Python ints.
+def _checked_lengths(seq_lens: Any, hidden: Tensor) -> Sequence[int] | Tensor:
+    """`seq_lens` as Python ints, or as it is where its values must not be read: a tensor in a graph in the making.
 
     Raises:
-        ValueError: not one length from 0 to seqlen a row; on a CPU also: the mask says something else.
+        ValueError: not one length from 0 to seqlen a row.
     """
+    batch, seqlen = hidden.shape[:2]
+    given: Any = seq_lens
     if isinstance(seq_lens, Tensor):
         if seq_lens.device.type != "cpu":
             raise ValueError(f"seq_lens: got a tensor on {seq_lens.device}; allowed are ints or a tensor on the CPU")
-        seq_lens = seq_lens.tolist()
-    batch, seqlen = hidden.shape[:2]
-    if not isinstance(seq_lens, (list, tuple)) or len(seq_lens) != batch:
-        size = f"{len(seq_lens)} of them" if isinstance(seq_lens, (list, tuple)) else type(seq_lens).__name__
+        if torch.compiler.is_compiling() and seq_lens.dim() == 1 and seq_lens.shape[0] == batch:
+            return seq_lens
+        given = seq_lens.tolist()
+    if not isinstance(given, (list, tuple)) or len(given) != batch:
+        size = f"{len(given)} of them" if isinstance(given, (list, tuple)) else type(given).__name__
         raise ValueError(f"seq_lens: got {size}; allowed is one length for each of the {batch} rows of the batch")
-    lengths = list(seq_lens)
-    for length in lengths:
+    for length in given:
         if isinstance(length, bool) or not isinstance(length, (int, torch.SymInt)) or not 0 <= length <= seqlen:
             raise ValueError(f"seq_lens: got {length!r}; allowed are ints from 0 to {seqlen}, the padded length")
-    if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not torch.equal(mask != 0, _prefix(lengths, hidden)):
+    return given
+
+
+def _mask_with_lengths(encoder: Any, mask: Tensor | None, lengths: Sequence[int] | Tensor, hidden: Tensor) -> Any:
+    """The mask of a call with lengths: the one given, or one that says the same as they do.
+
+    Raises:
+        ValueError: on a CPU: the mask says something else; without a mask: it is not ours to make.
+    """
+    if mask is not None:
+        readable = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+        if (
+            readable
+            and mask.shape == hidden.shape[:2]
+            and not torch.equal(mask != 0, first_tokens(lengths, hidden.shape[1]))
+        ):
             raise ValueError(
                 "seq_lens: attention_mask marks other tokens; allowed are the numbers of real tokens of rows that are "
                 "padded on the right"
             )
-    return lengths
+        return mask
+    if encoder.config.is_decoder or encoder.config._attn_implementation != NAME or _captured(hidden):
+        refuse_lengths_alone(lengths, hidden.shape[1])
+        return None
+    return first_tokens(lengths, hidden.shape[1], hidden.device)
 
 
-def _prefix(lengths: Sequence[int], hidden: Tensor) -> Tensor:
-    """bool (batch, seqlen): the first lengths[b] of each row."""
-    device = hidden.device
-    ends = torch.tensor(lengths, dtype=torch.int64).to(device, non_blocking=True)
-    return torch.arange(hidden.shape[1], device=device) < ends[:, None]
+def _captured(hidden: Tensor) -> bool:
+    """Whether a CUDA graph is being captured: Python runs once, and a replay sees other lengths."""
+    return hidden.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _graph_in_the_making(hidden: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return True
-    return hidden.is_cuda and torch.cuda.is_current_stream_capturing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or _captured(hidden)
 
 
 class Forwards(NamedTuple):
@@ -154,14 +168,11 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
         if patch is None:
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         seq_lens, stay_padded = kwargs.pop("seq_lens", None), kwargs.pop(STAY_PADDED, False)
-        lengths = None if seq_lens is None else _checked_lengths(seq_lens, hidden_states, attention_mask)
-        if lengths is not None and attention_mask is None:
-            if self.config.is_decoder or self.config._attn_implementation != NAME:
-                raise ValueError(
-                    "seq_lens: got it without an attention_mask, which is allowed in encoders with "
-                    f"attn_implementation={NAME!r} only; pass the attention_mask besides"
-                )
-            attention_mask = _prefix(lengths, hidden_states)
+        lengths: Sequence[int] | None = None
+        if seq_lens is not None:
+            given = _checked_lengths(seq_lens, hidden_states)
+            attention_mask = _mask_with_lengths(self, attention_mask, given, hidden_states)
+            lengths = None if isinstance(given, Tensor) or _captured(hidden_states) else given
         if (
             attention_mask is None
             or stay_padded
