@@ -124,7 +124,7 @@ def patch(
         attention: use ``attn_implementation="fasttx"`` in this model only.
         unpad: run the encoder on real tokens only: ``"auto"`` where a batch has enough padding, True where it has any,
             False never.  Needs `attention`. The host waits once a call for the number of tokens on a GPU, unless the
-            call says ``seq_lens=`` (see ``fasttx.data``), without which compiled and captured graphs run padded.
+            call says ``seq_lens=`` (see ``fasttx.data``), without which compiled graphs run padded. Captured ones do.
         mlm_head: in training with labels, heads for masked language modelling and pretraining compute the labelled rows
             alone, and ``logits`` is None; ``"full"`` or False keeps the logits complete. In eval mode and without
             labels they always are. Needs `loss`.
