@@ -5,8 +5,9 @@ A patched encoder runs transformers' own forward, and so transformers' own layer
 layer looks at one token at a time. Padded positions of the result are 0.
 
 Lengths that the caller knows (``seq_lens=``, Python ints: ``fasttx.data`` provides them) are taken from there;
-otherwise the mask is counted, for which the host waits once a call on a GPU. A graph that is being compiled, exported
-or captured must not depend on the values of a mask: without ``seq_lens`` the padded kernels run there, with the mask.
+otherwise the mask is counted, for which the host waits once a call on a GPU. A graph that is being compiled or exported
+must not depend on the values of a mask: without ``seq_lens`` the padded kernels run there, with the mask. So they do
+while a CUDA graph is captured: a replay would have the lengths of the capture.
 
 Poolers and classifiers read the first position of a row. Where it is padding (rows padded on the left, empty rows)
 transformers has them read the hidden state of a padding token there, so that such a batch stays padded too, unless
@@ -55,8 +56,7 @@ def _padded_call(encoder: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any]
         or any(value is not None for value in rest)  # encoder states, cache: by position
         or any(asked.get(n) is not None for n in ("encoder_hidden_states", "encoder_attention_mask", "past_key_values"))
         or asked.get("cu_seq_lens_q") is not None  # packed by the caller
-        or bool(asked.get("output_attentions") or asked.get("output_hidden_states") or asked.get("use_cache"))
-        or hidden.dim() != 3
+        or bool(asked.get("output_attentions") or asked.get("output_hidden_states"))
         or hidden.numel() == 0
         or hidden.is_meta
         or mask.shape != hidden.shape[:2]  # a mask of its own for every query

@@ -12,11 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 import fasttx
 from fasttx.testing import assert_as_accurate
 
 LENGTH = 11
+LENS = (11, 4, 7)
 
 
 def bare(cls: str = "BertModel", unpad: bool | str | None = "auto", **changes: Any) -> Any:
@@ -70,7 +72,7 @@ def assert_like_transformers(model: Any, inputs: dict[str, Any], real: Tensor) -
 def test_layers_see_real_tokens_only(unpad: bool | str) -> None:
     model = bare(unpad=unpad)
     seen = layer_inputs(model)
-    hidden = model(**batch(11, 4, 7)).last_hidden_state
+    hidden = model(**batch(*LENS)).last_hidden_state
     assert seen == ([(3, 11, 32)] if unpad is False else [(1, 22, 32)])
     assert hidden.shape == (3, 11, 32)
     if unpad is not False:
@@ -159,7 +161,7 @@ def test_no_positions_at_all(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])
 def test_dtypes_of_masks(dtype: torch.dtype) -> None:
-    model, inputs = bare(), batch(11, 4, 7)
+    model, inputs = bare(), batch(*LENS)
     want = model(**inputs).last_hidden_state
     seen = layer_inputs(model)
     got = model(**inputs | {"attention_mask": inputs["attention_mask"].to(dtype)}).last_hidden_state
@@ -167,7 +169,7 @@ def test_dtypes_of_masks(dtype: torch.dtype) -> None:
 
 
 def test_a_mask_for_each_query_runs_padded() -> None:
-    model, inputs = bare(), batch(11, 4, 7)
+    model, inputs = bare(), batch(*LENS)
     real = inputs["attention_mask"].bool()
     inputs["attention_mask"] = real[:, None, None, :].expand(3, 1, 11, 11) & torch.ones(11, 11).tril().bool()
     assert_like_transformers(model, inputs, real)
@@ -190,7 +192,7 @@ def test_random_masks(rows: int, seqlen: int, data: Any, unpad: bool | str) -> N
 
 
 def test_embeddings_positions_and_types() -> None:
-    model, inputs = bare(), batch(11, 4, 7)
+    model, inputs = bare(), batch(*LENS)
     real = inputs["attention_mask"].bool()
     positions = torch.arange(LENGTH).flip(0).expand(3, LENGTH)
     embeds = model.get_input_embeddings()(inputs.pop("input_ids")).detach()
@@ -204,7 +206,7 @@ def test_positions_that_roberta_counts_from_the_ids() -> None:
     """Real tokens that carry the id of padding get the position of padding: embeddings run before packing."""
     roberta = next(family for family in zoo.FAMILIES if family.model_type == "roberta")
     model = zoo.tiny_model(roberta, "RobertaModel")
-    inputs = batch(11, 4, 7)
+    inputs = batch(*LENS)
     inputs["input_ids"][0, 2:4] = inputs["input_ids"][2, 1] = model.config.pad_token_id
     fasttx.patch(model)
     seen = layer_inputs(model)
@@ -216,7 +218,7 @@ def test_flattened_batch_equals_the_padded_one() -> None:
     """What transformers' own collator packs is left as it is, and the answer is that of a padded batch."""
     from transformers import DataCollatorWithFlattening
 
-    model, inputs = bare("BertForTokenClassification"), batch(11, 4, 7)
+    model, inputs = bare("BertForTokenClassification"), batch(*LENS)
     real = inputs["attention_mask"].bool()
     rows = [{"input_ids": ids[keep].tolist()} for ids, keep in zip(inputs["input_ids"], real)]
     collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
@@ -235,7 +237,7 @@ def test_hidden_states_and_attentions_have_padded_shapes(how: str) -> None:
     """By the config hidden states alone: transformers refuses output_attentions there but for its eager attention."""
     plain, model = bare(unpad=None), bare()
     plain.set_attn_implementation("eager")
-    inputs = batch(11, 4, 7)
+    inputs = batch(*LENS)
     real = inputs["attention_mask"].bool()
     wanted = {"output_hidden_states": True, "output_attentions": True} if how == "call" else {}
     if how == "config":  # after the patch
@@ -303,7 +305,7 @@ def test_a_part_that_may_lose_the_lengths_gets_a_padded_batch(name: str, when: s
         STRANGERS[name](model)
     reasons = [row.reason for row in report.left_alone if row.before == "padded batch"]
     assert len(reasons) == (when == "before"), report
-    inputs = batch(11, 4, 7)
+    inputs = batch(*LENS)
     real = inputs["attention_mask"].bool()
     seen = layer_inputs(model)
     got, want = model(**inputs).last_hidden_state, want_model(**inputs).last_hidden_state
@@ -319,15 +321,50 @@ def test_chunked_feed_forward_runs_padded(when: str) -> None:
         assert any("chunk_size_feed_forward is 11" in row.reason for row in report.left_alone)
     else:
         model.config.chunk_size_feed_forward = 11
-    inputs = batch(11, 4, 7)
+    inputs = batch(*LENS)
     seen = layer_inputs(model)
     assert_like_transformers(model, inputs, inputs["attention_mask"].bool())
     assert seen[-1] == (3, 11, 32)
 
 
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_a_cache_is_filled_by_padded_batches(prefix: int) -> None:
+    """Also in encoders: prefix tuning gives them keys and values."""
+    inputs = batch(*LENS)
+    real = inputs["attention_mask"].bool()
+    inputs["attention_mask"] = nn.functional.pad(inputs["attention_mask"], (prefix, 0), value=1)
+    found = []
+    for model in (bare(unpad=None), bare()):
+        cache, generator = DynamicCache(), torch.Generator().manual_seed(3)
+        for layer in range(2 if prefix else 0):
+            keys, values = torch.randn(2, 3, 4, prefix, 8, generator=generator)
+            cache.update(keys, values, layer)
+        seen = layer_inputs(model)
+        found.append(model(**inputs, past_key_values=cache).last_hidden_state[real])
+        assert seen == [(3, 11, 32)] and cache.get_seq_length() == prefix + 11
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["position", "encoder_hidden_states", "encoder_attention_mask"])
+def test_cross_attention_goes_by_padded_rows(how: str) -> None:
+    model = bare()
+    seen = layer_inputs(model)
+    hidden, mask = torch.randn(3, 11, 32), batch(*LENS)["attention_mask"]
+    more = {} if how == "position" else {how: hidden}
+    model.encoder(hidden, mask, *([hidden] if how == "position" else []), **more)
+    assert seen == [(3, 11, 32)]
+
+
+def test_a_mask_beside_a_flattened_batch_stays_an_error() -> None:
+    starts = torch.tensor([0, 11, 15, 22], dtype=torch.int32)
+    flat = dict(cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=11, max_length_k=11)
+    with pytest.raises(ValueError, match="a packed batch .cu_seq_lens_q. is described by its lengths; pass no mask"):
+        bare()(**batch(15, seqlen=22), **flat)
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_another_attention_after_the_patch_runs_padded(implementation: str) -> None:
-    model, inputs = bare(), batch(11, 4, 7)
+    model, inputs = bare(), batch(*LENS)
     model.set_attn_implementation(implementation)
     seen = layer_inputs(model)
     got, want = model(**inputs).last_hidden_state, bare(unpad=None)(**inputs).last_hidden_state
@@ -355,7 +392,7 @@ def test_nothing_is_counted_without_data() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_a_traced_graph_holds_for_every_mask() -> None:
     model = bare(return_dict=False).requires_grad_(False)
-    one, other = batch(11, 4, 7), batch(5, 11, 9)
+    one, other = batch(*LENS), batch(5, 11, 9)
     traced = torch.jit.trace(lambda ids, mask: model(ids, mask)[0], tuple(one.values()), check_trace=False)
     real = other["attention_mask"].bool()
     torch.testing.assert_close(traced(*other.values())[real], model(**other)[0][real], rtol=1e-4, atol=1e-5)

@@ -12,13 +12,11 @@ from typing import Any
 import model_zoo as zoo
 import pytest
 import torch
-from test_models_padding_free import bare, batch, layer_inputs
+from test_models_padding_free import LENS, bare, batch, layer_inputs
 from torch import Tensor
 
 import fasttx
 from fasttx.testing import assert_as_accurate
-
-LENS = (11, 4, 7)
 
 
 def labelled(*lengths: int) -> dict[str, Tensor]:

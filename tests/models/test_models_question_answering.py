@@ -7,12 +7,11 @@ from typing import Any
 import model_zoo as zoo
 import pytest
 import torch
-from test_models_padding_free import batch, layer_inputs
+from test_models_padding_free import LENS, batch, layer_inputs
 from torch import Tensor
 
 import fasttx
 
-LENS = (11, 4, 7)
 CLS = "BertForQuestionAnswering"
 ANSWERS = {"start_positions": torch.tensor([3, 1, 2]), "end_positions": torch.tensor([10, 3, 6])}
 

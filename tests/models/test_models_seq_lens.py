@@ -7,13 +7,12 @@ from typing import Any
 import model_zoo as zoo
 import pytest
 import torch
-from test_models_padding_free import LENGTH, bare, batch, layer_inputs
+from test_models_padding_free import LENGTH, LENS, bare, batch, layer_inputs
 from torch import Tensor
 
 import fasttx
 from fasttx.models import padding_free
 
-LENS = (11, 4, 7)
 ENCODERS = [(family, cls) for family, cls in zoo.CLASSES if family.heads.get(cls) != "causal_lm"]
 
 
