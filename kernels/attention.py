@@ -7,9 +7,10 @@ score costs one fused multiply-add.  (Dao, "FlashAttention-2", 2023, section 3.1
 
 Contract.  One program computes BLOCK_M rows of out and softmax_lse of one head and is the only one that writes them:
 the result is bitwise reproducible.  q, k, v by strides, last dim contiguous; out and softmax_lse contiguous.  A fully
-masked row (no score above -1e30) gives out 0 and softmax_lse -inf.  Keys past seqused_k are never read.  A key mask
-(one row for all queries) also bounds the loop: it ends after the last key that is not masked.  Offsets of a tile are
-32-bit, those of its first element 64-bit. Sequence bounds beyond max_seqlen_q/k are cut off there.
+masked row (no score above -1e30, nor an fp16 mask above its lowest number) gives out 0 and softmax_lse -inf.  Keys
+past seqused_k are never read.  A key mask (one row for all queries) also bounds the loop: it ends after the last key
+that is not masked.  Offsets of a tile are 32-bit, those of its first element 64-bit.  Sequence bounds beyond
+max_seqlen_q/k are cut off there.
 
 Cost.  2 * B * H * Sq * Sk * (head_dim + head_dim_v) flop; reads q once and k, v once per BLOCK_M rows (mostly from
 L2), writes out and 4 bytes a row.  Shared memory: q and num_stages tiles of k and v.
@@ -29,9 +30,11 @@ from .dropout import dropout_threshold, frag_mask, keep_scale
 
 LOG2E = tl.constexpr(1.4426950408889634)
 SCAN = tl.constexpr(512)  # keys of a mask row looked at in one step
-# Additive masks often hold the lowest finite number for -inf. A score below this counts as masked (it vanishes beside
-# any other), and a row that has no higher one as fully masked: softmax_lse in fp32 could not tell such scores apart.
+# Additive masks often hold the lowest finite number for -inf. A score no higher than this counts as masked (it vanishes
+# beside any other), and a row that has no higher one as fully masked: softmax_lse in fp32 could not tell such scores
+# apart. The lowest number of float16 is not that low and becomes -inf when it is read.
 MASKED = tl.constexpr(-1e30)
+LOWEST_FP16 = tl.constexpr(-65504.0)
 
 # Lengths and windows vary from call to call: no new kernel for one that happens to be 1 or a multiple of 16.
 UNSPECIALIZED = ("num_heads", "max_seqlen_q", "max_seqlen_k", "total_q", "total_k", "window_left", "window_right")
@@ -70,16 +73,24 @@ def sequence(b, seqlen, cu_seqlens, total):
 
 
 @triton.jit
+def shows(bias):
+    """Which keys a mask leaves visible."""
+    if bias.dtype == tl.int1:
+        return bias
+    elif bias.dtype == tl.float16:
+        return bias > LOWEST_FP16
+    else:
+        return bias.to(tl.float32) > MASKED
+
+
+@triton.jit
 def last_key(bias, stride_n, n_k):
     """One past the last of n_k keys that a mask row leaves visible."""
     last = n_k * 0
     for start in range(0, n_k, SCAN):
         cols = start + tl.arange(0, SCAN)
         ptr = bias + cols.to(tl.int64) * stride_n
-        if bias.dtype.element_ty == tl.int1:
-            visible = tl.load(ptr, mask=cols < n_k, other=0) != 0
-        else:
-            visible = tl.load(ptr, mask=cols < n_k, other=float("-inf")).to(tl.float32) >= MASKED
+        visible = shows(tl.load(ptr, mask=cols < n_k, other=0)) & (cols < n_k)
         last = tl.maximum(last, tl.max(tl.where(visible, cols + 1, 0), 0))
     return last
 
@@ -89,6 +100,8 @@ def biased(s, bias):
     """Scores in the units the exponential takes: raw under a bool mask, scaled under an additive one."""
     if bias.dtype == tl.int1:
         return tl.where(bias, s, float("-inf"))
+    elif bias.dtype == tl.float16:
+        return tl.where(shows(bias), s + bias.to(tl.float32), float("-inf"))
     else:
         return s + bias.to(tl.float32)
 
@@ -186,7 +199,7 @@ def attention_fwd_kernel(
         if partial:
             s = visible_only(s, rows, (n0 + offs_n)[None, :], n_k, window_left, window_right, WINDOW)
         m_new = tl.maximum(m_i, tl.max(s, 1))
-        m_ref = tl.where(m_new < MASKED, 0.0, m_new)  # -inf - -inf would be NaN
+        m_ref = tl.where(m_new <= MASKED, 0.0, m_new)  # -inf - -inf would be NaN
         alpha = tl.exp2((m_i - m_ref) * factor)
         if FOLD_SCALE:
             p = tl.exp2(s * factor - (m_ref * factor)[:, None])

@@ -26,7 +26,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import (
-    MASKED,
     UNSPECIALIZED,
     arch_of,
     bias_strides,
@@ -36,6 +35,7 @@ from .attention import (
     load_tile,
     precision_of,
     sequence,
+    shows,
     store_tile,
     strides,
     visible_only,
@@ -168,8 +168,7 @@ def attention_bwd_dkdv_kernel(
             if KEY_MASK:
                 key_bias = tl.load(bias_ptr + offs_n * stride_bn, mask=offs_n < n_k - n0, other=0)
                 if DQ != DQ_DIRECT:
-                    seen = key_bias if key_bias.dtype == tl.int1 else key_bias.to(tl.float32) >= MASKED
-                    seen = (seen & (offs_n < n_k - n0)).to(tl.int32)
+                    seen = (shows(key_bias) & (offs_n < n_k - n0)).to(tl.int32)
                     hi = tl.where(tl.max(seen, 0) > 0, hi, 0)
                 key_bias = key_bias[:, None] if TRANSPOSED else key_bias[None, :]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.arguments import FLOATS
+from ..ops.attention_masks import with_infinities
 from ..ops.registry import forced_backend
 from .attention_arguments import NUMBERS, is_finite
 from .attention_autograd import run_attention
@@ -49,7 +50,8 @@ def scaled_dot_product_attention(
         enable_gqa: key and value may have fewer heads, a divisor of query's; head h of query uses head h // (ratio).
 
     Returns:
-        (..., heads, L, Ev).  A fully masked row gives zeros.
+        (..., heads, L, Ev).  A fully masked row gives zeros, also where attn_mask holds the lowest number of its dtype
+        for -inf, of which torch's function makes a mean.
 
     Raises:
         What torch raises: every call that is wrong, and every one outside of our kernels (float64, a mask that needs a
@@ -122,7 +124,10 @@ def _padded(
         return None
     backend = forced_backend()
     if backend == "auto" and not (has_kernel(q, k, v) if device.type != "cpu" else cpu_gains(q, keys, mask, dropout_p)):
-        return None
+        if mask is None or mask.dtype != dtype:
+            return None
+        mask = with_infinities(mask)
+        return torch_attention(q, k, v, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
     out = run_attention(
         last_dim_contiguous(q).transpose(1, 2),
         last_dim_contiguous(k).transpose(1, 2),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..ops.arguments import FLOATS
 from ..ops.attention import ATTENTION
+from ..ops.attention_masks import with_infinities
 from ..ops.registry import forced_backend
 from .attention_arguments import check_tensors, checked_numbers
 from .attention_autograd import run_attention
@@ -87,8 +88,9 @@ def attention_padded(
         and not (attn_bias is not None and window[1] == 0)
         and not cpu_gains(q, k.shape[1], attn_bias, dropout_p)
     ):
+        mask = attn_bias if attn_bias is None or attn_bias.dtype == torch.bool else with_infinities(attn_bias)
         out = torch_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_bias, dropout_p, window[1] == 0, scale=scale
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, dropout_p, window[1] == 0, scale=scale
         )
         return out.transpose(1, 2).contiguous()
     if q.device.type != "cpu" and backend == "auto" and deterministic is not True and not has_kernel(q, k, v):

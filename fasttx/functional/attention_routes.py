@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 from torch.nn.functional import scaled_dot_product_attention as torch_attention
 
 from ..ops.attention import ATTENTION, supports, worth_slicing
+from ..ops.attention_masks import with_infinities
 from .eligibility import uncovered
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, torch._subclasses.FakeTensor})
@@ -119,5 +120,5 @@ def _one_mask(
         return seen
     if attn_bias.dtype == torch.bool:
         return attn_bias if seen is None else attn_bias & seen
-    bias = attn_bias.to(q.dtype)
+    bias = with_infinities(attn_bias).to(q.dtype)
     return bias if seen is None else bias.masked_fill(~seen, float("-inf"))

@@ -15,6 +15,7 @@ from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from ..functional.attention_layouts import attention_packed, attention_padded
 from ..functional.probabilities import masked_softmax_on
+from ..ops.attention_masks import with_infinities
 from .options import ModulePatch, Options
 
 NAME = "fasttx"
@@ -93,6 +94,8 @@ def _visible_weights(
     scores = torch.matmul(query, key.transpose(2, 3))
     if causal:
         bias = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()  # there is no mask then
+    elif bias is not None and bias.is_floating_point():
+        bias = with_infinities(bias)
     return masked_softmax_on(backend, scores, mask=bias, scale=scale, dropout_p=dropout_p)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ._attention_parts import INF, Call, Part, additive, window
 from ._philox import dropout_scale, dropout_threshold
+from .attention_masks import hides
 
 _softmax = torch.ops.aten._softmax.out
 _softmax_backward = torch.ops.aten._softmax_backward_data.out
@@ -93,7 +94,7 @@ class Chunks:
             p = _softmax(s, -1, False, out=s)
             rows_lse = top - p.amax(-1).log()  # the largest probability is exp(largest score - lse)
             if bias is not None:
-                dead = top == -INF
+                dead = hides(top)
                 if bool(dead.any()):
                     p.masked_fill_(dead.unsqueeze(-1), 0.0)
                     rows_lse.masked_fill_(dead, -INF)

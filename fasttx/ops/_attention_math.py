@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._philox import attention_keep, dropout_scale
+from .attention_masks import hides
 
 
 def pad(x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
@@ -63,6 +64,7 @@ def _probabilities(
         if attn_bias.dtype == torch.bool:
             seen = seen & attn_bias
         else:
+            seen = seen & ~hides(attn_bias)
             scores = scores + attn_bias.float()
     scores = scores.masked_fill(~seen, float("-inf"))
     dead = scores.isneginf().all(-1, keepdim=True)

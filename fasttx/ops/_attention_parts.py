@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .attention_masks import with_infinities
+
 INF = float("inf")
 
 
@@ -84,7 +86,7 @@ def _part(call: Call, batch: slice, rows: slice, keys: slice, bias: Tensor | Non
         if bias is None:
             bias = seen
         else:
-            bias = bias & seen if bias.dtype == torch.bool else bias.float().masked_fill(~seen, -INF)
+            bias = bias & seen if bias.dtype == torch.bool else widened(bias).masked_fill(~seen, -INF)
     return Part(batch, rows, keys, bias, causal)
 
 
@@ -118,12 +120,17 @@ def parts(q: Tensor, k: Tensor, call: Call) -> Iterator[Part]:
             if given is None:
                 given = used
             else:
-                given = given & used if given.dtype == torch.bool else given.float().masked_fill(~used, -INF)
+                given = given & used if given.dtype == torch.bool else widened(given).masked_fill(~used, -INF)
         yield _part(call, slice(0, batch), slice(0, m), slice(0, n), given, 0)
         return
     for b, length in enumerate(lengths):
         own = None if bias is None else (bias[b : b + 1] if bias.shape[0] > 1 else bias)[..., :length]
         yield _part(call, slice(b, b + 1), slice(0, m), slice(0, length), own, 0)
+
+
+def widened(bias: Tensor) -> Tensor:
+    """A floating mask in float32, in which the lowest number of float16 would hide nothing."""
+    return with_infinities(bias).float() if bias.dtype == torch.float16 else bias.float()
 
 
 def additive(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -132,4 +139,4 @@ def additive(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return bias
     if bias.dtype == torch.bool:
         return torch.zeros(bias.shape, dtype=dtype).masked_fill_(~bias, -INF)
-    return bias.float()
+    return widened(bias)

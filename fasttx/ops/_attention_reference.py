@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._philox import attention_keep, dropout_scale
+from .attention_masks import hides
 
 
 def _heads(
@@ -50,6 +51,7 @@ def _heads(
                 if bias.dtype == torch.bool:
                     seen &= bias
                 else:
+                    seen &= ~hides(bias)
                     scores = scores + bias.double()
             scores = scores.masked_fill(~seen, float("-inf"))
             factor = torch.ones_like(scores)

@@ -162,7 +162,7 @@ def composition(
                 seen = seen & part
             else:
                 s = s + part.to(dtype)
-                seen = seen & (part >= -1e30)  # the lowest finite number stands for -inf
+                seen = seen & (part > (-65504 if part.dtype == torch.float16 else -1e30))  # the lowest stands for -inf
         s = s.masked_fill(~seen, float("-inf"))
         blind = s.isneginf().all(-1, keepdim=True)
         lses.append(s.logsumexp(-1) if n else s.new_full((heads, m), float("-inf")))
