@@ -115,6 +115,32 @@ def visible_only(s, rows, cols, n_k, window_left, window_right, WINDOW: tl.const
     return tl.where(visible, s, float("-inf"))
 
 
+@triton.jit
+def masked(
+    s, attn_bias, stride_bm, stride_bn, row_ok, row0, n0, n_k, window_left, window_right,
+    KEY_MASK: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Scores [BLOCK_M, BLOCK_N] with the bias and without what is not visible.
+
+    attn_bias points at the tile; row0 is the key that stands opposite of the tile's first row, n0 its first key.
+    """
+    offs_n = tl.arange(0, BLOCK_N)
+    if attn_bias is not None:
+        in_range = n0 + offs_n < n_k
+        if KEY_MASK:
+            s = biased(s, tl.load(attn_bias + offs_n * stride_bn, mask=in_range, other=0)[None, :])
+        else:
+            ptr = attn_bias + tl.arange(0, BLOCK_M)[:, None] * stride_bm + offs_n[None, :] * stride_bn
+            s = biased(s, tl.load(ptr, mask=row_ok[:, None] & in_range[None, :], other=0))
+    partial = n0 + BLOCK_N > n_k
+    if WINDOW:
+        partial |= (n0 + BLOCK_N > row0 + window_right) | (n0 < row0 + BLOCK_M - window_left)
+    if partial:
+        rows = (row0 + tl.arange(0, BLOCK_M))[:, None]
+        s = visible_only(s, rows, (n0 + offs_n)[None, :], n_k, window_left, window_right, WINDOW)
+    return s
+
+
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def attention_fwd_kernel(
     out, softmax_lse, q, k, v, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state,
@@ -165,7 +191,7 @@ def attention_fwd_kernel(
 
     offs_m = tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
-    rows = (m0 + shift + offs_m)[:, None]
+    row_ok = offs_m < n_q - m0
     q_tile = load_tile(q + m0.to(tl.int64) * stride_qm, stride_qm, offs_m, n_q - m0, HEAD_DIM, BLOCK_D)
     lo = 0
     if WINDOW:
@@ -185,19 +211,12 @@ def attention_fwd_kernel(
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         if not FOLD_SCALE:
             s *= softmax_scale
+        s = masked(
+            s, attn_bias, stride_bm, stride_bn, row_ok, m0 + shift, n0, n_k, window_left, window_right,
+            KEY_MASK, WINDOW, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
         if attn_bias is not None:
-            in_range = n0 + offs_n < n_k
-            if KEY_MASK:
-                s = biased(s, tl.load(attn_bias + offs_n * stride_bn, mask=in_range, other=0)[None, :])
-            else:
-                ptr = attn_bias + offs_m[:, None] * stride_bm + offs_n[None, :] * stride_bn
-                s = biased(s, tl.load(ptr, mask=(offs_m[:, None] < n_q - m0) & in_range[None, :], other=0))
             attn_bias += BLOCK_N * stride_bn
-        partial = n0 + BLOCK_N > n_k
-        if WINDOW:
-            partial |= (n0 + BLOCK_N > m0 + shift + window_right) | (n0 < m0 + BLOCK_M + shift - window_left)
-        if partial:
-            s = visible_only(s, rows, (n0 + offs_n)[None, :], n_k, window_left, window_right, WINDOW)
         m_new = tl.maximum(m_i, tl.max(s, 1))
         m_ref = tl.where(m_new <= MASKED, 0.0, m_new)  # -inf - -inf would be NaN
         alpha = tl.exp2((m_i - m_ref) * factor)
@@ -218,7 +237,7 @@ def attention_fwd_kernel(
     lse = m_i + tl.log(tl.where(empty, 1.0, l_i))
     if FOLD_SCALE:
         lse = m_i * softmax_scale + tl.log(tl.where(empty, 1.0, l_i))
-    tl.store(softmax_lse + m0 + offs_m, tl.where(empty, float("-inf"), lse), mask=offs_m < n_q - m0)
+    tl.store(softmax_lse + m0 + offs_m, tl.where(empty, float("-inf"), lse), mask=row_ok)
     acc *= (keep_scale(THRESHOLD) / tl.where(empty, 1.0, l_i))[:, None]
     out += ((first_q + m0) * num_heads + h) * HEAD_DIM_V
     store_tile(out, num_heads * HEAD_DIM_V, offs_m, n_q - m0, acc, HEAD_DIM_V, BLOCK_DV)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention import LOG2E, UNSPECIALIZED, biased, last_key, load_tile, sequence, store_tile, visible_only
+from .attention import LOG2E, UNSPECIALIZED, last_key, load_tile, masked, sequence, store_tile
 from .dropout import frag_mask, keep_scale
 
 
@@ -89,7 +89,6 @@ def attention_bwd_dq_kernel(
     offs_m = tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
     row_ok = offs_m < n_q - m0
-    rows = (m0 + shift + offs_m)[:, None]
     q_tile = load_tile(q, stride_qm, offs_m, n_q - m0, HEAD_DIM, BLOCK_D)
     do_tile = load_tile(dout, stride_om, offs_m, n_q - m0, HEAD_DIM_V, BLOCK_DV)
     lse = load_lse(softmax_lse + row0 + offs_m, row_ok)[:, None]
@@ -110,19 +109,12 @@ def attention_bwd_dq_kernel(
         dp = tl.dot(do_tile, tl.trans(v_tile), input_precision=PRECISION)
         if not FOLD_SCALE:
             s *= softmax_scale
+        s = masked(
+            s, attn_bias, stride_bm, stride_bn, row_ok, m0 + shift, n0, n_k, window_left, window_right,
+            KEY_MASK, WINDOW, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
         if attn_bias is not None:
-            in_range = n0 + offs_n < n_k
-            if KEY_MASK:
-                s = biased(s, tl.load(attn_bias + offs_n * stride_bn, mask=in_range, other=0)[None, :])
-            else:
-                ptr = attn_bias + offs_m[:, None] * stride_bm + offs_n[None, :] * stride_bn
-                s = biased(s, tl.load(ptr, mask=row_ok[:, None] & in_range[None, :], other=0))
             attn_bias += BLOCK_N * stride_bn
-        partial = n0 + BLOCK_N > n_k
-        if WINDOW:
-            partial |= (n0 + BLOCK_N > m0 + shift + window_right) | (n0 < m0 + BLOCK_M + shift - window_left)
-        if partial:
-            s = visible_only(s, rows, (n0 + offs_n)[None, :], n_k, window_left, window_right, WINDOW)
         p = probabilities(s, lse, softmax_scale, FOLD_SCALE)
         if THRESHOLD > 0:
             keep = frag_mask(seed, rng_offset, head, m0, n0, THRESHOLD, BLOCK_M, BLOCK_N)
