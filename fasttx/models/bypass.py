@@ -28,4 +28,6 @@ def bypass_reason(module: Any, name: str, *, source: str = "torch.nn.modules", c
         state[hooks] for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     ):
         return f"{name} has hooks"
+    if any(getattr(nn.modules.module, f"_global_{when}_hooks") for when in ("forward", "forward_pre")):
+        return "there are hooks on every module"
     return None

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from .heads import replacement_class
+from .head_class import replacement_class
 from .mlm_head import BERT_HEAD, VocabularyHead
 from .padding_free import Forwards, padding_free_class
 

@@ -12,8 +12,6 @@ target like any other in the binary losses.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,13 +22,9 @@ from torch import Tensor
 from transformers.modeling_outputs import MaskedLMOutput
 
 from ..functional.losses import binary_cross_entropy_on, cross_entropy_on
-from ..functional.packing import first_tokens
 from ..functional.vocabulary_loss import linear_cross_entropy_on
-from .labels import IGNORE, Named
-from .mlm_head import VocabularyHead, full_head_reason, graph_in_the_making, labelled, plain_linear
-from .options import ModulePatch
-from .padding_free import STAY_PADDED
-from .replacement import subclass_of
+from .labels import IGNORE, Named, tokens
+from .mlm_head import VocabularyHead, labelled, plain_linear
 
 
 @dataclass(frozen=True)
@@ -76,6 +70,8 @@ class Kind:
         without_labels: arguments that transformers' forward changes by itself when it gets labels.
         reads_padding: transformers' loss depends on what a model computes at padding, so that ``loss="hf"`` needs a
             padded batch.
+        per_token: there is a label for each token; one at padding is not counted under ``loss="correct"``, and under
+            ``"hf"`` needs a padded batch.
         vocabulary: for heads over the vocabulary: the output and the loss from the labelled rows alone.
         own: a condition under which transformers' forward computes the loss itself.
     """
@@ -87,6 +83,7 @@ class Kind:
     zero: str = "nothing is labelled"
     without_labels: Mapping[str, Any] = field(default_factory=dict, hash=False)
     reads_padding: bool = False
+    per_token: bool = False
     vocabulary: Callable[[LabelledCall], tuple[Any, Tensor]] | None = None
     own: Callable[[Any], bool] = lambda model: False
 
@@ -192,19 +189,9 @@ def _sequence_classification(call: Call) -> Tensor:
     )
 
 
-def _shown(call: Call, length: int) -> Tensor | None:
-    """bool (batch, length): the tokens that are not padding, if the call says so."""
-    mask, seq_lens = call.arguments.get("attention_mask"), call.arguments.get("seq_lens")
-    if mask is not None:
-        return mask != 0 if mask.dim() == 2 else None
-    if seq_lens is None:
-        return None
-    return first_tokens(seq_lens, length, call.output[0].device)
-
-
 def _question_answering(call: Call) -> Tensor:
     length = call.output.start_logits.shape[1]
-    shown = _shown(call, length) if call.correct else None
+    shown = tokens(call.arguments, call.output.start_logits.shape) if call.correct else None
     losses = []
     for name in ("start", "end"):
         argument = f"{name}_positions"
@@ -226,7 +213,8 @@ def _replaced_token_detection(call: Call) -> Tensor:
     logits = call.output.logits
     logits = logits.view(-1, logits.shape[1])
     labels, mask = call.arguments["labels"].to(logits.device), call.arguments.get("attention_mask")
-    shown = _shown(call, logits.shape[1]) if mask is None else (mask.view(-1, logits.shape[1]) == 1).to(logits.device)
+    shown = tokens(call.arguments, logits.shape) if mask is None else mask.view(-1, logits.shape[1]) == 1
+    shown = shown if shown is None else shown.to(logits.device)
     with Named("labels", labels, logits.shape):
         if labels.shape != logits.shape:
             raise ValueError("labels and logits differ in shape, and must not be broadcast")
@@ -277,15 +265,16 @@ def _has_another_loss(model: Any) -> bool:
 
 
 KINDS: dict[str, Kind] = {
-    "masked_lm": Kind(_classification, vocabulary=_masked_lm_rows),
+    "masked_lm": Kind(_classification, vocabulary=_masked_lm_rows, per_token=True),
     "pretraining": Kind(
         _pretraining,
         labels=("labels", "next_sentence_label"),
         vocabulary=_pretraining_rows,
+        per_token=True,
     ),
     "next_sentence": Kind(_classification),
     "multiple_choice": Kind(_classification),
-    "token_classification": Kind(_classification),
+    "token_classification": Kind(_classification, per_token=True),
     "sequence_classification": Kind(
         _sequence_classification,
         ops=("cross_entropy", "binary_cross_entropy", "torch mse_loss"),
@@ -305,70 +294,3 @@ KINDS: dict[str, Kind] = {
     ),
     "causal_lm": Kind(_causal_lm, counted=None, without_labels={"use_cache": False}, own=_has_another_loss),
 }
-
-
-# -------------------------------------------------------------------------------------------------------- the wrapper
-
-
-def _scaled(loss: Tensor, labels: Tensor, num_items: Tensor | int) -> Tensor:
-    """mean -> this call's share of a mean over `num_items` labels, which may be spread over several calls."""
-    # no item at all: Trainer passes 0 there, and 0/0 would undo the zero that the loss already is
-    if isinstance(num_items, Tensor):
-        num_items = num_items.to(loss.device).clamp(min=1)
-    else:
-        num_items = max(num_items, 1)
-    labelled = (labels != IGNORE).sum().to(loss.device)
-    return (loss.float() * (labelled / num_items)).to(loss.dtype)
-
-
-def replacement_class(original: type, kind_name: str, module: str, head: VocabularyHead) -> type:
-    """The subclass of a transformers head that a patched model's class is set to.
-
-    It has the same name (config.architectures, pipelines and Trainer go by it), the same signature of forward, and is
-    found by pickle as an attribute of `module`. An instance that carries no patch behaves as `original` does. `head`
-    says where the family keeps its head over the vocabulary.
-    """
-    kind = KINDS[kind_name]
-    original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
-    names = tuple(inspect.signature(original_forward).parameters)[1:]
-    replaced = dict.fromkeys(kind.labels) | dict(kind.without_labels)
-
-    @functools.wraps(original_forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # `original_forward`, not super(): a bound forward that accelerate or a replica kept must outlive unpatch
-        patch: ModulePatch | None = getattr(self, "_fasttx", None)
-        arguments = dict(zip(names, args)) | kwargs
-        if patch is None or any(arguments.get(name) is None for name in kind.labels) or kind.own(self):
-            return original_forward(self, *args, **kwargs)
-        for name in kind.labels:
-            if not isinstance(arguments[name], Tensor):
-                raise TypeError(f"{name}: got {type(arguments[name]).__name__}; a torch.Tensor is needed")
-        return_dict = kwargs.pop("return_dict", None)
-        num_items = kwargs.pop("num_items_in_batch", None)
-        args = tuple(replaced.get(name, value) for name, value in zip(names, args))
-        kwargs.update((name, value) for name, value in replaced.items() if name not in names[: len(args)])
-        if kind.reads_padding and patch.options.loss == "hf" and patch.options.attention and patch.options.unpad:
-            kwargs[STAY_PADDED] = True
-        correct, forced = patch.options.loss == "correct", patch.options.forced
-        if (
-            kind.vocabulary is not None
-            and self.training
-            and patch.options.mlm_head is True
-            and (not graph_in_the_making() or plain_linear(head.decoder(self)))
-            and full_head_reason(self, head) is None
-        ):
-            kwargs.update(zip(names, args))
-            inner = {name: value for name, value in kwargs.items() if name not in kind.labels}
-            call = LabelledCall(self, self.base_model(return_dict=True, **inner), arguments, correct, forced, head)
-            output, loss = kind.vocabulary(call)
-        else:
-            output = original_forward(self, *args, return_dict=True, **kwargs)
-            loss = kind.loss(Call(self, output, arguments, correct, forced))
-        if correct and kind.counted is not None and num_items is not None:
-            loss = _scaled(loss, arguments[kind.counted], num_items)
-        output = type(output)(loss=loss, **{name: value for name, value in output.items() if name != "loss"})
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        return output if return_dict else output.to_tuple()
-
-    return subclass_of(original, forward, module)

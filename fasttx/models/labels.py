@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..functional.packing import first_tokens
+
 IGNORE = -100
 """The label that transformers' data collators and Trainer's item count leave out."""
+
+
+def tokens(arguments: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
+    """Which of (batch, seqlen) = `shape` are no padding, in bool, if the arguments of a call say so."""
+    mask, seq_lens = arguments.get("attention_mask"), arguments.get("seq_lens")
+    if mask is not None:
+        return mask != 0 if mask.shape == shape else None
+    return None if seq_lens is None or len(shape) != 2 else first_tokens(seq_lens, shape[1])
+
+
+def without_padding(labels: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """The labels, with :data:`IGNORE` at padding."""
+    shown = tokens(arguments, labels.shape)
+    if shown is None:
+        return labels
+    if labels.dtype == torch.uint8:  # has no -100
+        labels = labels.long()
+    return labels.masked_fill(~shown.to(labels.device), IGNORE)
+
+
+def any_at_padding(labels: Tensor, arguments: Mapping[str, Any]) -> bool:
+    """Whether padding has a label; read from the tensors, for which the host waits on a GPU."""
+    return bool((without_padding(labels, arguments) != labels).any())
+
 
 _CLASS_DTYPES = (torch.int64, torch.uint8)
 

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..functional.packing import take_rows
 from .bypass import bypass_reason
+from .graphs import graph_in_the_making
 from .labels import IGNORE
 
 
@@ -80,16 +80,9 @@ def labelled(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).to(hidden.device)
     if targets.shape[0] != rows.shape[0]:
         raise ValueError(f"labels: got shape {tuple(labels.shape)}; allowed is {tuple(hidden.shape[:-1])}")
-    if graph_in_the_making():
+    if graph_in_the_making(hidden):
         return rows, targets
     indices = (targets != IGNORE).nonzero().view(-1)
     if indices.shape[0] == 0 and rows.shape[0] > 0:
         indices = indices.new_zeros(1)
     return take_rows(rows, indices), targets.index_select(0, indices)
-
-
-def graph_in_the_making() -> bool:
-    """Whether nothing may depend on the values of a tensor now."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

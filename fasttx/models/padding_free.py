@@ -21,9 +21,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..functional.packing import first_tokens, layout_of, put_rows, take_rows
+from ..ops.arguments import values_may_be_read
+from .graphs import captured, graph_in_the_making
 from .hf_attention import NAME, refuse_lengths_alone
 from .options import ModulePatch
 from .replacement import subclass_of
@@ -91,33 +93,25 @@ def _mask_with_lengths(encoder: Any, mask: Tensor | None, lengths: Sequence[int]
     """The mask of a call with lengths: the one given, or one that says the same as they do.
 
     Raises:
-        ValueError: on a CPU: the mask says something else; without a mask: it is not ours to make.
+        ValueError: the mask says something else (looked at on a CPU, and on a GPU with FASTTX_CHECK=1); there is no
+            mask, and it is not ours to make.
     """
     if mask is not None:
-        readable = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+        readable = values_may_be_read(mask.device) and not graph_in_the_making(mask)
         if (
             readable
             and mask.shape == hidden.shape[:2]
-            and not torch.equal(mask != 0, first_tokens(lengths, hidden.shape[1]))
+            and not torch.equal(mask != 0, first_tokens(lengths, hidden.shape[1], mask.device))
         ):
             raise ValueError(
                 "seq_lens: attention_mask marks other tokens; allowed are the numbers of real tokens of rows that are "
                 "padded on the right"
             )
         return mask
-    if encoder.config.is_decoder or encoder.config._attn_implementation != NAME or _captured(hidden):
+    if encoder.config.is_decoder or encoder.config._attn_implementation != NAME or captured(hidden):
         refuse_lengths_alone(lengths, hidden.shape[1])
         return None
     return first_tokens(lengths, hidden.shape[1], hidden.device)
-
-
-def _captured(hidden: Tensor) -> bool:
-    """Whether a CUDA graph is being captured: Python runs once, and a replay sees other lengths."""
-    return hidden.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def _graph_in_the_making(hidden: Tensor) -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or _captured(hidden)
 
 
 class Forwards(NamedTuple):
@@ -135,7 +129,8 @@ class Forwards(NamedTuple):
 
 
 def strange_part(encoder: Any, forwards: Forwards) -> str | None:
-    """The name of a part whose forward is not transformers' own, so that it may lose where sequences start."""
+    """What in a layer is a user's own and might not cope with a packed batch, or None: a forward that may lose where
+    sequences start; a hook, which would see one row of all tokens."""
     for i, layer in enumerate(encoder.layer):
         if not _has_forward(layer, forwards.layer):
             return f"layer.{i}"
@@ -143,7 +138,24 @@ def strange_part(encoder: Any, forwards: Forwards) -> str | None:
             return f"layer.{i}.attention"
         if not _has_forward(layer.attention.self, forwards.self_attention):
             return f"layer.{i}.attention.self"
+        if not torch.compiler.is_compiling() and _has_foreign_hook(layer):
+            return f"a hook in layer.{i}"
     return None
+
+
+def _has_foreign_hook(module: nn.Module) -> bool:
+    """Whether a hook hangs on `module` or below that is not of torch.distributed (FSDP) or transformers (output
+    capture), which do not look at the batch."""
+    state = module.__dict__
+    for when in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+        if state[when] and not all(map(_is_known, state[when].values())):
+            return True
+    return any(child is not None and _has_foreign_hook(child) for child in state["_modules"].values())
+
+
+def _is_known(hook: Any) -> bool:
+    origin = getattr(getattr(hook, "func", hook), "__module__", None) or ""
+    return origin.startswith(("torch.distributed.", "transformers."))
 
 
 def _has_forward(module: Any, forward: Callable[..., Any]) -> bool:
@@ -172,22 +184,23 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
         if seq_lens is not None:
             given = _checked_lengths(seq_lens, hidden_states)
             attention_mask = _mask_with_lengths(self, attention_mask, given, hidden_states)
-            lengths = None if isinstance(given, Tensor) or _captured(hidden_states) else given
+            lengths = None if isinstance(given, Tensor) or captured(hidden_states) else given
         if (
             attention_mask is None
             or stay_padded
             or _padded_call(self, hidden_states, attention_mask, rest, kwargs)
-            or (lengths is None and _graph_in_the_making(hidden_states))
+            or (lengths is None and graph_in_the_making(hidden_states))
             or strange_part(self, forwards) is not None
         ):
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         batch, seqlen, width = hidden_states.shape
-        real = attention_mask if attention_mask.dtype == torch.bool else attention_mask != 0
         counts = None
         if lengths is None:
+            real = attention_mask if attention_mask.dtype == torch.bool else attention_mask != 0
             counts = real.sum(-1, dtype=torch.int32)
             lengths, starts = torch.stack((counts, real[:, 0])).tolist()
-        else:
+        else:  # the mask is not read: were it to say something else, sequences would be cut at wrong places
+            real = first_tokens(lengths, seqlen, hidden_states.device)
             starts = lengths  # padded on the right: only an empty row begins with padding
         padding = batch * seqlen - sum(lengths)
         if padding == 0:

@@ -129,7 +129,7 @@ def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
     reason = static_reason(module)
     strange = strange_part(module, family.forwards())
     if strange is not None:
-        reason = f"{strange} is not transformers' own, and may lose where sequences start"
+        reason = f"{strange} is not transformers' own, and may not cope with a packed batch"
     if _unwrapped(cls) is not cls:
         reason = "was wrapped by fully_shard; patch first, then fully_shard"
     elif "forward" in module.__dict__:

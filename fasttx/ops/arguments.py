@@ -13,6 +13,11 @@ FEW = 64
 """Values that a loop in Python reads in less time than one call of torch takes."""
 
 
+def values_may_be_read(device: torch.device) -> bool:
+    """Where checks may look at values: on a CPU; with FASTTX_CHECK=1 on a GPU too, which the host then waits for."""
+    return device.type == "cpu" or os.environ.get("FASTTX_CHECK") == "1"
+
+
 def broadcasts(shape: torch.Size, full: torch.Size) -> bool:
     """Whether a tensor of `shape` broadcasts to `full` without adding to it: each dim of its size or 1."""
     return len(shape) <= len(full) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(full), strict=False))
@@ -26,11 +31,8 @@ def check_dloss(dloss: Tensor, shape: torch.Size, reduction: int) -> None:
 
 
 def check_target_values(target: Tensor, n_cols: int, ignore_index: int) -> None:
-    """Raises torch's IndexError for an index outside [0, n_cols) that is not ignored.
-
-    Runs where reading values is free of a device synchronisation (CPU tensors), and anywhere with FASTTX_CHECK=1.
-    """
-    if target.device.type != "cpu" and os.environ.get("FASTTX_CHECK") != "1":
+    """Raises torch's IndexError for an index outside [0, n_cols) that is not ignored, where values may be read."""
+    if not values_may_be_read(target.device):
         return
     if target.numel() <= FEW:
         for index in target.tolist():

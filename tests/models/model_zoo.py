@@ -9,11 +9,14 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from fasttx.models.family import Family
 from fasttx.models.plan import FAMILIES
 
 VOCAB = 99
+WATCHES: list[Any] = []
+"""Handles of :func:`before` and :func:`after`, which the fixture in conftest.py removes."""
 LENGTHS = (11, 4, 7)  # padded to the longest, which is odd
 CHOICES = 2
 
@@ -131,3 +134,18 @@ def distilbert() -> Any:
     return transformers.DistilBertModel(
         transformers.DistilBertConfig(vocab_size=9, dim=8, n_heads=2, n_layers=1, hidden_dim=8)
     )
+
+
+def before(module: nn.Module, look: Any) -> None:
+    """look(args) at each call of `module` until the test ends; a hook on the module itself would keep it padded."""
+
+    def hook(found: nn.Module, args: Any) -> None:
+        if found is module:
+            look(args)
+
+    WATCHES.append(register_module_forward_pre_hook(hook))
+
+
+def after(module: nn.Module, change: Any) -> None:
+    """`module` returns change(output) until the test ends."""
+    WATCHES.append(register_module_forward_hook(lambda found, args, out: change(out) if found is module else None))

@@ -37,8 +37,7 @@ def batch(*lengths: int, seqlen: int = LENGTH, seed: int = 1) -> dict[str, Tenso
 def layer_inputs(model: Any) -> list[tuple[int, ...]]:
     """A list to which each call of the first layer will add the shape of its hidden states."""
     shapes: list[tuple[int, ...]] = []
-    layer = model.base_model.encoder.layer[0]
-    layer.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
+    zoo.before(model.base_model.encoder.layer[0], lambda args: shapes.append(tuple(args[0].shape)))
     return shapes
 
 
@@ -86,7 +85,7 @@ def test_batches_that_do_not_pay_stay_padded(lengths: tuple[int, ...], auto: boo
         model = bare(unpad=unpad)
         seen = layer_inputs(model)
         masks: list[Any] = []
-        model.encoder.layer[1].register_forward_pre_hook(lambda module, args, masks=masks: masks.append(args[1]))
+        zoo.before(model.encoder.layer[1], lambda args, masks=masks: masks.append(args[1]))
         model(**inputs)
         assert (seen[0][0] == 1) is packed, unpad
         if min(lengths) == max(lengths):
@@ -376,7 +375,7 @@ def test_another_attention_after_the_patch_runs_padded(implementation: str) -> N
 def test_the_result_follows_the_last_layer_to_its_device() -> None:
     """Layers spread over devices; "meta" is the second device that every machine has."""
     model = bare()
-    model.encoder.layer[-1].register_forward_hook(lambda module, args, output: output.to("meta"))
+    zoo.after(model.encoder.layer[-1], lambda output: output.to("meta"))
     hidden = torch.randn(2, 11, 32)
     output = model.encoder(hidden, attention_mask=batch(11, 4)["attention_mask"]).last_hidden_state
     assert output.is_meta and output.shape == (2, 11, 32)

@@ -11,7 +11,7 @@ from test_models_padding_free import LENGTH, LENS, bare, batch, layer_inputs
 from torch import Tensor
 
 import fasttx
-from fasttx.models import padding_free
+from fasttx.models import graphs, padding_free
 
 ENCODERS = [(family, cls) for family, cls in zoo.CLASSES if family.heads.get(cls) != "causal_lm"]
 
@@ -269,7 +269,8 @@ def test_exported_graphs_respect_the_mask() -> None:
 def test_a_stream_that_is_captured_runs_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengths are read once, at the capture: a replay would use them for another batch."""
     model, inputs = bare(), batch(*LENS)
-    monkeypatch.setattr(padding_free, "_captured", lambda hidden: True)
+    for module in (padding_free, graphs):
+        monkeypatch.setattr(module, "captured", lambda hidden: True)
     seen = layer_inputs(model)
     close(model(**inputs, seq_lens=list(LENS)).last_hidden_state, bare(unpad=None)(**inputs).last_hidden_state,
           inputs["attention_mask"].bool())  # fmt: skip

@@ -1,0 +1,92 @@
+"""The class of a patched head: transformers' own forward without labels, and the loss from what it returned."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .graphs import graph_in_the_making
+from .heads import KINDS, Call, Kind, LabelledCall
+from .labels import IGNORE, any_at_padding, without_padding
+from .mlm_head import VocabularyHead, full_head_reason, plain_linear
+from .options import ModulePatch
+from .padding_free import STAY_PADDED
+from .replacement import subclass_of
+
+
+def _scaled(loss: Tensor, labels: Tensor, num_items: Tensor | int) -> Tensor:
+    """mean -> this call's share of a mean over `num_items` labels, which may be spread over several calls."""
+    # no item at all: Trainer passes 0 there, and 0/0 would undo the zero that the loss already is
+    if isinstance(num_items, Tensor):
+        num_items = num_items.to(loss.device).clamp(min=1)
+    else:
+        num_items = max(num_items, 1)
+    labelled = (labels != IGNORE).sum().to(loss.device)
+    return (loss.float() * (labelled / num_items)).to(loss.dtype)
+
+
+def _needs_padding(kind: Kind, arguments: Mapping[str, Any]) -> bool:
+    """Whether transformers' value of the loss depends on what it computes at padding."""
+    labels = arguments["labels"] if kind.per_token else None
+    if labels is None:
+        return kind.reads_padding
+    return graph_in_the_making(labels) or any_at_padding(labels, arguments)
+
+
+def replacement_class(original: type, kind_name: str, module: str, head: VocabularyHead) -> type:
+    """The subclass of a transformers head that a patched model's class is set to.
+
+    It has the same name (config.architectures, pipelines and Trainer go by it), the same signature of forward, and is
+    found by pickle as an attribute of `module`. An instance that carries no patch behaves as `original` does. `head`
+    says where the family keeps its head over the vocabulary.
+    """
+    kind = KINDS[kind_name]
+    original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
+    names = tuple(inspect.signature(original_forward).parameters)[1:]
+    replaced = dict.fromkeys(kind.labels) | dict(kind.without_labels)
+
+    @functools.wraps(original_forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # `original_forward`, not super(): a bound forward that accelerate or a replica kept must outlive unpatch
+        patch: ModulePatch | None = getattr(self, "_fasttx", None)
+        arguments = dict(zip(names, args)) | kwargs
+        if patch is None or any(arguments.get(name) is None for name in kind.labels) or kind.own(self):
+            return original_forward(self, *args, **kwargs)
+        for name in kind.labels:
+            if not isinstance(arguments[name], Tensor):
+                raise TypeError(f"{name}: got {type(arguments[name]).__name__}; a torch.Tensor is needed")
+        return_dict = kwargs.pop("return_dict", None)
+        num_items = kwargs.pop("num_items_in_batch", None)
+        args = tuple(replaced.get(name, value) for name, value in zip(names, args))
+        kwargs.update((name, value) for name, value in replaced.items() if name not in names[: len(args)])
+        correct, forced = patch.options.loss == "correct", patch.options.forced
+        if kind.per_token and correct:
+            arguments["labels"] = without_padding(arguments["labels"], arguments)
+        elif not correct and patch.options.attention and patch.options.unpad and _needs_padding(kind, arguments):
+            kwargs[STAY_PADDED] = True
+        if (
+            kind.vocabulary is not None
+            and self.training
+            and patch.options.mlm_head is True
+            and (not graph_in_the_making(arguments[kind.labels[0]]) or plain_linear(head.decoder(self)))
+            and full_head_reason(self, head) is None
+        ):
+            kwargs.update(zip(names, args))
+            inner = {name: value for name, value in kwargs.items() if name not in kind.labels}
+            call = LabelledCall(self, self.base_model(return_dict=True, **inner), arguments, correct, forced, head)
+            output, loss = kind.vocabulary(call)
+        else:
+            output = original_forward(self, *args, return_dict=True, **kwargs)
+            loss = kind.loss(Call(self, output, arguments, correct, forced))
+        if correct and kind.counted is not None and num_items is not None:
+            loss = _scaled(loss, arguments[kind.counted], num_items)
+        output = type(output)(loss=loss, **{name: value for name, value in output.items() if name != "loss"})
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return output if return_dict else output.to_tuple()
+
+    return subclass_of(original, forward, module)
