@@ -30,7 +30,8 @@ class PackingCollator:
             with ``attention_mask`` (batch, seqlen) or, for multiple choice, (batch, choices, seqlen) among them. None
             pads here: examples are mappings with ``input_ids``, integers (length,); other integers with one value a
             token are padded with them (``labels`` with -100), anything else of one shape is stacked; ``label`` and
-            ``label_ids`` become ``labels``.
+            ``label_ids`` become ``labels``. Give several labels a sequence as floats, which are never taken for one
+            value a token.
         form: ``"padded"`` or ``"flat"``.
         pad_token_id: fills ``input_ids`` where `collator` is None; it is masked.
         pad_to_multiple_of: rounds the padded length up, where `collator` is None.

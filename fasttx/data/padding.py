@@ -20,7 +20,7 @@ def _column(features: Sequence[Mapping[str, Any]], name: str) -> list[Tensor]:
     for row, feature in enumerate(features):
         if name not in feature:
             raise ValueError(
-                f"features: example {row} has no {name!r}, which example 0 has; allowed is it in all or none"
+                f"features: example {row} has no {name!r}, which another one has; allowed is it in all or none"
             )
         value = feature[name]
         try:
@@ -52,7 +52,8 @@ def pad(features: Sequence[Mapping[str, Any]], pad_token_id: int, pad_to_multipl
     longest = max(lengths)
     if pad_to_multiple_of is not None:
         longest = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
-    columns = {name: _column(features, name) for name in features[0]}
+    names = dict.fromkeys(name for feature in features for name in feature)  # in order, of all examples
+    columns = {name: _column(features, name) for name in names}
     columns.setdefault("attention_mask", [torch.ones(length, dtype=torch.int64) for length in lengths])
     batch: dict[str, Tensor] = {}
     for given, values in columns.items():

@@ -20,8 +20,8 @@ class LengthBucketSampler(Sampler[list[int]]):
     Each epoch has every example exactly once, unless there are too few to give every rank a batch, when batches
     repeat, or `drop_last` leaves some out. A batch has at most `batch_size` examples, and at most `max_tokens` tokens
     once it is padded to its longest. There are as many batches in every epoch and on every rank; the ranks' batches of
-    one step are of similar length, so that no rank waits for another. The step with the most tokens comes first: what
-    does not fit into memory fails at once.
+    one step are of similar length, so that no rank waits for another. Shuffled, the step with the most tokens comes
+    first: what does not fit into memory fails at once.
 
     By `batch_size` alone and shuffled, examples are drawn at random into pools of 50 batches a rank, or a quarter of
     the examples where these are few, and sorted within their pool. By `max_tokens`, which would otherwise give another
@@ -32,7 +32,8 @@ class LengthBucketSampler(Sampler[list[int]]):
         lengths: the number of tokens of each example, from 1: ints, or an integer tensor or array (n,).
         batch_size: most examples of a batch, or None.
         max_tokens: most tokens of a padded batch, or None; one of the two is needed, and both may be given.
-        shuffle: False: the longest examples first, the same in every epoch.
+        shuffle: False: the longest examples first, the same in every epoch (of batches limited by `max_tokens`, the
+            first is not the one with the most tokens).
         seed: with the epoch (:meth:`set_epoch`) alone decides on the order: their sum seeds it, as in torch's
             DistributedSampler.
         drop_last: drop, at random if shuffled, what does not fill a batch of `batch_size` on each rank (without

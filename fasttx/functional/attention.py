@@ -124,7 +124,7 @@ def _padded(
         return None
     backend = forced_backend()
     if backend == "auto" and not (has_kernel(q, k, v) if device.type != "cpu" else cpu_gains(q, keys, mask, dropout_p)):
-        if mask is None or mask.dtype != dtype:
+        if mask is None or mask.dtype == torch.bool:
             return None
         mask = with_infinities(mask)
         return torch_attention(q, k, v, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)

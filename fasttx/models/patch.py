@@ -126,10 +126,10 @@ def patch(
             False never.  Needs `attention`. The host waits once a call for the number of tokens on a GPU, unless the
             call says ``seq_lens=`` (see ``fasttx.data``), without which compiled graphs run padded. Captured ones do.
         mlm_head: in training with labels, heads for masked language modelling and pretraining compute the labelled rows
-            alone, and ``logits`` is None; ``"full"`` or False keeps the logits complete. In eval mode and without
-            labels they always are. Needs `loss`.
+            alone, and ``logits`` is None (missing from a tuple); ``"full"`` or False keeps the logits complete. In eval
+            mode and without labels they always are. Needs `loss`.
         loss: ``"correct"``: the head's mean times (labels != -100).sum() / num_items_in_batch where that number is
-            passed, and 0 where nothing is labelled; ``"hf"``: exactly transformers' value; None: leave the heads alone.
+            passed, and 0 where nothing is labelled; ``"hf"``: transformers' value; None: leave the heads alone.
         backend: ``"auto"``, or ``"cuda"``, ``"triton"``, ``"torch"`` to force one for this model.
         deterministic: True asks for bitwise reproducible gradients; None follows
             ``torch.are_deterministic_algorithms_enabled()``.

@@ -247,3 +247,10 @@ def test_worker_processes(form: str, workers: int) -> None:
     (got,) = DataLoader(features(), batch_size=3, collate_fn=collator, num_workers=workers)  # type: ignore[arg-type]
     assert same(got, want)
     assert same(pickle.loads(pickle.dumps(collator))(features()), want)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_column_that_only_some_examples_have_is_an_error(order: int) -> None:
+    examples = [{"input_ids": [1, 2]}, {"input_ids": [1, 2, 3], "labels": 1}][::order]
+    with pytest.raises(ValueError, match=r"example \d has no 'labels'"):
+        PackingCollator()(examples)

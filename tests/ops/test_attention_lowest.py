@@ -164,3 +164,12 @@ def test_visible_weights_agree_with_attention(dtype: torch.dtype) -> None:
     assert weights is not None and not bool(weights[0, :, DEAD].any()) and not bool(got[0, DEAD].any())
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     torch.testing.assert_close(got, want, **tolerance)
+
+
+def test_a_mask_of_a_wider_dtype_hides_too() -> None:
+    """A call so small that torch's own function runs it."""
+    q, k, v = (torch.randn(1, 2, 4, 8, dtype=torch.bfloat16) for _ in range(3))
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., 1, :] = torch.finfo(torch.float32).min
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert not bool(out[:, :, 1].any()) and bool(out[:, :, 0].any())
