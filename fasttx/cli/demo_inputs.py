@@ -158,7 +158,7 @@ def load_model(cls: Any, directory: Path, **options: Any) -> Any:
         model, found = cls.from_pretrained(
             directory, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
         )
-    except Exception as problem:
+    except Exception as problem:  # of safetensors, the file system or transformers; chained, so that none is hidden
         raise InputError(f"{file}: {_one_line(problem)}") from problem
     for name, given, expected in sorted(found["mismatched_keys"]):
         if not _may_be_new(name):
