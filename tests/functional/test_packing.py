@@ -1,9 +1,13 @@
 """unpad and repad: gathers of rows, each the other's gradient."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fasttx.functional import repad, unpad
 from fasttx.functional.packing import layout_of
@@ -26,12 +30,25 @@ def test_packed_rows_are_the_real_ones_in_order_and_come_back(rows, dtype, rest)
     assert torch.equal(back, torch.where(mask.view(*mask.shape, *(1,) * len(rest)), hidden, torch.zeros(())))
 
 
+def test_any_number_but_zero_is_a_real_token_wherever_hidden_lies_in_memory():
+    hidden = torch.randn(3, 2, 4).transpose(0, 1)
+    packed, indices, cu_seqlens, max_seqlen = unpad(hidden, torch.tensor([[1, 0, -1], [0, 7, 0]]))
+    assert torch.equal(packed, torch.stack([hidden[0, 0], hidden[0, 2], hidden[1, 1]]))
+    assert (indices.tolist(), cu_seqlens.tolist(), max_seqlen) == ([0, 2, 4], [0, 2, 3], 2)
+
+
 def test_counts_may_be_given_or_made_from_lengths():
     real = torch.arange(6) < torch.tensor([6, 0, 3])[:, None]
     found, made = layout_of(real, [6, 0, 3], torch.tensor([6, 0, 3], dtype=torch.int32)), layout_of(real, (6, 0, 3))
     assert made.cu_seqlens.tolist() == [0, 6, 6, 9]
     for a, b in zip(found, made, strict=True):
         assert torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+def test_with_lengths_the_host_reads_nothing():
+    """Of a GPU, for which "meta" stands: it has no values."""
+    layout = layout_of(torch.ones(2, 3, dtype=torch.bool, device="meta"), [3, 1])
+    assert layout.indices.shape == (4,) and layout.cu_seqlens.shape == (3,) and layout[2:] == (3, 4)
 
 
 def test_gradients_of_both_orders():
@@ -44,6 +61,25 @@ def test_gradients_of_both_orders():
         assert check(lambda x: repad(x, indices, 2, 3), packed)
 
 
+@pytest.mark.parametrize("function", ["unpad", "repad"])
+def test_only_indices_are_saved(function):
+    leaf = torch.randn(2, 3, requires_grad=True)
+    x = leaf * 1.0
+    alive = weakref.ref(x)
+    out = unpad(x, torch.tensor([[1, 0, 1], [0, 1, 1]]))[0] if function == "unpad" else repad(x, torch.arange(2), 2, 3)
+    del x
+    gc.collect()
+    assert alive() is None
+    out.sum().backward()
+
+
+def test_sizes_may_be_symbols():
+    packed, indices = torch.randn(4, 2), torch.tensor([0, 2, 4, 5])
+    traced = make_fx(lambda x, i, like: repad(x, i, *like.shape), tracing_mode="symbolic")
+    graph = traced(packed, indices, torch.empty(2, 3))
+    assert torch.equal(graph(packed, indices, torch.empty(2, 4)), repad(packed, indices, 2, 4))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -51,7 +87,9 @@ def test_gradients_of_both_orders():
         ({"mask": None}, TypeError, "mask is NoneType"),
         ({"hidden": torch.zeros(3)}, ValueError, r"hidden has shape \(3,\)"),
         ({"mask": torch.ones(2, 4, dtype=torch.bool)}, ValueError, r"mask has shape \(2, 4\).*\(2, 3\)"),
+        ({"mask": torch.ones(3, 2, dtype=torch.bool)}, ValueError, r"mask has shape \(3, 2\)"),
         ({"mask": torch.ones(2, 3)}, ValueError, "mask has dtype torch.float32"),
+        ({"mask": torch.ones(2, 3, dtype=torch.cfloat)}, ValueError, "mask has dtype torch.complex64"),
         ({"mask": torch.ones(2, 3, dtype=torch.bool, device="meta")}, ValueError, "mask is on meta"),
     ],
 )
@@ -68,7 +106,10 @@ def test_unpad_names_the_wrong_argument(change, error, words):
         ({"batch": 1.0}, TypeError, "batch is 1.0"),
         ({"seqlen": True}, TypeError, "seqlen is True"),
         ({"seqlen": -1}, ValueError, "seqlen is -1"),
+        ({"packed": torch.zeros(())}, ValueError, r"packed has shape \(\)"),
+        ({"packed": torch.zeros(()), "indices": torch.tensor(0)}, ValueError, r"packed has shape \(\)"),
         ({"indices": torch.arange(3)}, ValueError, r"shape \(3,\)"),
+        ({"indices": torch.arange(4)[:, None]}, ValueError, r"shape \(4, 1\)"),
         ({"indices": torch.arange(4, dtype=torch.int32)}, ValueError, "torch.int32"),
         ({"indices": torch.arange(4, device="meta")}, ValueError, "indices is on meta"),
         ({"batch": 1}, ValueError, r"1 \* 3 is less than the 4 rows"),

@@ -142,3 +142,14 @@ def test_no_items_at_all(cls: str, count: int | torch.Tensor) -> None:
     fasttx.patch(model)
     loss = model(**unlabelled(zoo.inputs_for(zoo.BERT, cls)), num_items_in_batch=count).loss
     assert float(loss) == 0.0
+
+
+@pytest.mark.parametrize("loss", ["correct", "hf"])
+def test_replaced_tokens_are_those_that_the_mask_numbers_one(loss: str) -> None:
+    """As in transformers, whose attention takes every number but 0 for a token."""
+    family = next(family for family, cls in HEADS if cls == "ElectraForPreTraining")
+    model, inputs = zoo.tiny_model(family, "ElectraForPreTraining"), zoo.inputs_for(family, "ElectraForPreTraining")
+    inputs["attention_mask"][:, 1:3] = 2
+    want = model(**inputs).loss
+    fasttx.patch(model, loss=loss)
+    torch.testing.assert_close(model(**inputs).loss, want)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import model_zoo as zoo
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 import fasttx
 from fasttx.functional.vocabulary_loss import linear_cross_entropy_on
 from fasttx.models.family import Family
+from fasttx.models.graphs import graph_in_the_making
+from fasttx.models.mlm_head import labelled, plain_linear
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
@@ -85,6 +88,19 @@ def test_the_loss_is_taken_without_logits(
     assert seen == [(rows, True, True)] and LAUNCHES["linear_cross_entropy_fwd", "torch"] == before + 1
 
 
+def test_a_graph_with_a_decoder_that_must_be_called_has_complete_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They exist there in any case: all rows go through the decoder."""
+    model, inputs = zoo.tiny_model(zoo.BERT, "BertForMaskedLM").train(), zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
+    want = model(**inputs).loss
+    fasttx.patch(model)
+    shapes = rows_at_decoder(model)
+    for module in ("head_class", "mlm_head"):
+        monkeypatch.setattr(f"fasttx.models.{module}.graph_in_the_making", lambda x: True)
+    got = model(**inputs)
+    torch.testing.assert_close(got.loss, want)
+    assert got.logits.shape == (*inputs["labels"].shape, zoo.VOCAB) and shapes == [(*inputs["labels"].shape, 32)]
+
+
 @pytest.mark.parametrize("options", [{"mlm_head": "full"}, {"mlm_head": False}])
 def test_complete_logits_on_request(options: dict[str, Any]) -> None:
     model, inputs = zoo.tiny_model(zoo.BERT, "BertForMaskedLM").train(), zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
@@ -135,6 +151,20 @@ def test_tuple_and_positional_arguments() -> None:
     torch.testing.assert_close(states.loss, want)
 
 
+def test_states_of_pretraining() -> None:
+    cls = "BertForPreTraining"
+    model, inputs = zoo.tiny_model(zoo.BERT, cls).train(), zoo.inputs_for(zoo.BERT, cls)
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    plain = zoo.tiny_model(zoo.BERT, cls).train()
+    plain.set_attn_implementation("eager")
+    want = plain(**inputs, **asked)
+    fasttx.patch(model)
+    got = model(**inputs, **asked)
+    assert len(got.hidden_states) == 3 and len(got.attentions) == 2
+    torch.testing.assert_close(got.loss, want.loss)
+    torch.testing.assert_close(got.seq_relationship_logits, want.seq_relationship_logits)
+
+
 def test_num_items_in_batch_scales_the_loss() -> None:
     model, inputs = zoo.tiny_model(zoo.BERT, "BertForMaskedLM").train(), zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
     want = model(**inputs).loss
@@ -166,6 +196,89 @@ def test_a_head_that_must_be_called_is_called(part: str, how: str) -> None:
     report = fasttx.patch(model)
     assert [row.reason.split(" has ")[0].split(" is ")[0] for row in report.left_alone] == [part]
     assert model(**inputs).logits is not None and calls
+
+
+@pytest.mark.parametrize("register", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+@pytest.mark.parametrize(
+    ("cls", "part"),
+    [
+        ("BertForMaskedLM", "cls"),
+        ("BertForMaskedLM", "cls.predictions"),
+        ("BertForMaskedLM", "cls.predictions.decoder"),
+        ("RobertaForMaskedLM", "lm_head"),
+        ("RobertaForMaskedLM", "lm_head.decoder"),
+    ],
+)
+def test_every_kind_of_hook_is_called(cls: str, part: str, register: str) -> None:
+    family = next(family for family, name in HEADS if name == cls)
+    model, inputs = zoo.tiny_model(family, cls).train(), zoo.inputs_for(family, cls)
+    calls: list[int] = []
+    fasttx.patch(model)
+    getattr(model.get_submodule(part), f"register_{register}_hook")(lambda *_: calls.append(1))
+    model(**inputs).loss.backward()
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("how", ["layers", "forward", "subclass"])
+def test_a_decoder_that_is_more_than_its_weight(how: str) -> None:
+    model, inputs = zoo.tiny_model(zoo.BERT, "BertForMaskedLM").train(), zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
+    predictions = model.cls.predictions
+    plain = predictions.decoder
+    if how == "layers":
+        predictions.decoder = nn.Sequential(plain, nn.Tanh())
+    elif how == "forward":
+        inner = plain.forward
+        plain.forward = lambda rows: inner(rows).tanh()
+    else:
+        forward = lambda self, rows: nn.Linear.forward(self, rows).tanh()  # noqa: E731
+        plain.__class__ = type("Linear", (nn.Linear,), {"forward": forward, "__module__": __name__})
+    want, grads = run(model, inputs)
+    fasttx.patch(model)
+    got, found = run(model, inputs)
+    assert got.logits is None and found.keys() == grads.keys()
+    torch.testing.assert_close(got.loss, want.loss)
+    for name, value in found.items():
+        torch.testing.assert_close(value, grads[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_wrong_label_beside_right_ones_is_named(plain: bool) -> None:
+    """Only -100 says that a row is not labelled."""
+    model, inputs = zoo.tiny_model(zoo.BERT, "BertForMaskedLM").train(), zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
+    if not plain:
+        rows_at_decoder(model)  # by a hook
+    fasttx.patch(model)
+    inputs["labels"][0, 2:4] = torch.tensor([3, -1])
+    with pytest.raises(ValueError, match="^labels: got class indices from -1 "):
+        model(**inputs)
+
+
+def test_nothing_may_depend_on_values_while_a_stream_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu, on_cpu = SimpleNamespace(is_cuda=True), torch.zeros(1)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert not graph_in_the_making(on_gpu) and not graph_in_the_making(on_cpu)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert graph_in_the_making(on_gpu) and not graph_in_the_making(on_cpu)
+
+
+def test_no_rows_at_all() -> None:
+    rows, targets = labelled(torch.zeros(0, 11, 8), torch.zeros(0, 11, dtype=torch.long))
+    assert rows.shape == (0, 8) and targets.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("module", "plain"),
+    [
+        ("torch.nn.modules.linear", True),
+        ("torch.nn.modules", True),
+        ("torch.nn.modules_of_mine.linear", False),
+        ("mine.torch.nn.modules", False),
+    ],
+)
+def test_whose_class_a_linear_is(module: str, plain: bool) -> None:
+    decoder = nn.Linear(2, 3)
+    decoder.__class__ = type("Linear", (nn.Linear,), {"__module__": module})
+    assert plain_linear(decoder) is plain
 
 
 @pytest.mark.parametrize(

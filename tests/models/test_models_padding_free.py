@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
 import fasttx
 from fasttx.testing import assert_as_accurate
@@ -97,7 +97,8 @@ def test_enough_padding_is_a_32nd() -> None:
     seen = layer_inputs(model)
     model(**batch(16, 15, seqlen=16))  # just a 32nd
     model(**batch(16, 14, seqlen=16))
-    assert seen == [(2, 16, 32), (1, 30, 32)]
+    model(**batch(21, 20, 20, seqlen=21))  # between a 32nd and a 31st
+    assert seen == [(2, 16, 32), (1, 30, 32), (1, 61, 32)]
 
 
 # --------------------------------------------------------------------------------------------------------------- masks
@@ -165,6 +166,16 @@ def test_dtypes_of_masks(dtype: torch.dtype) -> None:
     seen = layer_inputs(model)
     got = model(**inputs | {"attention_mask": inputs["attention_mask"].to(dtype)}).last_hidden_state
     assert torch.equal(got, want) and seen == [(1, 22, 32)]
+
+
+def test_any_number_but_zero_marks_a_token() -> None:
+    """Called directly: models make a bool mask of theirs."""
+    encoder, mask = bare().encoder, batch(*LENS)["attention_mask"]
+    hidden = torch.randn(3, 11, 32)
+    want = encoder(hidden, mask).last_hidden_state
+    mask[:, :3] *= torch.tensor([5, -1, 2])
+    assert torch.equal(encoder(hidden, mask).last_hidden_state, want)
+    assert torch.equal(encoder(hidden, mask, seq_lens=list(LENS)).last_hidden_state, want)
 
 
 def test_a_mask_for_each_query_runs_padded() -> None:
@@ -251,6 +262,14 @@ def test_hidden_states_and_attentions_have_padded_shapes(how: str) -> None:
             torch.testing.assert_close(a.transpose(1, 2)[real], b.transpose(1, 2)[real], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("asked", ["output_hidden_states", "output_attentions"])
+def test_either_of_the_two_is_reason_enough(asked: str) -> None:
+    model = bare()
+    seen = layer_inputs(model)
+    model(**batch(*LENS), **{asked: True})
+    assert seen == [(3, 11, 32)]
+
+
 class OwnLayer(nn.Module):
     """A user's layer, which knows nothing of where sequences start."""
 
@@ -302,8 +321,9 @@ def test_a_part_that_may_lose_the_lengths_gets_a_padded_batch(name: str, when: s
     report = fasttx.patch(model)
     if when == "after":
         STRANGERS[name](model)
-    reasons = [row.reason for row in report.left_alone if row.before == "padded batch"]
-    assert len(reasons) == (when == "before"), report
+    reasons = [row.reason.split(" is not")[0] for row in report.left_alone if row.before == "padded batch"]
+    part = "layer.1" if name == "layer" else name.split("encoder.")[1]
+    assert reasons == ([part] if when == "before" else []), report
     inputs = batch(*LENS)
     real = inputs["attention_mask"].bool()
     seen = layer_inputs(model)
@@ -370,6 +390,34 @@ def test_another_attention_after_the_patch_runs_padded(implementation: str) -> N
     assert seen == [(3, 11, 32)]
     real = inputs["attention_mask"].bool()
     torch.testing.assert_close(got[real], want[real], rtol=1e-4, atol=1e-4)
+
+
+def test_a_users_attention_that_takes_the_mask_of_tokens_runs_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shape of that mask is what packing looks for; where sequences start, such a function does not know."""
+
+    def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, **_: Any) -> tuple[Tensor, None]:
+        keys = None if mask is None else mask[:, None, None, :].bool()
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2), None
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "mine", attend)
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "mine", lambda attention_mask, **_: attention_mask)
+    model, inputs = bare(), batch(*LENS)
+    model.set_attn_implementation("mine")
+    seen = layer_inputs(model)
+    got, want = model(**inputs).last_hidden_state, bare(unpad=None)(**inputs).last_hidden_state
+    assert seen == [(3, 11, 32)]
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(got[real], want[real], rtol=1e-4, atol=1e-4)
+
+
+def test_a_decoder_is_reported_and_runs_padded() -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertLMHeadModel")
+    report = fasttx.patch(model)
+    assert ["is a decoder" in row.reason for row in report.left_alone if row.before == "padded batch"] == [True]
+    seen = layer_inputs(model)
+    real = batch(*LENS)["attention_mask"].bool()
+    model.base_model.encoder(torch.randn(3, 11, 32), real)
+    assert seen == [(3, 11, 32)]
 
 
 def test_the_result_follows_the_last_layer_to_its_device() -> None:

@@ -150,6 +150,10 @@ def test_a_bound_forward_outlives_unpatch() -> None:
     hidden = model.embeddings(inputs["input_ids"])
     got, want = (f(hidden, mask[:, None, None, :].bool()).last_hidden_state for f in (kept, model.encoder))
     assert torch.equal(got, want)
+    model.set_attn_implementation("fasttx")  # without a patch
+    seen = layer_inputs(model)
+    kept(hidden, mask)
+    assert seen == [(3, 11, 32)]
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "save_pretrained"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import model_zoo as zoo
@@ -80,6 +81,16 @@ def test_wrong_lengths(lengths: Any, message: str) -> None:
     model = bare()
     with pytest.raises(ValueError, match=f"^seq_lens: {message}"):
         model(**batch(*LENS), seq_lens=lengths)
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_a_mask_on_another_device_is_not_read(with_mask: bool) -> None:
+    """A GPU, for which "meta" stands: nothing waits for its values, and the mask that is made must lie there too."""
+    model = bare().to("meta")
+    inputs = {name: value.to("meta") for name, value in batch(*LENS).items()}
+    if not with_mask:
+        del inputs["attention_mask"]
+    assert model(**inputs, seq_lens=list(LENS)).last_hidden_state.shape == (3, 11, 32)
 
 
 @pytest.mark.parametrize("rows", ["left", "holes"])
@@ -180,6 +191,13 @@ def test_decoders_need_the_mask() -> None:
     close(model(**inputs, seq_lens=list(LENS)).logits, want, inputs["attention_mask"].bool())
 
 
+def test_an_encoder_that_became_a_decoder_after_the_patch_needs_the_mask() -> None:
+    model = bare()
+    model.config.is_decoder = True
+    with pytest.raises(ValueError, match="^seq_lens: .*attention_mask"):
+        model.encoder(torch.randn(3, 11, 32), seq_lens=list(LENS))
+
+
 @pytest.mark.parametrize(("family", "cls"), ENCODERS, ids=[cls for _, cls in ENCODERS])
 def test_every_encoder_takes_them(family: Any, cls: str) -> None:
     """The loss too: no label or answer lies in padding, whether mask or lengths say where it is."""
@@ -274,6 +292,13 @@ def test_a_stream_that_is_captured_runs_padded(monkeypatch: pytest.MonkeyPatch) 
     seen = layer_inputs(model)
     close(model(**inputs, seq_lens=list(LENS)).last_hidden_state, bare(unpad=None)(**inputs).last_hidden_state,
           inputs["attention_mask"].bool())  # fmt: skip
-    assert seen == [(3, 11, 32)]
+    model(**inputs)  # nor is the mask counted
+    assert seen == [(3, 11, 32)] * 2
     with pytest.raises(ValueError, match="^seq_lens: .*capture of a CUDA graph"):
         model(inputs["input_ids"], seq_lens=list(LENS))
+
+
+def test_only_the_stream_of_a_gpu_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert graphs.captured(SimpleNamespace(is_cuda=True))
+    assert not graphs.captured(torch.zeros(1))

@@ -9,6 +9,8 @@ import torch
 from ops.test_attention_op import NAMES, cu, results
 
 from fasttx.ops import _attention_chunks, _attention_cpu, _attention_math, _attention_packed, _attention_reference
+from fasttx.ops._attention_packed import Lengths, _groups, packed_lengths
+from fasttx.ops._attention_parts import Call
 from fasttx.testing import assert_as_accurate
 
 # runs at the start, amid and at the end; sequences without tokens; one that fits into no group
@@ -95,6 +97,80 @@ def test_dropout_and_its_gradients(shape: str) -> None:
     found = _attention_cpu.backward(dout, q, k, v, out, lse, *rest, False)
     for name, x, y in zip(NAMES[2:], found, torch.autograd.grad(wanted, given, dout.double()), strict=True):
         torch.testing.assert_close(x, y.float(), rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_lengths_of_q_and_of_k(causal: bool) -> None:
+    q, k, _, *rest = make((5, 3), (5, 3), causal=causal)
+    call = Call(*rest)
+    for starts in (call, call._replace(cu_seqlens_k=cu((5, 3)))):
+        assert packed_lengths(q, k, starts) == ([5, 3], [5, 3], causal)
+    other = packed_lengths(q, k, call._replace(cu_seqlens_k=cu((4, 4))))
+    assert other == (None if causal else ([5, 3], [4, 4], False))  # causal is aligned at the bottom right there
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attn_bias": torch.zeros(1, 1, 1, 1)},
+        {"window_left": 0},
+        {"window_left": 2},
+        {"window_right": 1},
+        *({f"cu_seqlens_{x}": torch.tensor(cut, dtype=torch.int32)} for x in "qk" for cut in ([1, 5, 8], [0, 5, 7])),
+    ],
+    ids=str,
+)
+def test_anything_but_lengths_goes_another_way(change: dict[str, Any]) -> None:
+    """A bias, a window, or tokens that belong to no sequence."""
+    q, k, _, *rest = make((5, 3), (5, 3))
+    call = Call(*rest)._replace(cu_seqlens_q=cu((5, 3)), cu_seqlens_k=cu((5, 3)))
+    assert packed_lengths(q, k, call) == ([5, 3], [5, 3], False)
+    assert packed_lengths(q, k, call._replace(**change)) is None
+
+
+@pytest.mark.parametrize(("len_q", "len_k"), [((0, 4), (5, 4)), ((5, 4), (0, 4))], ids=["no-rows", "no-keys"])
+@pytest.mark.parametrize("dv", [16, 8], ids=["flash", "products"])
+def test_a_sequence_without_rows_or_keys_is_written_too(
+    len_q: tuple[int, ...], len_k: tuple[int, ...], dv: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out and gradients are zeros there, not what their memory held before."""
+    args = make(len_q, len_k, dv=dv)
+    dout = torch.randn(*args[0].shape[:-1], dv)
+    refs = results(_attention_reference, args, dout)
+    new = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **kw: new(*a, **kw).fill_(99))
+    for name, got, ref in zip(NAMES, results(_attention_cpu, args, dout), refs, strict=True):
+        torch.testing.assert_close(got, ref.to(got.dtype), rtol=1e-4, atol=1e-5, msg=name)
+
+
+GROUPS: dict[str, tuple[Any, ...]] = {  # (lengths of q, of k), heads, head_dim, _PADDING, CHUNK; sequences a group
+    "chunk": (((4, 4, 4), (4, 4, 4)), 1, 32, 99, 128, [[4, 4], [4]]),
+    "chunk of heads": (((4, 4, 4), (4, 4, 4)), 2, 32, 99, 256, [[4, 4], [4]]),
+    "chunk of wide heads": (((4, 4, 4), (4, 4, 4)), 1, 64, 99, 512, [[4, 4], [4]]),
+    "no chunk": (((4, 4, 4), (4, 4, 4)), 1, 16, 99, 192, [[4, 4, 4]]),
+    "padding": (((3, 4, 3), (3, 4, 3)), 1, 32, 6, 9999, [[4], [3, 3]]),
+    "padding of heads": (((3, 4, 3), (3, 4, 3)), 2, 32, 13, 9999, [[4], [3, 3]]),
+    "padding of wide heads": (((3, 4, 3), (3, 4, 3)), 1, 64, 27, 9999, [[4], [3, 3]]),
+    "no padding": (((3, 4, 3), (3, 4, 3)), 1, 32, 7, 9999, [[4, 3, 3]]),
+    "more rows": (((2, 4), (8, 3)), 1, 32, 35, 9999, [[2], [4]]),  # 16 more scores for the first, 20 for the second
+    "more keys": (((8, 3), (2, 4)), 1, 32, 35, 9999, [[8], [3]]),
+    "not more": (((8, 3), (2, 4)), 1, 32, 36, 9999, [[8, 3]]),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many sequences share their products: by the scores of a group, and by the padding that one more brings."""
+    (len_q, len_k), heads, head_dim, padding, chunk, want = GROUPS[name]
+    monkeypatch.setattr(_attention_packed, "_PADDING", padding)
+    monkeypatch.setattr(_attention_chunks, "CHUNK", chunk)
+    q = torch.empty(sum(len_q), heads, head_dim)
+    found = list(_groups(q, Lengths(list(len_q), list(len_k), False)))
+    assert [rows.shape for rows, _, _ in found] == [(len(group), max(group)) for group in want]
+    for rows, keys, part in found:
+        assert (rows.view is None) is (keys.view is None) is (rows.shape[0] > 1)  # a sequence alone is not copied
+        assert (part.rows, part.keys) == (slice(0, rows.shape[1]), slice(0, keys.shape[1]))
+        assert (part.bias is None) is (name not in ("no padding", "not more"))  # keys of one length need no mask
 
 
 def test_equal_neighbours_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,12 +208,13 @@ def test_all_ignored(n_cols: int, chunk: int, backend: str, device: torch.device
             assert torch.equal(grad, torch.zeros_like(grad))
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weight"])
 @pytest.mark.parametrize("bad", [-1, 5_000_000_000], ids=["negative", "beyond int32"])
-def test_index_out_of_range_is_an_error_or_nan(bad: int, chunk: int, device: torch.device) -> None:
+def test_index_out_of_range_is_an_error_or_nan(bad: int, weighted: bool, chunk: int, device: torch.device) -> None:
     """On a CPU torch's error; a kernel that is not stopped gives NaN for that row and reads nothing outside."""
     from fasttx.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 
-    given = make(9, 37, 4, torch.float32, device, True)
+    given = make(9, 37, 4, torch.float32, device, weighted)
     given[3][0] = bad
     if device.type == "cpu":
         with pytest.raises(IndexError, match=f"Target {bad} is out of bounds."):
@@ -252,13 +253,15 @@ def test_chunks_are_bounded_and_even() -> None:
 
     assert kernels.rows_at_a_time(4096, 30522, 2) == 2048  # two halves, not 2,176 and 1,920
     assert kernels.rows_at_a_time(2100, 30522, 2) == 2100  # no second chunk below the bound
+    assert kernels.rows_at_a_time(5000, 30522, 2) == 1792  # thirds of 1,667 rows, up to a multiple of 128
     assert kernels.rows_at_a_time(4096, 250002, 2) == kernels.LEAST_ROWS
     assert composition.rows_at_a_time(600, 30522, 4) == 300
     assert composition.rows_at_a_time(1000, 250002, 4) == 125
-    for rows_at_a_time in (kernels.rows_at_a_time, composition.rows_at_a_time):
-        for n_rows in (1, 2, 1023, 1024, 1025, 5000):
+    for module in (kernels, composition):
+        for n_rows in (1, 2, 1023, 1024, 1025, 4390, 5000):  # 4,390 are two chunks, but for the multiples of 128
             for n_cols in (1, 30522, 250002):
-                assert 1 <= rows_at_a_time(n_rows, n_cols, 2) <= n_rows
+                most = max(module.LEAST_ROWS, module.CHUNK_BYTES // (2 * n_cols))
+                assert 1 <= module.rows_at_a_time(n_rows, n_cols, 2) <= min(n_rows, most)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
