@@ -9,7 +9,7 @@ from typing import Any
 import model_zoo as zoo
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
@@ -193,6 +193,7 @@ def test_a_mask_for_each_query_runs_padded() -> None:
 def test_random_masks(rows: int, seqlen: int, data: Any, unpad: bool | str) -> None:
     mask = torch.tensor(data.draw(st.lists(st.lists(st.booleans(), min_size=seqlen, max_size=seqlen), min_size=rows,
                                            max_size=rows)))  # fmt: skip
+    assume(not mask.any() or mask.sum(1).max() > 1)  # alone, a token's query has no gradient but rounding
     model = bare(unpad=unpad, num_hidden_layers=1, hidden_size=16, num_attention_heads=2)
     inputs = batch(*[seqlen] * rows, seqlen=seqlen, seed=data.draw(st.integers(0, 99))) | {"attention_mask": mask}
     assert_like_transformers(model, inputs, mask)

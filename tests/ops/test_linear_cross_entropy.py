@@ -248,6 +248,19 @@ def test_bitwise_deterministic(chunk: int, device: torch.device) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_rows_of_logits_start_at_16_bytes(dtype: torch.dtype, device: torch.device) -> None:
+    """In the last chunk too, which is part of the same memory."""
+    from fasttx.kernels import linear_cross_entropy as kernels
+
+    x, weight, bias, _, _ = make(3, 297, 5, dtype, device)
+    workspace = kernels._workspace(4, 297, x)
+    logits = kernels._logits(workspace, x, weight, bias)
+    assert workspace.shape == (4, 297) and workspace.stride(0) * workspace.element_size() % 16 == 0
+    assert logits.shape == (3, 297) and logits.stride() == workspace.stride()
+    assert logits.data_ptr() == workspace.data_ptr()
+
+
 def test_chunks_are_bounded_and_even() -> None:
     from fasttx.kernels import linear_cross_entropy as kernels
 
