@@ -37,6 +37,10 @@ WORTH_IT = 1 / 32
 """Share of padding from which packing pays under ``unpad="auto"``: two gathers of the hidden states against that share
 of every layer."""
 
+WORTH_IT_ON_CPU = 64_000_000
+"""Multiply-adds that packing must save a layer on a CPU besides, about 12 hidden^2 a padded token: sequences cost
+attention a call each there. Measured by ``python -m bench.padding``."""
+
 
 def static_reason(encoder: Any) -> str | None:
     """Why this encoder can never run packed as it is configured now, or None."""
@@ -64,6 +68,11 @@ def _padded_call(encoder: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any]
         or mask.shape != hidden.shape[:2]  # a mask of its own for every query
         or torch._C._are_functorch_transforms_active()
     )
+
+
+def _enough_for_a_cpu(hidden: Tensor, tokens: int) -> bool:
+    """Whether it pays to save `tokens` on hidden's device, as far as it is a CPU."""
+    return hidden.device.type != "cpu" or 12 * tokens * hidden.shape[-1] ** 2 >= WORTH_IT_ON_CPU
 
 
 def _checked_lengths(seq_lens: Any, hidden: Tensor) -> Sequence[int] | Tensor:
@@ -185,9 +194,11 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
             given = _checked_lengths(seq_lens, hidden_states)
             attention_mask = _mask_with_lengths(self, attention_mask, given, hidden_states)
             lengths = None if isinstance(given, Tensor) or captured(hidden_states) else given
+        auto = patch.options.unpad == "auto"
         if (
             attention_mask is None
             or stay_padded
+            or (auto and not _enough_for_a_cpu(hidden_states, hidden_states.shape[:-1].numel()))
             or _padded_call(self, hidden_states, attention_mask, rest, kwargs)
             or (lengths is None and graph_in_the_making(hidden_states))
             or strange_part(self, forwards) is not None
@@ -205,8 +216,8 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
         padding = batch * seqlen - sum(lengths)
         if padding == 0:
             return original_forward(self, hidden_states, None, *rest, **kwargs)
-        pays = padding > WORTH_IT * batch * seqlen and all(starts)
-        if sum(lengths) == 0 or (patch.options.unpad == "auto" and not pays):
+        pays = padding > WORTH_IT * batch * seqlen and all(starts) and _enough_for_a_cpu(hidden_states, padding)
+        if sum(lengths) == 0 or (auto and not pays):
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         layout = layout_of(real, lengths, counts)
         kwargs.update(

@@ -7,6 +7,14 @@ from collections.abc import Iterator
 import model_zoo as zoo
 import pytest
 
+from fasttx.models import padding_free
+
+
+@pytest.fixture(autouse=True)
+def _small_models_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models never save enough on a CPU; a test of that rule sets it again."""
+    monkeypatch.setattr(padding_free, "WORTH_IT_ON_CPU", 0)
+
 
 @pytest.fixture(autouse=True)
 def _nobody_watches_the_next_test() -> Iterator[None]:

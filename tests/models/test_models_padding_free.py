@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
 import fasttx
+from fasttx.models import padding_free
 from fasttx.testing import assert_as_accurate
 
 LENGTH = 11
@@ -99,6 +100,21 @@ def test_enough_padding_is_a_32nd() -> None:
     model(**batch(16, 14, seqlen=16))
     model(**batch(21, 20, 20, seqlen=21))  # between a 32nd and a 31st
     assert seen == [(2, 16, 32), (1, 30, 32), (1, 61, 32)]
+
+
+def test_on_a_cpu_enough_has_to_be_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sequence costs attention a call there: about 12 hidden^2 multiply-adds a token against that."""
+    saved = 12 * 11 * 32**2  # 11 padded tokens
+    for least, shape in ((saved, (1, 22, 32)), (saved + 1, (3, 11, 32))):
+        monkeypatch.setattr(padding_free, "WORTH_IT_ON_CPU", least)
+        model = bare()
+        seen = layer_inputs(model)
+        model(**batch(11, 4, 7))
+        assert seen == [shape]
+        always = bare(unpad=True)
+        seen = layer_inputs(always)
+        always(**batch(11, 4, 7))
+        assert seen == [(1, 22, 32)]
 
 
 # --------------------------------------------------------------------------------------------------------------- masks
