@@ -97,8 +97,11 @@ def test_the_table_grows_with_each_file(tmp_path: Path, monkeypatch: pytest.Monk
     """A run that is cut off from outside leaves the results that it had."""
 
     def run_file(path: Path, out: Path, *_: object) -> tuple[Path, str, str]:
-        if path.name == "test_b.py":
-            assert "test_a.py" in (tmp_path / "tests.csv").read_text(encoding="utf-8")
+        if path.name == "test_b.py":  # begins in a thread of its own, perhaps before the results of a are written
+            table, until = tmp_path / "tests.csv", time.time() + 20
+            while "test_a.py" not in table.read_text(encoding="utf-8"):
+                assert time.time() < until, "the table does not grow"
+                time.sleep(0.01)
         return path, "did not fit", ""
 
     monkeypatch.setattr(gpu_check, "files_to_test", lambda: [gpu_check.ROOT / f"test_{x}.py" for x in "ab"])
