@@ -9,8 +9,9 @@ Contract.  One program computes BLOCK_M rows of out and softmax_lse of one head 
 the result is bitwise reproducible.  q, k, v by strides, last dim contiguous; out and softmax_lse contiguous.  A fully
 masked row (no score above -1e30, nor an fp16 mask above its lowest number) gives out 0 and softmax_lse -inf.  Keys
 past seqused_k are never read.  A key mask (one row for all queries) also bounds the loop: it ends after the last key
-that is not masked.  Offsets of a tile are 32-bit, those of its first element 64-bit.  Sequence bounds beyond
-max_seqlen_q/k are cut off there.
+that is not masked.  Offsets of a tile are 32-bit, those of its first element 64-bit.  Packed tokens after the last
+sequence belong to none: out 0, softmax_lse -inf.  Bounds that are wrong never lead out of the tensors: a sequence is
+cut off at max_seqlen_q/k, and what that leaves out, or cu_seqlens[0], becomes NaN.
 
 Cost.  2 * B * H * Sq * Sk * (head_dim + head_dim_v) flop; reads q once and k, v once per BLOCK_M rows (mostly from
 L2), writes out and 4 bytes a row.  Shared memory: q and num_stages tiles of k and v.
@@ -26,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_config import config, power_of_two
+from .attention_tiles import fill_uncovered, load_tile, sequence, store_tile
 from .dropout import dropout_threshold, frag_mask, keep_scale
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -38,38 +40,6 @@ LOWEST_FP16 = tl.constexpr(-65504.0)
 
 # Lengths and windows vary from call to call: no new kernel for one that happens to be 1 or a multiple of 16.
 UNSPECIALIZED = ("num_heads", "max_seqlen_q", "max_seqlen_k", "total_q", "total_k", "window_left", "window_right")
-
-
-@triton.jit
-def load_tile(base, stride, offs, limit, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
-    """Rows `offs` of a matrix, [len(offs), BLOCK_DIM]; zeros from row `limit` and column DIM on."""
-    offs_d = tl.arange(0, BLOCK_DIM)
-    ptr = base + offs[:, None] * stride + offs_d[None, :]
-    if DIM == BLOCK_DIM:
-        return tl.load(ptr, mask=offs[:, None] < limit, other=0.0)
-    else:
-        return tl.load(ptr, mask=(offs[:, None] < limit) & (offs_d[None, :] < DIM), other=0.0)
-
-
-@triton.jit
-def store_tile(base, stride, offs, limit, tile, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
-    """Inverse of load_tile, converting to the type of the destination."""
-    offs_d = tl.arange(0, BLOCK_DIM)
-    mask = offs[:, None] < limit
-    if DIM != BLOCK_DIM:
-        mask = mask & (offs_d[None, :] < DIM)
-    tl.store(base + offs[:, None] * stride + offs_d[None, :], tile.to(base.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def sequence(b, seqlen, cu_seqlens, total):
-    """(first token as int64, length) of sequence b among `total` tokens; at most `seqlen` long, and within them."""
-    if cu_seqlens is None:
-        return b.to(tl.int64) * seqlen, seqlen
-    else:
-        first = tl.minimum(tl.maximum(tl.load(cu_seqlens + b), 0), total)
-        end = tl.minimum(tl.load(cu_seqlens + b + 1), total)
-        return first.to(tl.int64), tl.minimum(end - first, seqlen)
 
 
 @triton.jit
@@ -159,6 +129,17 @@ def attention_fwd_kernel(
     b = head // num_heads
     h = head % num_heads
     first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q, total_q)
+    if cu_seqlens_q is not None:
+        if m0 == 0:
+            batch = tl.num_programs(0) // blocks // num_heads
+            fill_uncovered(
+                out + h * HEAD_DIM_V, num_heads * HEAD_DIM_V, b, batch, first_q, n_q, cu_seqlens_q, total_q,
+                float("nan"), 0.0, HEAD_DIM_V, BLOCK_DV,
+            )  # fmt: skip
+            fill_uncovered(
+                softmax_lse + h.to(tl.int64) * total_q, 1, b, batch, first_q, n_q, cu_seqlens_q, total_q,
+                float("nan"), float("-inf"), 1, 1,
+            )  # fmt: skip
     if m0 >= n_q:
         return
     first_k, n_k = sequence(b, max_seqlen_k, cu_seqlens_k, total_k)
@@ -323,6 +304,8 @@ def attention_fwd(
     )  # fmt: skip
     programs = batch * num_heads * triton.cdiv(max_seqlen_q, tile.block_m)
     if programs == 0:
+        out.zero_()
+        softmax_lse.fill_(float("-inf"))
         return
     bias = bias_strides(attn_bias)
     attention_fwd_kernel[(programs,)](

@@ -6,7 +6,7 @@ dQ = softmax_scale * dS K;  dK = softmax_scale * dS^T Q.  P is computed again fr
 (Dao, "FlashAttention-2", 2023, section 3.1.2.)
 
 Contract.  dq, dk, dv are contiguous and wholly written; the inputs are read by strides, last dims contiguous.  Fully
-masked rows and keys that no query sees get zeros.  Three ways:
+masked rows, keys that no query sees and packed tokens of no sequence get zeros.  Three ways:
 - one block holds every key: one kernel writes all three, delta is summed inside; out is not read.
 - else: delta is computed first, then a program per key block writes its dk and dv and adds its share of dq in fp32 by
   atomics (the order of those additions, and so the last bits of dq, vary from run to run).
@@ -32,17 +32,15 @@ from .attention import (
     biased,
     folds_scale,
     last_key,
-    load_tile,
     precision_of,
-    sequence,
     shows,
-    store_tile,
     strides,
     visible_only,
     window_limits,
 )
 from .attention_bwd_dq import attention_bwd_dq_kernel, load_lse, probabilities
 from .attention_config import config, costs_registers, power_of_two
+from .attention_tiles import fill_uncovered, load_tile, sequence, store_tile
 from .dropout import dropout_threshold, frag_mask, keep_scale
 
 DQ_NONE = tl.constexpr(0)  # another kernel computes dq
@@ -97,10 +95,29 @@ def attention_bwd_dkdv_kernel(
     b = tl.program_id(0) // blocks // (num_heads // GROUP)
     hk = tl.program_id(0) // blocks % (num_heads // GROUP)
     first_k, len_k = sequence(b, max_seqlen_k, cu_seqlens_k, total_k)
+    heads_k = num_heads // GROUP
+    if cu_seqlens_k is not None:
+        if n0 == 0:
+            batch = tl.num_programs(0) // blocks // heads_k
+            fill_uncovered(
+                dk + hk * HEAD_DIM, heads_k * HEAD_DIM, b, batch, first_k, len_k, cu_seqlens_k, total_k, 0.0, 0.0,
+                HEAD_DIM, BLOCK_D,
+            )  # fmt: skip
+            fill_uncovered(
+                dv + hk * HEAD_DIM_V, heads_k * HEAD_DIM_V, b, batch, first_k, len_k, cu_seqlens_k, total_k, 0.0, 0.0,
+                HEAD_DIM_V, BLOCK_DV,
+            )  # fmt: skip
     if DQ != DQ_DIRECT:  # the only key block of a sequence without keys still writes the zeros of dq
         if n0 >= len_k:
             return
     first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q, total_q)
+    if DQ == DQ_DIRECT:
+        if cu_seqlens_q is not None:
+            for g in range(GROUP):
+                fill_uncovered(
+                    dq + (hk * GROUP + g) * HEAD_DIM, num_heads * HEAD_DIM, b, tl.num_programs(0) // heads_k, first_q,
+                    n_q, cu_seqlens_q, total_q, 0.0, 0.0, HEAD_DIM, BLOCK_D,
+                )  # fmt: skip
     shift = 0
     k += hk.to(tl.int64) * stride_kh
     v += hk.to(tl.int64) * stride_vh
@@ -238,7 +255,6 @@ def attention_bwd_dkdv_kernel(
             if attn_bias is not None:
                 bias_ptr += BLOCK_M * stride_bm
 
-    heads_k = num_heads // GROUP
     dk += ((first_k + n0) * heads_k + hk) * HEAD_DIM
     dv += ((first_k + n0) * heads_k + hk) * HEAD_DIM_V
     store_tile(dk, heads_k * HEAD_DIM, offs_n, len_k - n0, dk_acc * softmax_scale, HEAD_DIM, BLOCK_D)
@@ -289,7 +305,9 @@ def attention_bwd(
     masked = costs_registers(size[0], size[2], wide_mask, attn_bias is not None, dropout_p > 0)
     tile = config("dkdv", *size, masked=masked)
     blocks_k = triton.cdiv(max_seqlen_k, tile.block_n)
-    if batch == 0:
+    if batch == 0 or max_seqlen_q == 0:
+        for grad in (dq, dk, dv):
+            grad.zero_()
         return
     limits = window_limits(window_left, window_right)
     shape = (num_heads, max_seqlen_q, max_seqlen_k, q.shape[0], k.shape[0], softmax_scale, *limits)

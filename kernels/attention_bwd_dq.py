@@ -4,7 +4,7 @@ Mathematics.  dQ = softmax_scale * dS K, dS = P * (dP - delta), P and dP as in a
 
 Contract.  One program computes BLOCK_M rows of dq of one head and is the only one that writes them: bitwise
 reproducible.  It walks the keys as the forward does, and reads dout, softmax_lse and delta besides.  Fully masked rows
-get zeros.
+and packed tokens of no sequence get zeros.
 
 Cost.  3 products, 1.5 x the forward's flop, two of them a second time: what reproducible bits cost.  No atomics.
 """
@@ -14,7 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention import LOG2E, UNSPECIALIZED, last_key, load_tile, masked, sequence, store_tile
+from .attention import LOG2E, UNSPECIALIZED, last_key, masked
+from .attention_tiles import fill_uncovered, load_tile, sequence, store_tile
 from .dropout import frag_mask, keep_scale
 
 
@@ -53,6 +54,13 @@ def attention_bwd_dq_kernel(
     b = head // num_heads
     h = head % num_heads
     first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q, total_q)
+    if cu_seqlens_q is not None:
+        if m0 == 0:
+            batch = tl.num_programs(0) // blocks // num_heads
+            fill_uncovered(
+                dq + h * HEAD_DIM, num_heads * HEAD_DIM, b, batch, first_q, n_q, cu_seqlens_q, total_q, 0.0, 0.0,
+                HEAD_DIM, BLOCK_D,
+            )  # fmt: skip
     if m0 >= n_q:
         return
     first_k, n_k = sequence(b, max_seqlen_k, cu_seqlens_k, total_k)

@@ -182,7 +182,8 @@ def attention_varlen(
         query: (total_q, heads, head_dim), float32, float16 or bfloat16.
         key: (total_k, heads_k, head_dim), heads a multiple of heads_k.
         value: (total_k, heads_k, head_dim_v).
-        cu_seqlens_q, cu_seqlens_k: int32 (batch + 1,), where each sequence starts: from 0 to the number of tokens.
+        cu_seqlens_q, cu_seqlens_k: int32 (batch + 1,), where each sequence starts, ascending from 0 to at most the
+            number of tokens; tokens after the last sequence belong to none.
         max_seqlen_q, max_seqlen_k: at least the longest sequence.
         dropout_p: in [0, 1), in steps of 1/256.  The mask depends on (sequence, head, row, column), not on the packing.
         is_causal: query i of a sequence sees keys j <= i + seqlen_k - seqlen_q (aligned at the bottom right).
@@ -194,7 +195,8 @@ def attention_varlen(
         return_lse: also return softmax_lse, float32 (heads, total_q), which gets no gradient.
 
     Returns:
-        (total_q, heads, head_dim_v), or (out, softmax_lse).  A row that sees no key gives zeros, and -inf.
+        (total_q, heads, head_dim_v), or (out, softmax_lse).  A row that sees no key, or has no sequence, gives zeros,
+            and -inf.
 
     Raises:
         ValueError: an argument is not as above; the message names it.  Values of cu_seqlens are checked on CPU

@@ -29,16 +29,18 @@ def _zero_past(x: Tensor, lengths: Tensor) -> Tensor:
     return x.masked_fill(past[:, :, None, None], 0.0)
 
 
-def _unpad(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
-    """(batch, max_seqlen, ...) -> (total, ...); NaN for tokens that max_seqlen left out."""
+def _unpad(padded: Tensor, cu_seqlens: Tensor, total: int, none: float = 0.0) -> Tensor:
+    """(batch, max_seqlen, ...) -> (total, ...); NaN for tokens that max_seqlen left out, `none` for those of none."""
     batch, max_seqlen = padded.shape[:2]
     if total == 0 or batch == 0 or max_seqlen == 0:
-        return padded.new_zeros((total, *padded.shape[2:]))
+        return padded.new_full((total, *padded.shape[2:]), none)
     token = torch.arange(total, device=padded.device)
     b = torch.searchsorted(cu_seqlens[1:].long(), token, right=True).clamp(max=batch - 1)
     row = token - cu_seqlens[b]
-    lost = (row >= max_seqlen).view(-1, *[1] * (padded.dim() - 2))
-    return padded[b, row.clamp(max=max_seqlen - 1)].masked_fill(lost, float("nan"))
+    ones = [1] * (padded.dim() - 2)
+    lost, after = (row >= max_seqlen).view(-1, *ones), (token >= cu_seqlens[-1]).view(-1, *ones)
+    rows = padded[b, row.clamp(max=max_seqlen - 1)]
+    return rows.masked_fill(lost, float("nan")).masked_fill(after, none)
 
 
 def _probabilities(
@@ -114,7 +116,8 @@ def forward(
     if cu_seqlens_q is None:
         return out.contiguous(), lse.contiguous()
     total = q.shape[0]
-    return _unpad(out, cu_seqlens_q, total), _unpad(lse.transpose(1, 2), cu_seqlens_q, total).t().contiguous()
+    lse = _unpad(lse.transpose(1, 2), cu_seqlens_q, total, float("-inf"))
+    return _unpad(out, cu_seqlens_q, total), lse.t().contiguous()
 
 
 def backward(

@@ -75,7 +75,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor
     """out and softmax_lse in float64."""
     out = torch.zeros((*q.shape[:-1], v.shape[-1]), dtype=torch.float64, device=q.device)
     rows = (q.shape[0], q.shape[2], q.shape[1]) if q.dim() == 4 else (q.shape[1], q.shape[0])
-    softmax_lse = torch.zeros(rows, dtype=torch.float64, device=q.device)
+    softmax_lse = torch.full(rows, float("-inf"), dtype=torch.float64, device=q.device)
     for at_q, at_k, h, h_k, scores, factor in _heads(q, k, v, *args):
         p, lse = _softmax(scores)
         out[at_q][:, h] = (p * factor) @ v[at_k][:, h_k].double()

@@ -64,9 +64,7 @@ def row_keep(rng_state: Tensor, row_index: Tensor, n_cols: int, tag: int, dropou
     seed, offset = rng_state[0], rng_state[1]
     calls = torch.arange((n_cols + 15) // 16, device=row_index.device).unsqueeze(0)
     rows = (row_index & _LOW32).unsqueeze(1)
-    words = philox(
-        calls, rows, torch.full_like(seed, tag), offset & _LOW32, seed & _LOW32, (seed >> 32) & _LOW32
-    )
+    words = philox(calls, rows, torch.full_like(seed, tag), offset & _LOW32, seed & _LOW32, (seed >> 32) & _LOW32)
     shape = (rows.shape[0], calls.shape[1])
     stacked = torch.stack([w.expand(shape) for w in words], -1).unsqueeze(-1)  # (n_rows, calls, 4, 1)
     shifts = torch.tensor([0, 8, 16, 24], device=row_index.device)

@@ -105,8 +105,8 @@ def _check_lengths(name: str, x: Tensor, device: torch.device, size: int | None)
 def _check_cu_seqlens(name: str, cu_seqlens: Tensor, total: int, max_seqlen: int) -> None:
     values = cu_seqlens.tolist()
     lengths = [b - a for a, b in zip(values, values[1:], strict=False)]
-    if values[0] != 0 or values[-1] != total or min(lengths, default=0) < 0:
-        _bad(f"cu_seqlens_{name}", values, f"ascending from 0 to the number of tokens, {total}")
+    if values[0] != 0 or values[-1] > total or min(lengths, default=0) < 0:
+        _bad(f"cu_seqlens_{name}", values, f"ascending from 0 to at most the number of tokens, {total}")
     if max(lengths, default=0) > max_seqlen:
         _bad(f"max_seqlen_{name}", max_seqlen, f"at least the longest sequence, {max(lengths)}")
 
@@ -293,13 +293,50 @@ def supports(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return None
 
 
+def _whole(x: Tensor, total: int, value: float = 0.0) -> Tensor:
+    """x (used, ...) as (total, ...), `value` after its rows."""
+    whole = x.new_full((total, *x.shape[1:]), value)
+    whole[: x.shape[0]] = x
+    return whole
+
+
+def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """Sets packed tokens of no sequence apart, for which _attention_cpu has no place."""
+    used = _used(q, k, args[2], args[3])
+    if used is None:
+        return _attention_cpu.forward(q, k, v, *args)
+    m, n = used
+    out, lse = _attention_cpu.forward(q[:m], k[:n], v[:n], *args)
+    return _whole(out, q.shape[0]), _whole(lse.t(), q.shape[0], -math.inf).t().contiguous()
+
+
+def _cpu_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    used = _used(q, k, args[2], args[3])
+    if used is None:
+        return _attention_cpu.backward(dout, q, k, v, out, lse, *args)
+    m, n = used
+    rows = (dout[:m], q[:m], k[:n], v[:n], out[:m], lse[:, :m].contiguous())
+    dq, dk, dv = _attention_cpu.backward(*rows, *args)
+    return _whole(dq, q.shape[0]), _whole(dk, k.shape[0]), _whole(dv, k.shape[0])
+
+
+def _used(q: Tensor, k: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> tuple[int, int] | None:
+    """How many tokens of packed q and of packed k have a sequence, on a CPU; None where all have."""
+    if cu_seqlens_q is None or cu_seqlens_k is None:
+        return None
+    used = int(cu_seqlens_q[-1]), int(cu_seqlens_k[-1])
+    return None if used == (q.shape[0], k.shape[0]) else used
+
+
 ATTENTION = Op(
     "attention",
     Half(
         _FWD,
         check_fwd,
         fake_fwd,
-        _composed(_attention_cpu.forward, _attention_math.forward),
+        _composed(_cpu_forward, _attention_math.forward),
         _attention_reference.forward,
         ("q", "k", "v"),
         cost_fwd,
@@ -308,7 +345,7 @@ ATTENTION = Op(
         _BWD,
         check_bwd,
         fake_bwd,
-        _composed(_attention_cpu.backward, _attention_math.backward),
+        _composed(_cpu_backward, _attention_math.backward),
         _attention_reference.backward,
         ("q", "k", "v"),
         cost_bwd,

@@ -1,0 +1,64 @@
+"""Where the attention kernels read and write: tiles of rows, sequences of a packed batch, and tokens of none."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_tile(base, stride, offs, limit, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Rows `offs` of a matrix, [len(offs), BLOCK_DIM]; zeros from row `limit` and column DIM on."""
+    offs_d = tl.arange(0, BLOCK_DIM)
+    ptr = base + offs[:, None] * stride + offs_d[None, :]
+    if DIM == BLOCK_DIM:
+        return tl.load(ptr, mask=offs[:, None] < limit, other=0.0)
+    else:
+        return tl.load(ptr, mask=(offs[:, None] < limit) & (offs_d[None, :] < DIM), other=0.0)
+
+
+@triton.jit
+def store_tile(base, stride, offs, limit, tile, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Inverse of load_tile, converting to the type of the destination."""
+    offs_d = tl.arange(0, BLOCK_DIM)
+    mask = offs[:, None] < limit
+    if DIM != BLOCK_DIM:
+        mask = mask & (offs_d[None, :] < DIM)
+    tl.store(base + offs[:, None] * stride + offs_d[None, :], tile.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def sequence(b, seqlen, cu_seqlens, total):
+    """(first token as int64, length) of sequence b among `total` tokens; at most `seqlen` long, and within them."""
+    if cu_seqlens is None:
+        return b.to(tl.int64) * seqlen, seqlen
+    else:
+        first = tl.minimum(tl.maximum(tl.load(cu_seqlens + b), 0), total)
+        end = tl.minimum(tl.load(cu_seqlens + b + 1), total)
+        return first.to(tl.int64), tl.minimum(end - first, seqlen)
+
+
+@triton.jit
+def fill_rows(x, stride, row, end, value, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Rows `row` to `end` of a matrix become `value`."""
+    offs_d = tl.arange(0, BLOCK_DIM)
+    for i in range(row, end):
+        tile = tl.full([BLOCK_DIM], value, tl.float32).to(x.dtype.element_ty)
+        tl.store(x + tl.cast(i, tl.int64) * stride + offs_d, tile, mask=offs_d < DIM)
+
+
+@triton.jit
+def fill_uncovered(
+    x, stride, b, batch, first, n, cu_seqlens, total, lost, none, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr
+):  # fmt: skip
+    """Writes the rows of a packed x that no tile of sequence b, rows first to first + n, covers.
+
+    `lost`: before the first sequence, and the rest of one longer than max_seqlen.  `none`: after the last sequence.
+    """
+    first = first.to(tl.int32)
+    end = tl.minimum(tl.load(cu_seqlens + b + 1), total)
+    if b == 0:
+        fill_rows(x, stride, 0, first, lost, DIM, BLOCK_DIM)
+    fill_rows(x, stride, first + n, end, lost, DIM, BLOCK_DIM)
+    if b + 1 == batch:
+        fill_rows(x, stride, tl.maximum(end, 0), total, none, DIM, BLOCK_DIM)
