@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from .head_class import replacement_class
 from .mlm_head import BERT_HEAD, VocabularyHead
 from .padding_free import Forwards, padding_free_class
+from .qkv import joint_qkv_class
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Family:
         name: as people write it.
         model_type: ``config.model_type``.
         source: transformers' modelling module.
-        attention: classes that call transformers' attention interface.
+        attention: classes that call transformers' attention interface; the first one is self-attention.
         heads: class with a loss of its own -> kind of loss, a key of :data:`fasttx.models.heads.KINDS`.
         bare: the model without a head.
         encoder: the stack of layers, ``.layer``.
@@ -72,7 +73,7 @@ def bert_like(
 
 
 def replacements(module: str, *families: Family) -> Callable[[str], type]:
-    """A module ``__getattr__`` that makes the patched class of a head or encoder when it is first asked for.
+    """A module ``__getattr__`` that makes the patched class of a head, encoder or self-attention when first asked for.
 
     The class becomes an attribute of `module` under transformers' own class name: this is where pickle finds it.
     """
@@ -80,12 +81,14 @@ def replacements(module: str, *families: Family) -> Callable[[str], type]:
     def lookup(attribute: str) -> type:
         for family in families:
             kind = family.heads.get(attribute)
-            if kind is None and attribute != family.encoder:
+            if kind is None and attribute not in (family.encoder, family.attention[0]):
                 continue
             source = importlib.import_module(family.source)
             original = getattr(source, attribute)
             if kind is not None:
                 made = replacement_class(original, kind, module, family.vocabulary)
+            elif attribute == family.attention[0]:
+                made = joint_qkv_class(original, module)
             else:
                 made = padding_free_class(original, family.forwards(), module)
             setattr(sys.modules[module], attribute, made)

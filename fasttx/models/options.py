@@ -18,6 +18,7 @@ class Options:
 
     attention: bool = True
     unpad: bool | str = "auto"
+    qkv: bool = True
     mlm_head: bool | str = True
     loss: str | None = "correct"
     backend: str = "auto"
@@ -25,7 +26,7 @@ class Options:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("attention", "strict"):
+        for name in ("attention", "qkv", "strict"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}; allowed are True and False")
         if not isinstance(self.unpad, bool) and self.unpad != "auto":

@@ -18,6 +18,7 @@ from .hf_attention import NAME
 from .mlm_head import full_head_reason
 from .options import ModulePatch, Options
 from .padding_free import static_reason, strange_part
+from .qkv import separate_reason
 from .report import Report, Row
 
 DATA = (bert, roberta, electra, ernie, data2vec)
@@ -30,6 +31,7 @@ _HEADS = {
     for family in module.FAMILIES
     for name, kind in family.heads.items()
 }
+_SELF_ATTENTION = {(family.source, family.attention[0]): module for module in DATA for family in module.FAMILIES}
 _ENCODERS = {(family.source, family.encoder): (module, family) for module in DATA for family in module.FAMILIES}
 ATTENTION_SETTING = "_attn_implementation_internal"
 
@@ -68,7 +70,9 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
         if _key(cls) in _ATTENTION:
             known.add(id(module.config))
             if options.attention:
-                _plan_attention(plan, name, module, options)
+                taken = _plan_attention(plan, name, module, options)
+                if taken and options.qkv and _key(cls) in _SELF_ATTENTION:
+                    _plan_qkv(plan, name, module)
         elif options.attention and (base := _known_base(cls, _ATTENTION)):
             reason = f"is a subclass of {base.__name__}; only transformers' own class is matched"
             plan.report.rows.append(Row(name, cls.__name__, None, "", reason))
@@ -110,17 +114,33 @@ def _known_base(cls: type, table: Mapping[tuple[str, str], Any]) -> type | None:
     return next((base for base in cls.__mro__[1:] if _key(base) in table), None)
 
 
-def _plan_attention(plan: Plan, name: str, module: nn.Module, options: Options) -> None:
+def _plan_attention(plan: Plan, name: str, module: nn.Module, options: Options) -> bool:
     config: Any = module.config
     now = config._attn_implementation
     if config.output_attentions and now in ("eager", None):
         # transformers refuses to save or validate a config with output_attentions under any other implementation
         reason = "config.output_attentions is set, for which transformers demands eager; pass it to the call instead"
         plan.report.rows.append(Row(name, f"attention: {now}", None, "", reason))
-        return
+        return False
     plan.attention.append(module)
     backend = expected_backend("attention", options.backend, module)
     plan.report.rows.append(Row(name, f"attention: {now}", f"attention: {NAME}", backend, ""))
+    return True
+
+
+def _plan_qkv(plan: Plan, name: str, module: nn.Module) -> None:
+    cls = type(module)
+    reason = separate_reason(module)
+    if _unwrapped(cls) is not cls:
+        reason = "was wrapped by fully_shard; patch first, then fully_shard"
+    elif "forward" in module.__dict__:
+        reason = "its forward was replaced on the instance (accelerate does that); patch before it is prepared"
+    if reason is None:
+        plan.classes.append((module, getattr(_SELF_ATTENTION[_key(cls)], cls.__name__)))
+        after, backend, reason = "one product", "torch", "on a GPU; on a CPU three, which are as fast there"
+    else:
+        after, backend = None, ""
+    plan.report.rows.append(Row(name, "three products for q, k, v", after, backend, reason))
 
 
 def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:

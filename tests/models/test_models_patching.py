@@ -38,7 +38,7 @@ def test_unpatch_restores_the_same_objects(family: Family, cls: str) -> None:
     assert list(model.state_dict()) == list(state)
     decoder = model.config.is_decoder
     over_vocabulary = family.heads.get(cls) in ("masked_lm", "pretraining")
-    assert len(report.replaced) == 2 + (not decoder) + (cls in family.heads) + over_vocabulary
+    assert len(report.replaced) == 2 * 2 + (not decoder) + (cls in family.heads) + over_vocabulary
     assert len(report.left_alone) == decoder
     fasttx.unpatch(model)
     assert not fasttx.is_patched(model)
@@ -81,7 +81,7 @@ def test_attention_alone_and_losses_alone() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     report = fasttx.patch(model, loss=None)
     assert type(model) is transformers.BertForMaskedLM and attention_of(model) == "fasttx"
-    assert {row.after for row in report.rows} == {"attention: fasttx", "real tokens only"}
+    assert {row.after for row in report.rows} == {"attention: fasttx", "real tokens only", "one product"}
     report = fasttx.patch(model, attention=False)
     assert type(model) is not transformers.BertForMaskedLM and attention_of(model) == "sdpa"
     assert [row.after for row in report.rows] == ["cross_entropy", "labelled rows only"]
@@ -107,7 +107,7 @@ def test_context_manager() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     before = fingerprint(model)
     with fasttx.patched(model, loss="hf") as report:
-        assert fasttx.is_patched(model) and len(report.replaced) == 5
+        assert fasttx.is_patched(model) and len(report.replaced) == 7
     assert fingerprint(model) == before
     with pytest.raises(RuntimeError), fasttx.patched(model):
         raise RuntimeError
@@ -129,7 +129,8 @@ def test_report_prints_and_serialises() -> None:
     data = json.loads(json.dumps(report.to_dict()))
     assert set(data["rows"][0]) == {"module", "from", "to", "backend", "reason"}
     expected = "torch" if model.device.type == "cpu" else "triton"
-    assert {row.backend for row in report.replaced if "only" not in row.after} == {expected}
+    kernels = [row for row in report.replaced if "only" not in row.after and "product" not in row.after]
+    assert {row.backend for row in kernels} == {expected}
 
 
 class MyBert(transformers.BertForMaskedLM):
@@ -147,7 +148,7 @@ def test_what_is_left_alone_says_why() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     model.forward = model.forward
     report = fasttx.patch(model)
-    assert "instance" in report.left_alone[0].reason and len(report.replaced) == 2 + 1
+    assert "instance" in report.left_alone[0].reason and len(report.replaced) == 2 * 2 + 1
 
 
 def test_nothing_replaced() -> None:
@@ -164,7 +165,7 @@ def test_nothing_replaced() -> None:
 def test_mixed_container() -> None:
     both = nn.ModuleList([zoo.tiny_model(zoo.BERT, "BertModel"), distilbert()])
     report = fasttx.patch(both)
-    assert len(report.replaced) == 2 + 1
+    assert len(report.replaced) == 2 * 2 + 1
     assert [row.module for row in report.left_alone] == ["1"]
 
 
@@ -177,7 +178,7 @@ def test_encoder_decoder() -> None:
     labels = inputs["input_ids"][:, :5].clone()
     want = model(**inputs, labels=labels)
     report = fasttx.patch(model)
-    assert len(report.replaced) == 2 + 4 + 1 + 1  # attention, loss, the encoder's padding
+    assert len(report.replaced) == 2 + 4 + 2 * 2 + 1 + 1  # attention, q k v, loss, the encoder's padding
     got = model(**inputs, labels=labels)
     torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(got.loss, want.loss)
