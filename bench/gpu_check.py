@@ -4,7 +4,7 @@
 
 Each part stays under its time budget and can be called alone.  It needs Python, torch, triton, transformers and pytest,
 no network, and no installation (run it from the checkout).  Into DIR go a log a part (versions, clocks, commit, what
-failed, what did not fit) and CSV files: tests.csv, kernels.csv, model.csv, host.csv, compiled.csv.
+failed, what did not fit) and CSV files: tests.csv, kernels.csv, model.csv, serving.csv, host.csv, compiled.csv.
 """
 
 from __future__ import annotations
@@ -156,12 +156,12 @@ def run_tests(
 
 
 def run_bench(out: Path, log: Log, minutes: float, rehearsal: bool, only: str = "") -> int:
-    """Kernels, model, host cost and what the compiler made; returns how many of our rows are not ok."""
+    """Kernels, models, serving, host cost and what the compiler made; returns how many of our rows are not ok."""
     if rehearsal:
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which any of the next lines may do
     import torch
 
-    from . import compiled, host, kernels, model
+    from . import arms, compiled, host, kernels, model, serving
 
     if rehearsal:
         kernels.rehearse()
@@ -173,8 +173,17 @@ def run_bench(out: Path, log: Log, minutes: float, rehearsal: bool, only: str = 
     if left:
         log(f"bench: no time for the workloads {', '.join(left)}")
     bad = sum(row.peer.startswith("fasttx") and row.status != "ok" for row in rows)
-    models = model.run(device, out / "model.csv", rehearsal=rehearsal, deadline=begun + 0.8 * minutes * 60, say=log)
-    bad += sum(row["arm"] == "fasttx" and row["status"] != "ok" for row in models)
+    soon = [arm for arm in arms.ARMS if arm.mode != "max-autotune"]  # minutes of compilation a model
+    models = model.run(
+        device, out / "model.csv", arms=soon, rehearsal=rehearsal, deadline=begun + 0.75 * minutes * 60, say=log
+    )
+    served = serving.run(
+        device, out / "serving.csv", rehearsal=rehearsal, deadline=begun + 0.85 * minutes * 60, say=log
+    )
+    bad += sum(map(model.failed, models + served))
+    late = sum(row["status"] == "not run: time budget" for row in models + served)
+    if late:
+        log(f"bench: no time for {late} arms of models and serving")
     with (out / "compiled.csv").open("w", newline="", encoding="utf-8") as file:
         found = compiled.compiled_kernels()
         writer = csv.writer(file)

@@ -1,213 +1,291 @@
-"""BERT-base, one training step and one inference: transformers eager, sdpa, sdpa + torch.compile, and fasttx.
+"""BERT and MiniLM, training step and inference: fasttx beside transformers' attentions and torch.compile.
 
-    python -m bench.model [--out FILE] [--batch 32] [--seqlen 512]
+    python -m bench.model [--out FILE] [--target D1 D2] [--device cpu] [--quick]
+    python -m bench.model --model bert-base minilm --seqlen 128 512 --lengths full wikipedia [--task training]
 
-Random weights of BERT-base's shape, bf16 on a GPU, dropout 0.1 in training as shipped.  Lengths are like packs of
-Wikipedia text (mean about half of seqlen), and without padding besides.  Only real tokens count in tokens/s.
+Random weights, bf16 on a GPU, dropout 0.1 in training as shipped, lengths by name (bench/lengths.py); a batch is padded
+to its longest row, and only real tokens count in tokens/s.  What an arm gives is compared with a higher precision
+before it is timed: hidden states, or all gradients of a step without dropout.  ``ratio`` is an arm's time over
+fasttx's, by medians on a GPU and by first quartiles on a CPU; ``ratio_of_padding`` that over padded / real tokens.
+``training`` is a masked language model with AdamW, the other two tasks are the encoder alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
+import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import fasttx
-from fasttx.testing import bound, error
-
-from .timer import Call, interleaved
-
-Batch = dict[str, Tensor]
-Arms = dict[str, nn.Module]
+from .arms import ARMS, SHAPES, Arm, Batch, Judge, build, config_of, loss_of, make_arm, missing
+from .footprint import held_bytes, launches, peak_mib
+from .lengths import NAMES
+from .model_cases import (
+    CASES,
+    CPU_CASES,
+    CPU_TOKENS,
+    INFERENCE,
+    QUICK_CASES,
+    REHEARSAL_CASES,
+    TASKS,
+    TOKENS,
+    TRAINING,
+    Case,
+    make_batch,
+    select,
+)  # fmt: skip
+from .timer import Call, Timing, interleaved
 
 COLUMNS = (
-    "task", "batch", "device", "dtype", "arm", "status", "median_ms", "low_ms", "high_ms", "tokens_per_s", "ratio",
-    "logits_error", "allowed",
+    "comparison", "target", "task", "model", "lengths", "batch", "seqlen", "real", "device", "dtype", "arm", "status",
+    "median_ms", "low_ms", "high_ms", "wall_ms", "tokens_per_s", "sequences_per_s", "ratio", "ratio_of_padding",
+    "peak_MiB", "launches", "error", "allowed",
 )  # fmt: skip
+COMPILE_SECONDS = 60.0
+"""Time that has to be left for an arm that compiles."""
 
 
-def make_batch(batch: int, seqlen: int, vocab: int, ragged: bool, device: torch.device, seed: int = 0) -> Batch:
-    """Random tokens; ragged lengths spread evenly from 1/batch to all of seqlen; labels on 15 % of the real tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(5, vocab, (batch, seqlen), generator=generator)
-    lengths = torch.linspace(max(2, seqlen // batch), seqlen, batch).long()[torch.randperm(batch, generator=generator)]
-    if not ragged:
-        lengths = torch.full((batch,), seqlen)
-    mask = torch.arange(seqlen) < lengths[:, None]
-    chosen = (torch.rand(batch, seqlen, generator=generator) < 0.15) & mask
-    chosen[:, 0] = True
-    found = {
-        "input_ids": ids * mask,
-        "attention_mask": mask.long(),
-        "labels": torch.where(chosen, ids, torch.full_like(ids, -100)),
-    }
-    return {name: tensor.to(device) for name, tensor in found.items()}
+def make_call(
+    task: str, model: nn.Module, batch: Batch, update: bool = True
+) -> tuple[Call, torch.optim.Optimizer | None]:
+    """One step of `task`, and the optimizer that it drives; without `update` the weights stay."""
+    model.train(task != INFERENCE)
+    if task == INFERENCE:
 
+        def infer(_: int) -> None:
+            with torch.no_grad():
+                model(**batch)
 
-def make_model(config: Any, implementation: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    from transformers import BertForMaskedLM
-
-    torch.manual_seed(0)
-    config = copy.deepcopy(config)
-    config._attn_implementation = implementation
-    return BertForMaskedLM(config).to(device, dtype)
-
-
-def arms_of(config: Any, device: torch.device, dtype: torch.dtype, compile_backend: str) -> Arms:
-    """The peers, all from the same seed and so with the same weights; compilation happens at the first call."""
-    plain = make_model(config, "sdpa", device, dtype)
-    compiled = make_model(config, "sdpa", device, dtype)
-    compiled.compile(dynamic=False, backend=compile_backend)
-    patched = make_model(config, "sdpa", device, dtype)
-    fasttx.patch(patched)
-    eager = make_model(config, "eager", device, dtype)
-    return {"fasttx": patched, "sdpa": plain, "sdpa + torch.compile": compiled, "eager": eager}
-
-
-def logits_errors(arms: Arms, config: Any, batch: Batch, device: torch.device) -> tuple[dict[str, float], float]:
-    """Largest error of the logits of real tokens against float32, by arm, and what is allowed: twice sdpa's own."""
-    small = {name: tensor[:2] for name, tensor in batch.items() if name != "labels"}
-    real = small["attention_mask"].bool()
-    exact = make_model(config, "eager", device, torch.float32).eval()
-    with torch.inference_mode():
-        reference = exact(**small).logits[real]
-        found = {name: model.eval()(**small).logits[real] for name, model in arms.items() if "compile" not in name}
-    allowed = bound(found["sdpa"], reference, found["sdpa"].dtype)
-    return {name: error(logits, reference) for name, logits in found.items()}, allowed
-
-
-def training_call(model: nn.Module, batch: Batch) -> Call:
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+        return infer, None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True) if update and task == TRAINING else None
 
     def step(_: int) -> None:
-        model(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        loss_of(model, batch).backward()
+        if optimizer is not None:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
 
-    return step
-
-
-def inference_call(model: nn.Module, batch: Batch) -> Call:
-    model.eval()
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-
-    def step(_: int) -> None:
-        with torch.no_grad():
-            model(**inputs)
-
-    return step
+    return step, optimizer
 
 
-def _timed(
-    task: str, arms: Arms, batch: Batch, device: torch.device, rounds: int, base: dict[str, Any], deadline: float | None
-) -> list[dict[str, Any]]:
-    calls, rows = {}, []
-    make = training_call if task == "training" else inference_call
-    for name, model in arms.items():
-        if deadline is not None and time.monotonic() > deadline:
-            rows.append({**base, "task": task, "arm": name, "status": "not run: time budget"})
+def one_line(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {(str(problem).strip().splitlines() or [''])[0][:160]}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a whole run shares; see :func:`run`."""
+
+    device: torch.device
+    dtype: torch.dtype
+    where: str
+    unpad: bool | str
+    backend: str
+    rounds: int
+    deadline: float | None
+
+    def late(self, compiled: bool = False) -> bool:
+        spare = COMPILE_SECONDS if compiled and self.backend == "inductor" else 0.0
+        return self.deadline is not None and time.monotonic() + spare > self.deadline
+
+
+def _status(arm: Arm, settings: Settings) -> str:
+    """Why an arm is not even tried, or ""."""
+    return missing(arm, settings.device) or ("not run: time budget" if settings.late(bool(arm.mode)) else "")
+
+
+def compare(case: Case, task: str, arms: Sequence[Arm], settings: Settings) -> list[dict[str, Any]]:
+    """One row an arm. An arm that fails or is inexact is a row without times; the others are still compared."""
+    device, config = settings.device, config_of(case.model, case.layers)
+    batch, lengths = make_batch(case, task, config.vocab_size, device)
+    padded = batch["attention_mask"].numel()
+    base = {
+        "target": case.target, "task": task, "lengths": case.lengths, "batch": case.batch,
+        "real": sum(lengths) / padded,
+        "model": case.model + (f", {case.layers} layers" if case.layers else ""), "seqlen": padded // case.batch,
+        "device": settings.where, "dtype": str(settings.dtype).removeprefix("torch."),
+    }  # fmt: skip
+    rows = {arm.name: {**base, "arm": arm.name, "status": _status(arm, settings)} for arm in arms}
+    if all(row["status"] for row in rows.values()):
+        return list(rows.values())
+    plain = build(config, "mlm" if task == TRAINING else "encoder", device, settings.dtype)
+    judge = Judge(plain, batch, task != INFERENCE, plain)
+    calls: dict[str, Call] = {}
+    held: dict[str, int] = {}
+    for arm in arms:
+        row = rows[arm.name]
+        row["status"] = row["status"] or _status(arm, settings)
+        if row["status"]:
             continue
         try:
-            call = make(model, batch)
+            model = make_arm(arm, plain, settings.unpad, settings.backend)
+            known = {"seq_lens": lengths} if arm.lengths_known else {}
+            if arm.mode and arm.lengths_known:  # other lengths first: the second ones make the graph a dynamic one
+                other, others = make_batch(case, task, config.vocab_size, device, seed=1)
+                make_call(task, model, other | {"seq_lens": others}, update=False)[0](0)
+            if arm.patched or not arm.mode:  # a peer is not compiled once more to be judged
+                row |= {"error": judge.error_of(model, **known), "allowed": judge.allowed}
+                if arm.patched and not row["error"] <= judge.allowed:
+                    row["status"] = "wrong"
+                    continue
+            call, optimizer = make_call(task, model, batch | known)
             call(0)  # compiles here, where a failure is this arm's alone
-            calls[name] = call
-        except Exception as problem:  # one arm that fails is a row; the others are still compared
-            text = (str(problem).strip().splitlines() or [""])[0][:160]
-            rows.append({**base, "task": task, "arm": name, "status": f"{type(problem).__name__}: {text}"})
-    tokens = int(batch["attention_mask"].sum())
-    for name, t in (interleaved(calls, device, rounds=rounds, batch_ms=1.0) if calls else {}).items():
-        rows.append({
-            **base, "task": task, "arm": name, "status": "ok", "median_ms": t.median, "low_ms": t.low,
-            "high_ms": t.high, "tokens_per_s": tokens / t.median * 1e3,
-        })  # fmt: skip
-    ours = next((row["median_ms"] for row in rows if row["arm"] == "fasttx" and row["status"] == "ok"), None)
-    for row in rows:
-        if ours is not None and "median_ms" in row:
-            row["ratio"] = row["median_ms"] / ours
-    return rows
+            held[arm.name] = held_bytes(model, optimizer)
+            calls[arm.name] = call
+        except Exception as problem:
+            row["status"] = one_line(problem)
+    del judge
+    try:
+        timings = interleaved(calls, device, rounds=settings.rounds, batch_ms=1.0, seconds=60.0) if calls else {}
+    except Exception as problem:  # together they may not fit
+        timings = {}
+        for name in calls:
+            rows[name]["status"] = f"while timed: {one_line(problem)}"
+    for name, timing in timings.items():
+        rows[name] |= _figures(timing, sum(lengths), case.batch)
+        try:
+            rows[name] |= {
+                "peak_MiB": peak_mib(calls[name], device, held[name]), "launches": launches(calls[name], device),
+            }  # fmt: skip
+        except Exception as problem:  # a profiler that cannot start; the times stand
+            rows[name]["launches"] = one_line(problem)
+    _ratios(rows, "low_ms" if device.type == "cpu" else "median_ms")
+    return list(rows.values())
+
+
+def _figures(timing: Timing, tokens: int, sequences: int) -> dict[str, Any]:
+    return {
+        "status": "ok", "median_ms": timing.median, "low_ms": timing.low, "high_ms": timing.high,
+        "wall_ms": timing.wall, "tokens_per_s": tokens / timing.median * 1e3,
+        "sequences_per_s": sequences / timing.median * 1e3,
+    }  # fmt: skip
+
+
+def _ratios(rows: dict[str, dict[str, Any]], by: str) -> None:
+    ours = rows.get(ARMS[0].name, {}).get(by)
+    for row in rows.values():
+        if ours is not None and by in row:
+            row["ratio"] = row[by] / ours
+            row["ratio_of_padding"] = row["ratio"] * row["real"]
+
+
+# ------------------------------------------------------------------------------------------------------------- run
 
 
 def run(
-    device: torch.device, out: Path, *, batch_size: int = 32, seqlen: int = 512, rehearsal: bool = False,
-    deadline: float | None = None, say: Callable[[str], None] = print,
+    device: torch.device, out: Path, *, cases: Sequence[Case] | None = None, arms: Sequence[Arm] = ARMS,
+    quick: bool = False, rehearsal: bool = False, deadline: float | None = None,
+    say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Compares all arms in training and inference, ragged and full; writes `out` after each comparison."""
-    from transformers import BertConfig
+    """Makes all comparisons and writes `out` after each.
 
-    tiny = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "vocab_size": 99,
-    }
-    config = BertConfig(**(tiny if rehearsal else {}))
-    if rehearsal:
-        batch_size, seqlen = 2, 12
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    where = "rehearsal" if rehearsal else torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    The first case and those that answer a target lead; of each, what runs eagerly goes first, and compiled arms
+    follow, beside fasttx and sdpa once more, as comparisons of their own.
+
+    Args:
+        device, out: where it runs, and the table.
+        cases: by default those of the device.
+        arms: see :data:`bench.arms.ARMS`.
+        quick: one thread, two layers, few rounds; fasttx and sdpa alone.
+        rehearsal: tiny models and compilation without code: no figures.
+        deadline: of `time.monotonic`; what has not begun by then is a row that says so.
+    """
+    on_gpu = device.type == "cuda"
+    settings = Settings(
+        device=device,
+        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        where="rehearsal" if rehearsal else torch.cuda.get_device_name(device) if on_gpu else device.type,
+        unpad=True if rehearsal else "auto",  # so small a batch would stay padded
+        backend="aot_eager" if rehearsal else "inductor",
+        rounds=2 if rehearsal else 3 if quick else 9,
+        deadline=deadline,
+    )
+    if cases is None:
+        cases = REHEARSAL_CASES if rehearsal else QUICK_CASES if quick else CASES if on_gpu else CPU_CASES
+    eager = [arm for arm in arms if not arm.mode and not (quick and arm.attention != "sdpa")]
+    compiled = [] if quick else [arm for arm in arms if arm.mode]
+    if compiled:
+        compiled = [arm for arm in ARMS[:2] if arm in arms] + compiled
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if quick else threads)
     rows: list[dict[str, Any]] = []
-    for ragged in (True, False):
-        batch = make_batch(batch_size, seqlen, config.vocab_size, ragged, device)
-        share = float(batch["attention_mask"].float().mean())
-        base = {
-            "batch": f"{batch_size}x{seqlen}, {share:.0%} real",
-            "device": where,
-            "dtype": str(dtype).removeprefix("torch."),
-        }
-        arms = arms_of(config, device, dtype, "aot_eager" if rehearsal else "inductor")
-        errors, allowed = logits_errors(arms, config, batch, device)
-        if not errors["fasttx"] <= allowed:
-            rows.append({**base, "task": "logits", "arm": "fasttx", "status": "wrong", "logits_error": errors["fasttx"],
-                         "allowed": allowed})  # fmt: skip
-            say(f"model {base['batch']}: wrong logits, {errors['fasttx']:.2e} > {allowed:.2e}: not timed")
-        else:
-            for task in ("inference", "training"):
-                new = _timed(task, arms, batch, device, 2 if rehearsal else 9, base, deadline)
-                for row in new:
-                    row |= {"logits_error": errors.get(row["arm"], ""), "allowed": allowed}
-                rows += new
-                say(f"model {task} {base['batch']}: " + "; ".join(_line(row) for row in new))
-        _write(rows, out)
-        torch._dynamo.reset()
+    leading = [case for i, case in enumerate(cases) if i == 0 or case.target]
+    plan = [
+        # max-autotune takes minutes to compile, and is asked for where nothing is padded
+        ([arm for arm in group if arm.mode != "max-autotune" or case.lengths == "full"], case, task)
+        for tier in (leading, [case for case in cases if case not in leading])
+        for group in (eager, compiled)
+        if group
+        for case in tier
+        for task in case.tasks
+    ]
+    try:
+        for number, (group, case, task) in enumerate(plan):
+            try:
+                new = compare(case, task, group, settings)
+            except Exception as problem:  # the batch or the reference: this comparison alone is lost
+                base = {"target": case.target, "task": task, "model": case.model, "lengths": case.lengths}
+                new = [{**base, "arm": arm.name, "status": one_line(problem)} for arm in group]
+            rows += [{"comparison": number, **row} for row in new]
+            write(rows, COLUMNS, out)
+            say(f"model {case.model} {task} {case.batch}x{case.seqlen} {case.lengths}: " + "; ".join(map(_line, new)))
+            torch._dynamo.reset()
+            gc.collect()  # models and their hooks refer to each other, and hold the device's memory
+    finally:
+        torch.set_num_threads(threads)
     return rows
 
 
+def failed(row: dict[str, Any]) -> bool:
+    """Whether one of our arms was tried and gave no figure."""
+    return "fasttx" in row["arm"] and row["status"] != "ok" and not row["status"].startswith("not ")
+
+
 def _line(row: dict[str, Any]) -> str:
-    return (
-        f"{row['arm']} {row['median_ms']:.1f} ms ({row['ratio']:.2f}x)"
-        if "ratio" in row
-        else f"{row['arm']}: {row['status']}"
-    )
+    if row["status"] != "ok":
+        return f"{row['arm']}: {row['status']}"
+    return f"{row['arm']} {row['median_ms']:.1f} ms" + (f" ({row['ratio']:.2f}x)" if "ratio" in row else "")
 
 
-def _write(rows: list[dict[str, Any]], path: Path) -> None:
+def write(rows: list[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
+    """All rows so far: a run that is cut off keeps what it had."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("model.csv"))
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seqlen", type=int, default=512)
-    parser.add_argument("--tiny", action="store_true", help="a one-layer model, for a rehearsal")
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = run(device, options.out, batch_size=options.batch, seqlen=options.seqlen, rehearsal=options.tiny)
-    return int(any(row["arm"] == "fasttx" and row["status"] != "ok" for row in rows))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--model", nargs="+", choices=list(SHAPES))
+    parser.add_argument("--seqlen", nargs="+", type=int)
+    parser.add_argument("--lengths", nargs="+", choices=NAMES)
+    parser.add_argument("--task", nargs="+", choices=TASKS)
+    parser.add_argument("--batch", type=int, help=f"rows (default: {TOKENS} padded tokens; {CPU_TOKENS} on a CPU)")
+    parser.add_argument("--arm", nargs="+", choices=[arm.name for arm in ARMS])
+    parser.add_argument("--target", nargs="+", help="the cases that answer these targets, D1 for one")
+    parser.add_argument("--quick", action="store_true", help="one thread, two layers, three rounds, fasttx and sdpa")
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal at tiny sizes: no figures")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    arms = [arm for arm in ARMS if not options.arm or arm.name in options.arm]
+    cases = select(
+        device, targets=options.target, models=options.model, seqlens=options.seqlen, lengths=options.lengths,
+        tasks=options.task, batch=options.batch,
+    )  # fmt: skip
+    rows = run(device, options.out, cases=cases, arms=arms, quick=options.quick, rehearsal=options.tiny)
+    return int(any(map(failed, rows)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import bench.kernels
 from bench.accuracy import backward_arguments, check
 from bench.compiled import compiled_kernels, describe
 from bench.kernels import run
-from bench.model import arms_of, logits_errors, make_batch
 from bench.workloads import softmax
 from fasttx.cli.cases import load_ops
 
@@ -70,16 +69,3 @@ def test_description_of_a_compiled_kernel() -> None:
     assert found.wgmma and found.spills == 8 and found.shared_bytes == 1024
     if not torch.cuda.is_available():
         assert compiled_kernels() == []
-
-
-def test_model_batch_and_logits() -> None:
-    from transformers import BertConfig
-
-    batch = make_batch(4, 16, 99, True, CPU)
-    lengths = batch["attention_mask"].sum(1)
-    assert int(lengths.max()) == 16 and len(set(lengths.tolist())) == 4
-    assert bool(((batch["labels"] != -100) <= batch["attention_mask"].bool()).all())
-    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=99)
-    arms = arms_of(config, CPU, torch.float32, "eager")
-    errors, allowed = logits_errors(arms, config, batch, CPU)
-    assert set(errors) == {"fasttx", "sdpa", "eager"} and errors["fasttx"] <= allowed

@@ -59,7 +59,7 @@ def test_rehearsal_of_the_benchmark(tmp_path: Path) -> None:
         [*command, "--only", "cross_entropy-bert"], cwd=ROOT, capture_output=True, text=True, env=environ, timeout=280
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for name in ("kernels.csv", "model.csv", "host.csv", "compiled.csv", "bench.log"):
+    for name in ("kernels.csv", "model.csv", "serving.csv", "host.csv", "compiled.csv", "bench.log"):
         assert (tmp_path / name).stat().st_size > 0
     with (tmp_path / "kernels.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

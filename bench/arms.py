@@ -1,0 +1,187 @@
+"""What bench.model and bench.serving compare: models by name, one model's weights under each attention and compiler."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fasttx
+from fasttx.testing import FLOOR, bound, error
+
+Batch = dict[str, Any]
+
+SHAPES: dict[str, dict[str, int]] = {
+    "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+    "bert-large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+    "tiny": {
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 99,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to run a model.
+
+    Attributes:
+        name: in the table.
+        attention: transformers' attn_implementation before a patch.
+        patched: by fasttx.
+        lengths_known: the call says ``seq_lens=``.
+        mode: of torch.compile; "" runs eagerly.
+    """
+
+    name: str
+    attention: str = "sdpa"
+    patched: bool = False
+    lengths_known: bool = False
+    mode: str = ""
+
+
+ARMS = (
+    Arm("fasttx", patched=True),
+    Arm("sdpa"),
+    Arm("fasttx, lengths known", patched=True, lengths_known=True),
+    Arm("eager", "eager"),
+    Arm("flash_attention_2", "flash_attention_2"),
+    Arm("sdpa + torch.compile", mode="default"),
+    Arm("fasttx + torch.compile", patched=True, lengths_known=True, mode="default"),
+    Arm("sdpa + max-autotune", mode="max-autotune"),
+)
+"""The first is the one that others are compared with; the second says how accurate an arm has to be."""
+
+
+def config_of(name: str, layers: int | None = None) -> Any:
+    """A BertConfig of that name's shape, with dropout 0.1 as shipped; `layers` in place of its own number.
+
+    Raises:
+        ValueError: no model has that name.
+    """
+    from transformers import BertConfig
+
+    if name not in SHAPES:
+        raise ValueError(f"model: got {name!r}; allowed are {', '.join(SHAPES)}")
+    return BertConfig(**SHAPES[name] | ({"num_hidden_layers": layers} if layers else {}))
+
+
+def build(config: Any, head: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Random weights, the same at every call: an ``"encoder"`` without a pooler, or one with an ``"mlm"`` head."""
+    from transformers import BertForMaskedLM, BertModel
+
+    torch.manual_seed(0)
+    config = copy.deepcopy(config)
+    config._attn_implementation = "sdpa"
+    model = BertForMaskedLM(config) if head == "mlm" else BertModel(config, add_pooling_layer=False)
+    return model.to(device, dtype)
+
+
+def missing(arm: Arm, device: torch.device) -> str:
+    """Why this arm cannot run here, or ""."""
+    if arm.attention != "flash_attention_2":
+        return ""
+    # transformers itself would fetch a kernel from the network where the package is missing
+    if importlib.util.find_spec("flash_attn") is None:
+        return "not installed: flash_attn"
+    return "" if device.type == "cuda" else "needs a GPU"
+
+
+def make_arm(arm: Arm, base: nn.Module, unpad: bool | str, backend: str) -> nn.Module:
+    """A copy of `base` that runs as `arm` says; it is compiled at its first call."""
+    model: Any = copy.deepcopy(base)
+    model.set_attn_implementation(arm.attention)
+    if arm.patched:
+        fasttx.patch(model, unpad=unpad)
+    if arm.mode:
+        # Lengths differ from batch to batch, so that a graph which depends on them must be dynamic to be of use; the
+        # padded shape is the same in each.
+        mode = arm.mode if backend == "inductor" else None
+        model.compile(dynamic=None if arm.lengths_known else False, backend=backend, mode=mode)
+    return model
+
+
+# -------------------------------------------------------------------------------------------------------- accuracy
+
+
+@contextlib.contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Training mode with every dropout at 0: the path that a training step takes, and a result that can be compared."""
+    found = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    before, training = [module.p for module in found], model.training
+    model.train()
+    try:
+        for module in found:
+            module.p = 0.0
+        yield
+    finally:
+        for module, p in zip(found, before):
+            module.p = p
+        model.train(training)
+
+
+def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
+    """Last hidden states of the real tokens, in eval mode."""
+    with torch.no_grad():
+        return model.eval()(**batch).last_hidden_state[batch["attention_mask"].bool()]
+
+
+def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+    """The head's own loss; of an encoder a weighted sum of the hidden states of real tokens."""
+    output = model(**batch)
+    if "labels" in batch:
+        return output.loss
+    hidden = output.last_hidden_state
+    # A plain sum over what a layer norm gives does not depend on its input.
+    weights = torch.linspace(-1, 1, hidden.shape[-1], dtype=hidden.dtype, device=hidden.device)
+    return ((hidden @ weights) * batch["attention_mask"]).sum()
+
+
+def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The gradient of every parameter (zeros where there is none), without dropout."""
+    with without_dropout(model):
+        model.zero_grad(set_to_none=True)
+        loss_of(model, batch).backward()
+    found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def gradient_error(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
+    """Norm of the difference of all gradients over the norm of the reference."""
+    apart = sum(float((found[name].to(ref.dtype) - ref).double().square().sum()) for name, ref in reference.items())
+    return (apart / sum(float(ref.double().square().sum()) for ref in reference.values())) ** 0.5
+
+
+class Judge:
+    """How far arms are from the same weights in a higher precision: float64 on a CPU, float32 on a GPU.
+
+    Args:
+        base: the model, unpatched, in the dtype of the arms; it is left as it was.
+        batch: the batch that will be timed.
+        training: compare gradients (relative norm) and not hidden states (largest difference).
+        peer: PyTorch's own, whose error, doubled, is allowed.
+    """
+
+    def __init__(self, base: nn.Module, batch: Batch, training: bool, peer: nn.Module) -> None:
+        parameter = next(base.parameters())
+        exact = copy.deepcopy(base).to(torch.float32 if parameter.is_cuda else torch.float64)
+        self._batch, self._training = batch, training
+        self._reference: Any = gradients(exact, batch) if training else hidden_states(exact, batch)
+        if training:
+            self.allowed = 2 * self.error_of(peer) + FLOOR[parameter.dtype]
+        else:
+            self.allowed = bound(hidden_states(peer, batch), self._reference, parameter.dtype)
+
+    def error_of(self, model: nn.Module, **lengths: Any) -> float:
+        """The error of an arm that is called with `lengths` besides."""
+        batch = self._batch | lengths
+        if self._training:
+            return gradient_error(gradients(model, batch), self._reference)
+        return error(hidden_states(model, batch), self._reference)

@@ -1,0 +1,170 @@
+"""What bench.serving compares: requests with real lengths, and the arms that make embeddings of them."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fasttx
+from fasttx.cli import demo_inputs
+
+from .arms import ARMS, Arm, make_arm
+from .lengths import draw
+from .model import Settings, one_line
+
+LIBRARY, LIBRARY_PATCHED = "sentence-transformers", "sentence-transformers + fasttx"
+
+Embed = Callable[[list[Any]], Tensor]
+"""Requests (texts, or token ids where a case has no text) -> embeddings (n, hidden) in float32 on the CPU."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Requests to one model. Without `text` they are token ids of exactly `limit`, and more arms take part."""
+
+    model: str
+    limit: int
+    sizes: tuple[int, ...]
+    requests: int
+    target: str = ""
+    text: bool = True
+
+
+CASES = (
+    Case("bert-base", 128, (1,), 64, "E3", text=False),
+    Case("minilm", 256, (1, 8, 64), 256),
+    Case("bert-base", 512, (1, 8, 64), 256),
+)
+QUICK_CASES = (Case("minilm", 256, (1, 8), 24),)
+REHEARSAL_CASES = (Case("tiny", 48, (1, 4), 8), Case("tiny", 16, (1,), 2, text=False))
+
+
+@dataclass
+class Requests:
+    """What is asked, how long each request is in tokens, and what makes tokens of it (None: they are ids)."""
+
+    items: list[Any]
+    lengths: list[int]
+    tokenizer: Any = None
+    weights: Path | None = None
+
+
+def _installed() -> Path | None:
+    """The directory of MiniLM's weights and vocabulary, where its package is installed."""
+    try:
+        return demo_inputs.model_directory(None)
+    except demo_inputs.InputError:
+        return None
+
+
+def _passages() -> list[str]:
+    """examples/data of the checkout, or nothing in an installed package."""
+    data = Path(__file__).resolve().parents[1] / "examples" / "data"
+    files = [path for path in (data / "train.txt", data / "dev.txt") if path.is_file()]
+    return [text for path in files for _, text in demo_inputs.read_corpus(path)]
+
+
+def make_requests(case: Case, vocab: int, count: int, seed: int = 0) -> Requests:
+    """`count` requests, the same for the same seed."""
+    rng = random.Random(seed)
+    if not case.text:
+        ids = [[rng.randrange(5, vocab) for _ in range(case.limit)] for _ in range(count)]
+        return Requests(ids, [case.limit] * count)
+    directory, texts = _installed(), _passages()
+    if directory is not None and len(texts) >= count and vocab >= 30522:
+        tokenizer = demo_inputs.load_tokenizer(directory)
+        items: list[Any] = rng.sample(texts, count)
+    else:
+        directory = None
+        words = [f"w{i}" for i in range(vocab - 5)]
+        tokenizer = _made_up_tokenizer(words)
+        wanted = draw("passages", count, case.limit, seed).clamp(min=3).tolist()
+        items = [" ".join(rng.choices(words, k=n - 2)) for n in wanted]
+    encoded = tokenizer(items, truncation=True, max_length=case.limit)["input_ids"]
+    return Requests(items, [len(ids) for ids in encoded], tokenizer, directory)
+
+
+def _made_up_tokenizer(words: list[str]) -> Any:
+    from transformers import BertTokenizerFast
+
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "vocab.txt"
+        path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n", encoding="utf-8")
+        return BertTokenizerFast(vocab=str(path))
+
+
+def embedder(model: nn.Module, requests: Requests, limit: int, device: torch.device, known: bool = False) -> Embed:
+    """Answers by a transformers encoder; with `known` the lengths, which the host has at that point, go along."""
+
+    def embed(items: list[Any]) -> Tensor:
+        if requests.tokenizer is None:
+            ids = torch.tensor(items)
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        else:
+            batch = dict(
+                requests.tokenizer(items, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+            )
+        extra = {"seq_lens": tuple(batch["attention_mask"].sum(1).tolist())} if known else {}
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        with torch.inference_mode():
+            hidden = model(**batch, **extra).last_hidden_state
+            hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
+            mask = batch["attention_mask"][..., None].to(hidden.dtype)
+            return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu()
+
+    return embed
+
+
+def _library(base: nn.Module, requests: Requests, limit: int, device: torch.device, unpad: bool | str | None) -> Embed:
+    """Answers by sentence-transformers' own encode(); `unpad` None leaves it unpatched."""
+    from sentence_transformers import SentenceTransformer
+
+    with tempfile.TemporaryDirectory() as place:
+        base.save_pretrained(place)  # type: ignore[operator]
+        requests.tokenizer.save_pretrained(place)
+        model: Any = SentenceTransformer(place, device=str(device))
+    model.to(next(base.parameters()).dtype)
+    model.max_seq_length = limit
+    if unpad is not None:
+        fasttx.patch(model, unpad=unpad)
+
+    def embed(items: list[Any]) -> Tensor:
+        options = {"batch_size": len(items), "convert_to_tensor": True, "normalize_embeddings": True}
+        return model.encode(items, show_progress_bar=False, **options).float().cpu()
+
+    return embed
+
+
+def embedders(case: Case, base: nn.Module, requests: Requests, settings: Settings) -> dict[str, Embed | str]:
+    """Arm -> how it answers, or why it cannot."""
+    device, unpad = settings.device, settings.unpad
+    names = ("fasttx", "sdpa", "fasttx, lengths known") + (() if case.text else ("eager", "sdpa + torch.compile"))
+    found: dict[str, Embed | str] = {}
+
+    def add(name: str, make: Callable[[], Embed], compiled: bool = False) -> None:
+        try:
+            found[name] = "not run: time budget" if settings.late(compiled) else make()
+        except ModuleNotFoundError as problem:
+            found[name] = f"not installed: {problem.name}"
+        except Exception as problem:  # one arm that cannot be made is a row
+            found[name] = one_line(problem)
+
+    def transformers(arm: Arm) -> Embed:
+        model = make_arm(arm, base, unpad, settings.backend).eval()
+        return embedder(model, requests, case.limit, device, arm.lengths_known)
+
+    for arm in ARMS:
+        if arm.name in names:
+            add(arm.name, partial(transformers, arm), bool(arm.mode))
+    if case.text:
+        add(LIBRARY, lambda: _library(base, requests, case.limit, device, None))
+        add(LIBRARY_PATCHED, lambda: _library(base, requests, case.limit, device, unpad))
+    return found
