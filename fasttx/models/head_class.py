@@ -71,13 +71,14 @@ def replacement_class(original: type, kind_name: str, module: str, head: Vocabul
         if (
             kind.vocabulary is not None
             and self.training
-            and patch.options.mlm_head is True
+            and patch.options.labelled_rows
             and (not graph_in_the_making(arguments[kind.labels[0]]) or plain_linear(head.decoder(self)))
             and full_head_reason(self, head) is None
         ):
             kwargs.update(zip(names, args))
             inner = {name: value for name, value in kwargs.items() if name not in kind.labels}
-            call = LabelledCall(self, self.base_model(return_dict=True, **inner), arguments, correct, forced, head)
+            output = self.base_model(return_dict=True, **inner)
+            call = LabelledCall(self, output, arguments, correct, forced, head, patch.options.capacity)
             output, loss = kind.vocabulary(call)
         else:
             output = original_forward(self, *args, return_dict=True, **kwargs)

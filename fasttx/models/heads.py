@@ -52,9 +52,11 @@ class LabelledCall(Call):
 
     Attributes:
         head: where the family keeps the parts of its head.
+        capacity: the share of rows that a graph computes, a number as text, or None for all.
     """
 
     head: VocabularyHead
+    capacity: str | None
 
 
 @dataclass(frozen=True)
@@ -128,18 +130,25 @@ def _pretraining(call: Call) -> Tensor:
 def _labelled_rows(call: LabelledCall) -> Tensor:
     """The token loss, from the rows that are labelled, without a matrix of logits where nothing forbids it."""
     hidden, labels = call.output.last_hidden_state, call.arguments["labels"]
-    rows, target = labelled(hidden, labels)
+    rows, target, missing = labelled(hidden, labels, call.capacity)
     rows, decoder = call.head.features(call.model, rows), call.head.decoder(call.model)
     if not plain_linear(decoder):
         logits = decoder(rows)
         with Named("labels", labels, hidden.shape[:-1], logits.shape[-1]):
-            return _mean_cross_entropy(call, "labels", logits, target)
+            found = _mean_cross_entropy(call, "labels", logits, target)
+        return _unless(missing, found)
     with Named("labels", labels, hidden.shape[:-1], decoder.weight.shape[0]):
-        return _mean(
+        found = _mean(
             lambda target: linear_cross_entropy_on(call.backend, rows, decoder.weight, target, decoder.bias),
             target,
             call.correct,
         )
+    return _unless(missing, found)
+
+
+def _unless(missing: Tensor | None, loss: Tensor) -> Tensor:
+    """The loss, or NaN with zero gradients where labels are missing from it: a graph cannot raise an error."""
+    return loss if missing is None else torch.where(missing, torch.full_like(loss, float("nan")), loss)
 
 
 def _masked_lm_rows(call: LabelledCall) -> tuple[Any, Tensor]:

@@ -6,15 +6,18 @@ linear_cross_entropy takes the loss from them, so that no matrix of logits exist
 mode, without labels or with ``mlm_head="full"`` they are complete.
 
 How many rows are labelled is a value on the device, for which the host waits. A graph that is being compiled or
-captured must not depend on it: all rows go to linear_cross_entropy there, with their labels.
+captured must not depend on it: all rows go to linear_cross_entropy there, with their labels, or as many as a capacity
+that the user states (``mlm_head=0.25``: a quarter of all positions), the labelled ones first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..functional.packing import take_rows
@@ -72,17 +75,32 @@ def plain_linear(module: Any) -> bool:
     return bypass_reason(module, "decoder", cls="Linear") is None
 
 
-def labelled(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of hidden (batch, seqlen, width) that have a label, and their labels (n,); all rows in a graph.
+def labelled(hidden: Tensor, labels: Tensor, capacity: str | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The rows of hidden (batch, seqlen, width) that have a label, their labels (n,), and whether some are missing.
 
-    Without any there is one row, whose label is to be ignored: a loss over it has a gradient for every weight.
+    In a graph these are all rows, or with `capacity`, a number as text, that share of them: the labelled ones first,
+    then others, whose labels are to be ignored. More labels than that are missing, which the third result, a bool on
+    the device, tells; it is None where nothing can be missing. Elsewhere, without any label there is one row, whose
+    label is to be ignored: a loss over it has a gradient for every weight.
     """
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).to(hidden.device)
     if targets.shape[0] != rows.shape[0]:
         raise ValueError(f"labels: got shape {tuple(labels.shape)}; allowed is {tuple(hidden.shape[:-1])}")
     if graph_in_the_making(hidden):
-        return rows, targets
+        return (rows, targets, None) if capacity is None else _within(capacity, rows, targets)
     indices = (targets != IGNORE).nonzero().view(-1)
     if indices.shape[0] == 0 and rows.shape[0] > 0:
         indices = indices.new_zeros(1)
-    return take_rows(rows, indices), targets.index_select(0, indices)
+    return take_rows(rows, indices), targets.index_select(0, indices), None
+
+
+def _within(capacity: str, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """labelled() with a number of rows that depends on the shapes alone."""
+    n = rows.shape[0]
+    size = (n * math.ceil(float(capacity) * 1024) + 1023) // 1024
+    has_label = targets != IGNORE
+    before = has_label.cumsum(0)
+    position = torch.arange(n, device=rows.device)
+    slot = torch.where(has_label, before - 1, before[-1:] + position - before)  # a permutation: every row has its own
+    indices = torch.empty_like(position).scatter_(0, slot, position)[:size]
+    return take_rows(rows, indices), targets.index_select(0, indices), has_label.sum() > size

@@ -19,11 +19,14 @@ class Options:
     attention: bool = True
     unpad: bool | str = "auto"
     qkv: bool = True
-    mlm_head: bool | str = True
+    mlm_head: bool | float | str = True
     loss: str | None = "correct"
     backend: str = "auto"
     deterministic: bool | None = None
     strict: bool = False
+    capacity: str | None = field(init=False, default=None)
+    """The share of rows that such a head computes in a graph; None stands for all. A text, because dynamo would make an
+    input of the graph of a float, and the number of rows would depend on it."""
 
     def __post_init__(self) -> None:
         for name in ("attention", "qkv", "strict"):
@@ -33,8 +36,13 @@ class Options:
             raise ValueError(f"unpad: got {self.unpad!r}; allowed are 'auto', True and False")
         if self.unpad is True and not self.attention:
             raise ValueError("unpad=True with attention=False: a packed batch needs fasttx's attention; allow it")
-        if not isinstance(self.mlm_head, bool) and self.mlm_head != "full":
-            raise ValueError(f"mlm_head: got {self.mlm_head!r}; allowed are True, False and 'full'")
+        share = isinstance(self.mlm_head, float) and 0.0 < self.mlm_head <= 1.0
+        if not isinstance(self.mlm_head, bool) and self.mlm_head != "full" and not share:
+            raise ValueError(
+                f"mlm_head: got {self.mlm_head!r}; allowed are True, False, 'full' and a float above 0 and up "
+                "to 1, the share of rows to compute in graphs"
+            )
+        object.__setattr__(self, "capacity", repr(float(self.mlm_head)) if share else None)
         if self.deterministic is not None and not isinstance(self.deterministic, bool):
             raise TypeError(f"deterministic: got {self.deterministic!r}; allowed are True, False and None")
         if self.loss not in ("correct", "hf", None):
@@ -43,6 +51,11 @@ class Options:
             raise ValueError(f"backend: got {self.backend!r}; allowed are 'auto', {', '.join(map(repr, BACKENDS))}")
         if not self.attention and self.loss is None:
             raise ValueError("attention=False with loss=None leaves nothing to patch; ask for at least one of them")
+
+    @property
+    def labelled_rows(self) -> bool:
+        """Whether heads over the vocabulary compute labelled rows alone."""
+        return self.mlm_head is True or self.capacity is not None
 
     @property
     def forced(self) -> str | None:

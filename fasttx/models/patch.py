@@ -106,7 +106,7 @@ def patch(
     attention: bool = True,
     unpad: bool | str = "auto",
     qkv: bool = True,
-    mlm_head: bool | str = True,
+    mlm_head: bool | float | str = True,
     loss: str | None = "correct",
     backend: str = "auto",
     deterministic: bool | None = None,
@@ -130,7 +130,9 @@ def patch(
             that are not plain (LoRA, quantised, hooks) stay separate, and all do on a CPU. Needs `attention`.
         mlm_head: in training with labels, heads for masked language modelling and pretraining compute the labelled rows
             alone, and ``logits`` is None (missing from a tuple); ``"full"`` or False keeps the logits complete. In eval
-            mode and without labels they always are. Needs `loss`.
+            mode and without labels they always are. In a graph (compiled, exported, captured) all rows are computed, as
+            their number must not depend on the labels; a float, 0.25 say, computes that share of them there, labelled
+            ones first, and gives a loss of NaN without gradients where more are labelled. Needs `loss`.
         loss: ``"correct"``: the head's mean times (labels != -100).sum() / num_items_in_batch where that number is
             passed, and 0 where nothing is labelled; ``"hf"``: transformers' value; None: leave the heads alone.
         backend: ``"auto"``, or ``"cuda"``, ``"triton"``, ``"torch"`` to force one for this model.

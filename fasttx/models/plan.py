@@ -189,10 +189,12 @@ def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options)
         reason = f"loss='correct': honours num_items_in_batch; 0 where {kind.zero}"
     backend = expected_backend(kind.ops[0], options.backend, module)
     plan.report.rows.append(Row(name, f"loss of {cls.__name__}", ", ".join(kind.ops), backend, reason))
-    if kind.vocabulary is not None and options.mlm_head is True:
+    if kind.vocabulary is not None and options.labelled_rows:
         full = full_head_reason(module, family.vocabulary)
         if full is None:
             reason = "linear_cross_entropy; in training with labels, where logits are None"
+            if options.capacity is not None:
+                reason += f"; in graphs {options.capacity} of all rows, and NaN where more are labelled"
             backend = expected_backend("linear_cross_entropy", options.backend, module)
             plan.report.rows.append(Row(name, "logits of all rows", "labelled rows only", backend, reason))
         else:

@@ -262,7 +262,7 @@ def test_nothing_may_depend_on_values_while_a_stream_is_captured(monkeypatch: py
 
 
 def test_no_rows_at_all() -> None:
-    rows, targets = labelled(torch.zeros(0, 11, 8), torch.zeros(0, 11, dtype=torch.long))
+    rows, targets, _ = labelled(torch.zeros(0, 11, 8), torch.zeros(0, 11, dtype=torch.long))
     assert rows.shape == (0, 8) and targets.shape == (0,)
 
 
