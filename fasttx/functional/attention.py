@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.arguments import FLOATS
+from ..ops.arguments import FLOATS, NUMBERS
 from ..ops.attention_masks import with_infinities
 from ..ops.registry import forced_backend
-from .attention_arguments import NUMBERS, is_finite
+from .attention_arguments import is_finite
 from .attention_autograd import run_attention
 from .attention_layouts import attention_packed
 from .attention_routes import (

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+from ..ops.arguments import NUMBERS
+
 _WINDOW = "(left, right) of two ints, -1 (unlimited) or larger, or None"
 
 
@@ -95,3 +96,10 @@ def checked_numbers(
         if left < -1 or right < -1:
             _bad(ValueError, "window_size", window_size, _WINDOW)
     return _int("max_seqlen_q", max_seqlen_q), _int("max_seqlen_k", max_seqlen_k), left, right
+
+
+def check_flags(**flags: Any) -> None:
+    """Raises TypeError for what is no bool: a string or a number would be taken for its truth."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            _bad(TypeError, name, repr(flag), "True or False")

@@ -11,7 +11,7 @@ from ..ops.arguments import FLOATS
 from ..ops.attention import ATTENTION
 from ..ops.attention_masks import with_infinities
 from ..ops.registry import forced_backend
-from .attention_arguments import check_tensors, checked_numbers
+from .attention_arguments import check_flags, check_tensors, checked_numbers
 from .attention_autograd import run_attention
 from .attention_routes import (
     autocast_dtype,
@@ -115,6 +115,7 @@ def attention_packed(
 ) -> Any:  # fmt: skip
     """attention_varlen with its arguments; backend and deterministic as of attention_padded."""
     check_tensors(query, key, value, cu_seqlens_q, cu_seqlens_k, attn_bias, rng_state)
+    check_flags(is_causal=is_causal, return_lse=return_lse)
     max_seqlen_q, max_seqlen_k, left, right = checked_numbers(max_seqlen_q, max_seqlen_k, dropout_p, scale, window_size)
     dtype = autocast_dtype(query)
     if dtype is not None:

@@ -103,7 +103,7 @@ def unpad(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
 
     Raises:
         TypeError: hidden or mask is not a tensor.
-        ValueError: mask is floating, on another device, or not hidden's first two dims.
+        ValueError: mask is floating, on another device or on meta, or not hidden's first two dims.
 
     Saved for backward: the indices. On a GPU the host waits for it once, to learn the number of tokens.
     """
@@ -120,6 +120,8 @@ def unpad(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         raise ValueError(f"unpad: mask has dtype {mask.dtype}; allowed are bool and integers (not 0 = real token)")
     if mask.device != hidden.device:
         raise ValueError(f"unpad: mask is on {mask.device}; it must be on hidden's device, {hidden.device}")
+    if mask.is_meta:
+        raise ValueError("unpad: mask is on meta; the number of tokens depends on its values, which are not there")
     real = mask if mask.dtype == torch.bool else mask != 0
     counts = real.sum(-1, dtype=torch.int32)
     layout = layout_of(real, counts.tolist(), counts)
@@ -140,8 +142,8 @@ def repad(packed: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
 
     Raises:
         TypeError: packed or indices is not a tensor; batch or seqlen is not an int.
-        ValueError: indices is not int64 (total,), on another device; batch or seqlen is negative, or their product is
-            smaller than total.
+        ValueError: indices is not int64 (total,), on another device, or out of range (on a CPU); batch or
+            seqlen is negative, or their product is smaller than total.
 
     Saved for backward: the indices.
     """
@@ -164,4 +166,9 @@ def repad(packed: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
         raise ValueError(
             f"repad: batch * seqlen = {batch} * {seqlen} is less than the {packed.shape[0]} rows of packed"
         )
-    return put_rows(packed, indices, batch * seqlen).unflatten(0, (batch, seqlen))
+    try:
+        return put_rows(packed, indices, batch * seqlen).unflatten(0, (batch, seqlen))
+    except IndexError as problem:
+        low, high = (int(bound) for bound in indices.aminmax())
+        allowed = f"allowed are 0 to {batch * seqlen - 1}"
+        raise ValueError(f"repad: indices are from {low} to {high}; {allowed}") from problem

@@ -11,7 +11,7 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ..ops.arguments import FLOATS, broadcasts
+from ..ops.arguments import FLOATS, broadcasts, is_number
 from ..ops.registry import forced_backend, new_rng_state
 from ..ops.softmax import MAX_LEADING_DIMS, differentiable_bwd, is_composed
 from .eligibility import overrides_functions, refuse_if_forced, uncovered
@@ -42,6 +42,9 @@ class SoftmaxFunction(torch.autograd.Function):
 
 
 def _check_options(input: Tensor, mask: Tensor | None, scale: float, dropout_p: float) -> None:
+    for name, number in (("scale", scale), ("dropout_p", dropout_p)):
+        if not is_number(number):
+            raise TypeError(f"{name}: must be a number, got {number!r}")
     if not math.isfinite(scale):
         raise ValueError(f"scale: must be finite, got {scale}")
     if not 0.0 <= dropout_p <= 1.0:
@@ -80,8 +83,8 @@ def _to_torch(
 ) -> str | None:
     """Why torch's own function takes this call, a wrong one included; None where the operator does."""
     n_dims = input.dim()
-    if not (isinstance(dim, int) and -n_dims <= dim < n_dims):
-        return "input has no dim, or dim is out of range"
+    if not isinstance(dim, int) or isinstance(dim, bool) or not -n_dims <= dim < n_dims:
+        return "input has no dim, or dim is no int in range"
     if plain and is_composed(input, backend):
         return "the operator is torch's function here"
     if plain and backend == "auto" and dim % n_dims != n_dims - 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import _reduction
 
 from ..ops import linear_cross_entropy as _linear_cross_entropy  # noqa: F401  registers the operators
-from ..ops.arguments import FLOATS
+from ..ops.arguments import FLOATS, is_number
 from ..ops.registry import forced_backend
 from .eligibility import refuse_if_forced, uncovered
 
@@ -99,7 +99,7 @@ _torch_linear_cross_entropy = getattr(torch_functional, "linear_cross_entropy", 
 
 def _to_torch(
     input: Tensor, linear_weight: Tensor, target: Tensor, bias: Tensor | None, weight: Tensor | None,
-    label_smoothing: float,
+    ignore_index: int | None, label_smoothing: float,
 ) -> str | None:  # fmt: skip
     """Why torch's own function takes this call, a wrong one included; None where the operators do."""
     if not all(isinstance(t, Tensor) for t in (input, linear_weight, target)):
@@ -111,8 +111,10 @@ def _to_torch(
         return "input or linear_weight has not two dims; allowed are (N, in_features) and (C, in_features)"
     if target.dtype != torch.int64 or target.dim() != 1:
         return "target is not int64 (N,)"
-    if not label_smoothing <= 1.0:
-        return "label_smoothing is above 1"
+    if not is_number(label_smoothing) or not label_smoothing <= 1.0:
+        return "label_smoothing is no number up to 1"
+    if ignore_index is not None and not hasattr(ignore_index, "__index__"):
+        return "ignore_index is no int"
     n_cols, in_features = linear_weight.shape
     if input.shape[1] != in_features or (bias is not None and bias.shape != (n_cols,)):
         return "in_features of input and linear_weight, or the size of linear_bias, do not agree"
@@ -217,7 +219,7 @@ def linear_cross_entropy_on(
 ) -> Tensor:  # fmt: skip
     """linear_cross_entropy, forced to `backend`; None stands for what is in force in the process."""
     backend = backend or forced_backend()
-    reason = _to_torch(input, linear_weight, target, linear_bias, weight, label_smoothing)
+    reason = _to_torch(input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing)
     if reason is not None:
         loss = _torch_linear_cross_entropy(
             input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction,

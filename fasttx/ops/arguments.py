@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 NONE, MEAN, SUM = REDUCTIONS = (0, 1, 2)
 FEW = 64
 """Values that a loop in Python reads in less time than one call of torch takes."""
+
+
+def is_number(x: object) -> bool:
+    """Whether x is a number of Python, NumPy or a graph that is being traced, or a tensor of one."""
+    return isinstance(x, NUMBERS) or hasattr(x, "__float__")
 
 
 def values_may_be_read(device: torch.device) -> bool:

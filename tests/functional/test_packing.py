@@ -91,6 +91,7 @@ def test_sizes_may_be_symbols():
         ({"mask": torch.ones(2, 3)}, ValueError, "mask has dtype torch.float32"),
         ({"mask": torch.ones(2, 3, dtype=torch.cfloat)}, ValueError, "mask has dtype torch.complex64"),
         ({"mask": torch.ones(2, 3, dtype=torch.bool, device="meta")}, ValueError, "mask is on meta"),
+        ({name: torch.ones(2, 3, device="meta").bool() for name in ("hidden", "mask")}, ValueError, "mask is on meta"),
     ],
 )
 def test_unpad_names_the_wrong_argument(change, error, words):
@@ -112,6 +113,8 @@ def test_unpad_names_the_wrong_argument(change, error, words):
         ({"indices": torch.arange(4)[:, None]}, ValueError, r"shape \(4, 1\)"),
         ({"indices": torch.arange(4, dtype=torch.int32)}, ValueError, "torch.int32"),
         ({"indices": torch.arange(4, device="meta")}, ValueError, "indices is on meta"),
+        ({"indices": torch.tensor([0, 1, 2, 6])}, ValueError, "indices are from 0 to 6; allowed are 0 to 5"),
+        ({"indices": torch.tensor([0, -1, 2, 3])}, ValueError, "indices are from -1 to 3; allowed are 0 to 5"),
         ({"batch": 1}, ValueError, r"1 \* 3 is less than the 4 rows"),
     ],
 )

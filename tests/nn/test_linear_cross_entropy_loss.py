@@ -225,6 +225,8 @@ def _wrong_calls() -> dict[str, tuple[tuple, dict]]:
         "weight dtype": ((x, w, t), {"weight": torch.ones(9).half()}),
         "weight's gradient": ((x, w, t), {"weight": torch.ones(9, requires_grad=True)}),
         "smoothing": ((x, w, t), {"label_smoothing": 1.5}),
+        "smoothing of another type": ((x, w, t), {"label_smoothing": "0.1"}),
+        "fractional ignored index": ((x, w, t), {"ignore_index": 1.5}),
         "reduction": ((x, w, t), {"reduction": "average"}),
         "out of range": ((x, w, t + 7), {}),
         "negative": ((x, w, t - 1), {}),

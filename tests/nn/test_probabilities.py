@@ -339,7 +339,9 @@ BAD = {
     "mask of another device": ({"mask": torch.ones(3, device="meta")}, ValueError, "mask.*meta"),
     "mask that is a list": ({"mask": [1, 1, 1]}, TypeError, "mask: must be a Tensor"),
     "scale": ({"scale": math.nan}, ValueError, "scale: must be finite, got nan"),
+    "scale of another type": ({"scale": "2"}, TypeError, "scale: must be a number, got '2'"),
     "dropout_p": ({"dropout_p": -0.1}, ValueError, r"dropout_p: must lie in \[0, 1\], got -0.1"),
+    "dropout_p of another type": ({"dropout_p": None}, TypeError, "dropout_p: must be a number, got None"),
 }
 
 
