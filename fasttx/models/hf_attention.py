@@ -20,8 +20,12 @@ from .options import ModulePatch, Options
 
 NAME = "fasttx"
 
-UNSUPPORTED = frozenset(("sliding_window", "softcap", "position_bias", "s_aux", "sinks", "head_mask", "block_mask"))
+UNSUPPORTED = frozenset(("softcap", "position_bias", "s_aux", "sinks", "head_mask", "block_mask"))
 """Arguments of other models' attention that change the result and are not implemented: only None is allowed."""
+
+PASS_ON_THEIR_WINDOW = frozenset(("modernbert",))
+"""``model_type`` of encoders whose local layers call attention with ``sliding_window``, so that no mask of every pair
+of tokens need say the same."""
 
 _UNASKED = Options()  # of a module that nobody patched: attn_implementation="fasttx" alone
 
@@ -30,14 +34,15 @@ def fasttx_mask(**arguments: Any) -> Tensor | None:
     """The mask that :func:`fasttx_attention` gets, from what transformers knows about it.
 
     A padding mask alone, (batch, kv_length) bool, is returned as it is: it stays two-dimensional, and nothing
-    depends on its values, so that ``torch.compile(fullgraph=True)`` works. A causal or composed mask is made by
-    transformers' sdpa_mask.
+    depends on its values, so that ``torch.compile(fullgraph=True)`` works. So it is beside the window of a model whose
+    layers pass that on. A causal or composed mask is made by transformers' sdpa_mask.
     """
     mask = arguments.get("attention_mask")
-    padding_only = (
+    windowed = arguments.get("local_size") is not None
+    padding_only = not arguments.get("use_vmap", False) and (
         arguments.get("mask_function") is bidirectional_mask_function
-        and not arguments.get("use_vmap", False)
-        and arguments.get("local_size") is None
+        if not windowed
+        else getattr(arguments.get("config"), "model_type", None) in PASS_ON_THEIR_WINDOW
     )
     if padding_only and mask is None:
         return None
@@ -84,7 +89,7 @@ def _bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
 
 
 def _visible_weights(
-    query: Tensor, key: Tensor, bias: Tensor | None, causal: bool, scale: float, dropout_p: float,
+    query: Tensor, key: Tensor, bias: Tensor | None, window: tuple[int, int], scale: float, dropout_p: float,
     backend: str | None,
 ) -> Tensor:  # fmt: skip
     """softmax(scale QK' + bias) after dropout, (batch, heads, query length, key length)."""
@@ -92,8 +97,12 @@ def _visible_weights(
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
     scores = torch.matmul(query, key.transpose(2, 3))
-    if causal:
-        bias = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()  # there is no mask then
+    if max(window) >= 0:  # there is no mask then, or a bool one of keys
+        left, right = window
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+        seen = seen.triu(-left) if left >= 0 else seen
+        seen = seen.tril(right) if right >= 0 else seen
+        bias = seen[None, None] if bias is None else seen & bias
     elif bias is not None and bias.is_floating_point():
         bias = with_infinities(bias)
     return masked_softmax_on(backend, scores, mask=bias, scale=scale, dropout_p=dropout_p)
@@ -123,6 +132,8 @@ def fasttx_attention(
         is_causal: used where there is no mask and more than one query, as transformers' sdpa does; aligned top left.
         **kwargs: ``output_attentions`` (or ``module.config.output_attentions``) returns the weights;
             ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q``, ``max_length_k`` mark a packed batch of one row.
+            ``sliding_window`` n: a query sees keys less than n away (before it alone where causal); with a
+            four-dimensional mask or a cache the mask alone tells.
 
     Returns:
         out (batch, seqlen_q, num_heads, head_dim), contiguous; the weights after dropout
@@ -142,7 +153,18 @@ def fasttx_attention(
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     asked: ModulePatch | None = getattr(module, "_fasttx", None)
     options = _UNASKED if asked is None else asked.options
-    return _attend(module, query, key, value, attention_mask, dropout, scale, causal, options, kwargs)
+    window = _window(kwargs.get("sliding_window"), causal)
+    return _attend(module, query, key, value, attention_mask, dropout, scale, causal, window, options, kwargs)
+
+
+def _window(sliding_window: Any, causal: bool) -> tuple[int, int]:
+    """Keys that are visible on the left and on the right, -1 for all; None and 0 stand for no window."""
+    if not sliding_window:
+        return (-1, 0) if causal else (-1, -1)
+    left = int(sliding_window) - 1
+    if left < 0:
+        raise ValueError(f"sliding_window: got {sliding_window!r}; allowed are ints from 1 and None")
+    return left, 0 if causal else left
 
 
 def refuse_lengths_alone(seq_lens: Any, seqlen: int) -> None:
@@ -164,6 +186,7 @@ def _attend(
     dropout: float,
     scale: float,
     causal: bool,
+    window: tuple[int, int],
     options: Options,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
@@ -176,13 +199,16 @@ def _attend(
                 "output_attentions: got True with a packed batch (cu_seq_lens_q), whose weights have no rectangular "
                 "shape; allowed is False, or a padded batch with attention_mask"
             )
-        return _packed(query, key, value, attention_mask, dropout, scale, causal, options, kwargs), None
+        return _packed(query, key, value, attention_mask, dropout, scale, window, options, kwargs), None
     if attention_mask is None and kwargs.get("seq_lens") is not None:
         refuse_lengths_alone(kwargs["seq_lens"], key.shape[2])
     causal = query.shape[2] > 1 and attention_mask is None and causal
+    if query.shape[2] != key.shape[2] or (attention_mask is not None and attention_mask.dim() != 2):
+        window = (-1, -1)  # as far as there is one, the mask knows it, and what transformers excepts from it
+    window = (window[0], 0 if causal else window[0])
     bias = _bias(attention_mask, query, key)
     if weights_wanted:
-        weights = _visible_weights(query, key, bias, causal, scale, dropout, options.forced)
+        weights = _visible_weights(query, key, bias, window, scale, dropout, options.forced)
         groups = query.shape[1] // value.shape[1]
         out = torch.matmul(weights, value.repeat_interleave(groups, dim=1) if groups > 1 else value)
         return out.transpose(1, 2).contiguous(), weights
@@ -192,7 +218,7 @@ def _attend(
         value.transpose(1, 2),
         attn_bias=bias,
         dropout_p=dropout,
-        window=(-1, 0) if causal else (-1, -1),
+        window=window,
         softmax_scale=scale,
         backend=options.forced,
         deterministic=options.deterministic,
@@ -207,7 +233,7 @@ def _packed(
     mask: Tensor | None,
     dropout_p: float,
     scale: float,
-    causal: bool,
+    window: tuple[int, int],
     options: Options,
     kwargs: dict[str, Any],
 ) -> Tensor:
@@ -228,7 +254,7 @@ def _packed(
         int(kwargs["max_length_q"]),
         int(kwargs["max_length_k"]),
         dropout_p=dropout_p,
-        is_causal=causal,
+        window_size=window,
         scale=scale,
         backend=options.forced,
         deterministic=options.deterministic,
