@@ -18,10 +18,17 @@ import numpy as np
 
 WINDOW = 20
 LEAST_STEPS = 200
-FACTOR = 5.0
+
+FACTOR = 6.0
+"""About 1 comparison in 100 of curves that differ in nothing but dropout's masks is beyond it: the maximum over a curve
+of a ratio whose denominator comes from a few seeds has long tails (docs/convergence.md has the distribution)."""
+
 EXACT_STEPS, EXACT = 100, 1e-4
+"""A hundred times what rounding makes of the first steps, a twentieth of the least fault in `FAULTS`."""
+
 LEAST_FALL = 5.0
-ACCURACY_FACTOR, LEAST_SPREAD = 3.0, 0.02
+ACCURACY_FACTOR, LEAST_SPREAD = 3.5, 0.02
+"""As `FACTOR`, of one number a run; three seeds that agree by chance do not make dev.txt larger than it is."""
 
 
 @dataclass(frozen=True)
