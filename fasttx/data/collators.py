@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,8 @@ class PackingCollator:
         self.position_ids_start = position_ids_start
 
     def __call__(self, features: Sequence[Any]) -> Any:
+        if not isinstance(features, Iterable):
+            raise ValueError(f"features: got {type(features).__name__}; allowed is a list of at least one example")
         features = list(features)
         if not features:
             raise ValueError("features: got none; allowed is a list of at least one example")
@@ -118,13 +120,13 @@ def _named(value: Any) -> str:
 def _mask_of(batch: Any) -> Tensor:
     """bool: the tokens that are not padding."""
     mask = batch.get("attention_mask") if isinstance(batch, MutableMapping) else None
-    if not isinstance(mask, Tensor) or mask.dim() not in (2, 3) or mask.device.type != "cpu":
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 3) or mask.numel() == 0 or mask.device.type != "cpu":
         found = _named(batch) if mask is None else f"an attention_mask of {_named(mask)}"
         if isinstance(mask, Tensor):
             found = f"an attention_mask of shape {tuple(mask.shape)} on {mask.device}"
         raise ValueError(
             f"collator: made {found}; allowed are batches with 'attention_mask', a CPU tensor (batch, seqlen) or "
-            "(batch, choices, seqlen), without which padding cannot be told from tokens"
+            "(batch, choices, seqlen) of at least one token, without which padding cannot be told from tokens"
         )
     return mask != 0
 

@@ -50,6 +50,8 @@ def pad(features: Sequence[Mapping[str, Any]], pad_token_id: int, pad_to_multipl
             raise ValueError(f"input_ids: got {found} in example {row}; allowed are integers (length,)")
     lengths = [len(value) for value in ids]
     longest = max(lengths)
+    if longest == 0:
+        raise ValueError(f"input_ids: got no token in any of the {len(ids)} examples; allowed is at least one")
     if pad_to_multiple_of is not None:
         longest = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
     names = dict.fromkeys(name for feature in features for name in feature)  # in order, of all examples
@@ -59,16 +61,19 @@ def pad(features: Sequence[Mapping[str, Any]], pad_token_id: int, pad_to_multipl
     for given, values in columns.items():
         name = RENAMED.get(given, given)
         if name in batch:
-            raise ValueError(f"features: got two columns for {name!r}; allowed is one of {name!r} and {given!r}")
+            clash = [repr(other) for other in columns if RENAMED.get(other, other) == name]
+            raise ValueError(f"features: got two columns for {name!r}; allowed is one of {', '.join(clash)}")
         if _per_token(values, lengths):
             fill = pad_token_id if name == "input_ids" else FILL.get(name, 0)
             batch[name] = values[0].new_full((len(values), longest, *values[0].shape[1:]), fill)
             for row, value in zip(batch[name], values):
                 row[: len(value)] = value
-        elif len({value.shape for value in values}) == 1:
+            continue
+        misfits = [i for i, (v, n) in enumerate(zip(values, lengths)) if v.dim() == 0 or len(v) != n]
+        if len({value.shape for value in values}) == 1 and not (name == "attention_mask" and misfits):
             batch[name] = torch.stack(list(values))
-        else:
-            row = next(i for i, (v, n) in enumerate(zip(values, lengths)) if v.dim() == 0 or len(v) != n)
+        else:  # a floating column, which is not padded, may have no misfit
+            row = misfits[0] if misfits else next(i for i, v in enumerate(values) if v.shape != values[0].shape)
             raise ValueError(
                 f"{given}: got shape {tuple(values[row].shape)} in example {row}, whose input_ids have {lengths[row]} "
                 "tokens; allowed is one integer a token in every example, or the same shape in every example"

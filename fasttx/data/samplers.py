@@ -13,6 +13,9 @@ from torch.utils.data import Sampler
 POOL = 50
 """Batches a rank in a pool, within which examples are sorted: as many as transformers' LengthGroupedSampler takes."""
 
+LIMIT = 2**62
+"""Ints stay below it, so that the sum of two fits into int64."""
+
 
 class LengthBucketSampler(Sampler[list[int]]):
     """A batch sampler, ``DataLoader(batch_sampler=...)``, whose batches hold examples of similar length.
@@ -172,8 +175,8 @@ class LengthBucketSampler(Sampler[list[int]]):
 
 
 def _check_int(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: got {value!r}; allowed are ints from {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < LIMIT:
+        raise ValueError(f"{name}: got {value!r}; allowed are ints from {least}, below 2**62")
 
 
 def _checked_lengths(lengths: Any, max_tokens: int | None) -> Tensor:
@@ -182,6 +185,8 @@ def _checked_lengths(lengths: Any, max_tokens: int | None) -> Tensor:
     Raises:
         ValueError: none, not ints from 1, or one above max_tokens.
     """
+    if isinstance(lengths, Tensor) and lengths.is_meta:
+        raise ValueError("lengths: got a tensor on meta, which holds no values; allowed is one on any other device")
     listed = lengths.tolist() if hasattr(lengths, "tolist") else lengths
     if not isinstance(listed, Iterable) or isinstance(listed, (str, bytes)):
         raise ValueError(f"lengths: got {type(lengths).__name__}; allowed are ints, or an integer tensor or array (n,)")
@@ -191,7 +196,7 @@ def _checked_lengths(lengths: Any, max_tokens: int | None) -> Tensor:
             number = operator.index(value)
         except TypeError:
             number = 0
-        if number < 1 or isinstance(value, bool):
+        if not 1 <= number < LIMIT or isinstance(value, bool):
             raise ValueError(f"lengths: got {value!r} for example {index}; allowed are ints from 1")
         if max_tokens is not None and number > max_tokens:
             raise ValueError(

@@ -233,6 +233,9 @@ def test_lengths_of_many_types(of: Any) -> None:
         (dict(shuffle=1), "shuffle: got 1"),
         (dict(drop_last=None), "drop_last: got None"),
         (dict(seed=-1), "seed: got -1"),
+        (dict(seed=2**63), f"seed: got {2**63}"),
+        (dict(lengths=[1, 2**63]), f"lengths: got {2**63} for example 1"),
+        (dict(lengths=torch.ones(3, device="meta")), "lengths: got a tensor on meta"),
         (dict(num_replicas=0), "num_replicas: got 0"),
         (dict(rank=2, num_replicas=2), "rank: got 2; .* = 1"),
         (dict(batch_size=4, drop_last=True), "drop_last: got True, which leaves nothing of 3 examples for 1 ranks"),
@@ -244,7 +247,7 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], named: str) -> Non
         LengthBucketSampler(**(dict(lengths=[1, 2, 3], batch_size=2) | arguments))
 
 
-@pytest.mark.parametrize("epoch", [-1, 1.0, None])
+@pytest.mark.parametrize("epoch", [-1, 1.0, None, 2**63])
 def test_a_wrong_epoch_is_named(epoch: Any) -> None:
     with pytest.raises(ValueError, match="^epoch: got"):
         LengthBucketSampler([1], batch_size=1).set_epoch(epoch)
