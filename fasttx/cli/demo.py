@@ -212,7 +212,9 @@ def demo(
         Path | None, typer.Option(help="Directory of a BERT checkpoint (config, safetensors, vocab.txt).")
     ] = None,
     out: Annotated[Path, typer.Option(help="Directory for demo.json and loss.png.")] = Path("demo-out"),
-    seed: Annotated[int, typer.Option(help="Seed of the new classifier head and of the batches.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Seed of the new classifier head and of the batches.")
+    ] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each arm.")] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="A few sentences and three steps: does it run at all?")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -241,7 +243,7 @@ def demo(
                 return lambda: progress.advance(task)
 
             result = run(train, dev, model, out, settings, step)
-    except (inputs_.InputError, OSError) as problem:
+    except (inputs_.InputError, fasttx.BackendError, OSError) as problem:
         progress_console.print(f"[bold red]error:[/] {escape(str(problem))}", soft_wrap=True, highlight=False)
         raise typer.Exit(2) from None
     if as_json:

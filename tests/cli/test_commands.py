@@ -191,6 +191,8 @@ def test_supported_in_a_narrow_terminal() -> None:
         (("nonsense",), "nonsense"),
         (("demo", "--train", "/nonexistent/train.txt", "--dev", "/nonexistent/dev.txt"), "/nonexistent/train.txt"),
         (("demo", "--steps", "0"), "--steps"),
+        (("demo", "--seed", "-1"), "--seed"),
+        (("demo", "--seed", str(2**64)), "--seed"),
     ],
 )
 def test_bad_input_is_exit_code_2_and_names_it(arguments: tuple[str, ...], named: str) -> None:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 from fasttx.cli import demo as demo_module  # noqa: E402
 from fasttx.cli import demo_inputs  # noqa: E402
+from fasttx.ops import registry  # noqa: E402
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "text", "another", "the"]
 
@@ -178,6 +179,14 @@ def test_brackets_in_a_path_are_shown(checkpoint: Path, tmp_path: Path) -> None:
     assert "[red]absent[/red].txt: no such file" in refused(
         *run(checkpoint, tmp_path / "[red]absent[" / "red].txt", tmp_path / "out")
     )
+
+
+@pytest.mark.parametrize(("name", "named"), [("zz", "FASTTX_BACKEND='zz': allowed are"), ("cuda", "backend 'cuda'")])
+def test_a_backend_that_cannot_run(
+    name: str, named: str, checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_forced", name)  # read from FASTTX_BACKEND when fasttx is imported
+    assert named in refused(*run(checkpoint, corpus, tmp_path / "out"))
 
 
 def test_out_that_is_a_file(checkpoint: Path, corpus: Path) -> None:
