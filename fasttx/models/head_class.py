@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .graphs import graph_in_the_making
 from .heads import KINDS, Call, Kind, LabelledCall
-from .labels import IGNORE, any_at_padding, without_padding
+from .labels import IGNORE, any_at_padding, check_given, without_padding
 from .mlm_head import VocabularyHead, full_head_reason, plain_linear
 from .options import ModulePatch
 from .padding_free import STAY_PADDED
@@ -56,11 +56,9 @@ def replacement_class(original: type, kind_name: str, module: str, head: Vocabul
         arguments = dict(zip(names, args)) | kwargs
         if patch is None or any(arguments.get(name) is None for name in kind.labels) or kind.own(self):
             return original_forward(self, *args, **kwargs)
-        for name in kind.labels:
-            if not isinstance(arguments[name], Tensor):
-                raise TypeError(f"{name}: got {type(arguments[name]).__name__}; a torch.Tensor is needed")
         return_dict = kwargs.pop("return_dict", None)
         num_items = kwargs.pop("num_items_in_batch", None)
+        check_given(self, {name: arguments[name] for name in kind.labels}, num_items)
         args = tuple(replaced.get(name, value) for name, value in zip(names, args))
         kwargs.update((name, value) for name, value in replaced.items() if name not in names[: len(args)])
         correct, forced = patch.options.loss == "correct", patch.options.forced

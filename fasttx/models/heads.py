@@ -23,7 +23,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from ..functional.losses import binary_cross_entropy_on, cross_entropy_on
 from ..functional.vocabulary_loss import linear_cross_entropy_on
-from .labels import IGNORE, Named, tokens
+from .labels import IGNORE, Named, shape_error, tokens
 from .mlm_head import VocabularyHead, labelled, plain_linear
 
 
@@ -207,6 +207,8 @@ def _question_answering(call: Call) -> Tensor:
         positions = call.arguments[argument]
         if positions.dim() > 1:  # DataParallel adds a dimension
             positions = positions.squeeze(-1)
+        if positions.shape != call.output.start_logits.shape[:1]:
+            raise shape_error(argument, positions, call.output.start_logits.shape[:1])
         # a position outside the (truncated) input is ignored: it clamps to the one index past the logits
         logits, positions = getattr(call.output, f"{name}_logits"), positions.clamp(0, length)
         if shown is not None:  # nor does an answer lie in the padding, whose logits mean nothing
@@ -251,6 +253,8 @@ def _causal_lm(call: Call) -> Tensor:
     name = "labels" if arguments.get("shift_labels") is None else "shift_labels"
     labels = arguments[name]
     if name == "labels":
+        if labels.dim() != 1 and labels.shape != logits.shape[:-1]:  # they are shifted along the last dim
+            raise shape_error(name, labels, logits.shape[:-1])
         labels = torch.nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     logits = logits.float()  # as transformers does before this loss, and so returns it in fp32
     num_items = arguments.get("num_items_in_batch")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
+from math import inf, prod
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..functional.packing import first_tokens
+from ..ops.arguments import is_number
 
 IGNORE = -100
 """The label that transformers' data collators and Trainer's item count leave out."""
@@ -39,7 +40,37 @@ def any_at_padding(labels: Tensor, arguments: Mapping[str, Any]) -> bool:
     return bool((without_padding(labels, arguments) != labels).any())
 
 
+def check_given(model: Any, labels: Mapping[str, Any], num_items: Any) -> None:
+    """Raises TypeError or ValueError for what cannot be labels, or a number of items, of any head.
+
+    Args:
+        model: the head; on the meta device, so may they be.
+        labels: by the caller's names.
+        num_items: the caller's ``num_items_in_batch``, or None.
+    """
+    for name, value in labels.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: got {type(value).__name__}; a torch.Tensor is needed")
+        if value.is_meta and model.device.type != "meta":
+            raise ValueError(f"{name}: got a tensor on meta; allowed is one on the model's device, {model.device}")
+    if num_items is None:
+        return
+    name = "num_items_in_batch"
+    if isinstance(num_items, Tensor):
+        if num_items.numel() != 1 or (num_items.is_meta and model.device.type != "meta"):
+            found = f"shape {tuple(num_items.shape)} on {num_items.device}"
+            raise ValueError(f"{name}: got {found}; allowed is a tensor of one number, on the model's device")
+    elif not is_number(num_items):
+        raise TypeError(f"{name}: got {num_items!r}; allowed is a number")
+    elif not 0 <= num_items < inf:
+        raise ValueError(f"{name}: got {num_items!r}; allowed is a finite number, not negative")
+
+
 _CLASS_DTYPES = (torch.int64, torch.uint8)
+
+
+def shape_error(name: str, labels: Tensor, allowed: torch.Size) -> ValueError:
+    return ValueError(f"{name}: got shape {tuple(labels.shape)}; allowed is {tuple(allowed)}")
 
 
 class Named:

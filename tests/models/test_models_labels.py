@@ -74,9 +74,14 @@ WRONG_SHAPE = [
     ("BertForTokenClassification", {}, "labels", lambda t: t[:, :-1], r"shape \(3, 10\)", r"\(3, 11\)"),
     ("BertForMaskedLM", {}, "labels", lambda t: t[0], r"shape \(11,\)", r"\(3, 11\)"),
     ("BertLMHeadModel", {}, "labels", lambda t: t[:, :-1], r"shape \(3, 10\)", r"\(3, 11\)"),
+    ("BertLMHeadModel", {}, "labels", lambda t: t[0, 0], r"shape \(\)", r"\(3, 11\)"),
+    ("BertLMHeadModel", {}, "labels", lambda t: t[..., None], r"shape \(3, 11, 1\)", r"\(3, 11\)"),
     ("BertForPreTraining", {}, "next_sentence_label", lambda t: t[:2], r"shape \(2,\)", r"\(3,\)"),
     ("BertForMultipleChoice", {}, "labels", lambda t: t[:1], r"shape \(1,\)", r"\(3,\)"),
     ("BertForQuestionAnswering", {}, "end_positions", lambda t: t[:2], r"shape \(2,\)", r"\(3,\)"),
+    ("BertForQuestionAnswering", {}, "end_positions", lambda t: t.repeat(2), r"shape \(6,\)", r"\(3,\)"),
+    ("BertForQuestionAnswering", {}, "end_positions", lambda t: t[:, None].repeat(1, 2), r"shape \(3, 2\)", r"\(3,\)"),
+    ("BertForQuestionAnswering", {}, "start_positions", lambda t: t[0], r"shape \(\)", r"\(3,\)"),
     ("ElectraForPreTraining", {}, "labels", lambda t: t[:1], r"shape \(1, 11\)", r"\(3, 11\)"),
     ("ElectraForPreTraining", {}, "labels", lambda t: t[:, :5], r"shape \(3, 5\)", r"\(3, 11\)"),
 ]
@@ -117,6 +122,34 @@ def test_wrong_dtype(cls: str, changes: dict[str, Any], name: str, dtype: torch.
     inputs[name] = inputs[name].to(dtype)
     with pytest.raises(ValueError, match=f"^{name}: got {dtype}; {allowed}"):
         patched(zoo.BERT, cls, loss, **changes)(**inputs)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("cls", sorted({cls for cls, _, _ in OUT_OF_RANGE} | {"BertForQuestionAnswering"}))
+def test_labels_without_values(cls: str, training: bool) -> None:
+    inputs = zoo.inputs_for(zoo.BERT, cls)
+    name = next(name for name in inputs if name.startswith(("labels", "start_positions")))
+    inputs[name] = inputs[name].to("meta")
+    with pytest.raises(ValueError, match=f"^{name}: got a tensor on meta; allowed is one on the model's device"):
+        patched(zoo.BERT, cls).train(training)(**inputs)
+
+
+@pytest.mark.parametrize("cls", ["BertForTokenClassification", "BertLMHeadModel"])
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ("4", TypeError, "got '4'; allowed is a number"),
+        (float("nan"), ValueError, "got nan; allowed is a finite number, not negative"),
+        (-1, ValueError, "got -1; allowed is a finite number, not negative"),
+        (torch.tensor([4, 4]), ValueError, r"got shape \(2,\) on cpu; allowed is a tensor of one number"),
+        (torch.tensor(4, device="meta"), ValueError, r"got shape \(\) on meta; allowed is a tensor of one number"),
+    ],
+    ids=["str", "nan", "negative", "two", "meta"],
+)
+def test_wrong_num_items_in_batch(cls: str, given: Any, error: type[Exception], words: str) -> None:
+    inputs = zoo.inputs_for(zoo.BERT, cls)
+    with pytest.raises(error, match=f"^num_items_in_batch: {words}"):
+        patched(zoo.BERT, cls)(**inputs, num_items_in_batch=given)
 
 
 def test_no_tensor() -> None:
