@@ -15,7 +15,7 @@ from torch.nn import _reduction
 
 from ..ops import binary_cross_entropy as _binary_cross_entropy  # noqa: F401  registers the operators
 from ..ops import cross_entropy as _cross_entropy  # noqa: F401
-from ..ops.arguments import FLOATS, broadcasts, is_number
+from ..ops.arguments import FLOATS, broadcasts, is_index, is_number
 from ..ops.registry import forced_backend
 from .eligibility import refuse_if_forced, uncovered
 
@@ -139,7 +139,7 @@ def _cross_entropy_to_torch(
         return "input is not floating"
     if not is_number(smoothing) or not smoothing <= 1.0:
         return "label_smoothing is no number up to 1"
-    if not hasattr(ignore_index, "__index__"):
+    if not is_index(ignore_index):
         return "ignore_index is no int"
     probs = False
     if target.dtype == torch.int64:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import _reduction
 
 from ..ops import linear_cross_entropy as _linear_cross_entropy  # noqa: F401  registers the operators
-from ..ops.arguments import FLOATS, is_number
+from ..ops.arguments import FLOATS, is_index, is_number
 from ..ops.registry import forced_backend
 from .eligibility import refuse_if_forced, uncovered
 
@@ -113,7 +113,7 @@ def _to_torch(
         return "target is not int64 (N,)"
     if not is_number(label_smoothing) or not label_smoothing <= 1.0:
         return "label_smoothing is no number up to 1"
-    if ignore_index is not None and not hasattr(ignore_index, "__index__"):
+    if ignore_index is not None and not is_index(ignore_index):
         return "ignore_index is no int"
     n_cols, in_features = linear_weight.shape
     if input.shape[1] != in_features or (bias is not None and bias.shape != (n_cols,)):

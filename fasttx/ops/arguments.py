@@ -19,6 +19,11 @@ def is_number(x: object) -> bool:
     return isinstance(x, NUMBERS) or hasattr(x, "__float__")
 
 
+def is_index(x: object) -> bool:
+    """Whether x stands for an int; the types come first, as an attribute of a symbol cannot be traced."""
+    return isinstance(x, (int, torch.SymInt)) or hasattr(x, "__index__")
+
+
 def values_may_be_read(device: torch.device) -> bool:
     """Where checks may look at values: on a CPU; with FASTTX_CHECK=1 on a GPU too, which the host then waits for."""
     return device.type == "cpu" or os.environ.get("FASTTX_CHECK") == "1"

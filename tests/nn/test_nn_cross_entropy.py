@@ -155,3 +155,19 @@ def test_cross_entropy_loss_is_torchs_module(options: dict[str, Any], device: to
         for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
             same(module, torchs, x, t)
     assert LAUNCHES["cross_entropy_fwd", "triton"] == 3
+
+
+def test_ignore_index_may_be_a_symbol() -> None:
+    """Question answering ignores the index past the last token: an unknown size while a graph is compiled."""
+
+    def both(x: Tensor, t: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        beyond = x.shape[1]
+        joint = fasttx_nn.functional.linear_cross_entropy(h, w, t, ignore_index=beyond)
+        return losses.cross_entropy(x, t, ignore_index=beyond) + joint
+
+    with backend("torch"):
+        compiled = torch.compile(both, fullgraph=True, dynamic=True, backend="aot_eager")
+        for classes in (7, 9):
+            tensors = torch.randn(5, classes), torch.randint(0, classes + 1, (5,)), torch.randn(5, 4)
+            w = torch.randn(classes, 4)
+            torch.testing.assert_close(compiled(*tensors, w), both(*tensors, w))
