@@ -250,4 +250,5 @@ def test_arms_start_alike_and_take_their_own_path(task: str) -> None:
     assert 0.5 < plain["real"] < 0.9  # ragged, or packing would have nothing to do
     assert np.allclose(plain["losses"], patched["losses"], rtol=0.1)
     assert convergence_arms.train(Arm(task, False, 1, steps=3), DATA)["losses"] == plain["losses"]
+    assert convergence_arms.train(Arm(task, False, 3, 0.0, steps=3), DATA)["losses"] == other["losses"]
     assert convergence_arms.train(Arm(task, False, 1, steps=4), DATA)["digest"] != plain["digest"]
