@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+_WHEN = ("forward", "forward_pre", "backward", "backward_pre")
+
 
 def bypass_reason(module: Any, name: str, *, source: str = "torch.nn.modules", cls: str | None = None) -> str | None:
     """Why `module` must be called as it is, or None if nothing would be missed by using its parts instead.
@@ -28,6 +30,6 @@ def bypass_reason(module: Any, name: str, *, source: str = "torch.nn.modules", c
         state[hooks] for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     ):
         return f"{name} has hooks"
-    if any(getattr(nn.modules.module, f"_global_{when}_hooks") for when in ("forward", "forward_pre")):
+    if any(getattr(nn.modules.module, f"_global_{when}_hooks") for when in _WHEN):
         return "there are hooks on every module"
     return None

@@ -15,6 +15,7 @@ from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from ..functional.attention_layouts import attention_packed, attention_padded
 from ..functional.probabilities import masked_softmax_on
+from ..ops.arguments import is_index
 from ..ops.attention_masks import with_infinities
 from .options import ModulePatch, Options
 
@@ -241,6 +242,12 @@ def _packed(
     given = [name for name in ("cu_seq_lens_k", "max_length_q", "max_length_k") if kwargs.get(name) is None]
     if given:
         raise ValueError(f"{', '.join(given)}: got None; required together with cu_seq_lens_q")
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+        if not isinstance(kwargs[name], Tensor):
+            raise TypeError(f"{name}: got {type(kwargs[name]).__name__}; allowed is an integer tensor")
+    for name in ("max_length_q", "max_length_k"):
+        if not is_index(kwargs[name]):
+            raise TypeError(f"{name}: got {type(kwargs[name]).__name__}; allowed is an int")
     if query.shape[0] != 1:
         raise ValueError(f"cu_seq_lens_q: the batch has {query.shape[0]} rows; a packed batch has exactly 1")
     if mask is not None:

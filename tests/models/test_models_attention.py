@@ -117,6 +117,15 @@ def test_packed_batch() -> None:
         torch.testing.assert_close(out, torch.cat(parts, 1))
     with pytest.raises(ValueError, match="max_length_k"):
         fasttx_attention(ENCODER, q, k, v, None, **(packed | {"max_length_k": None}))
+    for name, given in (
+        ("cu_seq_lens_q", [0, 11]),
+        ("cu_seq_lens_k", "x"),
+        ("max_length_q", "x"),
+        ("max_length_k", 6.5),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: got {type(given).__name__}; "):
+            fasttx_attention(ENCODER, q, k, v, None, **(packed | {name: given}))
+    fasttx_attention(ENCODER, q, k, v, None, **(packed | {"max_length_q": torch.tensor(6)}))
     with pytest.raises(ValueError, match="attention_mask"):
         fasttx_attention(ENCODER, q, k, v, torch.ones(1, 11).bool(), **packed)
     with pytest.raises(ValueError, match="exactly 1"):

@@ -11,6 +11,7 @@ import model_zoo as zoo
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 
 import fasttx
 from fasttx.functional.joint_linear import joint_linear
@@ -181,6 +182,28 @@ def test_layers_that_are_not_plain_stay_separate_and_the_report_says_why(change:
     if change != "dtypes":
         run(model)
         assert len(JOINED) == 1  # the other layer
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        modules.register_module_forward_hook,
+        modules.register_module_forward_pre_hook,
+        modules.register_module_full_backward_hook,
+        modules.register_module_full_backward_pre_hook,
+    ],
+)
+def test_hooks_on_every_module_see_the_layers(register: Callable[..., Any]) -> None:
+    model = zoo.tiny_model(zoo.BERT, "BertModel")
+    fasttx.patch(model)
+    seen: list[nn.Module] = []
+    handle = register(lambda module, *_: seen.append(module) if isinstance(module, nn.Linear) else None)
+    try:
+        run(model).pooler_output.sum().backward()
+    finally:
+        handle.remove()
+    assert any(module is model.encoder.layer[0].attention.self.key for module in seen)
+    assert not JOINED
 
 
 @pytest.mark.parametrize("change", [c for c in CHANGES if c != "dtypes"])
