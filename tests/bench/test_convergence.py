@@ -221,6 +221,23 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
     assert (tmp_path / "convergence.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_the_exit_status_is_the_verdict(
+    good: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arms: list[Arm], *rest: Any) -> list[dict[str, Any]]:
+        assert {arm.fault for arm in arms if arm.patched} == {"" if good else "leak"}
+        found = results("pretraining")
+        found[-1]["packed"] = good
+        return found
+
+    monkeypatch.setattr(convergence, "run_arms", run)
+    status = convergence.main(["--out", str(tmp_path), "--fault", "" if good else "leak"])
+    assert status == (0 if good else 1)
+    assert ("FAILED" in capsys.readouterr().out) is not good
+    assert {path.name for path in tmp_path.iterdir()} == {"curves.csv", "verdicts.csv", "convergence.png"}
+
+
 @pytest.mark.parametrize("arguments", [["--steps", "100"], ["--seeds", "4"], ["--seeds", "4", "4"]])
 def test_a_run_that_could_not_be_judged_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
