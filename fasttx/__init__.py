@@ -13,16 +13,23 @@ from .ops.registry import BackendError, backend
 
 if TYPE_CHECKING:
     from .models import is_patched, patch_transformers, patched, supported, unpatch, unpatch_transformers
+    from .models.explain import explain
     from .models.patch import patch
+    from .models.verify import verify
 
 __version__ = "0.1.0.dev0"
 
 _SUBPACKAGES = ("functional", "nn", "data", "models")
-_FROM_MODELS = ("patch", "unpatch", "patched", "is_patched", "supported", "patch_transformers", "unpatch_transformers")
+_FROM_MODELS = {
+    **dict.fromkeys(("patch", "unpatch", "patched", "is_patched", "supported"), "patch"),
+    **dict.fromkeys(("patch_transformers", "unpatch_transformers"), "global_patch"),
+    **{name: name for name in ("explain", "verify")},
+}
 
 __all__ = [
     "BackendError",
     "backend",
+    "explain",
     "is_patched",
     "patch",
     "patch_transformers",
@@ -30,6 +37,7 @@ __all__ = [
     "supported",
     "unpatch",
     "unpatch_transformers",
+    "verify",
 ]
 
 
@@ -42,9 +50,7 @@ def __getattr__(name: str) -> Any:
         import transformers  # noqa: F401
     except ImportError as error:
         raise ImportError(f"fasttx.{name} needs transformers 5 (pip install 'fasttx[hf]')") from error
-    from .models import global_patch, patch
-
-    value = getattr(global_patch if name.endswith("_transformers") else patch, name)
+    value = getattr(importlib.import_module(f".models.{_FROM_MODELS[name]}", __name__), name)
     globals()[name] = value
     return value
 

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from ..ops.arguments import FLOATS, NUMBERS
 from ..ops.attention_masks import with_infinities
+from ..ops.decisions import note
 from ..ops.registry import forced_backend
 from .attention_arguments import is_finite
 from .attention_autograd import run_attention
 from .attention_layouts import attention_packed
 from .attention_routes import (
+    NO_GAIN,
+    NO_KERNEL,
     autocast_dtype,
     cpu_gains,
     has_kernel,
@@ -22,7 +25,7 @@ from .attention_routes import (
     torch_attention,
     why_torch,
 )
-from .eligibility import refuse_if_forced
+from .eligibility import OWN, refuse_if_forced
 
 
 def scaled_dot_product_attention(
@@ -64,6 +67,7 @@ def scaled_dot_product_attention(
     Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.1; Dao, "FlashAttention-2", 2023.
     """
     q, k, v, mask = query, key, value, attn_mask
+    reason = None
     if isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor) and ours(q, k, v, mask):
         dtype = autocast_dtype(q)
         if dtype is not None and torch.float64 not in (q.dtype, k.dtype, v.dtype):
@@ -77,20 +81,21 @@ def scaled_dot_product_attention(
             elif q.shape[:-3] == k.shape[:-3] == v.shape[:-3]:
                 q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
         out = _padded(q, k, v, mask, query, dropout_p, is_causal, scale, enable_gqa)
-        if out is not None:
+        if isinstance(out, Tensor):
             return out if dims == 4 else out.reshape(*query.shape[:-1], value.shape[-1])
+        reason = out
     out = torch_attention(
         query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
     )
-    refuse_if_forced("scaled_dot_product_attention", why_torch(query, key, value, attn_mask), query)
+    refuse_if_forced("scaled_dot_product_attention", reason or why_torch(query, key, value, attn_mask), query)
     return out
 
 
 def _padded(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query: Tensor, dropout_p: float, is_causal: bool,
     scale: float | None, enable_gqa: bool,
-) -> Tensor | None:  # fmt: skip
-    """(batch, heads, L, Ev) from (batch, heads, L, E); None where the call is torch's."""
+) -> Tensor | str | None:  # fmt: skip
+    """(batch, heads, L, Ev) from (batch, heads, L, E); None, or why, where the call is torch's."""
     q_shape, k_shape, v_shape, dtype, device = q.shape, k.shape, v.shape, q.dtype, q.device
     if len(q_shape) != 4 or len(k_shape) != 4 or len(v_shape) != 4:
         return None
@@ -124,8 +129,10 @@ def _padded(
         return None
     backend = forced_backend()
     if backend == "auto" and not (has_kernel(q, k, v) if device.type != "cpu" else cpu_gains(q, keys, mask, dropout_p)):
+        reason = NO_GAIN if device.type == "cpu" else NO_KERNEL
         if mask is None or mask.dtype == torch.bool:
-            return None
+            return reason
+        note("scaled_dot_product_attention", OWN, reason)
         mask = with_infinities(mask)
         return torch_attention(q, k, v, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
     out = run_attention(

@@ -10,10 +10,13 @@ from torch import Tensor
 from ..ops.arguments import FLOATS
 from ..ops.attention import ATTENTION
 from ..ops.attention_masks import with_infinities
+from ..ops.decisions import note
 from ..ops.registry import forced_backend
 from .attention_arguments import check_flags, check_tensors, checked_numbers
 from .attention_autograd import run_attention
 from .attention_routes import (
+    NO_GAIN,
+    NO_KERNEL,
     autocast_dtype,
     by_torch,
     cpu_gains,
@@ -23,7 +26,7 @@ from .attention_routes import (
     torch_attention,
     why_torch,
 )
-from .eligibility import refuse_if_forced
+from .eligibility import OWN, refuse_if_forced
 
 
 def attention_padded(
@@ -88,6 +91,7 @@ def attention_padded(
         and not (attn_bias is not None and window[1] == 0)
         and not cpu_gains(q, k.shape[1], attn_bias, dropout_p)
     ):
+        note("attention", OWN, NO_GAIN)
         mask = attn_bias if attn_bias is None or attn_bias.dtype == torch.bool else with_infinities(attn_bias)
         out = torch_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, dropout_p, window[1] == 0, scale=scale
@@ -100,6 +104,7 @@ def attention_padded(
                 last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v), attn_bias, seqused_k, None,
                 None, None, q.shape[1], k.shape[1], scale, drawn_elsewhere, *window,
             )  # fmt: skip
+        note("attention", OWN, NO_KERNEL)
         return by_torch(q, k, v, attn_bias, seqused_k, dropout_p, window, scale)
     return run_attention(
         last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v), attn_bias, seqused_k, None, None,

@@ -12,7 +12,9 @@ from ..ops.attention_masks import with_infinities
 from .eligibility import uncovered
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, torch._subclasses.FakeTensor})
-_SMALL = 80_000
+NO_GAIN = "on a CPU torch's function is as fast for such a call"
+NO_KERNEL = "no kernel runs such a call here, and torch's fused attention is faster than a composition"
+_SMALL = 400_000
 """Scores of a call with dropout below which torch's own composition is faster on a CPU."""
 _kernel_for: dict[tuple[torch.device, str | None], bool] = {}
 

@@ -9,7 +9,11 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..ops.arguments import FLOATS
+from ..ops.decisions import note
 from ..ops.registry import BackendError, forced_backend
+
+OWN = "torch's own"
+"""The choice of a drop-in that hands a call to torch's function of its name."""
 
 _PLAIN = (Tensor, Parameter)
 _disabled = torch._C._disabled_torch_function_impl
@@ -83,6 +87,7 @@ def refuse_if_forced(function: str, reason: str, input: Tensor, backend: str | N
     Raises:
         BackendError: ``"cuda"`` or ``"triton"`` is forced.
     """
+    note(function, OWN, reason)
     backend = backend or forced_backend()
     if backend in ("auto", "torch") or input.is_meta or input.numel() == 0:
         return

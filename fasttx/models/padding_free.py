@@ -23,8 +23,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..functional.eligibility import uncovered
 from ..functional.packing import first_tokens, layout_of, put_rows, take_rows
 from ..ops.arguments import values_may_be_read
+from ..ops.decisions import note, recording
 from .graphs import captured, graph_in_the_making
 from .hf_attention import NAME, refuse_lengths_alone
 from .options import ModulePatch
@@ -32,6 +34,9 @@ from .replacement import subclass_of
 
 STAY_PADDED = "fasttx_stay_padded"
 """Argument of a call, from a patched head to its encoder: True keeps the batch padded."""
+
+PART = "padded batch"
+TOO_SMALL = "too little padding for packing to pay"
 
 WORTH_IT = 1 / 32
 """Share of padding from which packing pays under ``unpad="auto"``: two gathers of the hidden states against that share
@@ -54,20 +59,22 @@ def static_reason(encoder: Any) -> str | None:
     return None
 
 
-def _padded_call(encoder: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any], asked: dict[str, Any]) -> bool:
-    """Whether this call has to run padded, whatever its mask says."""
-    return (
-        encoder.config._attn_implementation != NAME  # another one would let sequences see each other
-        or static_reason(encoder) is not None
-        or any(value is not None for value in rest)  # encoder states, cache: by position
-        or any(asked.get(n) is not None for n in ("encoder_hidden_states", "encoder_attention_mask", "past_key_values"))
-        or asked.get("cu_seq_lens_q") is not None  # packed by the caller
-        or bool(asked.get("output_attentions") or asked.get("output_hidden_states"))
-        or hidden.numel() == 0
-        or hidden.is_meta
-        or mask.shape != hidden.shape[:2]  # a mask of its own for every query
-        or torch._C._are_functorch_transforms_active()
-    )
+def _padded_call(encoder: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any], asked: dict[str, Any]) -> str | None:
+    """Why this call has to run padded, whatever its mask says, or None."""
+    if encoder.config._attn_implementation != NAME:  # another one would let sequences see each other
+        return f"attn_implementation is {encoder.config._attn_implementation!r}"
+    cross_or_cache = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
+    if any(value is not None for value in rest) or any(asked.get(name) is not None for name in cross_or_cache):
+        return "the call has encoder states or a cache"
+    if asked.get("cu_seq_lens_q") is not None:
+        return "the caller has packed the batch"
+    if asked.get("output_attentions") or asked.get("output_hidden_states"):
+        return "attentions or hidden states are asked for, which have padded shapes"
+    if hidden.numel() == 0:
+        return "there is no element"
+    if mask.shape != hidden.shape[:2]:
+        return "the mask has a row for every query"
+    return uncovered(hidden) or static_reason(encoder)
 
 
 def _enough_for_a_cpu(hidden: Tensor, tokens: int) -> bool:
@@ -197,15 +204,21 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
             attention_mask = _mask_with_lengths(self, attention_mask, given, hidden_states)
             lengths = None if isinstance(given, Tensor) or captured(hidden_states) else given
         auto = patch.options.unpad == "auto"
-        if (
-            attention_mask is None
-            or stay_padded
-            or (auto and not _enough_for_a_cpu(hidden_states, hidden_states.shape[:-1].numel()))
-            or _padded_call(self, hidden_states, attention_mask, rest, kwargs)
-            or (lengths is None and graph_in_the_making(hidden_states))
-            or strange_part(self, forwards) is not None
-        ):
+        reason: str | None
+        if attention_mask is None:
+            reason = "there is no mask"
+        elif stay_padded:
+            reason = "transformers' value of the loss depends on what stands at padding (loss='hf')"
+        elif auto and not _enough_for_a_cpu(hidden_states, hidden_states.shape[:-1].numel()):
+            reason = TOO_SMALL
+        elif lengths is None and graph_in_the_making(hidden_states):
+            reason = "a graph without seq_lens must not depend on the mask"
+        else:
+            reason = _padded_call(self, hidden_states, attention_mask, rest, kwargs) or strange_part(self, forwards)
+        if reason is not None:
+            note(PART, "padded", reason)
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        assert attention_mask is not None  # or there were a reason
         batch, seqlen, width = hidden_states.shape
         counts = None
         if lengths is None:
@@ -217,9 +230,11 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
             starts = lengths  # padded on the right: only an empty row begins with padding
         padding = batch * seqlen - sum(lengths)
         if padding == 0:
+            note(PART, "padded", "there is no padding")
             return original_forward(self, hidden_states, None, *rest, **kwargs)
         pays = padding > WORTH_IT * batch * seqlen and all(starts) and _enough_for_a_cpu(hidden_states, padding)
         if sum(lengths) == 0 or (auto and not pays):
+            note(PART, "padded", "a row begins with padding" if not all(starts) else TOO_SMALL)
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         layout = layout_of(real, lengths, counts)
         kwargs.update(
@@ -228,6 +243,8 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
             max_length_q=layout.max_seqlen,
             max_length_k=layout.max_seqlen,
         )
+        if recording():  # in a graph with symbolic lengths a text of them would make constants of them
+            note(PART, "real tokens only", f"{layout.total} of {batch * seqlen} tokens")
         packed = take_rows(hidden_states.reshape(batch * seqlen, width), layout.indices)
         output = original_forward(self, packed[None], None, *rest, **kwargs)
         last = output.last_hidden_state[0]  # on another device where layers are spread over several

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..functional.eligibility import uncovered
 from ..functional.joint_linear import joint_linear
+from ..ops.decisions import note
 from .bypass import bypass_reason
 from .hf_attention import NAME, fasttx_attention
 from .options import ModulePatch
@@ -42,6 +43,17 @@ def separate_reason(attention: Any) -> str | None:
     return None
 
 
+def _separate_now(attention: Any, hidden_states: Tensor, cache: Any) -> str | None:
+    """Why this call runs the three layers one by one, or None."""
+    if hidden_states.device.type in SEPARATE_ON:
+        return f"on a {hidden_states.device.type} they are as fast"
+    if cache is not None:
+        return "the call has a cache"
+    if attention.config._attn_implementation != NAME:
+        return f"attn_implementation is {attention.config._attn_implementation!r}"
+    return separate_reason(attention) or uncovered(hidden_states, *(getattr(attention, n).weight for n in LAYERS))
+
+
 def joint_qkv_class(original: type, module: str) -> type:
     """The subclass of a transformers self-attention that computes query, key and value in one product.
 
@@ -58,15 +70,11 @@ def joint_qkv_class(original: type, module: str) -> type:
         **kwargs: Any,
     ) -> Any:  # fmt: skip
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
-        if (
-            patch is None
-            or not patch.options.qkv
-            or past_key_values is not None
-            or hidden_states.device.type in SEPARATE_ON
-            or self.config._attn_implementation != NAME
-            or separate_reason(self) is not None
-            or uncovered(hidden_states, *(getattr(self, name).weight for name in LAYERS)) is not None
-        ):
+        if patch is None or not patch.options.qkv:
+            return original_forward(self, hidden_states, attention_mask, past_key_values, **kwargs)
+        reason = _separate_now(self, hidden_states, past_key_values)
+        note("query, key, value", "one product" if reason is None else "three products", reason or "")
+        if reason is not None:
             return original_forward(self, hidden_states, attention_mask, past_key_values, **kwargs)
         layers = [getattr(self, name) for name in LAYERS]
         biases = None if layers[0].bias is None else [layer.bias for layer in layers]

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .availability import cannot_run_on
+from .decisions import note, recording
 
 BACKENDS = ("cuda", "triton", "torch")
 
@@ -219,6 +220,19 @@ class Op:
             _warned.add(key)
             warnings.warn(f"fasttx::{self.name} runs as PyTorch's own operators on {device} ({key[1]})", stacklevel=3)
 
+    def why(self, requested: str, impl: Impl | None, tensors: tuple[Tensor, ...]) -> str:
+        """In words, why `impl` runs these tensors and no other backend does."""
+        if requested != "auto":
+            return f"asked for '{requested}'"
+        if tensors[0].numel() == 0:
+            return "there is no element"
+        if impl is not None:
+            return ""
+        device = tensors[0].device.type
+        if device != "cuda":
+            return f"kernels run on NVIDIA GPUs, and these tensors are on {device}"
+        return "; ".join(f"{name}: {reason}" for name, reason in self.reasons(*tensors).items() if reason)
+
     @staticmethod
     def _why_not(impl: Impl, tensors: tuple[Tensor, ...]) -> str | None:
         return cannot_run_on(impl.backend, tensors[0].device, impl.min_arch) or impl.supports(*tensors)
@@ -246,6 +260,9 @@ def _body(op: Op, direction: str, half: Half, names: list[str]) -> Callable[...,
         check(*args)
         tensors = keys_of(args)
         impl = op.pick(requested, *tensors)
+        if recording():
+            runs = impl.backend if impl is not None and tensors[0].numel() else "torch"
+            note(full, runs, op.why(requested, impl, tensors))
         if impl is None or tensors[0].numel() == 0:  # nothing to launch on: the composition defines empty results
             LAUNCHES[full, "torch"] += 1
             if not torch.is_grad_enabled():

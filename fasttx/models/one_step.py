@@ -1,0 +1,60 @@
+"""One step of a model that leaves no trace: for ``fasttx.explain`` and ``fasttx.verify``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """The output of the model for a batch: a mapping of arguments, as a tokenizer or collator gives it.
+
+    Raises:
+        TypeError: the batch is no mapping.
+    """
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"batch: got {type(batch).__name__}; allowed is a mapping of the model's arguments by name")
+    return model(**batch)
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """The loss in an output that can be differentiated, or None."""
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    return loss if isinstance(loss, Tensor) and loss.requires_grad else None
+
+
+@contextlib.contextmanager
+def without_trace(model: nn.Module) -> Iterator[None]:
+    """Gives parameters back their gradients, and the generators their states; parameters have none inside."""
+    parameters = list(model.parameters())
+    grads = [p.grad for p in parameters]
+    devices = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        try:
+            for p in parameters:
+                p.grad = None
+            yield
+        finally:
+            for p, grad in zip(parameters, grads, strict=True):
+                p.grad = grad
+
+
+@contextlib.contextmanager
+def training_without_dropout(model: nn.Module) -> Iterator[None]:
+    """Training mode, every dropout at 0: the way of a training step, with a result that can be compared."""
+    modes = [(module, module.training) for module in model.modules()]
+    drops = [(module, module.p) for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+    try:
+        model.train()
+        for drop, _ in drops:
+            drop.p = 0.0
+        yield
+    finally:
+        for drop, p in drops:
+            drop.p = p
+        for module, training in modes:
+            module.training = training

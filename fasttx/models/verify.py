@@ -1,0 +1,203 @@
+"""Whether a patched model computes what the unpatched one does, judged against a higher precision."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..testing import FLOOR, bound, error
+from .one_step import call, loss_of, training_without_dropout, without_trace
+from .patch import _root, is_patched, unpatch
+
+Results = dict[tuple[str, str], Tensor]
+"""(kind, name) -> what one model computed."""
+SHOWN = 8
+"""Gradients that print shows: those nearest to, or beyond, what is allowed."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One tensor.
+
+    Attributes:
+        kind: ``"output"`` (eval mode), ``"loss"`` or ``"gradient"`` (training mode, dropout 0).
+        name: of the output, or of the parameter.
+        error: largest difference of the patched model from the reference.
+        unpatched_error: the same of the unpatched model in the same dtype.
+        allowed: twice that, and a small floor: the rule of :mod:`fasttx.testing`, for gradients by their own size.
+    """
+
+    kind: str
+    name: str
+    error: float
+    unpatched_error: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.allowed
+
+
+@dataclass
+class Verification:
+    """What :func:`verify` found: ``print`` it, or ask ``ok``; ``rows`` and ``to_dict()`` hold everything.
+
+    Attributes:
+        model: the class of the model.
+        reference: dtype of the reference, ``"float32"`` or ``"float64"``.
+        rows: every tensor that was compared.
+    """
+
+    model: str
+    reference: str
+    rows: list[Compared] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every tensor is as near to the reference as is allowed."""
+        return all(row.ok for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        rows = [{**vars(row), "ok": row.ok} for row in self.rows]
+        return {"model": self.model, "reference": self.reference, "ok": self.ok, "rows": rows}
+
+    def __str__(self) -> str:
+        wrong = sum(not row.ok for row in self.rows)
+        verdict = "ok" if not wrong else f"{wrong} of {len(self.rows)} tensors are WRONG"
+        gradients = sorted((r for r in self.rows if r.kind == "gradient"), key=lambda r: -r.error / r.allowed)
+        shown = [row for row in self.rows if row.kind != "gradient"] + gradients[:SHOWN]
+        lines = [f"fasttx.verify({self.model}): {verdict}; largest errors against {self.reference}"]
+        width = max((len(row.name) for row in shown), default=4)
+        lines.append(f"{'':8}  {'name':{width}}  {'patched':>9}  {'unpatched':>9}  {'allowed':>9}")
+        for row in shown:
+            mark = "" if row.ok else "  WRONG"
+            errors = f"{row.error:9.2e}  {row.unpatched_error:9.2e}  {row.allowed:9.2e}"
+            lines.append(f"{row.kind:8}  {row.name:{width}}  {errors}{mark}")
+        if len(gradients) > SHOWN:
+            lines.append(f"and {len(gradients) - SHOWN} more gradients, nearer to the reference")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def verify(model: Any, batch: Any) -> Verification:
+    """Compare a patched model with its unpatched self, on a batch of yours.
+
+    Three models run one after the other: the patched one; an unpatched copy in the same dtype; an unpatched copy in
+    float32 with transformers' eager attention (float64 where the model is in float32), the reference. Outputs are
+    compared in eval mode at real tokens; the loss and every parameter's gradient in training mode with dropout at 0,
+    both by transformers' definition (``loss="hf"``), as the copies have no other. The model, its gradients and the
+    random generators are left as they were; memory holds one more model at a time.
+
+    Args:
+        model: a patched transformers model, or a module around one whose call returns its output.
+        batch: the arguments of its forward by name; without labels, outputs alone are compared.
+
+    Returns:
+        A verification; ``ok`` says whether every tensor keeps to the rule of :mod:`fasttx.testing`: at most twice the
+        unpatched model's error, plus a floor.
+
+    Raises:
+        ValueError: the model is not patched, or its output holds no tensor.  TypeError: `batch` is no mapping.
+    """
+    root = _root(model)
+    if not is_patched(root):
+        raise ValueError(f"model: this {type(root).__name__} is not patched; patch it first (fasttx.patch(model))")
+    dtype = next(root.parameters()).dtype
+    higher = torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32
+    found = _results(root, batch)
+    if not found:
+        raise ValueError(f"batch: the output of {type(root).__name__} holds no floating tensor to compare")
+    plain = copy.deepcopy(root)
+    unpatch(plain)
+    same = _results(plain, batch)
+    for module in plain.modules():
+        if isinstance(module, PreTrainedModel):
+            module.set_attn_implementation("eager")
+    reference = _results(plain.to(higher), _as(batch, higher))
+    del plain
+    return Verification(type(root).__name__, str(higher).removeprefix("torch."), _rows(found, same, reference))
+
+
+def _rows(found: Results, same: Results, reference: Results) -> list[Compared]:
+    """A row for each tensor of the reference. One that a model lacks (a parameter without a gradient) counts as 0.
+
+    Gradients are small numbers: their floor is not that of numbers about 1, but goes by the largest of their tensor, or
+    a tenth of the largest of all (the gradient of a key's bias is 0 but for rounding).
+    """
+    largest = max((float(x.abs().max()) for (kind, _), x in reference.items() if kind == "gradient"), default=0.0)
+    rows = []
+    for (kind, name), exact in reference.items():
+        if kind == "output" and (kind, name) not in found:
+            continue  # logits that a patched head does not compute
+        dtype = next(iter(found.values())).dtype
+        got, plain = (r.get((kind, name), torch.zeros_like(exact, dtype=dtype)) for r in (found, same))
+        allowed = bound(plain, exact, got.dtype)
+        if kind == "gradient":
+            size = max(float(exact.abs().max()) if exact.numel() else 0.0, 0.1 * largest)
+            allowed = 2.0 * error(plain, exact) + FLOOR[got.dtype] * size
+        rows.append(Compared(kind, name, error(got, exact), error(plain, exact), allowed))
+    return rows
+
+
+def _as(batch: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
+
+
+def _results(model: nn.Module, batch: Any) -> Results:
+    """Outputs, loss and gradients of one model, on the CPU."""
+    found: Results = {}
+    modes = [(module, module.training) for module in model.modules()]
+    with without_trace(model):
+        try:
+            model.eval()
+            with torch.no_grad():
+                output = call(model, batch)
+        finally:
+            for module, training in modes:
+                module.training = training
+        mask = batch.get("attention_mask")
+        for name, value in output.items() if isinstance(output, Mapping) else ():
+            if isinstance(value, Tensor) and value.is_floating_point() and name != "loss":
+                found["output", name] = _real(value, mask).cpu()
+        with training_without_dropout(model), _transformers_loss(model), torch.enable_grad():
+            output = call(model, batch)
+            loss = loss_of(output)
+            if loss is not None:
+                loss.sum().backward()
+                found["loss", "loss"] = loss.detach().cpu()
+                for name, p in model.named_parameters():
+                    if p.grad is not None:
+                        found["gradient", name] = p.grad.detach().cpu()
+    return found
+
+
+@contextlib.contextmanager
+def _transformers_loss(model: nn.Module) -> Iterator[None]:
+    """loss="hf" instead of "correct", which means another value where padding took part (question answering)."""
+    marks = {id(mark): mark for m in model.modules() if (mark := m.__dict__.get("_fasttx")) is not None}
+    before = [(mark, mark.options) for mark in marks.values()]
+    try:
+        for mark, options in before:
+            if options.loss is not None:
+                mark.options = dataclasses.replace(options, loss="hf")
+        yield
+    finally:
+        for mark, options in before:
+            mark.options = options
+
+
+def _real(value: Tensor, mask: Any) -> Tensor:
+    """The rows of real tokens, where an output has one row for each token."""
+    if isinstance(mask, Tensor) and mask.dim() == 2 and value.shape[:2] == mask.shape:
+        return value[mask.bool()]
+    return value
