@@ -311,13 +311,13 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, T
 
 
 def _cpu_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *args: Any
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     used = _used(q, k, args[2], args[3])
     if used is None:
-        return _attention_cpu.backward(dout, q, k, v, out, lse, *args)
+        return _attention_cpu.backward(dout, q, k, v, out, softmax_lse, *args)
     m, n = used
-    rows = (dout[:m], q[:m], k[:n], v[:n], out[:m], lse[:, :m].contiguous())
+    rows = (dout[:m], q[:m], k[:n], v[:n], out[:m], softmax_lse[:, :m].contiguous())
     dq, dk, dv = _attention_cpu.backward(*rows, *args)
     return _whole(dq, q.shape[0]), _whole(dk, k.shape[0]), _whole(dv, k.shape[0])
 

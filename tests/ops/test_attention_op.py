@@ -320,7 +320,7 @@ def test_errors_name_the_argument(changes: dict[str, Any], message: str) -> None
         ({"cu_seqlens_k": torch.tensor([0, 23], dtype=I32)}, "cu_seqlens_k"),
         ({"cu_seqlens_q": torch.tensor([0, 9, 7, 19], dtype=I32)}, "cu_seqlens_q"),
         ({"cu_seqlens_q": torch.tensor([1, 7, 7, 19], dtype=I32)}, "cu_seqlens_q"),
-        ({"cu_seqlens_k": torch.tensor([0, 9, 12, 22], dtype=I32)}, "cu_seqlens_k"),
+        ({"cu_seqlens_k": torch.tensor([0, 9, 12, 24], dtype=I32)}, "cu_seqlens_k"),
         ({"max_seqlen_q": 11}, "max_seqlen_q"),
         ({"max_seqlen_k": -1}, "max_seqlen"),
         ({"seqused_k": torch.tensor([1, 1, 1], dtype=I32)}, "seqused_k"),
