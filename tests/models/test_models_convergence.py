@@ -14,7 +14,7 @@ from bench import convergence_criteria as criteria
 from bench.convergence_arms import TASKS, Arm
 
 DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
-STEPS = 240
+STEPS = 200
 SEEDS = (1, 2, 3)
 ON_A_GPU = pytest.mark.skipif(
     torch.cuda.is_available(), reason="takes minutes on a GPU, one arm after the other: python -m bench.convergence"
@@ -23,9 +23,15 @@ ON_A_GPU = pytest.mark.skipif(
 
 @ON_A_GPU
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # about 20 arms in all, of 200 steps; other work on the machine slows each
 @pytest.mark.parametrize("task", TASKS)
 def test_loss_curves_coincide_and_faults_do_not(task: str, tmp_path: Path) -> None:
+    """Faults in one task alone: what they show is that the criteria can fail."""
     plan = convergence.planned([task], SEEDS, STEPS)
+    if task != "pretraining":
+        verdicts = criteria.judge(convergence.run_arms(plan, tmp_path, DATA))
+        assert all(verdict.ok for verdict in verdicts), verdicts
+        return
     wrong_scale = [dataclasses.replace(arm, fault="wrong-scale") for arm in plan if arm.patched and not arm.dropout]
     lost_gradient = [dataclasses.replace(arm, fault="lost-gradient") for arm in plan if arm.patched and arm.dropout]
     results = convergence.run_arms([*plan, *wrong_scale, *lost_gradient], tmp_path, DATA)
