@@ -61,7 +61,7 @@ def explain(model: Any, batch: Any) -> Explanation:
     Returns:
         An explanation, one row for each op (``attention_fwd``), each drop-in that handed a call to torch's own
         function, and each part of a patched model that had a choice.  Ops inside a compiled graph are counted as they
-        run; decisions of Python are taken while a graph is compiled, and show up in that step alone.
+        run, after what its Python decided when it was compiled, for this step: it is compiled anew.
 
     Raises:
         TypeError: `batch` is no mapping.  What the model itself raises.

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 def call(model: nn.Module, batch: Any) -> Any:
     """The output of the model for a batch: a mapping of arguments, as a tokenizer or collator gives it.
 
+    A Sequential, which SentenceTransformer and CrossEncoder are, gets a copy of it as its one argument.
+
     Raises:
         TypeError: the batch is no mapping.
     """
     if not isinstance(batch, Mapping):
         raise TypeError(f"batch: got {type(batch).__name__}; allowed is a mapping of the model's arguments by name")
-    return model(**batch)
+    return model(dict(batch)) if isinstance(model, nn.Sequential) else model(**batch)
 
 
 def loss_of(output: Any) -> Tensor | None:

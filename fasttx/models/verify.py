@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..functional.packing import first_tokens
 from ..testing import FLOOR, bound, error
 from .one_step import call, loss_of, training_without_dropout, without_trace
+from .padding_free import _checked_lengths
 from .patch import _root, is_patched, unpatch
 
 Results = dict[tuple[str, str], Tensor]
@@ -73,7 +75,9 @@ class Verification:
     def __str__(self) -> str:
         wrong = sum(not row.ok for row in self.rows)
         verdict = "ok" if not wrong else f"{wrong} of {len(self.rows)} tensors are WRONG"
-        gradients = sorted((r for r in self.rows if r.kind == "gradient"), key=lambda r: -r.error / r.allowed)
+        gradients = sorted(
+            (r for r in self.rows if r.kind == "gradient"), key=lambda r: -r.error / (r.allowed or 1e-300)
+        )
         shown = [row for row in self.rows if row.kind != "gradient"] + gradients[:SHOWN]
         lines = [f"fasttx.verify({self.model}): {verdict}; largest errors against {self.reference}"]
         width = max((len(row.name) for row in shown), default=4)
@@ -107,23 +111,25 @@ def verify(model: Any, batch: Any) -> Verification:
         unpatched model's error, plus a floor.
 
     Raises:
-        ValueError: the model is not patched, or its output holds no tensor.  TypeError: `batch` is no mapping.
+        ValueError: the model is not patched, its output holds no tensor, or the caller packed the batch
+            (``cu_seq_lens_q``), for which no copy has an attention.  TypeError: `batch` is no mapping.
     """
     root = _root(model)
     if not is_patched(root):
         raise ValueError(f"model: this {type(root).__name__} is not patched; patch it first (fasttx.patch(model))")
     dtype = next(root.parameters()).dtype
     higher = torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32
-    found = _results(root, batch)
+    copies = _for_copies(batch)
+    found = _results(root, batch, copies.get("attention_mask"))
     if not found:
         raise ValueError(f"batch: the output of {type(root).__name__} holds no floating tensor to compare")
     plain = copy.deepcopy(root)
     unpatch(plain)
-    same = _results(plain, batch)
+    same = _results(plain, copies, copies.get("attention_mask"))
     for module in plain.modules():
         if isinstance(module, PreTrainedModel):
             module.set_attn_implementation("eager")
-    reference = _results(plain.to(higher), _as(batch, higher))
+    reference = _results(plain.to(higher), _as(copies, higher), copies.get("attention_mask"))
     del plain
     return Verification(type(root).__name__, str(higher).removeprefix("torch."), _rows(found, same, reference))
 
@@ -149,12 +155,32 @@ def _rows(found: Results, same: Results, reference: Results) -> list[Compared]:
     return rows
 
 
+def _for_copies(batch: Any) -> dict[str, Any]:
+    """The batch in words of transformers: lengths, which a patched model takes alone, become a mask."""
+    if not isinstance(batch, Mapping):
+        return {}  # the call says what is wrong
+    if batch.get("cu_seq_lens_q") is not None:
+        raise ValueError(
+            "batch: got cu_seq_lens_q, of a batch that the caller has packed; allowed is a padded one, which an "
+            "unpatched copy can run too"
+        )
+    copies = dict(batch)
+    lengths = copies.pop("seq_lens", None)
+    if lengths is not None and copies.get("attention_mask") is None:
+        given = copies.get("input_ids", copies.get("inputs_embeds"))
+        if isinstance(given, Tensor):
+            copies["attention_mask"] = first_tokens(
+                _checked_lengths(lengths, given), given.shape[1], given.device
+            ).long()
+    return copies
+
+
 def _as(batch: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
 
 
-def _results(model: nn.Module, batch: Any) -> Results:
-    """Outputs, loss and gradients of one model, on the CPU."""
+def _results(model: nn.Module, batch: Any, mask: Any) -> Results:
+    """Outputs at the tokens of a mask, loss and gradients of one model, on the CPU."""
     found: Results = {}
     modes = [(module, module.training) for module in model.modules()]
     with without_trace(model):
@@ -165,7 +191,6 @@ def _results(model: nn.Module, batch: Any) -> Results:
         finally:
             for module, training in modes:
                 module.training = training
-        mask = batch.get("attention_mask")
         for name, value in output.items() if isinstance(output, Mapping) else ():
             if isinstance(value, Tensor) and value.is_floating_point() and name != "loss":
                 found["output", name] = _real(value, mask).cpu()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
+
+import torch
 
 
 class Decision(NamedTuple):
@@ -21,25 +24,36 @@ class Decision(NamedTuple):
     reason: str
 
 
-_record: list[Decision] | None = None
+_records: tuple[tuple[list[Decision], list[Decision]], ...] = ()
+"""For whom decisions are kept: those of what runs, and those of a graph that is being compiled. The latter have a list
+of their own, because a compiled graph writes the whole of a list that changed in it, after its operators have run."""
+_lock = threading.Lock()
 
 
 def recording() -> bool:
     """Whether a reason that costs something to find is wanted."""
-    return _record is not None
+    return len(_records) > 0
 
 
 def note(what: str, choice: str, reason: str = "") -> None:
-    if _record is not None:
-        _record.append(Decision(what, choice, reason))
+    for ran, traced in _records:
+        (traced if torch.compiler.is_compiling() else ran).append(Decision(what, choice, reason))
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Decision]]:
-    """The decisions of everything that runs in this process within the ``with`` block, backward included."""
-    global _record
-    before, _record = _record, []
+    """The decisions of everything that runs in this process within the ``with`` block, backward included.
+
+    Those of compiled graphs' Python come first, and when the block ends. Blocks may overlap, in several threads too.
+    """
+    global _records
+    ran: list[Decision] = []
+    mine: tuple[list[Decision], list[Decision]] = (ran, [])
+    with _lock:
+        _records = (*_records, mine)
     try:
-        yield _record
+        yield ran
     finally:
-        _record = before
+        with _lock:
+            _records = tuple(record for record in _records if record is not mine)
+        ran[:0] = mine[1]
