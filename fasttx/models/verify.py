@@ -142,7 +142,8 @@ def _rows(found: Results, same: Results, reference: Results) -> list[Compared]:
     """
     largest = max((float(x.abs().max()) for (kind, _), x in reference.items() if kind == "gradient"), default=0.0)
     rows = []
-    for (kind, name), exact in reference.items():
+    only_patched = {k: torch.zeros_like(x) for k, x in found.items() if k[0] == "gradient" and k not in reference}
+    for (kind, name), exact in (reference | only_patched).items():
         if kind == "output" and (kind, name) not in found:
             continue  # logits that a patched head does not compute
         dtype = next(iter(found.values())).dtype

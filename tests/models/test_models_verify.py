@@ -14,6 +14,7 @@ from torch import nn
 import fasttx
 from fasttx.models import hf_attention, padding_free
 from fasttx.models.family import Family
+from fasttx.models.verify import _rows
 from fasttx.ops.registry import LAUNCHES
 
 HEAD = "BertForMaskedLM"
@@ -117,6 +118,12 @@ def test_frozen_parameters_and_no_labels() -> None:
     }
     del inputs["labels"]
     assert {row.kind for row in fasttx.verify(model, inputs).rows} == {"output"}
+
+
+def test_a_gradient_that_only_the_patched_model_has() -> None:
+    one, none = {("gradient", "w"): torch.ones(2)}, {("gradient", "v"): torch.zeros(2)}
+    rows = _rows(one, {}, none)
+    assert {(row.name, row.ok) for row in rows} == {("w", False), ("v", True)}
 
 
 def test_what_cannot_be_verified() -> None:
