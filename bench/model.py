@@ -92,6 +92,19 @@ class Settings:
     rounds: int
     deadline: float | None
 
+    @classmethod
+    def of(cls, device: torch.device, rounds: int, rehearsal: bool, deadline: float | None) -> Settings:
+        on_gpu = device.type == "cuda"
+        return cls(
+            device=device,
+            dtype=torch.bfloat16 if on_gpu else torch.float32,
+            where="rehearsal" if rehearsal else torch.cuda.get_device_name(device) if on_gpu else device.type,
+            unpad=True if rehearsal else "auto",  # so small a batch would stay padded
+            backend="aot_eager" if rehearsal else "inductor",
+            rounds=rounds,
+            deadline=deadline,
+        )
+
     def late(self, compiled: bool = False) -> bool:
         spare = COMPILE_SECONDS if compiled and self.backend == "inductor" else 0.0
         return self.deadline is not None and time.monotonic() + spare > self.deadline
@@ -199,15 +212,7 @@ def run(
         deadline: of `time.monotonic`; what has not begun by then is a row that says so.
     """
     on_gpu = device.type == "cuda"
-    settings = Settings(
-        device=device,
-        dtype=torch.bfloat16 if on_gpu else torch.float32,
-        where="rehearsal" if rehearsal else torch.cuda.get_device_name(device) if on_gpu else device.type,
-        unpad=True if rehearsal else "auto",  # so small a batch would stay padded
-        backend="aot_eager" if rehearsal else "inductor",
-        rounds=2 if rehearsal else 3 if quick else 9,
-        deadline=deadline,
-    )
+    settings = Settings.of(device, 2 if rehearsal else 3 if quick else 9, rehearsal, deadline)
     if cases is None:
         cases = REHEARSAL_CASES if rehearsal else QUICK_CASES if quick else CASES if on_gpu else CPU_CASES
     eager = [arm for arm in arms if not arm.mode and not (quick and arm.attention != "sdpa")]

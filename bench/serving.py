@@ -149,15 +149,7 @@ def run(
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it would report each pooler that is missing or left over; no answer uses one
     on_gpu = device.type == "cuda"
-    settings = Settings(
-        device=device,
-        dtype=torch.bfloat16 if on_gpu else torch.float32,
-        where="rehearsal" if rehearsal else torch.cuda.get_device_name(device) if on_gpu else device.type,
-        unpad=True if rehearsal else "auto",  # so small a batch would stay padded
-        backend="aot_eager" if rehearsal else "inductor",
-        rounds=2 if rehearsal or quick else 5,
-        deadline=deadline,
-    )
+    settings = Settings.of(device, 2 if rehearsal or quick else 5, rehearsal, deadline)
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if quick else threads)
     rows: list[dict[str, Any]] = []
