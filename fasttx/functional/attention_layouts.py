@@ -21,6 +21,7 @@ from .attention_routes import (
     by_torch,
     cpu_gains,
     has_kernel,
+    hides_nothing,
     last_dim_contiguous,
     ours,
     torch_attention,
@@ -93,6 +94,8 @@ def attention_padded(
     ):
         note("attention", OWN, NO_GAIN)
         mask = attn_bias if attn_bias is None or attn_bias.dtype == torch.bool else with_infinities(attn_bias)
+        if mask is not None and hides_nothing(mask):
+            mask = None  # torch's kernel would add a zero to every score
         out = torch_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, dropout_p, window[1] == 0, scale=scale
         )

@@ -72,6 +72,13 @@ def cpu_gains(q: Tensor, keys: int, mask: Tensor | None, dropout_p: float) -> bo
     return worth_slicing(mask.numel() - int(mask.count_nonzero()), mask.shape[0], q.shape[-1])
 
 
+def hides_nothing(mask: Tensor) -> bool:
+    """Whether a bool mask of keys on a CPU hides none of them; False in a graph in the making, which may see others."""
+    if mask.dtype != torch.bool or mask.shape[1:3] != (1, 1):
+        return False
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and bool(mask.all())
+
+
 def last_dim_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 

@@ -37,6 +37,7 @@ STAY_PADDED = "fasttx_stay_padded"
 
 PART = "padded batch"
 TOO_SMALL = "too little padding for packing to pay"
+NO_PADDING = "there is no padding"
 
 WORTH_IT = 1 / 32
 """Share of padding from which packing pays under ``unpad="auto"``: two gathers of the hidden states against that share
@@ -215,6 +216,8 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
             reason = "a graph without seq_lens must not depend on the mask"
         else:
             reason = _padded_call(self, hidden_states, attention_mask, rest, kwargs) or strange_part(self, forwards)
+        if reason is TOO_SMALL and not graph_in_the_making(hidden_states) and bool(attention_mask.all()):
+            attention_mask, reason = None, NO_PADDING  # attention need not add a mask of nothing to its scores
         if reason is not None:
             note(PART, "padded", reason)
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
@@ -230,7 +233,7 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
             starts = lengths  # padded on the right: only an empty row begins with padding
         padding = batch * seqlen - sum(lengths)
         if padding == 0:
-            note(PART, "padded", "there is no padding")
+            note(PART, "padded", NO_PADDING)
             return original_forward(self, hidden_states, None, *rest, **kwargs)
         pays = padding > WORTH_IT * batch * seqlen and all(starts) and _enough_for_a_cpu(hidden_states, padding)
         if sum(lengths) == 0 or (auto and not pays):

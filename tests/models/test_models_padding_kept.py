@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
 import fasttx
+from fasttx.functional import attention_layouts
+from fasttx.functional.attention_routes import torch_attention
+from fasttx.models import padding_free
 
 
 @pytest.mark.parametrize("how", ["call", "config"])
@@ -222,3 +225,40 @@ def test_a_traced_graph_holds_for_every_mask() -> None:
     traced = torch.jit.trace(lambda ids, mask: model(ids, mask)[0], tuple(one.values()), check_trace=False)
     real = other["attention_mask"].bool()
     torch.testing.assert_close(traced(*other.values())[real], model(**other)[0][real], rtol=1e-4, atol=1e-5)
+
+
+def masks_of_torch(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
+    """The masks that torch's own attention gets from now on."""
+    seen: list[Tensor | None] = []
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *rest: Any, **kwargs: Any) -> Tensor:
+        seen.append(mask)
+        return torch_attention(q, k, v, mask, *rest, **kwargs)
+
+    monkeypatch.setattr(attention_layouts, "torch_attention", attention)
+    return seen
+
+
+@pytest.mark.parametrize("unpad", ["auto", True, False])
+def test_a_mask_that_hides_nothing_costs_a_cpu_nothing(unpad: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's kernel would add it to every score; a mask that hides something is passed on."""
+    monkeypatch.setattr(padding_free, "WORTH_IT_ON_CPU", 10**9)  # "auto" finds every batch too small
+    model = bare(unpad=unpad).eval()
+    seen = masks_of_torch(monkeypatch)
+    model(**batch(11, 11))
+    assert seen == [None, None]
+    if unpad is not True:
+        model(**batch(11, 9))
+        assert len(seen) == 4 and not any(mask is None or mask.all() for mask in seen[2:])
+
+
+@pytest.mark.parametrize("unpad", ["auto", False])
+def test_a_trace_of_a_full_batch_keeps_the_mask(unpad: Any) -> None:
+    model = bare(unpad=unpad).eval()
+    model.config.return_dict = False
+    full, part = batch(11, 11), batch(11, 7)
+    traced = torch.jit.trace(model, (full["input_ids"], full["attention_mask"]), check_trace=False)
+    with torch.no_grad():
+        got, want = traced(part["input_ids"], part["attention_mask"])[0], model(**part)[0]
+    real = part["attention_mask"].bool()
+    torch.testing.assert_close(got[real], want[real])
