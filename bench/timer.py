@@ -8,6 +8,7 @@ host-inclusive time of the same batch stands beside it.
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -97,7 +98,8 @@ def interleaved(
     Args:
         peers: name -> call; each is called once before anything is timed.
         device: where the calls run.
-        rounds: batches a peer; the order of the peers is reversed in every second round.
+        rounds: batches a peer; every round has an order of its own, in which no peer follows itself, as its data
+            would still be in the caches.
         copies: slots to rotate over; 1 measures hot.
         batch_ms: a batch repeats a call until it lasts about this long.
         seconds: stop after the round in which this much time is spent (at least 3 rounds are made).
@@ -119,15 +121,19 @@ def interleaved(
         _, once = _batch(call, [0], device)
         inner[name] = max(1, min(200, round(batch_ms / max(once, 1e-3))))
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in peers}
-    names, begun, slot = list(peers), time.perf_counter(), 0
+    names, begun, slot, shuffle = list(peers), time.perf_counter(), 0, random.Random(0).shuffle
     for i in range(rounds):
-        for name in names if i % 2 == 0 else reversed(names):
+        last = names[-1]
+        shuffle(names)
+        if names[0] == last:
+            names.append(names.pop(0))
+        for name in names:
             slots = [(slot + j) % copies for j in range(inner[name])]
             slot += inner[name]
             found[name].append(_batch(peers[name], slots, device))
         if seconds is not None and i >= 2 and time.perf_counter() - begun > seconds:
             break
-    return {name: _summary(batches, inner[name]) for name, batches in found.items()}
+    return {name: _summary(found[name], inner[name]) for name in peers}
 
 
 def _summary(batches: list[tuple[float, float]], inner: int) -> Timing:

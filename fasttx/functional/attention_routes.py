@@ -16,6 +16,8 @@ NO_GAIN = "on a CPU torch's function is as fast for such a call"
 NO_KERNEL = "no kernel runs such a call here, and torch's fused attention is faster than a composition"
 _SMALL = 400_000
 """Scores of a call with dropout below which torch's own composition is faster on a CPU."""
+_SMALL_SEQUENCE = 45_000
+"""The same of each sequence, where a mask of keys has the op compute one sequence at a time."""
 _kernel_for: dict[tuple[torch.device, str | None], bool] = {}
 
 
@@ -63,8 +65,12 @@ _has_kernel_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def cpu_gains(q: Tensor, keys: int, mask: Tensor | None, dropout_p: float) -> bool:
     """False where torch's own function is as fast on a CPU: it runs the very kernel that the op would run (no
     dropout, few masked keys), or the call is so small that the op's fixed cost decides."""
+    if dropout_p > 0.0 and torch.compiler.is_compiling():
+        return True
     if dropout_p > 0.0:
-        return torch.compiler.is_compiling() or q.numel() // q.shape[-1] * keys >= _SMALL
+        scores = q.numel() // q.shape[-1] * keys
+        cut = mask is not None and mask.dtype == torch.bool and mask.shape[1:3] == (1, 1) and not hides_nothing(mask)
+        return scores >= (max(_SMALL, q.shape[0] * _SMALL_SEQUENCE) if cut else _SMALL)
     if mask is None or mask.dtype != torch.bool or mask.shape[1:3] != (1, 1):
         return False
     if torch.compiler.is_compiling():

@@ -43,9 +43,10 @@ WORTH_IT = 1 / 32
 """Share of padding from which packing pays under ``unpad="auto"``: two gathers of the hidden states against that share
 of every layer."""
 
-WORTH_IT_ON_CPU = 64_000_000
-"""Multiply-adds that packing must save a layer on a CPU besides, about 12 hidden^2 a padded token: sequences cost
-attention a call each there. Measured by ``python -m bench.padding``."""
+WORTH_IT_ON_CPU = 40_000_000
+"""Multiply-adds that packing must save a layer on a CPU besides: sequences cost attention a call each there. A padded
+token has 12 hidden^2 in the products, 4 hidden seqlen in attention, and elementwise work that takes as long as 500
+hidden. Measured by ``python -m bench.padding``."""
 
 
 def static_reason(encoder: Any) -> str | None:
@@ -80,7 +81,19 @@ def _padded_call(encoder: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any]
 
 def _enough_for_a_cpu(hidden: Tensor, tokens: int) -> bool:
     """Whether it pays to save `tokens` on hidden's device, as far as it is a CPU."""
-    return hidden.device.type != "cpu" or 12 * tokens * hidden.shape[-1] ** 2 >= WORTH_IT_ON_CPU
+    seqlen, width = hidden.shape[-2:]
+    return hidden.device.type != "cpu" or tokens * width * (12 * width + 4 * seqlen + 500) >= WORTH_IT_ON_CPU
+
+
+def _full_on_a_cpu(encoder: Any, hidden: Tensor, mask: Tensor) -> bool:
+    """Whether a CPU, which need not wait for that, sees a batch without padding: nothing else need be asked then."""
+    return (
+        hidden.device.type == "cpu"
+        and mask.shape == hidden.shape[:2]
+        and not encoder.config.is_decoder
+        and not graph_in_the_making(hidden)
+        and bool(mask.all())
+    )
 
 
 def _checked_lengths(seq_lens: Any, hidden: Tensor) -> Sequence[int] | Tensor:
@@ -208,6 +221,8 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
         reason: str | None
         if attention_mask is None:
             reason = "there is no mask"
+        elif _full_on_a_cpu(self, hidden_states, attention_mask):
+            reason, attention_mask = NO_PADDING, None
         elif stay_padded:
             reason = "transformers' value of the loss depends on what stands at padding (loss='hf')"
         elif auto and not _enough_for_a_cpu(hidden_states, hidden_states.shape[:-1].numel()):
@@ -216,8 +231,6 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
             reason = "a graph without seq_lens must not depend on the mask"
         else:
             reason = _padded_call(self, hidden_states, attention_mask, rest, kwargs) or strange_part(self, forwards)
-        if reason is TOO_SMALL and not graph_in_the_making(hidden_states) and bool(attention_mask.all()):
-            attention_mask, reason = None, NO_PADDING  # attention need not add a mask of nothing to its scores
         if reason is not None:
             note(PART, "padded", reason)
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)

@@ -34,6 +34,17 @@ def test_slower_call_is_slower() -> None:
     assert found["long"].rounds == 4 and found["long"].inner == 1
 
 
+def test_no_peer_follows_itself_or_always_the_same() -> None:
+    """Its own data in the caches would make the first and the last of a fixed order seem faster."""
+    seen: list[str] = []
+    peers = {name: (lambda _, name=name: seen.append(name)) for name in "abcd"}
+    interleaved(peers, torch.device("cpu"), rounds=60, batch_ms=1e-9)
+    timed = seen[-240:]
+    pairs = set(zip(timed, timed[1:], strict=False))
+    assert sorted(timed) == sorted("abcd" * 60)
+    assert len(pairs) == 12 and not any(a == b for a, b in pairs)
+
+
 def test_stops_when_time_is_spent() -> None:
     found = interleaved({"a": lambda _: time.sleep(0.02)}, torch.device("cpu"), rounds=500, seconds=0.1)
     assert 3 <= found["a"].rounds < 20

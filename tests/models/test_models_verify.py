@@ -190,7 +190,7 @@ def test_why_a_batch_stays_padded(name: str) -> None:
 
 
 def test_why_a_small_batch_stays_padded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(padding_free, "WORTH_IT_ON_CPU", 64_000_000)
+    monkeypatch.setattr(padding_free, "WORTH_IT_ON_CPU", 40_000_000)
     model, inputs = patched("BertModel"), zoo.inputs_for(zoo.BERT, "BertModel")
     assert "too little padding for packing to pay" in str(fasttx.explain(model, inputs))
     hooked = patched("BertModel", unpad=True)
