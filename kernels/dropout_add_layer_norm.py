@@ -37,8 +37,8 @@ from .row_dropout import LAYER_NORM_TAG, keep_scale, row_keep, threshold
 TAG = tl.constexpr(LAYER_NORM_TAG)
 MAX_COLS = 8192
 """Beyond it x, dout and the two sums, each in float32, outgrow the registers of one block."""
-PROGRAMS = 396
-"""Programs of a backward with sums at most: three, as many as the registers hold, for each of an H100's multiprocessors
+PROGRAMS = 264
+"""Programs of a backward with sums at most: two, as many as the registers hold, for each of an H100's multiprocessors
 (132). A constant, not the device's own number: the same sums on every device."""
 SUM_ROWS, SUM_COLS = 32, 32
 """Tile of the second kernel: 128-byte lines, and enough programs for a row of 768 to spread over 24 of them."""
@@ -52,9 +52,15 @@ class Config(NamedTuple):
     num_warps: int
 
 
-# kernel -> (elements of a tile of short rows, elements a thread of a longer row). Chosen by registers, not yet timed
-# (docs/kernels/dropout_add_layer_norm.md): forward holds z and loads two inputs, backward four arrays besides.
-TABLE: dict[str, tuple[int, int]] = {"fwd": (2048, 16), "bwd": (2048, 16)}
+SHORT_TILE = 2048
+"""Elements of a tile of rows that are not longer."""
+# kernel -> {columns of a tile: its warps}. Chosen by registers, not yet timed (docs/kernels/dropout_add_layer_norm.md):
+# forward holds one array and loads two, backward five. 32 elements a thread in the widest row: with more warps the
+# registers of a thread are fewer, and ptxas spills; at 4,096 columns it does so with 8 warps and not with 16.
+TABLE: dict[str, dict[int, int]] = {
+    "fwd": {SHORT_TILE: 4, 4096: 8, 8192: 8},
+    "bwd": {SHORT_TILE: 8, 4096: 16, 8192: 8},
+}
 
 
 def config(kernel: str, n_cols: int) -> Config:
@@ -64,9 +70,8 @@ def config(kernel: str, n_cols: int) -> Config:
         kernel: "fwd" or "bwd".
         n_cols: length of a row.
     """
-    tile, each = TABLE[kernel]
     block_n = max(16, triton.next_power_of_2(n_cols))  # 16: the columns of one Philox call
-    return Config(max(tile // block_n, 1), block_n, max(4, block_n // (32 * each)))
+    return Config(max(SHORT_TILE // block_n, 1), block_n, TABLE[kernel][max(SHORT_TILE, block_n)])
 
 
 @triton.jit

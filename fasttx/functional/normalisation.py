@@ -40,27 +40,22 @@ class DropoutAddLayerNormFunction(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, residual, weight, bias, mean, rstd, row_index, rng_state = ctx.saved_tensors
         dropout_p, eps, out_dtype, backend = ctx.options
-        needs_dx, needs_dresidual, needs_dweight, needs_dbias = ctx.needs_input_grad[:4]
+        needs_dx, needs_dresidual, needs_dweight, needs_dbias = needs = ctx.needs_input_grad[:4]
         rest = (None,) * 6
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: to be differentiated again
             keep = None if rng_state is None else keep_of(x, row_index, rng_state, dropout_p, backend)
             out = differentiable(x, residual, weight, bias, keep, dropout_p, eps, out_dtype)
-            inputs = [t for t, need in zip((x, residual, weight, bias), ctx.needs_input_grad[:4], strict=True) if need]
+            inputs = [t for t, need in zip((x, residual, weight, bias), needs) if need]
             found = iter(torch.autograd.grad(out, inputs, dout, create_graph=True))
-            return (*(next(found) if need else None for need in ctx.needs_input_grad[:4]), *rest)
+            return (*(next(found) if need else None for need in needs), *rest)
         # without dropout x and residual have one gradient: written once where they have one dtype
         one = needs_dx and needs_dresidual and rng_state is None and x.dtype == residual.dtype
         dx, dresidual, dweight, dbias = _bwd(
             dout, x, residual, weight, bias, mean, rstd, row_index, rng_state, dropout_p,
             needs_dx, needs_dresidual and not one, needs_dweight, needs_dbias, backend,
         )  # fmt: skip
-        return (
-            dx if needs_dx else None,
-            dx if one else dresidual if needs_dresidual else None,
-            dweight if needs_dweight else None,
-            dbias if needs_dbias else None,
-            *rest,
-        )
+        grads = (dx, dx if one else dresidual, dweight, dbias)
+        return (*(grad if need else None for grad, need in zip(grads, needs)), *rest)
 
 
 def _under_autocast(x: Tensor) -> bool:
@@ -96,7 +91,8 @@ def _layer_norm_to_torch(
     dtype = input.dtype
     if dtype not in FLOATS:
         return "input is not floating"
-    if not isinstance(normalized_shape, (tuple, list)) or not normalized_shape:
+    sized = isinstance(normalized_shape, (tuple, list)) and len(normalized_shape) > 0
+    if not sized or any(isinstance(size, float) for size in normalized_shape):
         return "normalized_shape is no sequence of sizes"
     shape = tuple(normalized_shape)
     n = len(shape)
@@ -108,7 +104,7 @@ def _layer_norm_to_torch(
             return "weight or bias is not floating of normalized_shape"
         if t is not None and t.dtype != dtype and not mixed:
             return "weight or bias has another dtype than input"
-    if not isinstance(eps, (int, float)) or not (math.isfinite(eps) and eps >= 0.0):
+    if not isinstance(eps, (int, float)) or not 0.0 <= eps < math.inf:
         return "eps is no number, or negative"
     if not torch.compiler.is_compiling() and input.numel() == 0:  # sizes may be unknown there
         return "input has no element"
@@ -204,7 +200,7 @@ def _check_numbers(dropout_p: float, eps: float) -> None:
             raise TypeError(f"{name}: must be a number, got {number!r}")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p: must lie in [0, 1), got {dropout_p}")
-    if not (math.isfinite(eps) and eps >= 0.0):
+    if not 0.0 <= eps < math.inf:
         raise ValueError(f"eps: must be finite and not negative, got {eps}")
 
 
@@ -298,7 +294,7 @@ def dropout_add_layer_norm(
         reason = "torch's own functions are as fast on a CPU"
     if reason is None and input.shape[-1] == 0:
         reason = "rows have no element"
-    numbers = (float(dropout_p), float(eps), out_dtype)
+    numbers = float(dropout_p), float(eps), out_dtype
     if reason is not None:
         out = _by_torch(*tensors, row_index, rng_state, *numbers)
         refuse_if_forced("dropout_add_layer_norm", reason, input, backend)

@@ -65,7 +65,7 @@ def _check(
     rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
 ) -> None:  # fmt: skip
     _check_tensors(x, residual, weight, bias, row_index, rng_state, dropout_p)
-    if not (math.isfinite(eps) and eps >= 0.0):
+    if not 0.0 <= eps < math.inf:
         raise ValueError(f"eps: must be finite and not negative, got {eps}")
     if out_dtype not in FLOATS:
         raise ValueError(f"out_dtype: allowed are float32, float16 and bfloat16, got {out_dtype}")

@@ -20,10 +20,10 @@ ARCHS = [80, 90, 100]
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 # (residual, weight and bias, dropout, dtype, columns): MiniLM's rows, BERT's, the widest block; each part alone;
 # float32, whose tiles are twice as large; float16 once, it differs from bfloat16 by the conversions
-CASES = [(True, True, True, BF16, n) for n in (384, 768, kernels.MAX_COLS)]
+CASES = [(True, True, True, BF16, n) for n in (384, 768, 4096, kernels.MAX_COLS)]
 CASES += [(True, True, False, BF16, n) for n in (768, kernels.MAX_COLS)]
 CASES += [(False, True, False, BF16, 768), (True, False, True, BF16, 1024), (False, False, False, BF16, 768)]
-CASES += [(True, True, True, FP32, n) for n in (768, kernels.MAX_COLS)] + [(False, True, True, FP16, 1024)]
+CASES += [(True, True, True, FP32, n) for n in (768, 4096, kernels.MAX_COLS)] + [(False, True, True, FP16, 1024)]
 N_ROWS = 4096
 
 
@@ -54,6 +54,7 @@ def test_machine_code(arch: int) -> None:
     with dry_device(arch) as records:
         for case in CASES:
             residual, affine, dropout, _, n_cols = case
+            rows = kernels.config("fwd", n_cols).rows  # of mean and rstd, in both directions
             before = len(records)
             launch(*case)
             forward, backward, *_ = (r for r in records[before:] if r.name != "layer_norm_sum_kernel")
@@ -65,12 +66,11 @@ def test_machine_code(arch: int) -> None:
             loads, stores = accesses(forward, "LDG"), accesses(forward, "STG")
             # weight and bias, of one row, may be fewer than 16 bytes a thread
             assert loads[0] >= 1 + residual and loads[1] <= each + 2 * affine, (case, loads)
-            rows = kernels.config("fwd", n_cols).rows
-            assert stores[0] >= 1 and stores[1] <= 2 * rows, (case, stores)  # mean and rstd
+            assert stores[0] >= 1 and stores[1] <= 2 * rows, (case, stores)
             loads, stores = accesses(backward, "LDG"), accesses(backward, "STG")
-            rows = kernels.config("bwd", n_cols).rows
             assert loads[0] >= 2 + residual and loads[1] <= each + 2 * rows + affine, (case, loads)
-            assert stores[0] >= 1 + (residual and dropout) + 2 * affine and stores[1] == 0, (case, stores)
+            # so may be the partial sums
+            assert stores[0] >= 1 + (residual and dropout) and stores[1] <= 2 * affine, (case, stores)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
