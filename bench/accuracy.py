@@ -31,6 +31,12 @@ def backward_arguments(name: str, forward: list[Any], outputs: tuple[Tensor, ...
         return [dout, *forward[:3], outputs[1], outputs[2], *forward[3:]]
     if name == "linear_cross_entropy":
         return [dout, *forward[:5], *outputs[1:], True, True, forward[2] is not None, *forward[5:]]
+    if name == "dropout_add_layer_norm":
+        tensors, mask = forward[:4], forward[4:7]
+        needs = [t is not None for t in tensors]
+        if mask[1] is None:  # one gradient for x and residual, written once, as autograd asks for it
+            needs[1] = False
+        return [dout, *tensors, *outputs[1:], *mask, *needs]
     if name == "binary_cross_entropy":
         return [dout, *forward]
     raise ValueError(f"op: no rule for the backward arguments of {name!r}; add it to bench/kernels.py")

@@ -159,7 +159,7 @@ def layer_norm_bwd_kernel(
             if DWEIGHT:
                 dweight += dout * xhat
             if DX or DRESIDUAL:
-                # in the loop: kept in registers, it makes the widest tile spill
+                # loaded for each tile, from L1: across tiles it would hold as many registers as either sum
                 g = dout * _row_vector(weight_ptr, cols, col_ok, WEIGHT, 1.0)
                 c1 = tl.sum(g * xhat, 1) / n_cols
                 c2 = tl.sum(g, 1) / n_cols

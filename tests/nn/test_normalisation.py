@@ -1,4 +1,4 @@
-"""layer_norm, LayerNorm: torch's semantics; dropout_add_layer_norm, DropoutAddLayerNorm: those of the three functions."""
+"""layer_norm and LayerNorm: torch's semantics; dropout_add_layer_norm and its module: those of the three functions."""
 
 from __future__ import annotations
 
@@ -228,10 +228,9 @@ def test_packed_and_padded_rows_drop_the_same(device, name, dtype):
         whole = F.dropout_add_layer_norm(x, residual, weight, bias, row_index=number, **options)
         packed = F.dropout_add_layer_norm(x[real], residual[real], weight, bias, row_index=number[real], **options)
     assert torch.equal(packed, whole[real])
-    torch.testing.assert_close(
-        whole.double(), written_out(*(t.double() for t in (x, residual, weight, bias)), factor_of("triton", x, number.flatten(), state_on(device), 0.4)),
-        atol=2e-6, rtol=1e-5,
-    )  # fmt: skip
+    factor = factor_of("triton", x, number.flatten(), state_on(device), 0.4)
+    expected = written_out(*(t.double() for t in (x, residual, weight, bias)), factor)
+    torch.testing.assert_close(whole.double(), expected, atol=2e-6, rtol=1e-5)
 
 
 @each_backend
