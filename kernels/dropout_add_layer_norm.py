@@ -155,6 +155,7 @@ def layer_norm_bwd_kernel(
                 z += tl.load(residual_ptr + long_rows * stride_rm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
             mean = tl.load(mean_ptr + rows, mask=row_ok, other=0.0)
             rstd = tl.load(rstd_ptr + rows, mask=row_ok, other=0.0)
+            # dout is 0 beyond the row, so that no sum needs the 0; without it ptxas spills on sm_100 (768 columns)
             xhat = tl.where(col_ok[None, :], (z - mean[:, None]) * rstd[:, None], 0.0)
             if DWEIGHT:
                 dweight += dout * xhat
