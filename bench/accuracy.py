@@ -31,6 +31,12 @@ def backward_arguments(name: str, forward: list[Any], outputs: tuple[Tensor, ...
         return [dout, *forward[:3], outputs[1], outputs[2], *forward[3:]]
     if name == "linear_cross_entropy":
         return [dout, *forward[:5], *outputs[1:], True, True, forward[2] is not None, *forward[5:]]
+    if name == "dropout_add_layer_norm":
+        tensors, mask = forward[:4], forward[4:7]
+        needs = [t is not None for t in tensors]
+        if mask[1] is None:  # one gradient for x and residual, written once, as autograd asks for it
+            needs[1] = False
+        return [dout, *tensors, *outputs[1:], *mask, *needs]
     if name == "binary_cross_entropy":
         return [dout, *forward]
     raise ValueError(f"op: no rule for the backward arguments of {name!r}; add it to bench/kernels.py")
@@ -71,11 +77,12 @@ def check(workload: Workload, op: Op, device: torch.device, size: str, backend: 
         else:
             dout = random_dout(outputs, 1)
             args = backward_arguments(op.name, case.args, outputs, dout)
-            undropped = (
-                args
-                if not workload.dropout
-                else backward_arguments(op.name, plain, as_tuple(op.fwd.torch(*plain)), dout)
-            )
+            undropped = args
+            if workload.dropout:
+                undropped = backward_arguments(op.name, plain, as_tuple(op.fwd.torch(*plain)), dout)
+                for i, name in enumerate(op.bwd.argument_names()[:-1]):
+                    if name.startswith("needs_"):  # the same gradients, one of which may repeat another without dropout
+                        undropped[i] = args[i]
             results = call_op(op, "bwd", args, backend)
         reference = as_tuple(half.reference(*args))
         if workload.dropout:

@@ -50,6 +50,8 @@ def smallest(name: str, device: torch.device) -> list[Any]:
         return [x, torch.randn(8, 8, device=device), None, torch.tensor([3, 5], device=device), None, -100, 0.0, 1]
     if name == "binary_cross_entropy":
         return [x, torch.ones_like(x), None, None, 1]
+    if name == "dropout_add_layer_norm":
+        return [x, torch.ones_like(x), x[0].clone(), x[1].clone(), None, None, 0.0, 1e-5, x.dtype]
     raise ValueError(f"op: no smallest call of {name!r} is known; add it to bench/host.py")
 
 
@@ -154,6 +156,7 @@ def function_rows(device: torch.device, rounds: int) -> list[Row]:
     labels, ones = torch.tensor([3, 5], device=device), torch.ones(2, 8, device=device)
     calls: dict[str, Callable[[Any], Tensor]] = {
         "softmax": lambda functions: functions.softmax(x, -1),
+        "layer_norm": lambda functions: functions.layer_norm(x, (8,)),
         "cross_entropy": lambda functions: functions.cross_entropy(x, labels),
         "binary_cross_entropy_with_logits": lambda functions: functions.binary_cross_entropy_with_logits(x, ones),
         "scaled_dot_product_attention": lambda functions: functions.scaled_dot_product_attention(q, q, q),

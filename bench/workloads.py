@@ -189,6 +189,29 @@ def binary_cross_entropy(name: str, n_rows: int, n_cols: int, dtype: torch.dtype
     return Workload(name, "binary_cross_entropy", build)
 
 
+def dropout_add_layer_norm(
+    name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16, *, dropout_p: float = 0.0, residual: bool = True
+) -> Workload:
+    """What ends each half of a BERT layer; without a residual plain layer norm."""
+
+    def build(device: torch.device, size: str, seed: int) -> Case:
+        rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
+        x = _randn(device, dtype, seed, rows, cols)
+        weight, bias = _randn(device, dtype, seed + 1, cols), _randn(device, dtype, seed + 2, cols)
+        rest = (weight, bias, _randn(device, dtype, seed + 3, rows, cols)) if residual else (weight, bias)
+        rng = torch.tensor([seed + 7, 3], device=device) if dropout_p else None
+
+        def norm(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
+            z = F.dropout(x, dropout_p) if dropout_p else x
+            return F.layer_norm(z if residual is None else z + residual, (cols,), weight, bias, 1e-12)
+
+        peers = {"eager": Peer(norm, (x, *rest)), "torch.compile": Peer(norm, (x, *rest), compiled=True)}
+        added = rest[2] if residual else None
+        return Case([x, added, weight, bias, None, rng, dropout_p, 1e-12, dtype], peers)
+
+    return Workload(name, "dropout_add_layer_norm", build, dropout_p > 0)
+
+
 WORKLOADS: tuple[Workload, ...] = (
     # most telling first: a run that is short of time stops somewhere along this list
     attention("attention-bert-base-s512", 32, 512, 12, 64, written_out=True),
@@ -197,6 +220,8 @@ WORKLOADS: tuple[Workload, ...] = (
     attention("attention-bert-base-s512-ragged-packed", 32, 512, 12, 64, ragged="packed"),
     cross_entropy("cross_entropy-bert-mlm-4096x30522", 4096, 30522),
     softmax("softmax-16384x1024", 16384, 1024),
+    dropout_add_layer_norm("dropout_add_layer_norm-bert-base-16384x768", 16384, 768, dropout_p=0.1),
+    dropout_add_layer_norm("dropout_add_layer_norm-16384x1024-inference", 16384, 1024),
     linear_cross_entropy("linear_cross_entropy-bert-mlm-4096x30522", 4096, 30522, 768),
     attention("attention-bert-base-s128", 128, 128, 12, 64, written_out=True),
     attention("attention-d64-s256", 64, 256, 32, 64),
@@ -211,6 +236,7 @@ WORKLOADS: tuple[Workload, ...] = (
     cross_entropy("cross_entropy-smoothed-4096x30522", 4096, 30522, smoothing=0.1),
     attention("attention-d64-s1024-fp16", 16, 1024, 32, 64, FP16),
     attention("attention-d64-s512-fp32", 8, 512, 12, 64, FP32),
+    dropout_add_layer_norm("layer_norm-16384x4096", 16384, 4096, residual=False),
     linear_cross_entropy("linear_cross_entropy-xlmr-2048x250002", 2048, 250002, 768),
     softmax("softmax-65536x256-fp32", 65536, 256, FP32),
     cross_entropy("cross_entropy-4096x30522-fp32", 4096, 30522, FP32),

@@ -74,8 +74,23 @@ def binary_cross_entropy(device: torch.device, dtype: torch.dtype) -> Cases:
     yield "empty", (x[:0], target[:0], None, None, 2)
 
 
+def dropout_add_layer_norm(device: torch.device, dtype: torch.dtype) -> Cases:
+    x, residual = torch.randn(2, 2, 5, 37, device=device, dtype=dtype)
+    weight, bias = torch.randn(2, 37, device=device, dtype=dtype)
+    numbers = torch.tensor([3, 1, 70, 2, 9] * 2, dtype=torch.int32, device=device)
+    yield "plain", (x, None, weight, bias, None, None, 0.0, 1e-5, dtype)
+    yield "residual-dropout", (x, residual, weight, bias, None, _state(device), 0.25, 1e-5, dtype)
+    yield "residual", (x, residual.float(), weight.float(), None, None, None, 0.0, 1e-12, torch.float32)
+    yield "numbered", (x, None, None, bias, numbers, _state(device), 0.1, 1e-5, dtype)
+    wide = torch.randn(2, 5, 41, device=device, dtype=dtype)[..., 3:40]
+    across = residual.transpose(0, 1).contiguous().transpose(0, 1)
+    yield "strided", (wide, across, None, None, None, None, 0.0, 0.1, dtype)
+    yield "empty", (x[:0], residual[:0], weight, bias, None, None, 0.0, 1e-5, dtype)
+
+
 FORWARD: dict[str, Callable[[torch.device, torch.dtype], Cases]] = {
     "softmax": softmax,
+    "dropout_add_layer_norm": dropout_add_layer_norm,
     "attention": attention,
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
@@ -92,6 +107,9 @@ def backward(op: Op, arguments: tuple[Any, ...], outputs: tuple[Tensor, ...]) ->
     known["deterministic"] = True
     if op.name == "linear_cross_entropy":
         known |= {"needs_dx": True, "needs_dweight": True, "needs_dbias": known["bias"] is not None}
+    if op.name == "dropout_add_layer_norm":
+        owners = {"dx": "x", "dresidual": "residual", "dweight": "weight", "dbias": "bias"}
+        known |= {f"needs_{gradient}": known[owner] is not None for gradient, owner in owners.items()}
     if op.name == "softmax":
         known["saved"] = outputs[0] if known["rng_state"] is None else known["x"]
     dout, *names = op.bwd.argument_names()[:-1]

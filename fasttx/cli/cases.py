@@ -57,12 +57,20 @@ def _linear_cross_entropy(dtype: torch.dtype, device: torch.device) -> list[Any]
     return [x, weight, _randn(5000, dtype=dtype, device=device), target, None, -100, 0.1, 1]
 
 
+def _dropout_add_layer_norm(dtype: torch.dtype, device: torch.device) -> list[Any]:
+    """Without dropout, whose mask differs between backends."""
+    x, residual = _randn(2, 37, 384, dtype=dtype, device=device)
+    weight, bias = _randn(2, 384, dtype=dtype, device=device)
+    return [x, residual, weight, bias, None, None, 0.0, 1e-12, dtype]
+
+
 FORWARD: dict[str, Callable[[torch.dtype, torch.device], list[Any]]] = {
     "attention": _attention,
     "softmax": _softmax,
     "cross_entropy": _cross_entropy,
     "binary_cross_entropy": _binary_cross_entropy,
     "linear_cross_entropy": _linear_cross_entropy,
+    "dropout_add_layer_norm": _dropout_add_layer_norm,
 }
 """The arguments of <op>_fwd without the last one, `backend`."""
 
@@ -79,4 +87,7 @@ def backward(name: str, forward: list[Any], outputs: tuple[Tensor, ...]) -> list
         return [dout, logits, target, weight, outputs[1], outputs[2], *rest]
     if name == "linear_cross_entropy":
         return [dout, *forward[:5], *outputs[1:], True, True, forward[2] is not None, *forward[5:]]
+    if name == "dropout_add_layer_norm":
+        *tensors, row_index, rng_state, dropout_p, _, _ = forward
+        return [dout, *tensors, *outputs[1:], row_index, rng_state, dropout_p, *(t is not None for t in tensors)]
     return [dout, *forward]

@@ -11,10 +11,20 @@ import torch.nn as _torch_nn
 
 from . import functional
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss
+from .normalisation import DropoutAddLayerNorm, LayerNorm
 from .probabilities import LogSoftmax, Softmax
 from .vocabulary_loss import LinearCrossEntropyLoss
 
-__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "LinearCrossEntropyLoss", "LogSoftmax", "Softmax", "functional"]
+__all__ = [
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "DropoutAddLayerNorm",
+    "LayerNorm",
+    "LinearCrossEntropyLoss",
+    "LogSoftmax",
+    "Softmax",
+    "functional",
+]
 
 
 def __getattr__(name: str) -> Any:

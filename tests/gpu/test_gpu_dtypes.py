@@ -12,6 +12,7 @@ from bench.workloads import (
     attention,
     binary_cross_entropy,
     cross_entropy,
+    dropout_add_layer_norm,
     linear_cross_entropy,
     softmax,
 )
@@ -34,6 +35,9 @@ def _cases() -> list[Workload]:
             softmax(f"softmax-odd-{short}", 37, 1025, dtype),
             softmax(f"softmax-one-{short}", 5, 1, dtype),
             softmax(f"softmax-long-{short}", 3, 100_003, dtype),
+            dropout_add_layer_norm(f"layer_norm-odd-{short}", 37, 1025, dtype, residual=False),
+            dropout_add_layer_norm(f"layer_norm-many-{short}", 5003, 384, dtype),
+            dropout_add_layer_norm(f"layer_norm-dropout-{short}", 37, 8192, dtype, dropout_p=0.25),
             cross_entropy(f"cross_entropy-odd-{short}", 37, 1025, dtype),
             cross_entropy(f"cross_entropy-smoothed-{short}", 37, 30_522, dtype, smoothing=0.1),
             linear_cross_entropy(f"linear_cross_entropy-odd-{short}", 37, 30_522, 61, dtype),
