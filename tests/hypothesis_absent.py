@@ -51,6 +51,7 @@ def install() -> None:
         given=_given, settings=_Settings(), strategies=strategies, assume=anything, example=_Settings(), note=anything,
         HealthCheck=anything, Phase=anything, seed=_Settings(),
     )  # fmt: skip
+
     def attribute(name: str) -> Any:
         if name.startswith("__"):  # inspect asks every module for __file__
             raise AttributeError(name)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from .attention import attention_varlen, scaled_dot_product_attention
 from .losses import binary_cross_entropy_with_logits, cross_entropy
-from .normalisation import dropout_add_layer_norm, layer_norm
+from .normalisation import layer_norm
 from .packing import repad, unpad
 from .probabilities import log_softmax, softmax
+from .residual_norm import dropout_add_layer_norm
 from .vocabulary_loss import linear_cross_entropy
 
 __all__ = [

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from .head_class import replacement_class
 from .mlm_head import BERT_HEAD, VocabularyHead
 from .padding_free import Forwards, padding_free_class
+from .part import Part
 from .qkv import joint_qkv_class
+from .residual_norm import RESIDUAL_NORM
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Family:
         encoder: the stack of layers, ``.layer``.
         layer: one of them.
         vocabulary: the parts of a head over the vocabulary.
+        parts: class of a module within a layer -> what takes its place.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Family:
     encoder: str
     layer: str
     vocabulary: VocabularyHead
+    parts: Mapping[str, Part] = field(hash=False)
 
     def forwards(self) -> Forwards:
         """transformers' own forwards of the parts of a layer."""
@@ -69,24 +73,27 @@ def bert_like(
         encoder=f"{prefix}Encoder",
         layer=f"{prefix}Layer",
         vocabulary=vocabulary,
+        parts={f"{prefix}SelfOutput": RESIDUAL_NORM, f"{prefix}Output": RESIDUAL_NORM},
     )
 
 
 def replacements(module: str, *families: Family) -> Callable[[str], type]:
-    """A module ``__getattr__`` that makes the patched class of a head, encoder or self-attention when first asked for.
+    """A module ``__getattr__`` that makes the patched class of a head or another module when first asked for.
 
     The class becomes an attribute of `module` under transformers' own class name: this is where pickle finds it.
     """
 
     def lookup(attribute: str) -> type:
         for family in families:
-            kind = family.heads.get(attribute)
-            if kind is None and attribute not in (family.encoder, family.attention[0]):
+            kind, part = family.heads.get(attribute), family.parts.get(attribute)
+            if kind is None and part is None and attribute not in (family.encoder, family.attention[0]):
                 continue
             source = importlib.import_module(family.source)
             original = getattr(source, attribute)
             if kind is not None:
                 made = replacement_class(original, kind, module, family.vocabulary)
+            elif part is not None:
+                made = part.replace(original, module)
             elif attribute == family.attention[0]:
                 made = joint_qkv_class(original, module)
             else:

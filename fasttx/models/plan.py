@@ -32,6 +32,12 @@ _HEADS = {
     for name, kind in family.heads.items()
 }
 _SELF_ATTENTION = {(family.source, family.attention[0]): module for module in DATA for family in module.FAMILIES}
+_PARTS = {
+    (family.source, name): (module, part)
+    for module in DATA
+    for family in module.FAMILIES
+    for name, part in family.parts.items()
+}
 _ENCODERS = {(family.source, family.encoder): (module, family) for module in DATA for family in module.FAMILIES}
 ATTENTION_SETTING = "_attn_implementation_internal"
 
@@ -78,6 +84,8 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
             plan.report.rows.append(Row(name, cls.__name__, None, "", reason))
         if options.attention and options.unpad and _key(cls) in _ENCODERS:
             _plan_encoder(plan, name, module)
+        if _key(cls) in _PARTS:
+            _plan_part(plan, name, module, options)
         if isinstance(module, PreTrainedModel) and options.loss is not None:
             _plan_head(plan, name, module, options)
     for name, module in models:
@@ -114,6 +122,15 @@ def _known_base(cls: type, table: Mapping[tuple[str, str], Any]) -> type | None:
     return next((base for base in cls.__mro__[1:] if _key(base) in table), None)
 
 
+def _fixed(module: nn.Module) -> str | None:
+    """Why the class of this module cannot be exchanged any more, or None."""
+    if _unwrapped(type(module)) is not type(module):
+        return "was wrapped by fully_shard; patch first, then fully_shard"
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance (accelerate does that); patch before it is prepared"
+    return None
+
+
 def _plan_attention(plan: Plan, name: str, module: nn.Module, options: Options) -> bool:
     config: Any = module.config
     now = config._attn_implementation
@@ -130,17 +147,28 @@ def _plan_attention(plan: Plan, name: str, module: nn.Module, options: Options) 
 
 def _plan_qkv(plan: Plan, name: str, module: nn.Module) -> None:
     cls = type(module)
-    reason = separate_reason(module)
-    if _unwrapped(cls) is not cls:
-        reason = "was wrapped by fully_shard; patch first, then fully_shard"
-    elif "forward" in module.__dict__:
-        reason = "its forward was replaced on the instance (accelerate does that); patch before it is prepared"
+    reason = _fixed(module) or separate_reason(module)
     if reason is None:
         plan.classes.append((module, getattr(_SELF_ATTENTION[_key(cls)], cls.__name__)))
         after, backend, reason = "one product", "torch", "on a GPU; on a CPU three, which are as fast there"
     else:
         after, backend = None, ""
     plan.report.rows.append(Row(name, "three products for q, k, v", after, backend, reason))
+
+
+def _plan_part(plan: Plan, name: str, module: nn.Module, options: Options) -> None:
+    cls = type(module)
+    data, part = _PARTS[_key(_unwrapped(cls))]
+    if not getattr(options, part.option):
+        return
+    reason = _fixed(module) or part.apart(module)
+    if reason is not None:
+        plan.report.rows.append(Row(name, part.before, None, "", reason))
+        return
+    plan.classes.append((module, getattr(data, cls.__name__)))
+    plan.report.rows.append(
+        Row(name, part.before, part.after, expected_backend(part.op, options.backend, module), part.where)
+    )
 
 
 def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
@@ -150,10 +178,7 @@ def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
     strange = strange_part(module, family.forwards())
     if strange is not None:
         reason = f"{strange} is not transformers' own, and may not cope with a packed batch"
-    if _unwrapped(cls) is not cls:
-        reason = "was wrapped by fully_shard; patch first, then fully_shard"
-    elif "forward" in module.__dict__:
-        reason = "its forward was replaced on the instance (accelerate does that); patch before it is prepared"
+    reason = _fixed(module) or reason
     if reason is not None:
         plan.report.rows.append(Row(name, "padded batch", None, "", reason))
         return
@@ -169,15 +194,14 @@ def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options)
         base = _known_base(cls, _HEADS)
         if base is not None:
             reason = f"is a subclass of {base.__name__}; only transformers' own class is matched"
-            if _unwrapped(cls) is not cls:
-                reason = "was wrapped by fully_shard; patch first, then fully_shard"
+            reason = _fixed(module) or reason
             plan.report.rows.append(Row(name, f"loss of {cls.__name__}", None, "", reason))
         return
     data, family, kind_name = entry
     kind = KINDS[kind_name]
-    if "forward" in module.__dict__:
-        reason = "its forward was replaced on the instance (accelerate does that); patch before it is prepared"
-        plan.report.rows.append(Row(name, f"loss of {cls.__name__}", None, "", reason))
+    fixed = _fixed(module)
+    if fixed is not None:
+        plan.report.rows.append(Row(name, f"loss of {cls.__name__}", None, "", fixed))
         return
     plan.classes.append((module, getattr(data, cls.__name__)))
     if kind.counted is None:

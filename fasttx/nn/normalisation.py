@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional import normalisation
+from ..functional import normalisation, residual_norm
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -54,7 +54,7 @@ class DropoutAddLayerNorm(torch.nn.LayerNorm):
         self.p = p
 
     def forward(self, input: Tensor, residual: Tensor | None = None, row_index: Tensor | None = None) -> Tensor:
-        return normalisation.dropout_add_layer_norm(
+        return residual_norm.dropout_add_layer_norm(
             input, residual, self.weight, self.bias,
             dropout_p=self.p, eps=self.eps, training=self.training, row_index=row_index,
         )  # fmt: skip

@@ -14,9 +14,13 @@ import torch
 import transformers
 from model_zoo import attention_of, distilbert
 from torch import nn
+from transformers.models.bert import modeling_bert
 
 import fasttx
 from fasttx.models.family import Family
+
+A_LAYER = 4
+"""Rows of the report: attention; query, key and value; two ends with dropout, sum and norm."""
 
 
 def fingerprint(model: nn.Module) -> list[Any]:
@@ -38,7 +42,7 @@ def test_unpatch_restores_the_same_objects(family: Family, cls: str) -> None:
     assert list(model.state_dict()) == list(state)
     decoder = model.config.is_decoder
     over_vocabulary = family.heads.get(cls) in ("masked_lm", "pretraining")
-    assert len(report.replaced) == 2 * 2 + (not decoder) + (cls in family.heads) + over_vocabulary
+    assert len(report.replaced) == 2 * A_LAYER + (not decoder) + (cls in family.heads) + over_vocabulary
     assert len(report.left_alone) == decoder
     fasttx.unpatch(model)
     assert not fasttx.is_patched(model)
@@ -81,12 +85,17 @@ def test_attention_alone_and_losses_alone() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     report = fasttx.patch(model, loss=None)
     assert type(model) is transformers.BertForMaskedLM and attention_of(model) == "fasttx"
-    assert {row.after for row in report.rows} == {"attention: fasttx", "real tokens only", "one product"}
-    report = fasttx.patch(model, attention=False)
+    assert {row.after for row in report.rows} == {
+        "attention: fasttx", "real tokens only", "one product", "dropout_add_layer_norm",
+    }  # fmt: skip
+    report = fasttx.patch(model, attention=False, norm=False)
     assert type(model) is not transformers.BertForMaskedLM and attention_of(model) == "sdpa"
     assert [row.after for row in report.rows] == ["cross_entropy", "labelled rows only"]
+    report = fasttx.patch(model, attention=False, loss=None)
+    assert type(model) is transformers.BertForMaskedLM and attention_of(model) == "sdpa"
+    assert [row.after for row in report.rows] == ["dropout_add_layer_norm"] * 4
     fasttx.unpatch(model)
-    assert type(model) is transformers.BertForMaskedLM
+    assert type(model.bert.encoder.layer[0].output) is modeling_bert.BertOutput
 
 
 def test_patching_twice_and_unpatching_twice() -> None:
@@ -107,7 +116,7 @@ def test_context_manager() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     before = fingerprint(model)
     with fasttx.patched(model, loss="hf") as report:
-        assert fasttx.is_patched(model) and len(report.replaced) == 7
+        assert fasttx.is_patched(model) and len(report.replaced) == 2 * A_LAYER + 3
     assert fingerprint(model) == before
     with pytest.raises(RuntimeError), fasttx.patched(model):
         raise RuntimeError
@@ -148,7 +157,7 @@ def test_what_is_left_alone_says_why() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     model.forward = model.forward
     report = fasttx.patch(model)
-    assert "instance" in report.left_alone[0].reason and len(report.replaced) == 2 * 2 + 1
+    assert "instance" in report.left_alone[0].reason and len(report.replaced) == 2 * A_LAYER + 1
 
 
 def test_nothing_replaced() -> None:
@@ -165,7 +174,7 @@ def test_nothing_replaced() -> None:
 def test_mixed_container() -> None:
     both = nn.ModuleList([zoo.tiny_model(zoo.BERT, "BertModel"), distilbert()])
     report = fasttx.patch(both)
-    assert len(report.replaced) == 2 * 2 + 1
+    assert len(report.replaced) == 2 * A_LAYER + 1
     assert [row.module for row in report.left_alone] == ["1"]
 
 
@@ -178,7 +187,7 @@ def test_encoder_decoder() -> None:
     labels = inputs["input_ids"][:, :5].clone()
     want = model(**inputs, labels=labels)
     report = fasttx.patch(model)
-    assert len(report.replaced) == 2 + 4 + 2 * 2 + 1 + 1  # attention, q k v, loss, the encoder's padding
+    assert len(report.replaced) == 2 * A_LAYER + 2 * (A_LAYER + 2) + 1 + 1  # cross attention and its end; loss; padding
     got = model(**inputs, labels=labels)
     torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(got.loss, want.loss)
@@ -187,7 +196,8 @@ def test_encoder_decoder() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"norm": True}, TypeError, "norm"),
+        ({"mlp": True}, TypeError, "mlp"),
+        ({"norm": 1}, TypeError, "norm"),
         ({"unpad": 1}, ValueError, "unpad"),
         ({"unpad": True, "attention": False}, ValueError, "unpad"),
         ({"loss": "mean"}, ValueError, "loss: got 'mean'; allowed are 'correct', 'hf'"),
@@ -195,7 +205,7 @@ def test_encoder_decoder() -> None:
         ({"attention": "yes"}, TypeError, "attention"),
         ({"strict": 1}, TypeError, "strict"),
         ({"deterministic": "no"}, TypeError, "deterministic"),
-        ({"attention": False, "loss": None}, ValueError, "nothing to patch"),
+        ({"attention": False, "norm": False, "loss": None}, ValueError, "nothing to patch"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type, message: str) -> None:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fasttx.nn as nn
 import fasttx.nn.functional as F
-from fasttx.functional import normalisation
+from fasttx.functional import normalisation, residual_norm
 from fasttx.ops.registry import LAUNCHES, BackendError, backend
 from fasttx.testing import assert_as_accurate
 
@@ -139,9 +139,10 @@ def test_autocast_of_other_devices_gives_float32(monkeypatch):
     """Every device but the CPU has layer norm on autocast's float32 list; played on tensors without data."""
     seen = []
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: device_type == "meta")
-    monkeypatch.setattr(normalisation, "uncovered", lambda *tensors: None)
+    for module in (normalisation, residual_norm):
+        monkeypatch.setattr(module, "uncovered", lambda *tensors: None)
+        monkeypatch.setattr(module, "forced_backend", lambda: "triton")
     monkeypatch.setattr(normalisation, "_fwd", lambda x, *rest: seen.append((x.dtype, rest[-2])) or (x,))
-    monkeypatch.setattr(normalisation, "forced_backend", lambda: "triton")
     w = torch.ones(3, device="meta")
     for dtype in DTYPES:
         x = torch.ones(2, 3, dtype=dtype, device="meta")
