@@ -10,7 +10,6 @@ else takes the core from it.  On a GPU that is the time of the host, launches in
 from __future__ import annotations
 
 import argparse
-import csv
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from fasttx.cli.cases import load_ops
 from fasttx.ops.registry import Op
 
 from .accuracy import as_tuple, backward_arguments, call_op
+from .table import Watch, unwatched, write
 from .timer import Call, interleaved, synchronize
 
 Row = dict[str, Any]
@@ -242,33 +242,35 @@ def import_rows(rounds: int) -> list[Row]:
     return [*rows, {"what": "import", "part": "added by fasttx", "us": added}]
 
 
-def run(device: torch.device, out: Path, *, rehearsal: bool = False, say: Callable[[str], None] = print) -> list[Row]:
+def run(
+    device: torch.device, out: Path, *, rehearsal: bool = False, say: Callable[[str], None] = print,
+    watch: Watch[Any] = unwatched,
+) -> list[Row]:  # fmt: skip
     """Measures everything and writes `out`; a rehearsal makes two rounds of each."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    rows = op_rows(device, 2 if rehearsal else 61)
-    rows += function_rows(device, 2 if rehearsal else 61)
-    rows += layer_rows(device, 3 if rehearsal else 101)
-    rows += import_rows(1 if rehearsal else 7)
+    parts: list[Callable[[], list[Row]]] = [
+        lambda: op_rows(device, 2 if rehearsal else 61),
+        lambda: function_rows(device, 2 if rehearsal else 61),
+        lambda: layer_rows(device, 3 if rehearsal else 101),
+        lambda: import_rows(1 if rehearsal else 7),
+    ]
+    rows = [row for part in watch(parts) for row in part()]
     torch.set_num_threads(before)
     where = "rehearsal" if rehearsal else torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    with out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["what", "part", "us", "ratio", "device"], restval="")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in {**row, "device": where}.items()})
+    write([{**row, "device": where} for row in rows], ("what", "part", "us", "ratio", "device"), out)
     for row in rows:
         value = f"{row['us']:,.1f} us" if "us" in row else f"{row['ratio']:.3f}"
         say(f"{row['what']}: {row['part']}: {value}")
     return rows
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None, watch: Watch[Any] = unwatched) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("host.csv"))
     parser.add_argument("--quick", action="store_true", help="two rounds of each, for a rehearsal")
-    options = parser.parse_args()
-    run(torch.device("cuda" if torch.cuda.is_available() else "cpu"), options.out, rehearsal=options.quick)
+    options = parser.parse_args(arguments)
+    run(torch.device("cuda" if torch.cuda.is_available() else "cpu"), options.out, rehearsal=options.quick, watch=watch)
     return 0
 
 

@@ -1,14 +1,15 @@
 """Every op on its workloads: accuracy first, then its time beside PyTorch's own, one CSV row a peer.
 
-    python -m bench.kernels [--only NAME] [--out FILE] [--backend triton]
+    python -m bench.kernels [--only NAME] [--out FILE] [--backend triton] [--device cpu] [--quick]
 
+On a GPU the Triton kernels at full size; on a CPU PyTorch's operators as fasttx composes them, at the size that the
+accuracy is checked at, few rows or heads ("check" in the column `size`): what a call costs there, not what kernels do.
 A row whose accuracy check failed has no time: a speed without a right result does not count.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 import time
@@ -24,6 +25,7 @@ from fasttx.cli.cases import load_ops
 from fasttx.ops.registry import Op
 
 from .accuracy import as_tuple, backward_arguments, call_op, check, random_dout
+from .table import Watch, unwatched, write
 from .timer import Call, bytes_of, copies_for, interleaved
 from .workloads import Case, Peer, Workload, select
 
@@ -37,6 +39,7 @@ class Row:
     dtype: str
     device: str
     peer: str
+    size: str = ""
     inputs: str = ""
     status: str = "ok"
     error: float | str = ""
@@ -48,16 +51,6 @@ class Row:
     tflops: float | str = ""
     GBps: float | str = ""
     ratio: float | str = ""
-
-
-def write(rows: list[Row], path: Path) -> None:
-    """Writes all rows; called after every workload, so that a run that is cut short leaves what it has."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
-        writer.writeheader()
-        for row in rows:
-            values = asdict(row)
-            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in values.items()})
 
 
 # -------------------------------------------------------------------------------------------------------- times
@@ -100,24 +93,32 @@ def _place(device: torch.device, rehearsal: bool) -> str:
     return "rehearsal" if rehearsal else torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def measure(workload: Workload, device: torch.device, backend: str, rehearsal: bool, hot: bool) -> Iterator[Row]:
+def measure(
+    workload: Workload, device: torch.device, backend: str, rehearsal: bool, hot: bool, quick: bool = False
+) -> Iterator[Row]:
     """Checks and times one workload; yields its rows."""
     op = load_ops()[workload.op]
-    size = "tiny" if rehearsal else "full"
+    size = "tiny" if rehearsal else "full" if device.type == "cuda" else "check"
+    if workload.dropout and backend == "torch":
+        reason = "not compared: the torch backend draws masks of its own"
+        yield Row(workload.name, "", "", _place(device, rehearsal), "fasttx[torch]", size, "", reason)
+        return
     errors = check(workload, op, device, "tiny" if rehearsal else "check", backend)
     first = workload.build(device, size, 0)
     dtype = str(first.args[0].dtype).removeprefix("torch.")
-    ours = f"fasttx[{backend}]"
+    ours, place = f"fasttx[{backend}]", _place(device, rehearsal)
     wrong = [d for d, (found, allowed) in errors.items() if not found <= allowed]
     if wrong:
         for direction, (found, allowed) in errors.items():
             status = "wrong" if direction in wrong else "not timed: the other direction is wrong"
-            yield Row(workload.name, direction, dtype, _place(device, rehearsal), ours, "", status, found, allowed)
+            yield Row(workload.name, direction, dtype, place, ours, size, "", status, found, allowed)
         return
-    copies = 2 if rehearsal else copies_for(device, bytes_of(*first.args), limit=8)
+    copies = 2 if rehearsal or device.type == "cpu" else copies_for(device, bytes_of(*first.args), limit=8)
     cases = [first, *(workload.build(device, size, i) for i in range(1, copies))]
     calls, problems = {ours: _our_calls(op, cases, backend)}, {}
     for name in first.peers:
+        if quick and first.peers[name].compiled:
+            continue
         try:
             calls[name] = _peer_calls([case.peers[name] for case in cases], "aot_eager" if rehearsal else "inductor")
         except (RuntimeError, torch.OutOfMemoryError) as problem:  # an SDPA backend that does not take this call
@@ -134,11 +135,12 @@ def measure(workload: Workload, device: torch.device, backend: str, rehearsal: b
                 continue
             peers = {name: by_direction[direction] for name, by_direction in calls.items()}
             timings = interleaved(
-                peers, device, rounds=2 if rehearsal else 11, copies=n, batch_ms=0.1 if rehearsal else 4
-            )
+                peers, device, rounds=2 if rehearsal else 3 if quick else 11, copies=n,
+                batch_ms=0.1 if rehearsal else 4, seconds=20.0,
+            )  # fmt: skip
             flop, nbytes = costs[direction]
             for name, t in timings.items():
-                row = Row(workload.name, direction, dtype, _place(device, rehearsal), name, inputs)
+                row = Row(workload.name, direction, dtype, place, name, size, inputs)
                 if name == ours:
                     row.error, row.allowed = errors[direction]
                 row.median_ms, row.low_ms, row.high_ms, row.wall_ms = t.median, t.low, t.high, t.wall
@@ -146,27 +148,31 @@ def measure(workload: Workload, device: torch.device, backend: str, rehearsal: b
                 row.ratio = t.median / timings[ours].median
                 yield row
         for name, reason in problems.items():
-            yield Row(workload.name, direction, dtype, _place(device, rehearsal), name, "", f"unavailable: {reason}")
+            yield Row(workload.name, direction, dtype, place, name, size, "", f"unavailable: {reason}")
 
 
 def run(
     device: torch.device, out: Path, *, only: str = "", backend: str = "triton", rehearsal: bool = False,
-    hot: bool = False, deadline: float | None = None, say: Callable[[str], None] = print,
+    hot: bool = False, deadline: float | None = None, say: Callable[[str], None] = print, quick: bool = False,
+    watch: Watch[Workload] = unwatched,
 ) -> tuple[list[Row], list[str]]:  # fmt: skip
-    """Measures the workloads in order, writes `out` after each.
+    """Measures the workloads in order, writes `out` after each; `quick`: the first of each op, without compiled peers.
 
     Returns:
         The rows, and the names of the workloads that `deadline` (time.monotonic) left no time for.
     """
     functorch_config.donated_buffer = False  # backward of a compiled peer is timed with retain_graph
     rows, left = [], []
-    for workload in select(only):
+    chosen = select(only)
+    if quick:
+        chosen = list({w.op: w for w in reversed(chosen) if not w.dropout or backend != "torch"}.values())[::-1]
+    for workload in watch(chosen):
         if deadline is not None and time.monotonic() > deadline:
             left.append(workload.name)
             continue
         begun = time.monotonic()
         try:
-            new = list(measure(workload, device, backend, rehearsal, hot))
+            new = list(measure(workload, device, backend, rehearsal, hot, quick))
         except Exception as problem:  # a workload that cannot run is a row, and the others still run
             text = (str(problem).strip().splitlines() or [""])[0][:160]
             new = [
@@ -177,11 +183,12 @@ def run(
                     _place(device, rehearsal),
                     f"fasttx[{backend}]",
                     "",
+                    "",
                     f"{type(problem).__name__}: {text}",
-                )
+                )  # fmt: skip
             ]
         rows += new
-        write(rows, out)
+        write([asdict(row) for row in rows], [f.name for f in fields(Row)], out)
         best = [f"{r.direction} {r.peer} {r.ratio:.2f}x" for r in new if r.inputs == "cold" and r.ratio != 1.0]
         bad = sorted({f"{r.peer}: {r.status}" for r in new if r.status != "ok"})
         say(f"{workload.name} ({time.monotonic() - begun:.0f} s): {'; '.join(best + bad)}")
@@ -190,29 +197,27 @@ def run(
     return rows, left
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None, watch: Watch[Workload] = unwatched) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="part of a workload's name")
     parser.add_argument("--out", type=Path, default=Path("kernels.csv"))
-    parser.add_argument("--backend", default="triton", choices=("triton", "cuda", "torch"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--backend", choices=("triton", "cuda", "torch"), help="triton on a GPU, torch on a CPU")
     parser.add_argument("--hot", action="store_true", help="time on cached inputs as well")
+    parser.add_argument("--quick", action="store_true", help="one workload an op, three rounds, no torch.compile")
     parser.add_argument("--cpu-rehearsal", action="store_true", help="tiny sizes, Triton's interpreter: no figures")
-    options = parser.parse_args()
-    if not torch.cuda.is_available() and not options.cpu_rehearsal:
-        print("bench.kernels: no GPU is visible here; --cpu-rehearsal runs it at tiny size", file=sys.stderr)
-        return 2
-    device = torch.device("cpu" if options.cpu_rehearsal else "cuda")
+    options = parser.parse_args(arguments)
+    device = torch.device("cpu" if options.cpu_rehearsal else options.device)
+    backend = options.backend or ("triton" if options.cpu_rehearsal or device.type == "cuda" else "torch")
+    if device.type == "cpu" and backend != "torch" and not options.cpu_rehearsal:
+        parser.error(f"--backend {backend} needs a GPU; --cpu-rehearsal runs it at tiny size, without figures")
     if options.cpu_rehearsal:
         rehearse()
     rows, _ = run(
-        device,
-        options.out,
-        only=options.only,
-        backend=options.backend,
-        rehearsal=options.cpu_rehearsal,
-        hot=options.hot,
-    )
-    return int(any(row.peer.startswith("fasttx") and row.status != "ok" for row in rows))
+        device, options.out, only=options.only, backend=backend, rehearsal=options.cpu_rehearsal, hot=options.hot,
+        quick=options.quick, watch=watch,
+    )  # fmt: skip
+    return int(any(row.peer.startswith("fasttx") and not row.status.startswith(("ok", "not ")) for row in rows))
 
 
 def rehearse() -> None:

@@ -13,7 +13,6 @@ fasttx's, by medians on a GPU and by first quartiles on a CPU; ``ratio_of_paddin
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import sys
 import time
@@ -42,6 +41,7 @@ from .model_cases import (
     make_batch,
     select,
 )  # fmt: skip
+from .table import Watch, unwatched, write
 from .timer import Call, Timing, interleaved
 
 COLUMNS = (
@@ -197,6 +197,7 @@ def run(
     device: torch.device, out: Path, *, cases: Sequence[Case] | None = None, arms: Sequence[Arm] = ARMS,
     quick: bool = False, rehearsal: bool = False, deadline: float | None = None,
     say: Callable[[str], None] = print,
+    watch: Watch[Any] = unwatched,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Makes all comparisons and writes `out` after each.
 
@@ -233,7 +234,7 @@ def run(
         for task in case.tasks
     ]
     try:
-        for number, (group, case, task) in enumerate(plan):
+        for number, (group, case, task) in enumerate(watch(plan)):
             try:
                 new = compare(case, task, group, settings)
             except Exception as problem:  # the batch or the reference: this comparison alone is lost
@@ -260,16 +261,7 @@ def _line(row: dict[str, Any]) -> str:
     return f"{row['arm']} {row['median_ms']:.1f} ms" + (f" ({row['ratio']:.2f}x)" if "ratio" in row else "")
 
 
-def write(rows: list[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
-    """All rows so far: a run that is cut off keeps what it had."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, watch: Watch[Any] = unwatched) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("model.csv"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -289,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
         device, targets=options.target, models=options.model, seqlens=options.seqlen, lengths=options.lengths,
         tasks=options.task, batch=options.batch,
     )  # fmt: skip
-    rows = run(device, options.out, cases=cases, arms=arms, quick=options.quick, rehearsal=options.tiny)
+    rows = run(device, options.out, cases=cases, arms=arms, quick=options.quick, rehearsal=options.tiny, watch=watch)
     return int(any(map(failed, rows)))
 
 

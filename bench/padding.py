@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 import fasttx
 
+from .table import Watch, unwatched, write
 from .timer import Call, interleaved
 
 COLUMNS = (
@@ -55,23 +55,17 @@ def _calls(arms: dict[str, nn.Module], inputs: dict[str, Tensor], training: bool
     return {name: call(model.train(training)) for name, model in arms.items()}
 
 
-def _write(rows: list[dict[str, Any]], out: Path) -> None:
-    """All rows so far: a run that is cut off keeps what it had."""
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
-
-
-def run(device: torch.device, out: Path, *, quick: bool = False, say: Callable[[str], None] = print) -> list[Any]:
+def run(
+    device: torch.device, out: Path, *, quick: bool = False, say: Callable[[str], None] = print,
+    watch: Watch[Any] = unwatched,
+) -> list[Any]:  # fmt: skip
     """Measures every width and shape, writes `out`, and returns its rows; `quick` takes two of each."""
     from transformers import BertConfig, BertModel
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
-    for hidden, heads in WIDTHS[::3] if quick else WIDTHS:
+    for hidden, heads in watch(WIDTHS[::3] if quick else WIDTHS):
         config = BertConfig(
             hidden_size=hidden, num_attention_heads=heads, intermediate_size=4 * hidden, num_hidden_layers=2,
             vocab_size=99, attn_implementation="sdpa",
@@ -100,18 +94,18 @@ def run(device: torch.device, out: Path, *, quick: bool = False, say: Callable[[
                         **{f"sdpa / {name}": found["sdpa"] / found[name] for name in ("again", "auto", "always")},
                     }
                 )  # fmt: skip
-                _write(rows, out)
+                write(rows, COLUMNS, out)
                 say(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))
     torch.set_num_threads(threads)
     return rows
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None, watch: Watch[Any] = unwatched) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("padding.csv"))
     parser.add_argument("--quick", action="store_true", help="two widths, two shapes, two rounds")
-    options = parser.parse_args()
-    run(torch.device("cuda" if torch.cuda.is_available() else "cpu"), options.out, quick=options.quick)
+    options = parser.parse_args(arguments)
+    run(torch.device("cuda" if torch.cuda.is_available() else "cpu"), options.out, quick=options.quick, watch=watch)
     return 0
 
 

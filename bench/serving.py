@@ -29,7 +29,7 @@ from fasttx.cli import demo_inputs
 from fasttx.testing import bound, error
 
 from .arms import build, config_of
-from .model import Settings, failed, one_line, write
+from .model import Settings, failed, one_line
 from .serving_arms import (
     CASES,
     LIBRARY,
@@ -43,6 +43,7 @@ from .serving_arms import (
     embedders,
     make_requests,
 )
+from .table import Watch, unwatched, write
 
 COLUMNS = (
     "target", "model", "weights", "requests", "batch", "order", "real", "device", "dtype", "arm", "status", "batches",
@@ -142,6 +143,7 @@ def compare(
 def run(
     device: torch.device, out: Path, *, cases: Sequence[Case] | None = None, requests: int | None = None,
     quick: bool = False, rehearsal: bool = False, deadline: float | None = None, say: Callable[[str], None] = print,
+    watch: Watch[Case] = unwatched,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Makes all comparisons and writes `out` after each; `deadline` as in :func:`bench.model.run`."""
     from transformers.utils import logging
@@ -160,7 +162,7 @@ def run(
         say(f"serving {what}: " + "; ".join(map(_line, new)))
 
     try:
-        for case in cases or (REHEARSAL_CASES if rehearsal else QUICK_CASES if quick else CASES):
+        for case in watch(cases or (REHEARSAL_CASES if rehearsal else QUICK_CASES if quick else CASES)):
             count = requests or (case.requests if on_gpu else min(64, case.requests))
             base = {"target": case.target, "model": case.model, "requests": count, "device": settings.where}
             try:
@@ -217,7 +219,7 @@ def _line(row: dict[str, Any]) -> str:
     return f"{row['arm']} p50 {row['p50_ms']:.2f} ms" + (f" ({row['ratio']:.2f}x)" if "ratio" in row else "")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, watch: Watch[Case] = unwatched) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("serving.csv"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -234,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--target: nothing answers {' '.join(options.target)}; there is E3")
     rows = run(
         torch.device(options.device), options.out, cases=cases if options.model or options.target else None,
-        requests=options.requests, quick=options.quick, rehearsal=options.tiny,
+        requests=options.requests, quick=options.quick, rehearsal=options.tiny, watch=watch,
     )  # fmt: skip
     return int(any(map(failed, rows)))
 

@@ -8,9 +8,12 @@ import typer
 
 import fasttx
 
+from .bench import bench
 from .demo import demo
 from .doctor import doctor
+from .plot import plot
 from .supported import supported
+from .verify import verify
 
 app = typer.Typer(
     name="fasttx",
@@ -42,5 +45,7 @@ def _options(
 
 
 _options.__doc__ = None  # typer would print it instead of the help given to `app`
-for _command in (doctor, supported, demo):
+for _command in (doctor, supported, demo, verify, plot):
     app.command(help=_flowed(_command.__doc__ or ""))(_command)
+_FOR_THE_BENCHMARK = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+app.command(help=_flowed(bench.__doc__ or ""), context_settings=_FOR_THE_BENCHMARK)(bench)

@@ -17,6 +17,7 @@ from bench import lengths as lengths_
 from bench import model_cases as cases_
 from bench.footprint import count_kernels, held_bytes, launches, peak_mib
 from bench.model import COLUMNS, failed, make_call, run
+from bench.table import IDENTITY
 
 CPU = torch.device("cpu")
 FEW = tuple(arm for arm in arms_.ARMS if not arm.mode)
@@ -83,7 +84,7 @@ def test_every_task_has_complete_rows(tmp_path: Path) -> None:
     rows = rehearse(tmp_path, EVERY_TASK, arms=FEW)
     with (tmp_path / "m.csv").open(encoding="utf-8") as file:
         written = list(csv.DictReader(file))
-    assert len(rows) == len(written) == 3 * len(FEW) and set(written[0]) == set(COLUMNS)
+    assert len(rows) == len(written) == 3 * len(FEW) and set(written[0]) == {*COLUMNS, *IDENTITY}
     assert {row["task"] for row in written} == set(cases_.TASKS)
     for row in written:
         assert row["target"] == "G1" and row["device"] == "rehearsal" and row["lengths"] == "passages"

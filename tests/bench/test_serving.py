@@ -15,6 +15,7 @@ from bench import serving_arms as arms_
 from bench.arms import build, config_of
 from bench.model import failed
 from bench.serving import ARRIVAL, COLUMNS, SORTED, percentile, run, timed
+from bench.table import IDENTITY
 
 CPU = torch.device("cpu")
 TEXT = arms_.Case("tiny", 64, (4,), 8)
@@ -30,7 +31,7 @@ def test_rows_are_complete(tmp_path: Path) -> None:
     rows = rehearse(tmp_path, TEXT)
     with (tmp_path / "s.csv").open(encoding="utf-8") as file:
         written = list(csv.DictReader(file))
-    assert len(rows) == len(written) == 10 and set(written[0]) == set(COLUMNS)
+    assert len(rows) == len(written) == 10 and set(written[0]) == {*COLUMNS, *IDENTITY}
     for order in (ARRIVAL, SORTED):
         names = [row["arm"] for row in written if row["order"] == order]
         assert names == ["fasttx", "sdpa", "fasttx, lengths known", arms_.LIBRARY, arms_.LIBRARY_PATCHED]

@@ -1,4 +1,4 @@
-"""The ends of a layer's halves, dropout, sum and norm, as one call: where it runs, and where the three run one by one."""
+"""The ends of a layer's halves, dropout, sum and norm, as one call, and where the three run one by one."""
 
 from __future__ import annotations
 

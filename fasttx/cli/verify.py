@@ -1,0 +1,90 @@
+"""``fasttx verify``: whether a checkpoint computes the same when it is patched, and what its ops run on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+SENTENCES = (
+    "A short one.",
+    "The batch has sentences of very different lengths, so that most of its rows are padded at the end.",
+    "Does a padded token change what a real one means?",
+    "It must not: padding is masked in attention, and left out of every loss.",
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _load(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The model, of the class that its config names, and its tokenizer."""
+    import transformers
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if not (directory / "config.json").is_file():
+        raise typer.BadParameter(
+            f"{directory} has no config.json; expected the directory of a saved transformers model"
+        )
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        name = (config.architectures or [""])[0]
+        cls = getattr(transformers, name, AutoModel)
+        model = cls.from_pretrained(directory, local_files_only=True, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as problem:
+        first = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        raise typer.BadParameter(f"{directory}: {first}") from None
+    return model, tokenizer
+
+
+def _batch(tokenizer: Any, text: Path | None, limit: int) -> dict[str, torch.Tensor]:
+    lines = list(SENTENCES)
+    if text is not None:
+        if not text.is_file():
+            raise typer.BadParameter(f"--text {text}: no such file; expected a line for each sentence")
+        lines = [line for line in text.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][:32]
+        if not lines:
+            raise typer.BadParameter(f"--text {text}: holds no sentence; expected a line for each")
+    return dict(tokenizer(lines, padding=True, truncation=True, max_length=limit, return_tensors="pt"))
+
+
+def verify(
+    directory: Annotated[Path, typer.Argument(help="a saved transformers model with its tokenizer")],
+    text: Annotated[Path | None, typer.Option(help="a line for each sentence, the first 32 are taken")] = None,
+    dtype: Annotated[str, typer.Option(help=f"one of {', '.join(DTYPES)}")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; a GPU where there is one")] = "",
+    backend: Annotated[str, typer.Option(help="auto, cuda, triton or torch")] = "auto",
+    max_length: Annotated[int, typer.Option(min=2, help="tokens of a sentence")] = 128,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Patch a saved model and compare it with its unpatched self, against a higher precision.
+
+    Prints what was replaced, the error of every output beside that of the unpatched model and what is allowed, and
+    which backend each op took in one call, and why. Exit code 1 means that an error is larger than allowed.
+    """
+    import fasttx
+
+    if dtype not in DTYPES:
+        raise typer.BadParameter(f"--dtype: got {dtype!r}; allowed are {', '.join(DTYPES)}")
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model, tokenizer = _load(directory, DTYPES[dtype])
+        model = model.to(place).eval()
+    except RuntimeError as problem:  # no such device
+        raise typer.BadParameter(f"--device {device}: {str(problem).splitlines()[0]}") from None
+    limit = min(max_length, int(getattr(model.config, "max_position_embeddings", max_length)))
+    batch = {name: value.to(place) for name, value in _batch(tokenizer, text, limit).items()}
+    try:
+        report = fasttx.patch(model, backend=backend)
+        found, taken = fasttx.verify(model, batch), fasttx.explain(model, batch)
+    except (ValueError, fasttx.BackendError) as problem:
+        raise typer.BadParameter(str(problem)) from None
+    if as_json:
+        typer.echo(json.dumps({"report": report.to_dict(), "verify": found.to_dict(), "explain": taken.to_dict()}))
+    else:
+        typer.echo(f"{report}\n\n{found}\n\n{taken}")
+    raise typer.Exit(int(not found.ok))
