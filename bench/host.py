@@ -52,6 +52,8 @@ def smallest(name: str, device: torch.device) -> list[Any]:
         return [x, torch.ones_like(x), None, None, 1]
     if name == "dropout_add_layer_norm":
         return [x, torch.ones_like(x), x[0].clone(), x[1].clone(), None, None, 0.0, 1e-5, x.dtype]
+    if name == "bias_gelu":
+        return [x, x[0].clone(), None, None, 0.0, False]
     raise ValueError(f"op: no smallest call of {name!r} is known; add it to bench/host.py")
 
 
