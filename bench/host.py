@@ -159,6 +159,7 @@ def function_rows(device: torch.device, rounds: int) -> list[Row]:
     calls: dict[str, Callable[[Any], Tensor]] = {
         "softmax": lambda functions: functions.softmax(x, -1),
         "layer_norm": lambda functions: functions.layer_norm(x, (8,)),
+        "gelu": lambda functions: functions.gelu(x),
         "cross_entropy": lambda functions: functions.cross_entropy(x, labels),
         "binary_cross_entropy_with_logits": lambda functions: functions.binary_cross_entropy_with_logits(x, ones),
         "scaled_dot_product_attention": lambda functions: functions.scaled_dot_product_attention(q, q, q),
