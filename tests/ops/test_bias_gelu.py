@@ -309,7 +309,7 @@ def test_strided_and_misaligned_inputs(device, backend):
     bias = torch.randn(82, device=device)[::2]
     for x in (base[:, :, 3:44], base[..., 1:42], base.transpose(0, 1)[..., :41].transpose(0, 1)):
         hold(backend, x, bias, 0.25, dout=dout)
-        hold(backend, x.contiguous(), None, dout=dout)
+        hold(backend, x.contiguous(), bias, dout=base[..., 5:46])
     hold(backend, base[:, 0], bias[:1].expand(50), dout=torch.randn(1, device=device).expand(4, 50))
     across = torch.randn(6, 50, 4, device=device).permute(2, 1, 0)
     hold(backend, base.transpose(1, 2), None, 0.25, dout=across)
