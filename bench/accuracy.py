@@ -37,6 +37,8 @@ def backward_arguments(name: str, forward: list[Any], outputs: tuple[Tensor, ...
         if mask[1] is None:  # one gradient for x and residual, written once, as autograd asks for it
             needs[1] = False
         return [dout, *tensors, *outputs[1:], *mask, *needs]
+    if name == "bias_gelu":
+        return [dout, *forward, True, forward[1] is not None]
     if name == "binary_cross_entropy":
         return [dout, *forward]
     raise ValueError(f"op: no rule for the backward arguments of {name!r}; add it to bench/kernels.py")

@@ -52,6 +52,8 @@ def smallest(name: str, device: torch.device) -> list[Any]:
         return [x, torch.ones_like(x), None, None, 1]
     if name == "dropout_add_layer_norm":
         return [x, torch.ones_like(x), x[0].clone(), x[1].clone(), None, None, 0.0, 1e-5, x.dtype]
+    if name == "bias_gelu":
+        return [x, x[0].clone(), None, None, 0.0, False]
     raise ValueError(f"op: no smallest call of {name!r} is known; add it to bench/host.py")
 
 
@@ -157,6 +159,7 @@ def function_rows(device: torch.device, rounds: int) -> list[Row]:
     calls: dict[str, Callable[[Any], Tensor]] = {
         "softmax": lambda functions: functions.softmax(x, -1),
         "layer_norm": lambda functions: functions.layer_norm(x, (8,)),
+        "gelu": lambda functions: functions.gelu(x),
         "cross_entropy": lambda functions: functions.cross_entropy(x, labels),
         "binary_cross_entropy_with_logits": lambda functions: functions.binary_cross_entropy_with_logits(x, ones),
         "scaled_dot_product_attention": lambda functions: functions.scaled_dot_product_attention(q, q, q),

@@ -212,6 +212,28 @@ def dropout_add_layer_norm(
     return Workload(name, "dropout_add_layer_norm", build, dropout_p > 0)
 
 
+def bias_gelu(
+    name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16, *, dropout_p: float = 0.0, tanh: bool = False,
+    bias: bool = True,
+) -> Workload:  # fmt: skip
+    """What follows the first product of a BERT layer's MLP; without a bias plain GELU."""
+
+    def build(device: torch.device, size: str, seed: int) -> Case:
+        rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
+        x = _randn(device, dtype, seed, rows, cols)
+        rest = (_randn(device, dtype, seed + 1, cols),) if bias else ()
+        rng = torch.tensor([seed + 7, 3], device=device) if dropout_p else None
+
+        def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+            out = F.gelu(x if bias is None else x + bias, approximate="tanh" if tanh else "none")
+            return F.dropout(out, dropout_p) if dropout_p else out
+
+        peers = {"eager": Peer(gelu, (x, *rest)), "torch.compile": Peer(gelu, (x, *rest), compiled=True)}
+        return Case([x, rest[0] if bias else None, None, rng, dropout_p, tanh], peers)
+
+    return Workload(name, "bias_gelu", build, dropout_p > 0)
+
+
 WORKLOADS: tuple[Workload, ...] = (
     # most telling first: a run that is short of time stops somewhere along this list
     attention("attention-bert-base-s512", 32, 512, 12, 64, written_out=True),
@@ -222,6 +244,7 @@ WORKLOADS: tuple[Workload, ...] = (
     softmax("softmax-16384x1024", 16384, 1024),
     dropout_add_layer_norm("dropout_add_layer_norm-bert-base-16384x768", 16384, 768, dropout_p=0.1),
     dropout_add_layer_norm("dropout_add_layer_norm-16384x1024-inference", 16384, 1024),
+    bias_gelu("bias_gelu-bert-base-16384x3072", 16384, 3072),
     linear_cross_entropy("linear_cross_entropy-bert-mlm-4096x30522", 4096, 30522, 768),
     attention("attention-bert-base-s128", 128, 128, 12, 64, written_out=True),
     attention("attention-d64-s256", 64, 256, 32, 64),
@@ -237,6 +260,8 @@ WORKLOADS: tuple[Workload, ...] = (
     attention("attention-d64-s1024-fp16", 16, 1024, 32, 64, FP16),
     attention("attention-d64-s512-fp32", 8, 512, 12, 64, FP32),
     dropout_add_layer_norm("layer_norm-16384x4096", 16384, 4096, residual=False),
+    bias_gelu("gelu-16384x4096", 16384, 4096, bias=False),
+    bias_gelu("bias_gelu-tanh-dropout-16384x4096", 16384, 4096, dropout_p=0.1, tanh=True),
     linear_cross_entropy("linear_cross_entropy-xlmr-2048x250002", 2048, 250002, 768),
     softmax("softmax-65536x256-fp32", 65536, 256, FP32),
     cross_entropy("cross_entropy-4096x30522-fp32", 4096, 30522, FP32),

@@ -88,9 +88,20 @@ def dropout_add_layer_norm(device: torch.device, dtype: torch.dtype) -> Cases:
     yield "empty", (x[:0], residual[:0], weight, bias, None, None, 0.0, 1e-5, dtype)
 
 
+def bias_gelu(device: torch.device, dtype: torch.dtype) -> Cases:
+    x, bias = torch.randn(2, 5, 37, device=device, dtype=dtype), torch.randn(37, device=device, dtype=dtype)
+    numbers = torch.tensor([3, 1, 70, 2, 9] * 2, dtype=torch.int32, device=device)
+    yield "plain", (x, None, None, None, 0.0, False)
+    yield "bias-dropout", (x, bias, None, _state(device), 0.25, True)
+    yield "numbered", (x, bias.float(), numbers, _state(device), 0.1, False)
+    yield "strided", (torch.randn(2, 5, 41, device=device, dtype=dtype)[..., 3:40], bias, None, None, 0.0, True)
+    yield "empty", (x[:0], bias, None, None, 0.0, False)
+
+
 FORWARD: dict[str, Callable[[torch.device, torch.dtype], Cases]] = {
     "softmax": softmax,
     "dropout_add_layer_norm": dropout_add_layer_norm,
+    "bias_gelu": bias_gelu,
     "attention": attention,
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
@@ -110,6 +121,8 @@ def backward(op: Op, arguments: tuple[Any, ...], outputs: tuple[Tensor, ...]) ->
     if op.name == "dropout_add_layer_norm":
         owners = {"dx": "x", "dresidual": "residual", "dweight": "weight", "dbias": "bias"}
         known |= {f"needs_{gradient}": known[owner] is not None for gradient, owner in owners.items()}
+    if op.name == "bias_gelu":
+        known |= {"needs_dx": True, "needs_dbias": known["bias"] is not None}
     if op.name == "softmax":
         known["saved"] = outputs[0] if known["rng_state"] is None else known["x"]
     dout, *names = op.bwd.argument_names()[:-1]

@@ -64,6 +64,12 @@ def _dropout_add_layer_norm(dtype: torch.dtype, device: torch.device) -> list[An
     return [x, residual, weight, bias, None, None, 0.0, 1e-12, dtype]
 
 
+def _bias_gelu(dtype: torch.dtype, device: torch.device) -> list[Any]:
+    """Without dropout, whose mask differs between backends."""
+    x, bias = _randn(37, 700, dtype=dtype, device=device), _randn(700, dtype=dtype, device=device)
+    return [x, bias, None, None, 0.0, False]
+
+
 FORWARD: dict[str, Callable[[torch.dtype, torch.device], list[Any]]] = {
     "attention": _attention,
     "softmax": _softmax,
@@ -71,6 +77,7 @@ FORWARD: dict[str, Callable[[torch.dtype, torch.device], list[Any]]] = {
     "binary_cross_entropy": _binary_cross_entropy,
     "linear_cross_entropy": _linear_cross_entropy,
     "dropout_add_layer_norm": _dropout_add_layer_norm,
+    "bias_gelu": _bias_gelu,
 }
 """The arguments of <op>_fwd without the last one, `backend`."""
 
@@ -90,4 +97,6 @@ def backward(name: str, forward: list[Any], outputs: tuple[Tensor, ...]) -> list
     if name == "dropout_add_layer_norm":
         *tensors, row_index, rng_state, dropout_p, _, _ = forward
         return [dout, *tensors, *outputs[1:], row_index, rng_state, dropout_p, *(t is not None for t in tensors)]
+    if name == "bias_gelu":
+        return [dout, *forward, True, True]
     return [dout, *forward]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .activations import gelu, linear_gelu
 from .attention import attention_varlen, scaled_dot_product_attention
 from .losses import binary_cross_entropy_with_logits, cross_entropy
 from .normalisation import layer_norm
@@ -15,8 +16,10 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "dropout_add_layer_norm",
+    "gelu",
     "layer_norm",
     "linear_cross_entropy",
+    "linear_gelu",
     "log_softmax",
     "repad",
     "scaled_dot_product_attention",

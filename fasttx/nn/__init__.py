@@ -10,6 +10,7 @@ from typing import Any
 import torch.nn as _torch_nn
 
 from . import functional
+from .activations import GELU, LinearGELU
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss
 from .normalisation import DropoutAddLayerNorm, LayerNorm
 from .probabilities import LogSoftmax, Softmax
@@ -19,8 +20,10 @@ __all__ = [
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "DropoutAddLayerNorm",
+    "GELU",
     "LayerNorm",
     "LinearCrossEntropyLoss",
+    "LinearGELU",
     "LogSoftmax",
     "Softmax",
     "functional",

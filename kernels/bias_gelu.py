@@ -1,0 +1,249 @@
+"""GELU of x + bias, then dropout, tile by tile: forward and backward.
+
+Mathematics
+    z = x + bias,   out = keep / (1 - p_hat) * gelu(z)
+    erf:   gelu(z) = z (1 + erf(z / sqrt 2)) / 2,   gelu'(z) = (1 + erf(z / sqrt 2)) / 2 + z exp(-z^2 / 2) / sqrt(2 pi)
+    tanh:  with u = sqrt(2 / pi) (z + 0.044715 z^3) and s = sigmoid(2 u) = (1 + tanh u) / 2:
+           gelu(z) = z s,   gelu'(z) = s + z * 2 s (1 - s) u',   u' = sqrt(2 / pi) (1 + 3 * 0.044715 z^2)
+    With e = exp(-|2 u|), s is 1 / (1 + e) or e / (1 + e), and s (1 - s) = e / (1 + e)^2: no exponential overflows, and
+    no difference of nearly equal numbers is taken in either tail.
+    backward:   dx = gelu'(z) * keep * dout / (1 - p_hat),   dbias = sum over rows of dx
+
+Contract
+    A tile is ROWS x BLOCK_N elements; programs count the tiles of a row first, so that neighbours read neighbouring
+    memory. Forward, and backward without dbias: one tile a program. Backward with dbias: a program keeps to its columns
+    and takes tiles of rows in turn, i, i + P, ..., with a float32 sum of what it computed of dx before rounding; each
+    writes one row of partial sums, and a second kernel adds these in the order of the programs. No atomics: bitwise
+    deterministic, and P is a function of the shape alone. x and dout lie by rows at one stride with columns at
+    stride 1; outputs are contiguous; 16-byte accesses where base and stride allow. z is never written.
+
+Cost
+    Forward about 20 flop an element, backward 30 (erf is a polynomial); bytes: x and out, or dout, x and dx, once; the
+    partial sums 4 bytes a column and program of rows, twice. A Philox call for 16 elements in either direction.
+    Shared memory: the sum over a tile's rows, and the exchange of the dropout mask, 1 byte per element of the tile.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .dropout_add_layer_norm import SUM_COLS, SUM_ROWS, layer_norm_sum_kernel
+from .row_dropout import GELU_TAG, keep_scale, row_keep, threshold
+
+TAG = tl.constexpr(GELU_TAG)
+RSQRT2 = tl.constexpr(0.7071067811865476)
+RSQRT_2PI = tl.constexpr(0.3989422804014327)
+SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
+CUBIC = tl.constexpr(0.044715)
+HUGE = tl.constexpr(1e9)
+"""Beyond it u' meets a factor of 0, and its square would overflow."""
+
+BLOCK_N = 256
+"""Columns of a tile: a warp reads 512 bytes of a row of halves, and the widths of encoders are multiples of it."""
+PROGRAMS = 1056
+"""Programs of a backward with dbias at most: eight, as many as the registers hold in halves, for each of an
+H100's multiprocessors (132). A constant, not the device's own number: the same sums on every device."""
+
+
+class Config(NamedTuple):
+    """Tile of one program: ROWS x BLOCK_N elements by num_warps warps."""
+
+    rows: int
+    block_n: int
+    num_warps: int
+
+
+# kernel -> (elements of a tile, its warps). Chosen by registers, not yet timed (docs/kernels/bias_gelu.md): 16 bytes of
+# halves are 8 elements, hence two accesses a thread forward; backward has one of x and one of dout, and keeps a sum.
+TABLE: dict[str, tuple[int, int]] = {"fwd": (2048, 4), "bwd": (1024, 4)}
+
+
+def config(kernel: str, n_cols: int) -> Config:
+    """The tile for rows of n_cols elements.
+
+    Args:
+        kernel: "fwd" or "bwd".
+        n_cols: length of a row.
+    """
+    elements, num_warps = TABLE[kernel]
+    block_n = min(BLOCK_N, max(16, triton.next_power_of_2(n_cols)))  # 16: the columns of one Philox call
+    return Config(elements // block_n, block_n, num_warps)
+
+
+@triton.jit
+def _tanh_parts(z):
+    """s = sigmoid(2 u), s (1 - s) and u'; a NaN stays in s."""
+    u = SQRT_2_OVER_PI * (z + CUBIC * z * z * z)
+    e = tl.exp(-2.0 * tl.abs(u))
+    r = 1.0 / (1.0 + e)
+    s = tl.where(u < 0.0, e * r, r)
+    near = tl.minimum(tl.maximum(z, -HUGE), HUGE)
+    return s, e * r * r, SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * near * near)
+
+
+@triton.jit
+def _gelu(z, TANH: tl.constexpr):
+    if TANH:
+        s, _, _ = _tanh_parts(z)
+        out = z * s
+    else:
+        out = z * (0.5 + 0.5 * tl.erf(z * RSQRT2))
+    return out
+
+
+@triton.jit
+def _gelu_derivative(z, TANH: tl.constexpr):
+    if TANH:
+        s, slope, du = _tanh_parts(z)
+        out = s + z * (2.0 * slope) * du
+    else:
+        out = 0.5 + 0.5 * tl.erf(z * RSQRT2) + z * (RSQRT_2PI * tl.exp(-0.5 * z * z))
+    return out
+
+
+@triton.jit
+def _z(x_ptr, bias_ptr, at, cols, ok, col_ok, BIAS: tl.constexpr):
+    """x + bias as float32; 0 beyond the tensor."""
+    z = tl.load(x_ptr + at, mask=ok, other=0.0).to(tl.float32)
+    if BIAS:
+        z += tl.load(bias_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)[None, :]
+    return z
+
+
+@triton.jit
+def _keep(
+    rng_ptr, index_ptr, rows, row_ok, col_start, threshold,
+    INDEXED: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The keep mask of a tile: rows are counted by index_ptr where there is one."""
+    numbers = rows
+    if INDEXED:
+        numbers = tl.load(index_ptr + rows, mask=row_ok, other=0)
+    return row_keep(rng_ptr, numbers, col_start, TAG, threshold, ROWS, BLOCK_N)
+
+
+@triton.jit
+def bias_gelu_fwd_kernel(
+    out_ptr, x_ptr, bias_ptr, index_ptr, rng_ptr, n_rows, n_cols, stride_xm, threshold, keep_scale,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BIAS: tl.constexpr, TANH: tl.constexpr, DROPOUT: tl.constexpr,
+    INDEXED: tl.constexpr,
+):  # fmt: skip
+    pid, col_tiles = tl.program_id(0), tl.cdiv(n_cols, BLOCK_N)
+    rows = pid // col_tiles * ROWS + tl.arange(0, ROWS)
+    col_start = pid % col_tiles * BLOCK_N
+    cols = col_start + tl.arange(0, BLOCK_N)
+    row_ok, col_ok = rows < n_rows, cols < n_cols
+    ok = row_ok[:, None] & col_ok[None, :]
+    long_rows = rows.to(tl.int64)[:, None]
+    z = _z(x_ptr, bias_ptr, long_rows * stride_xm + cols[None, :], cols, ok, col_ok, BIAS)
+    out = _gelu(z, TANH)
+    if DROPOUT:
+        keep = _keep(rng_ptr, index_ptr, rows, row_ok, col_start, threshold, INDEXED, ROWS, BLOCK_N)
+        out = tl.where(keep, out * keep_scale, 0.0)
+    tl.store(out_ptr + long_rows * n_cols + cols[None, :], out.to(out_ptr.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def bias_gelu_bwd_kernel(
+    dx_ptr, partial_ptr, dout_ptr, x_ptr, bias_ptr, index_ptr, rng_ptr, n_rows, n_cols, stride_dm, stride_xm,
+    row_programs, threshold, keep_scale,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BIAS: tl.constexpr, TANH: tl.constexpr, DROPOUT: tl.constexpr,
+    INDEXED: tl.constexpr, DX: tl.constexpr, DBIAS: tl.constexpr,
+):  # fmt: skip
+    """partial_ptr: float32 (row_programs, n_cols), the sums of each program."""
+    pid, col_tiles = tl.program_id(0), tl.cdiv(n_cols, BLOCK_N)
+    row_program = pid // col_tiles
+    col_start = pid % col_tiles * BLOCK_N
+    cols = col_start + tl.arange(0, BLOCK_N)
+    col_ok = cols < n_cols
+    dbias = tl.zeros([ROWS, BLOCK_N], tl.float32)
+    for tile in range(row_program, tl.cdiv(n_rows, ROWS), row_programs):
+        rows = tile * ROWS + tl.arange(0, ROWS)
+        row_ok = rows < n_rows
+        ok = row_ok[:, None] & col_ok[None, :]
+        long_rows = rows.to(tl.int64)[:, None]
+        dx = tl.load(dout_ptr + long_rows * stride_dm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
+        z = _z(x_ptr, bias_ptr, long_rows * stride_xm + cols[None, :], cols, ok, col_ok, BIAS)
+        if DROPOUT:
+            keep = _keep(rng_ptr, index_ptr, rows, row_ok, col_start, threshold, INDEXED, ROWS, BLOCK_N)
+            dx = tl.where(keep, dx * keep_scale, 0.0)
+        dx *= _gelu_derivative(z, TANH)
+        if DX:
+            tl.store(dx_ptr + long_rows * n_cols + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=ok)
+        if DBIAS:
+            dbias += dx  # 0 beyond the tensor, as dout is
+    if DBIAS:
+        # row_programs x n_cols are counted in 32 bits
+        tl.store(partial_ptr + row_program * n_cols + cols, tl.sum(dbias, 0), mask=col_ok)
+
+
+# ----------------------------------------------------------------------------------------------------------- launchers
+
+
+def _flat(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _in_rows(x: Tensor, n_cols: int) -> tuple[Tensor, int]:
+    """x as (n_rows, n_cols) with columns at stride 1, and the stride of its rows; a copy only where it has to be."""
+    rows = x.reshape(-1, n_cols)
+    if rows.stride(1) != 1 and n_cols != 1:
+        rows = rows.contiguous()
+    return rows, rows.stride(0)
+
+
+def _length_of_rows(x: Tensor, alike: bool, dout: Tensor | None = None) -> int:
+    """n_cols; where all columns are treated alike and lie in one piece, a length without idle lanes at its end."""
+    whole = alike and x.is_contiguous() and (dout is None or dout.is_contiguous())
+    return BLOCK_N if whole and x.numel() % BLOCK_N == 0 else x.shape[-1]
+
+
+def bias_gelu_fwd(
+    out: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
+    tanh: bool,
+) -> None:  # fmt: skip
+    """Writes out; arguments as of the op (fasttx/ops/bias_gelu.py)."""
+    dropout = rng_state is not None
+    n_cols = _length_of_rows(x, bias is None and not dropout)
+    x_rows, stride_xm = _in_rows(x, n_cols)
+    n_rows = x_rows.shape[0]
+    block = config("fwd", n_cols)
+    bias_gelu_fwd_kernel[(triton.cdiv(n_rows, block.rows) * triton.cdiv(n_cols, block.block_n),)](
+        out, x_rows, _flat(bias), _flat(row_index), rng_state, n_rows, n_cols, stride_xm, threshold(dropout_p),
+        keep_scale(dropout_p), ROWS=block.rows, BLOCK_N=block.block_n, BIAS=bias is not None, TANH=tanh,
+        DROPOUT=dropout, INDEXED=dropout and row_index is not None, num_warps=block.num_warps,
+    )  # fmt: skip
+
+
+def bias_gelu_bwd(
+    dx: Tensor, dbias: Tensor, dout: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None,
+    rng_state: Tensor | None, dropout_p: float, tanh: bool, needs_dx: bool, needs_dbias: bool,
+) -> None:  # fmt: skip
+    """Writes the gradients that are needed; the others are of no element."""
+    dropout = rng_state is not None
+    n_cols = _length_of_rows(x, bias is None and not dropout, dout)
+    x_rows, stride_xm = _in_rows(x, n_cols)
+    dout_rows, stride_dm = _in_rows(dout, n_cols)
+    n_rows = x_rows.shape[0]
+    block = config("bwd", n_cols)
+    tiles, col_tiles = triton.cdiv(n_rows, block.rows), triton.cdiv(n_cols, block.block_n)
+    row_programs, partial = tiles, None
+    if needs_dbias:
+        row_programs = min(tiles, max(PROGRAMS // col_tiles, 1))
+        partial = torch.empty((row_programs, n_cols), dtype=torch.float32, device=x.device)
+    bias_gelu_bwd_kernel[(row_programs * col_tiles,)](
+        dx, partial, dout_rows, x_rows, _flat(bias), _flat(row_index), rng_state, n_rows, n_cols, stride_dm, stride_xm,
+        row_programs, threshold(dropout_p), keep_scale(dropout_p), ROWS=block.rows, BLOCK_N=block.block_n,
+        BIAS=bias is not None, TANH=tanh, DROPOUT=dropout, INDEXED=dropout and row_index is not None, DX=needs_dx,
+        DBIAS=needs_dbias, num_warps=block.num_warps,
+    )  # fmt: skip
+    if needs_dbias:
+        layer_norm_sum_kernel[(triton.cdiv(n_cols, SUM_COLS),)](
+            None, dbias, partial, row_programs, n_cols,
+            DWEIGHT=False, DBIAS=True, R=SUM_ROWS, C=SUM_COLS, num_warps=4,
+        )  # fmt: skip

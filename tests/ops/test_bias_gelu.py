@@ -1,0 +1,419 @@
+"""The op bias_gelu: kernels and composition against float64, both tails, dropout, widths, odd memory, bad input."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fasttx.ops import _row_dropout
+from fasttx.ops import bias_gelu as op
+from fasttx.ops.registry import LAUNCHES, BackendError
+from fasttx.testing import assert_as_accurate
+
+pytest.importorskip("triton", reason="triton is not installed")
+import numpy as np
+from ops.test_row_dropout import numpy_keep
+
+from fasttx.kernels import bias_gelu as kernels
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's: exponentials of infinities
+fwd = torch.ops.fasttx.bias_gelu_fwd.default
+bwd = torch.ops.fasttx.bias_gelu_bwd.default
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+DTYPES = [FP32, FP16, BF16]
+each_backend = pytest.mark.parametrize("backend", ["triton", "torch"])
+each_form = pytest.mark.parametrize("tanh", [False, True], ids=["erf", "tanh"])
+NAN, INF = math.nan, math.inf
+SEED, OFFSET = 0x1234567890ABCDE, 99
+
+
+def state_on(device):
+    return torch.tensor([SEED, OFFSET], device=device)
+
+
+def own_with_gradients(x, bias, factor, tanh, dtype, dout):
+    """torch's own operators in `dtype`: what a user would write; factor is keep / (1 - p)."""
+    leaves = [None if t is None else t.detach().to(dtype).requires_grad_() for t in (x, bias)]
+    z = leaves[0] if bias is None else leaves[0] + leaves[1]
+    out = F.gelu(z, approximate="tanh" if tanh else "none")
+    if factor is not None:
+        out = out * factor.to(dtype)
+    found = torch.autograd.grad(out, [t for t in leaves if t is not None], dout.to(dtype))
+    return out.detach(), found[0], found[1] if bias is not None else None
+
+
+def factor_of(backend, x, row_index, rng_state, p):
+    """keep / (1 - p), in float64, by the mask that `backend` applies; the kernels' from NumPy."""
+    if rng_state is None:
+        return None
+    if backend == "torch" and row_index is None:
+        keep = _row_dropout.drawn_keep(rng_state, x.shape, 3, p)
+    else:
+        rows = np.arange(x.shape[:-1].numel()) if row_index is None else row_index.cpu().numpy().astype(np.int64)
+        keep = torch.from_numpy(numpy_keep(SEED, OFFSET, rows, x.shape[-1], 3, _row_dropout.threshold(p)))
+    return keep.reshape(x.shape).to(x.device).double() * _row_dropout.keep_scale(p)
+
+
+def hold(backend, x, bias=None, p=0.0, tanh=False, row_index=None, dout=None):
+    """Forward and backward on `backend`, held to float64 and to torch's own operators."""
+    rng_state = state_on(x.device) if p > 0.0 else None
+    dout = torch.randn(x.shape, device=x.device).to(x.dtype) if dout is None else dout
+    names = [("bias_gelu_fwd", backend), ("bias_gelu_bwd", backend)]
+    before = [LAUNCHES[name] for name in names]
+    out = fwd(x, bias, row_index, rng_state, p, tanh, backend)
+    dx, dbias = bwd(dout, x, bias, row_index, rng_state, p, tanh, True, bias is not None, backend)
+    if x.numel():
+        assert [LAUNCHES[name] for name in names] == [n + 1 for n in before]
+    factor = factor_of(backend, x, row_index, rng_state, p)
+    expected = own_with_gradients(x, bias, factor, tanh, torch.float64, dout)
+    # a rounded z would be torch's error where the bias is wider than x
+    least = x.dtype if bias is None or bias.dtype == x.dtype else FP32
+    same = own_with_gradients(x, bias, factor, tanh, least, dout)
+    for name, found, own, ref, like in zip(("out", "dx", "dbias"), (out, dx, dbias), same, expected, (x, x, bias)):
+        if ref is None:
+            assert found.shape == (0,)
+            continue
+        assert_as_accurate(found, own.to(like.dtype), ref, name)
+    return out, dx, dbias
+
+
+def tensors_for(n_rows, n_cols, dtype, device, bias_dtype=None):
+    x = (2.0 * torch.randn(n_rows, n_cols, device=device)).to(dtype)
+    return x, torch.randn(n_cols, device=device).to(bias_dtype or dtype)
+
+
+# --------------------------------------------------------------------------------------------------------- widths
+
+# 1; around 16, the columns of one Philox call; around 256, the widest tile; a remainder in the second and third tile
+WIDTHS = [(n, dtype, tanh) for n in (16, 257) for dtype in DTYPES for tanh in (False, True)]
+WIDTHS += [(n, FP32, False) for n in (1, 15, 101, 256, 700)] + [(n, BF16, True) for n in (2, 17, 255, 512)]
+
+
+@pytest.mark.parametrize("n_cols, dtype, tanh", WIDTHS, ids=str)
+def test_widths(device, n_cols, dtype, tanh):
+    n_rows = 131 if n_cols < 18 else 35 if n_cols < 200 else 9  # more than one tile of rows, the last one not full
+    x, bias = tensors_for(n_rows, n_cols, dtype, device)
+    hold("triton", x, bias, 0.1, tanh)
+    hold("triton", x, None, 0.0, tanh)
+
+
+@pytest.mark.slow
+@each_form
+@pytest.mark.parametrize("n_cols", [1536, 3072, 4096, 5003])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_widths_of_models(device, n_cols, dtype, tanh):
+    x, bias = tensors_for(37, n_cols, dtype, device)
+    for p in (0.0, 0.1):
+        hold("triton", x, bias, p, tanh)
+
+
+@pytest.mark.parametrize("n_cols, tile", [(300, 4), (16, 64)])
+def test_a_program_takes_several_tiles(device, monkeypatch, n_cols, tile):
+    """More tiles than programs, and a number of rows that neither divides: sums run over tiles, programs and rows."""
+    monkeypatch.setattr(kernels, "PROGRAMS", 5)
+    assert kernels.config("bwd", n_cols).rows == tile
+    x, bias = tensors_for(5 * tile + 3, n_cols, FP32, device)
+    hold("triton", x, bias, 0.1)
+    monkeypatch.setattr(kernels, "PROGRAMS", 1)  # fewer than there are tiles in a row of 300
+    hold("triton", x, bias)
+
+
+def test_more_programs_than_one_tile_of_the_second_kernel(device, monkeypatch):
+    monkeypatch.setattr(kernels, "SUM_ROWS", 4)
+    x, bias = tensors_for(21, 257, FP32, device)
+    hold("triton", x, bias)
+
+
+def test_plain_gelu_runs_over_all_elements_as_rows_of_the_tile(device):
+    """Rows of 12 would leave a quarter of the lanes idle; where memory has gaps they remain rows of 12."""
+    x = torch.randn(128, 12, device=device)
+    assert kernels._length_of_rows(x, True) == kernels._length_of_rows(x, True, x) == 256
+    assert kernels._length_of_rows(x, False) == kernels._length_of_rows(x[:127], True) == 12
+    gaps = torch.randn(128, 13, device=device)[:, :12]
+    assert kernels._length_of_rows(gaps, True) == kernels._length_of_rows(x, True, gaps) == 12
+    hold("triton", x, dout=x.flip(0))
+    hold("triton", gaps, dout=x)
+    hold("triton", x, dout=gaps)
+
+
+def test_the_configuration_is_a_function_of_the_width():
+    for kernel in kernels.TABLE:
+        for n_cols in (*range(1, 600), 3072, 30_522):
+            c = kernels.config(kernel, n_cols)
+            assert c.block_n & (c.block_n - 1) == 0 and 16 <= c.block_n <= 256
+            assert c.block_n == 256 or n_cols <= c.block_n < max(2 * n_cols, 17)
+            assert c.rows * c.block_n >= 32 * c.num_warps * 8  # 16 bytes of halves a thread
+
+
+def test_what_does_not_fit_32_bits_is_refused():
+    for shape in ((2**31 - 2048, 1), (1, 2**31 - 2048)):
+        x = torch.empty(1, dtype=BF16).expand(shape)
+        assert "counted in 32 bits" in op.BIAS_GELU.reasons(x)["triton"]
+    with pytest.raises(BackendError, match="counted in 32 bits"):
+        op.BIAS_GELU.pick("triton", x)
+
+
+@each_backend
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_only_what_is_needed_is_computed(device, backend, p, with_bias):
+    x, bias = tensors_for(9, 101, FP32, device)
+    bias, rng_state = bias if with_bias else None, state_on(device) if p else None
+
+    def call(*needs):
+        return bwd(x, x, bias, None, rng_state, p, False, *needs, backend)
+
+    everything = call(True, with_bias)
+    for needs in ((False, False), (True, False), (False, with_bias)):
+        for found, full, need in zip(call(*needs), everything, needs):
+            assert torch.equal(found, full) if need else found.shape == (0,)
+
+
+# -------------------------------------------------------------------------------------------------------- numerics
+
+
+@each_backend
+@each_form
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tails(device, backend, tanh, dtype):
+    """Far out on either side, the largest numbers included; where torch's own result overflows, ours does not."""
+    largest = torch.finfo(dtype).max
+    far = [0.0, 1e-6, 1e-3, 0.75, 1.0, 3.0, 4.99, 5.5, 8.0, 9.3, 12.0, 38.0, 100.0, 1e4, largest / 2, largest]
+    x = torch.tensor([far, [-a for a in far]], device=device).to(dtype)
+    ones = torch.ones_like(x)
+    out = fwd(x, None, None, None, 0.0, tanh, backend)
+    dx, _ = bwd(ones, x, None, None, None, 0.0, tanh, True, False, backend)
+    ref = op._reference(x, None, None, None, 0.0, tanh)
+    slope, _ = op._reference_bwd(ones, x, None, None, None, 0.0, tanh, True, False)
+    few = slice(0, -2) if backend == "torch" else slice(None)  # torch's own operators overflow at the last two
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(out[:, few].double(), ref[:, few], atol=1e-6, rtol=rounding)
+    torch.testing.assert_close(dx[:, few].double(), slope[:, few], atol=1e-6, rtol=rounding)
+
+
+@each_form
+def test_the_negative_tail(device, tanh):
+    """tanh in the form that is used has no cancellation: the small numbers of the tail keep their digits."""
+    x = -torch.linspace(0.0, 6.0, 301, device=device)[None]
+    out = fwd(x, None, None, None, 0.0, tanh, "triton")
+    ref = op._reference(x, None, None, None, 0.0, tanh)
+    torch.testing.assert_close(out.double(), ref, **({"atol": 0, "rtol": 2e-5} if tanh else {"atol": 4e-7, "rtol": 0}))
+    assert bool((out <= 0).all())
+
+
+@each_backend
+@each_form
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_and_infinity_as_torchs(device, backend, tanh, dtype):
+    x = torch.zeros(3, 20, device=device, dtype=dtype)
+    x[0, 3], x[1, 5], x[2, 7] = NAN, INF, -INF
+    out = fwd(x, None, None, None, 0.0, tanh, backend)
+    expected, dx_expected, _ = own_with_gradients(x, None, None, tanh, dtype, torch.ones_like(x))
+    torch.testing.assert_close(out, expected, equal_nan=True)
+    bias = torch.zeros(20, device=device, dtype=dtype)
+    dx, dbias = bwd(torch.ones_like(x), x, bias, None, None, 0.0, tanh, True, True, backend)
+    torch.testing.assert_close(dx, dx_expected, equal_nan=True)
+    assert dbias.isnan().nonzero().flatten().tolist() == [3, 5, 7]
+
+
+@each_backend
+@each_form
+@pytest.mark.parametrize("dtype", [FP16, BF16], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.2])
+def test_a_float32_bias(device, backend, tanh, dtype, p):
+    x, bias = tensors_for(9, 101, dtype, device, FP32)
+    *_, dbias = hold(backend, x, bias, p, tanh)
+    hold(backend, x, bias, p, tanh, dout=torch.randn(9, 101, device=device))
+    assert dbias.dtype == FP32
+
+
+@each_backend
+def test_the_sum_with_a_float32_bias_is_not_rounded(device, backend):
+    """64 + 2^-3 in bfloat16 is 64: a rounded sum would give every column the same."""
+    x, bias = torch.full((2, 8), -64.0, device=device, dtype=BF16), 64 + torch.arange(8, device=device) * 2.0**-3
+    expected = F.gelu(bias - 64).to(BF16)
+    assert torch.equal(fwd(x, bias, None, None, 0.0, False, backend), expected.expand(2, 8))
+
+
+def test_dbias_sums_what_was_not_rounded(device):
+    """dx in bfloat16 holds 1 + 2^-8 as 1; 512 rows of it add up to 514 nevertheless."""
+    x, bias = torch.full((512, 3), 100.0, device=device, dtype=BF16), torch.zeros(3, device=device)
+    dout = torch.full((512, 3), 1 + 2.0**-8, device=device)
+    dx, dbias = bwd(dout, x, bias, None, None, 0.0, False, True, True, "triton")
+    assert dbias.tolist() == [514.0] * 3 and bool((dx == 1).all())
+
+
+# ---------------------------------------------------------------------------------------------------------- dropout
+
+
+@each_backend
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.999])
+def test_dropout(device, backend, p):
+    x, bias = torch.rand(9, 301, device=device) + 0.1, None  # neither GELU nor its derivative is 0 there
+    out, dx, _ = hold(backend, x, bias, p)
+    kept = factor_of(backend, x, None, state_on(device), p) != 0
+    assert torch.equal(dx != 0, kept) and torch.equal(out != 0, kept)
+    again = fwd(x, bias, None, state_on(device), p, False, backend)
+    other = fwd(x, bias, None, state_on(device) + 1, p, False, backend)
+    assert torch.equal(out, again) and (p < 0.01 or not torch.equal(out, other))
+
+
+@each_backend
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
+def test_numbered_rows_drop_the_same_packed_and_padded(device, backend, index_dtype):
+    padded, bias = torch.randn(3, 6, 50, device=device), torch.randn(50, device=device)
+    number = torch.arange(18, device=device, dtype=index_dtype)
+    real = torch.tensor([6, 2, 4], device=device)[:, None] > torch.arange(6, device=device)
+    packed, packed_number = padded[real], number[real.flatten()]
+    whole = hold(backend, padded, bias, 0.4, row_index=number)[0]
+    assert torch.equal(hold(backend, packed, bias, 0.4, row_index=packed_number)[0], whole[real])
+    if backend == "triton":
+        assert torch.equal(fwd(padded, bias, None, state_on(device), 0.4, False, backend), whole)
+    strided = torch.stack([packed_number, packed_number + 5], 1)[:, 0]
+    hold(backend, packed, None, 0.4, row_index=strided)
+
+
+# --------------------------------------------------------------------------------------------------- memory, bits
+
+
+def surrounded(shape, fill, device, offset=24):
+    """A contiguous float32 tensor of `shape`, and the buffer of `fill` that it lies in."""
+    numel = math.prod(shape)
+    buffer = torch.full((numel + 2 * offset,), fill, device=device)
+    return buffer[offset : offset + numel].view(shape), buffer
+
+
+@pytest.mark.parametrize("n_cols", [13, 257])
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_nothing_outside_of_the_tensors_is_read_or_written(device, n_cols, p):
+    x, dout, bias = (surrounded(shape, NAN, device)[0].normal_() for shape in [(3, n_cols)] * 2 + [(n_cols,)])
+    state = state_on(device) if p else None
+    inner, buffers = zip(*(surrounded(shape, 7.0, device) for shape in [(3, n_cols)] * 2 + [(n_cols,)]))
+    for t in inner:
+        t.fill_(NAN)
+    kernels.bias_gelu_fwd(inner[0], x, bias, None, state, p, False)
+    kernels.bias_gelu_bwd(*inner[1:], dout, x, bias, None, state, p, False, True, True)
+    for t, buffer in zip(inner, buffers):
+        assert bool(t.isfinite().all()), "an element was not written, or one outside was read"
+        assert bool((buffer[:24] == 7.0).all()) and bool((buffer[-24:] == 7.0).all())
+
+
+@each_backend
+def test_strided_and_misaligned_inputs(device, backend):
+    base, dout = torch.randn(4, 6, 50, device=device), torch.randn(4, 6, 41, device=device)
+    bias = torch.randn(82, device=device)[::2]
+    for x in (base[:, :, 3:44], base[..., 1:42], base.transpose(0, 1)[..., :41].transpose(0, 1)):
+        hold(backend, x, bias, 0.25, dout=dout)
+        hold(backend, x.contiguous(), bias, dout=base[..., 5:46])
+    hold(backend, base[:, 0], bias[:1].expand(50), dout=torch.randn(1, device=device).expand(4, 50))
+    across = torch.randn(6, 50, 4, device=device).permute(2, 1, 0)
+    hold(backend, base.transpose(1, 2), None, 0.25, dout=across)
+    hold(backend, base[:1, :1].expand(4, 6, 50), None, dout=base)
+    hold(backend, base[0, 0], base[0, 1])  # one row
+
+
+def test_bitwise_deterministic(device):
+    x, bias = tensors_for(19, 300, FP32, device)
+    runs = [hold("triton", x, bias, 0.1, dout=x) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs))
+
+
+@each_backend
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 3)])
+def test_empty(device, backend, shape):
+    x, bias = torch.empty(shape, device=device), torch.ones(shape[-1], device=device)
+    for p in (0.0, 0.5):
+        assert bool((hold(backend, x, bias, p)[2] == 0).all())
+
+
+# ------------------------------------------------------------------------------------------------------ hypothesis
+
+
+@st.composite
+def calls(draw):
+    dtype = draw(st.sampled_from(DTYPES))
+    return {
+        "shape": draw(st.lists(st.integers(1, 4), min_size=0, max_size=3)) + [draw(st.integers(1, 70))],
+        "gap": draw(st.sampled_from([0, 0, 1, 8])),
+        "dtypes": (dtype, draw(st.sampled_from([None, dtype, FP32]))),
+        "p": draw(st.sampled_from([0.0, 0.2])),
+        "tanh": draw(st.booleans()),
+        "numbered": draw(st.booleans()),
+        "backend": draw(st.sampled_from(["triton", "torch"])),
+        "seed": draw(st.integers(0, 2**31)),
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(call=calls())
+def test_any_call(device, call):
+    torch.manual_seed(call["seed"])
+    *leading, n_cols = call["shape"]
+    sizes = [*leading, n_cols + call["gap"]], [n_cols]
+    x, bias = (
+        None if dtype is None else torch.randn(size, device=device).to(dtype)[..., :n_cols]
+        for size, dtype in zip(sizes, call["dtypes"])
+    )
+    numbers = torch.randint(0, 2**31, (math.prod(leading),), device=device) if call["numbered"] else None
+    hold(call["backend"], x, bias, call["p"], call["tanh"], numbers)
+
+
+# ------------------------------------------------------------------------------------------------ reference, checks
+
+
+@each_form
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_the_reference_is_torchs_in_float64_and_its_own_gradient(p, tanh):
+    x, bias = torch.randn(3, 7, dtype=torch.float64) * 3, torch.randn(7, dtype=torch.float64)
+    state, dout = torch.tensor([SEED, OFFSET]) if p else None, torch.randn(3, 7, dtype=torch.float64)
+    found = (
+        op._reference(x, bias, None, state, p, tanh),
+        *op._reference_bwd(dout, x, bias, None, state, p, tanh, True, True),
+    )
+    expected = own_with_gradients(x, bias, factor_of("triton", x, None, state, p), tanh, torch.float64, dout)
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b)
+
+
+X, STATE = torch.ones(2, 3), torch.zeros(2, dtype=torch.int64)
+GOOD = {"x": X, "bias": None, "row_index": None, "rng_state": None, "dropout_p": 0.0, "tanh": False}
+BAD = {
+    "dims": ({"x": torch.tensor(1.0)}, "^x: .*at least one column"),
+    "no column": ({"x": torch.ones(2, 0)}, "^x: .*at least one column"),
+    "dtype": ({"x": X.double()}, "^x: .*float64"),
+    "bias shape": ({"bias": X[0, :2]}, r"^bias: .*\(3,\), got torch.float32 \(2,\)"),
+    "bias dtype": ({"bias": X[0].half()}, "^bias: expected torch.float32 or float32 .*float16"),
+    "index dtype": ({"row_index": X[:, 0]}, "^row_index: .*float32"),
+    "index shape": ({"row_index": torch.arange(3)}, r"^row_index: .*\(2,\).*\(3,\)"),
+    "p": ({"dropout_p": 1.0, "rng_state": STATE}, r"^dropout_p: .*\[0, 1\)"),
+    "no state": ({"dropout_p": 0.5}, "^rng_state: must be given"),
+    "a state too many": ({"rng_state": STATE}, "^rng_state: must be given"),
+    "state dtype": ({"dropout_p": 0.5, "rng_state": X[0, :2]}, "^rng_state: .*int64"),
+    "device": ({"bias": X[0].to("meta")}, "^bias: is on meta"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named(name):
+    wrong, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        op.BIAS_GELU.fwd.check(*{**GOOD, **wrong}.values())
+    if "device" not in name:  # the dispatcher would pick the implementation of meta tensors
+        with pytest.raises(ValueError, match=message):
+            fwd(*{**GOOD, **wrong}.values(), "auto")
+
+
+def test_bad_gradients_are_named():
+    for wrong, message in (
+        ((X[0], X), r"^dout: .*\(2, 3\).*got torch.float32 \(3,\)"),
+        ((X.double(), X), "^dout: .*float64"),
+        ((X, X.double()), "^x: .*float64"),
+        ((X, X), "^needs_dbias: .*no bias"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            op.BIAS_GELU.bwd.check(*wrong, None, None, None, 0.0, False, True, True)
