@@ -259,6 +259,19 @@ def linear_gelu(
             linear_gelu, tensors, *tensors, approximate=approximate,
             dropout_p=dropout_p, training=training, row_index=row_index, rng_state=rng_state,
         )  # fmt: skip
+    if not training and is_number(dropout_p) and 0.0 <= dropout_p < 1.0:
+        dropout_p = 0.0
+    return linear_gelu_on(
+        None, *tensors, approximate=approximate, dropout_p=dropout_p, row_index=row_index, rng_state=rng_state
+    )
+
+
+def linear_gelu_on(
+    backend: str | None, input: Tensor, weight: Tensor, bias: Tensor | None, *, approximate: str,
+    dropout_p: float = 0.0, row_index: Tensor | None = None, rng_state: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """linear_gelu in training, forced to `backend`; None stands for what is in force in the process."""
+    tensors = (input, weight, bias)
     _check_tensors(*tensors, row_index, rng_state)
     if approximate not in (approximation(False), approximation(True)):
         raise ValueError(f"approximate: must be 'none' or 'tanh', got {approximate!r}")
@@ -266,9 +279,9 @@ def linear_gelu(
         raise TypeError(f"dropout_p: must be a number, got {dropout_p!r}")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p: must lie in [0, 1), got {dropout_p}")
-    if not training or dropout_p == 0.0:
-        dropout_p, rng_state, row_index = 0.0, None, None
-    backend = forced_backend()
+    if dropout_p == 0.0:
+        rng_state, row_index = None, None
+    backend = backend or forced_backend()
     reason = uncovered(*tensors)
     if reason is None and backend == "auto" and rng_state is None and row_index is None:
         reason = None if _has_kernel(input.device) else "torch's own functions are as fast without a kernel"

@@ -136,7 +136,7 @@ def dropout_add_layer_norm(
             dropout_p=dropout_p, eps=eps, training=training, row_index=row_index, rng_state=rng_state,
         )  # fmt: skip
     if not training:
-        _check_numbers(dropout_p, eps)
+        _check_numbers(dropout_p, eps)  # wrong in eval mode too
         dropout_p = 0.0
     return dropout_add_layer_norm_on(
         None, *tensors, dropout_p=dropout_p, eps=eps, row_index=row_index, rng_state=rng_state

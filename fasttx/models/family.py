@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from .head_class import replacement_class
 from .mlm_head import BERT_HEAD, VocabularyHead
+from .mlp import LINEAR_GELU
 from .padding_free import Forwards, padding_free_class
 from .part import Part
 from .qkv import joint_qkv_class
@@ -73,7 +74,11 @@ def bert_like(
         encoder=f"{prefix}Encoder",
         layer=f"{prefix}Layer",
         vocabulary=vocabulary,
-        parts={f"{prefix}SelfOutput": RESIDUAL_NORM, f"{prefix}Output": RESIDUAL_NORM},
+        parts={
+            f"{prefix}SelfOutput": RESIDUAL_NORM,
+            f"{prefix}Intermediate": LINEAR_GELU,
+            f"{prefix}Output": RESIDUAL_NORM,
+        },
     )
 
 

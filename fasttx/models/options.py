@@ -19,6 +19,7 @@ class Options:
     attention: bool = True
     unpad: bool | str = "auto"
     norm: bool = True
+    mlp: bool = True
     qkv: bool = True
     mlm_head: bool | float | str = True
     loss: str | None = "correct"
@@ -30,7 +31,7 @@ class Options:
     input of the graph of a float, and the number of rows would depend on it."""
 
     def __post_init__(self) -> None:
-        for name in ("attention", "norm", "qkv", "strict"):
+        for name in ("attention", "norm", "mlp", "qkv", "strict"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}; allowed are True and False")
         if not isinstance(self.unpad, bool) and self.unpad != "auto":
@@ -50,9 +51,9 @@ class Options:
             raise ValueError(f"loss: got {self.loss!r}; allowed are 'correct', 'hf' and None (leave the heads alone)")
         if self.backend not in ("auto", *BACKENDS):
             raise ValueError(f"backend: got {self.backend!r}; allowed are 'auto', {', '.join(map(repr, BACKENDS))}")
-        if not self.attention and not self.norm and self.loss is None:
+        if not (self.attention or self.norm or self.mlp) and self.loss is None:
             raise ValueError(
-                "attention=False, norm=False and loss=None leave nothing to patch; ask for at least one of them"
+                "attention=False, norm=False, mlp=False and loss=None leave nothing to patch; ask for at least one"
             )
 
     @property

@@ -106,6 +106,7 @@ def patch(
     attention: bool = True,
     unpad: bool | str = "auto",
     norm: bool = True,
+    mlp: bool = True,
     qkv: bool = True,
     mlm_head: bool | float | str = True,
     loss: str | None = "correct",
@@ -113,11 +114,10 @@ def patch(
     deterministic: bool | None = None,
     strict: bool = False,
 ) -> Report:
-    """Run a transformers model's attention, layer norms and losses on fasttx, in place; :func:`unpatch` undoes it.
+    """Run a transformers model's attention, layer norms, MLPs and losses on fasttx, in place, until :func:`unpatch`.
 
     State-dict keys, ``save_pretrained``, deepcopy, pickling, class names and forward signatures stay as they are. A
-    model that is patched already is unpatched first, so that the last call's options hold. The MLP is not replaced in
-    this version; its argument ``mlp`` follows with it, and is a TypeError until then.
+    model that is patched already is unpatched first, so that the last call's options hold.
 
     Args:
         model: a transformers model, or anything that holds some: a PEFT model, a SentenceTransformer or CrossEncoder, a
@@ -128,6 +128,8 @@ def patch(
             call says ``seq_lens=`` (see ``fasttx.data``), without which compiled graphs run padded. Captured ones do.
         norm: compute dropout, the sum with the residual and layer norm, which end each half of a layer, as one kernel.
             Where the norm or the dropout is not plain (hooks, another class), and on a CPU, the three stay apart.
+        mlp: compute bias and GELU after the MLP's first product as one kernel. Where the layer is not plain, or the
+            activation no GELU, and on a CPU, transformers' own calls run.
         qkv: compute query, key and value of self-attention in one product, from weights joined in every forward; layers
             that are not plain (LoRA, quantised, hooks) stay separate, and all do on a CPU. Needs `attention`.
         mlm_head: in training with labels, heads for masked language modelling and pretraining compute the labelled rows
@@ -150,7 +152,7 @@ def patch(
             nothing could be replaced. The model is then as it was.
         TypeError: an unknown argument, or one of another type.
     """
-    options = Options(attention, unpad, norm, qkv, mlm_head, loss, backend, deterministic, strict)
+    options = Options(attention, unpad, norm, mlp, qkv, mlm_head, loss, backend, deterministic, strict)
     root = _root(model)
     before = _marks(root)
     if before:

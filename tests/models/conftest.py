@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import model_zoo as zoo
 import pytest
 
-from fasttx.models import padding_free, qkv, residual_norm
+from fasttx.models import mlp, padding_free, qkv, residual_norm
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +16,7 @@ def _as_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(padding_free, "WORTH_IT_ON_CPU", 0)
     monkeypatch.setattr(qkv, "SEPARATE_ON", frozenset())
     monkeypatch.setattr(residual_norm, "APART_ON", frozenset())
+    monkeypatch.setattr(mlp, "APART_ON", frozenset())
 
 
 @pytest.fixture(autouse=True)

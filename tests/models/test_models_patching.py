@@ -19,8 +19,8 @@ from transformers.models.bert import modeling_bert
 import fasttx
 from fasttx.models.family import Family
 
-A_LAYER = 4
-"""Rows of the report: attention; query, key and value; two ends with dropout, sum and norm."""
+A_LAYER = 5
+"""Rows of the report: attention; query, key and value; two ends with dropout, sum and norm; the MLP."""
 
 
 def fingerprint(model: nn.Module) -> list[Any]:
@@ -86,12 +86,12 @@ def test_attention_alone_and_losses_alone() -> None:
     report = fasttx.patch(model, loss=None)
     assert type(model) is transformers.BertForMaskedLM and attention_of(model) == "fasttx"
     assert {row.after for row in report.rows} == {
-        "attention: fasttx", "real tokens only", "one product", "dropout_add_layer_norm",
+        "attention: fasttx", "real tokens only", "one product", "dropout_add_layer_norm", "linear_gelu",
     }  # fmt: skip
-    report = fasttx.patch(model, attention=False, norm=False)
+    report = fasttx.patch(model, attention=False, norm=False, mlp=False)
     assert type(model) is not transformers.BertForMaskedLM and attention_of(model) == "sdpa"
     assert [row.after for row in report.rows] == ["cross_entropy", "labelled rows only"]
-    report = fasttx.patch(model, attention=False, loss=None)
+    report = fasttx.patch(model, attention=False, mlp=False, loss=None)
     assert type(model) is transformers.BertForMaskedLM and attention_of(model) == "sdpa"
     assert [row.after for row in report.rows] == ["dropout_add_layer_norm"] * 4
     fasttx.unpatch(model)
@@ -196,8 +196,9 @@ def test_encoder_decoder() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"mlp": True}, TypeError, "mlp"),
+        ({"embeddings": True}, TypeError, "embeddings"),
         ({"norm": 1}, TypeError, "norm"),
+        ({"mlp": None}, TypeError, "mlp"),
         ({"unpad": 1}, ValueError, "unpad"),
         ({"unpad": True, "attention": False}, ValueError, "unpad"),
         ({"loss": "mean"}, ValueError, "loss: got 'mean'; allowed are 'correct', 'hf'"),
@@ -205,7 +206,7 @@ def test_encoder_decoder() -> None:
         ({"attention": "yes"}, TypeError, "attention"),
         ({"strict": 1}, TypeError, "strict"),
         ({"deterministic": "no"}, TypeError, "deterministic"),
-        ({"attention": False, "norm": False, "loss": None}, ValueError, "nothing to patch"),
+        ({"attention": False, "norm": False, "mlp": False, "loss": None}, ValueError, "nothing to patch"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type, message: str) -> None:

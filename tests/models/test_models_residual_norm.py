@@ -44,7 +44,7 @@ def hidden_and_gradients(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor,
     return hidden.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-ON_TRITON = {"attention": False, "loss": None, "backend": "triton"}
+ON_TRITON = {"attention": False, "mlp": False, "loss": None, "backend": "triton"}
 """Options that leave nothing else to the interpreter."""
 
 FAMILIES = [*{f: "auto" for f, _ in zoo.CLASSES}.items(), (zoo.BERT, "triton")]
@@ -206,6 +206,7 @@ def test_explain_tells_which() -> None:
     assert re.search(rf"{residual_norm.NAME}.*one call", text) and "dropout has hooks" in text
 
 
+@pytest.mark.slow
 def test_transforms_of_torch_func_and_compiled_graphs() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertModel")
     fasttx.patch(model, **ON_TRITON)
