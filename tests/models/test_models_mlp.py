@@ -78,6 +78,7 @@ def test_every_activation(activation: Any, form: str | None) -> None:
     plain = zoo.tiny_model(zoo.BERT, "BertModel", hidden_act=activation if isinstance(activation, str) else "gelu")
     if callable(activation):  # a config of later versions names its activation
         for layer in plain.encoder.layer:
+            del layer.intermediate.intermediate_act_fn
             layer.intermediate.intermediate_act_fn = activation
     model = copy.deepcopy(plain)
     report = fasttx.patch(model, **ON_TRITON)
