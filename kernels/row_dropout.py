@@ -8,7 +8,8 @@ Mathematics
 
 Contract
     Forward and backward, Triton, CUDA and fasttx/ops/_row_dropout.py draw the same bits, whatever the tile. `tag` tells
-    the users apart (0 = softmax, 1 = layer norm), so that two ops of one model that share a state do not share a mask.
+    the users apart (0 = softmax, 1 = layer norm, 3 = embeddings), so that two ops of one model that share a state do
+    not share a mask.
     rng_state is read from the device: nothing here depends on a host value but the threshold.
 
 Cost
@@ -24,6 +25,8 @@ SOFTMAX_TAG = 0
 """The tag of the softmax op."""
 LAYER_NORM_TAG = 1
 """The tag of the op dropout_add_layer_norm."""
+EMBEDDING_TAG = 3
+"""The tag of the op embedding_layer_norm."""
 
 
 def threshold(dropout_p: float) -> int:

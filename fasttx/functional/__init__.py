@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .attention import attention_varlen, scaled_dot_product_attention
+from .embedding import embedding_layer_norm
 from .losses import binary_cross_entropy_with_logits, cross_entropy
 from .normalisation import dropout_add_layer_norm, layer_norm
 from .packing import repad, unpad
@@ -14,6 +15,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "dropout_add_layer_norm",
+    "embedding_layer_norm",
     "layer_norm",
     "linear_cross_entropy",
     "log_softmax",
