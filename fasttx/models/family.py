@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from .embeddings import fused_embeddings_class
 from .head_class import replacement_class
 from .mlm_head import BERT_HEAD, VocabularyHead
 from .padding_free import Forwards, padding_free_class
@@ -30,6 +31,7 @@ class Family:
         bare: the model without a head.
         encoder: the stack of layers, ``.layer``.
         layer: one of them.
+        embeddings: words, positions and token types, their norm and dropout.
         vocabulary: the parts of a head over the vocabulary.
     """
 
@@ -41,6 +43,7 @@ class Family:
     bare: str
     encoder: str
     layer: str
+    embeddings: str
     vocabulary: VocabularyHead
 
     def forwards(self) -> Forwards:
@@ -68,12 +71,13 @@ def bert_like(
         bare=f"{prefix}Model",
         encoder=f"{prefix}Encoder",
         layer=f"{prefix}Layer",
+        embeddings=f"{prefix}Embeddings",
         vocabulary=vocabulary,
     )
 
 
 def replacements(module: str, *families: Family) -> Callable[[str], type]:
-    """A module ``__getattr__`` that makes the patched class of a head, encoder or self-attention when first asked for.
+    """A module ``__getattr__`` that makes the patched class of a head or another part when first asked for.
 
     The class becomes an attribute of `module` under transformers' own class name: this is where pickle finds it.
     """
@@ -81,12 +85,16 @@ def replacements(module: str, *families: Family) -> Callable[[str], type]:
     def lookup(attribute: str) -> type:
         for family in families:
             kind = family.heads.get(attribute)
-            if kind is None and attribute not in (family.encoder, family.attention[0]):
+            if kind is None and attribute not in (
+                family.encoder, family.attention[0], family.embeddings,
+            ):  # fmt: skip
                 continue
             source = importlib.import_module(family.source)
             original = getattr(source, attribute)
             if kind is not None:
                 made = replacement_class(original, kind, module, family.vocabulary)
+            elif attribute == family.embeddings:
+                made = fused_embeddings_class(original, module)
             elif attribute == family.attention[0]:
                 made = joint_qkv_class(original, module)
             else:

@@ -18,6 +18,7 @@ class Options:
 
     attention: bool = True
     unpad: bool | str = "auto"
+    norm: bool = True
     qkv: bool = True
     mlm_head: bool | float | str = True
     loss: str | None = "correct"
@@ -29,7 +30,7 @@ class Options:
     input of the graph of a float, and the number of rows would depend on it."""
 
     def __post_init__(self) -> None:
-        for name in ("attention", "qkv", "strict"):
+        for name in ("attention", "norm", "qkv", "strict"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}; allowed are True and False")
         if not isinstance(self.unpad, bool) and self.unpad != "auto":

@@ -105,6 +105,7 @@ def patch(
     *,
     attention: bool = True,
     unpad: bool | str = "auto",
+    norm: bool = True,
     qkv: bool = True,
     mlm_head: bool | float | str = True,
     loss: str | None = "correct",
@@ -116,7 +117,7 @@ def patch(
 
     State-dict keys, ``save_pretrained``, deepcopy, pickling, class names and forward signatures stay as they are. A
     model that is patched already is unpatched first, so that the last call's options hold. Other parts of a layer
-    (layer norm, MLP) are not replaced in this version; their arguments ``norm`` and ``mlp`` follow with them, and are a
+    (layer norm after attention, MLP) are not replaced in this version; the argument ``mlp`` follows with it, and is a
     TypeError until then.
 
     Args:
@@ -126,6 +127,8 @@ def patch(
         unpad: run the encoder on real tokens only: ``"auto"`` where a batch has enough padding, True where it has any,
             False never.  Needs `attention`. The host waits once a call for the number of tokens on a GPU, unless the
             call says ``seq_lens=`` (see ``fasttx.data``), without which compiled graphs run padded. Captured ones do.
+        norm: compute the embeddings, their layer norm and dropout in one kernel; tables that are not plain (LoRA,
+            quantised, hooks) are called one by one, and all are on a CPU and with inputs_embeds. Needs `attention`.
         qkv: compute query, key and value of self-attention in one product, from weights joined in every forward; layers
             that are not plain (LoRA, quantised, hooks) stay separate, and all do on a CPU. Needs `attention`.
         mlm_head: in training with labels, heads for masked language modelling and pretraining compute the labelled rows
@@ -148,7 +151,7 @@ def patch(
             nothing could be replaced. The model is then as it was.
         TypeError: an unknown argument, or one of another type.
     """
-    options = Options(attention, unpad, qkv, mlm_head, loss, backend, deterministic, strict)
+    options = Options(attention, unpad, norm, qkv, mlm_head, loss, backend, deterministic, strict)
     root = _root(model)
     before = _marks(root)
     if before:

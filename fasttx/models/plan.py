@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from . import bert, data2vec, electra, ernie, roberta
+from .embeddings import separate_embeddings_reason
 from .expected import expected_backend
 from .family import Family
 from .heads import KINDS
@@ -33,6 +34,7 @@ _HEADS = {
 }
 _SELF_ATTENTION = {(family.source, family.attention[0]): module for module in DATA for family in module.FAMILIES}
 _ENCODERS = {(family.source, family.encoder): (module, family) for module in DATA for family in module.FAMILIES}
+_EMBEDDINGS = {(family.source, family.embeddings): module for module in DATA for family in module.FAMILIES}
 ATTENTION_SETTING = "_attn_implementation_internal"
 
 
@@ -78,6 +80,8 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
             plan.report.rows.append(Row(name, cls.__name__, None, "", reason))
         if options.attention and options.unpad and _key(cls) in _ENCODERS:
             _plan_encoder(plan, name, module)
+        if options.attention and options.norm and _key(cls) in _EMBEDDINGS:
+            _plan_embeddings(plan, name, module, options)
         if isinstance(module, PreTrainedModel) and options.loss is not None:
             _plan_head(plan, name, module, options)
     for name, module in models:
@@ -141,6 +145,21 @@ def _plan_qkv(plan: Plan, name: str, module: nn.Module) -> None:
     else:
         after, backend = None, ""
     plan.report.rows.append(Row(name, "three products for q, k, v", after, backend, reason))
+
+
+def _plan_embeddings(plan: Plan, name: str, module: nn.Module, options: Options) -> None:
+    cls = type(module)
+    reason = separate_embeddings_reason(module)
+    if _unwrapped(cls) is not cls:
+        reason = "was wrapped by fully_shard; patch first, then fully_shard"
+    elif "forward" in module.__dict__:
+        reason = "its forward was replaced on the instance (accelerate does that); patch before it is prepared"
+    after, backend = None, ""
+    if reason is None:
+        plan.classes.append((module, getattr(_EMBEDDINGS[_key(cls)], cls.__name__)))
+        after, reason = "embedding_layer_norm", "on a GPU; on a CPU one by one, which is as fast there"
+        backend = expected_backend("embedding_layer_norm", options.backend, module)
+    plan.report.rows.append(Row(name, "embeddings, norm, dropout", after, backend, reason))
 
 
 def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:

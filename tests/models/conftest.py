@@ -7,14 +7,17 @@ from collections.abc import Iterator
 import model_zoo as zoo
 import pytest
 
-from fasttx.models import padding_free, qkv
+from fasttx.models import embeddings, padding_free, qkv
 
 
 @pytest.fixture(autouse=True)
 def _as_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny models never save enough on a CPU; a test of that rule sets it again. So with query, key and value."""
+    """Tiny models never save enough on a CPU; a test of that rule sets it again. So with query, key and value, and
+    embeddings.
+    """
     monkeypatch.setattr(padding_free, "WORTH_IT_ON_CPU", 0)
     monkeypatch.setattr(qkv, "SEPARATE_ON", frozenset())
+    monkeypatch.setattr(embeddings, "SEPARATE_ON", frozenset())
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,8 @@ from torch import nn
 import fasttx
 from fasttx.models.family import Family
 
+EMBEDDINGS = "embedding_layer_norm"
+
 
 def fingerprint(model: nn.Module) -> list[Any]:
     """Everything that unpatch must restore, by identity."""
@@ -38,7 +40,7 @@ def test_unpatch_restores_the_same_objects(family: Family, cls: str) -> None:
     assert list(model.state_dict()) == list(state)
     decoder = model.config.is_decoder
     over_vocabulary = family.heads.get(cls) in ("masked_lm", "pretraining")
-    assert len(report.replaced) == 2 * 2 + (not decoder) + (cls in family.heads) + over_vocabulary
+    assert len(report.replaced) == 2 * 2 + 1 + (not decoder) + (cls in family.heads) + over_vocabulary
     assert len(report.left_alone) == decoder
     fasttx.unpatch(model)
     assert not fasttx.is_patched(model)
@@ -81,7 +83,7 @@ def test_attention_alone_and_losses_alone() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     report = fasttx.patch(model, loss=None)
     assert type(model) is transformers.BertForMaskedLM and attention_of(model) == "fasttx"
-    assert {row.after for row in report.rows} == {"attention: fasttx", "real tokens only", "one product"}
+    assert {row.after for row in report.rows} == {"attention: fasttx", "real tokens only", "one product", EMBEDDINGS}
     report = fasttx.patch(model, attention=False)
     assert type(model) is not transformers.BertForMaskedLM and attention_of(model) == "sdpa"
     assert [row.after for row in report.rows] == ["cross_entropy", "labelled rows only"]
@@ -107,7 +109,7 @@ def test_context_manager() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     before = fingerprint(model)
     with fasttx.patched(model, loss="hf") as report:
-        assert fasttx.is_patched(model) and len(report.replaced) == 7
+        assert fasttx.is_patched(model) and len(report.replaced) == 8
     assert fingerprint(model) == before
     with pytest.raises(RuntimeError), fasttx.patched(model):
         raise RuntimeError
@@ -148,7 +150,7 @@ def test_what_is_left_alone_says_why() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     model.forward = model.forward
     report = fasttx.patch(model)
-    assert "instance" in report.left_alone[0].reason and len(report.replaced) == 2 * 2 + 1
+    assert "instance" in report.left_alone[0].reason and len(report.replaced) == 2 * 2 + 2
 
 
 def test_nothing_replaced() -> None:
@@ -165,7 +167,7 @@ def test_nothing_replaced() -> None:
 def test_mixed_container() -> None:
     both = nn.ModuleList([zoo.tiny_model(zoo.BERT, "BertModel"), distilbert()])
     report = fasttx.patch(both)
-    assert len(report.replaced) == 2 * 2 + 1
+    assert len(report.replaced) == 2 * 2 + 2
     assert [row.module for row in report.left_alone] == ["1"]
 
 
@@ -178,7 +180,9 @@ def test_encoder_decoder() -> None:
     labels = inputs["input_ids"][:, :5].clone()
     want = model(**inputs, labels=labels)
     report = fasttx.patch(model)
-    assert len(report.replaced) == 2 + 4 + 2 * 2 + 1 + 1  # attention, q k v, loss, the encoder's padding
+    assert (
+        len(report.replaced) == 2 + 4 + 2 * 2 + 1 + 1 + 2
+    )  # attention, q k v, loss, the encoder's padding, embeddings
     got = model(**inputs, labels=labels)
     torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(got.loss, want.loss)
@@ -187,7 +191,8 @@ def test_encoder_decoder() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"norm": True}, TypeError, "norm"),
+        ({"norm": 1}, TypeError, "norm"),
+        ({"mlp": True}, TypeError, "mlp"),
         ({"unpad": 1}, ValueError, "unpad"),
         ({"unpad": True, "attention": False}, ValueError, "unpad"),
         ({"loss": "mean"}, ValueError, "loss: got 'mean'; allowed are 'correct', 'hf'"),
