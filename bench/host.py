@@ -54,6 +54,10 @@ def smallest(name: str, device: torch.device) -> list[Any]:
         return [x, torch.ones_like(x), x[0].clone(), x[1].clone(), None, None, 0.0, 1e-5, x.dtype]
     if name == "bias_gelu":
         return [x, x[0].clone(), None, None, 0.0, False]
+    if name == "embedding_layer_norm":
+        ids = torch.tensor([1, 0], device=device)
+        tables = [ids, x, ids, torch.ones_like(x), ids, x.clone()]
+        return [*tables, x[0].clone(), x[1].clone(), None, None, 0.0, 1e-5, x.dtype]
     raise ValueError(f"op: no smallest call of {name!r} is known; add it to bench/host.py")
 
 

@@ -234,6 +234,38 @@ def bias_gelu(
     return Workload(name, "bias_gelu", build, dropout_p > 0)
 
 
+def embedding_layer_norm(
+    name: str, batch: int, seqlen: int, n_cols: int, vocab: int = 30522, dtype: torch.dtype = BF16, *,
+    types: int = 2, dropout_p: float = 0.0,
+) -> Workload:  # fmt: skip
+    """What a BERT begins with. The peers differentiate what the op does: the sum, the types, weight and bias. Adding up
+    the rows of the word and position tables is PyTorch's kernel with the op too, and measured with neither.
+    """
+
+    def build(device: torch.device, size: str, seed: int) -> Case:
+        b, n, cols, rows = {
+            "full": (batch, seqlen, n_cols, vocab), "check": (2, 32, n_cols, 999), "tiny": (2, 5, min(n_cols, 100), 50),
+        }[size]  # fmt: skip
+        word, position = _randn(device, dtype, seed, rows, cols), _randn(device, dtype, seed + 1, n, cols)
+        leaves = tuple(_randn(device, dtype, seed + 2 + i, *s) for i, s in enumerate([(types, cols), (cols,), (cols,)]))
+        generator = torch.Generator(device=device).manual_seed(seed)
+        ids = torch.randint(0, rows, (b * n,), generator=generator, device=device)
+        kinds, places = ids % types, torch.arange(n, device=device)
+        rng = torch.tensor([seed + 7, 3], device=device) if dropout_p else None
+
+        def embeddings(token_type: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            z = F.embedding(ids.view(b, n), word) + F.embedding(kinds.view(b, n), token_type)
+            out = F.layer_norm(z + F.embedding(places, position), (cols,), weight, bias, 1e-12)
+            return (F.dropout(out, dropout_p) if dropout_p else out).view(b * n, cols)
+
+        peers = {"eager": Peer(embeddings, leaves), "torch.compile": Peer(embeddings, leaves, compiled=True)}
+        token_type, weight, bias = leaves
+        args = [ids, word, places, position, kinds, token_type, weight, bias, None, rng, dropout_p, 1e-12, dtype]
+        return Case(args, peers)
+
+    return Workload(name, "embedding_layer_norm", build, dropout_p > 0)
+
+
 WORKLOADS: tuple[Workload, ...] = (
     # most telling first: a run that is short of time stops somewhere along this list
     attention("attention-bert-base-s512", 32, 512, 12, 64, written_out=True),
@@ -245,6 +277,7 @@ WORKLOADS: tuple[Workload, ...] = (
     dropout_add_layer_norm("dropout_add_layer_norm-bert-base-16384x768", 16384, 768, dropout_p=0.1),
     dropout_add_layer_norm("dropout_add_layer_norm-16384x1024-inference", 16384, 1024),
     bias_gelu("bias_gelu-bert-base-16384x3072", 16384, 3072),
+    embedding_layer_norm("embedding_layer_norm-bert-base-32x512", 32, 512, 768, dropout_p=0.1),
     linear_cross_entropy("linear_cross_entropy-bert-mlm-4096x30522", 4096, 30522, 768),
     attention("attention-bert-base-s128", 128, 128, 12, 64, written_out=True),
     attention("attention-d64-s256", 64, 256, 32, 64),
@@ -262,6 +295,7 @@ WORKLOADS: tuple[Workload, ...] = (
     dropout_add_layer_norm("layer_norm-16384x4096", 16384, 4096, residual=False),
     bias_gelu("gelu-16384x4096", 16384, 4096, bias=False),
     bias_gelu("bias_gelu-tanh-dropout-16384x4096", 16384, 4096, dropout_p=0.1, tanh=True),
+    embedding_layer_norm("embedding_layer_norm-xlmr-large-32x512-inference", 32, 512, 1024, 250002, types=1),
     linear_cross_entropy("linear_cross_entropy-xlmr-2048x250002", 2048, 250002, 768),
     softmax("softmax-65536x256-fp32", 65536, 256, FP32),
     cross_entropy("cross_entropy-4096x30522-fp32", 4096, 30522, FP32),

@@ -75,23 +75,44 @@ def config(kernel: str, n_cols: int) -> Config:
 
 
 @triton.jit
-def _keep(
-    rng_ptr, index_ptr, rows, row_ok, threshold, INDEXED: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr
-):
+def numbered_keep(
+    rng_ptr, index_ptr, rows, row_ok, threshold, tag: tl.constexpr, INDEXED: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """The keep mask of a tile: rows are counted by index_ptr where there is one."""
     numbers = rows
     if INDEXED:
         numbers = tl.load(index_ptr + rows, mask=row_ok, other=0)
-    return row_keep(rng_ptr, numbers, 0, TAG, threshold, ROWS, BLOCK_N)
+    return row_keep(rng_ptr, numbers, 0, tag, threshold, ROWS, BLOCK_N)
 
 
 @triton.jit
-def _row_vector(ptr, cols, col_ok, PRESENT: tl.constexpr, default: tl.constexpr):
+def row_vector(ptr, cols, col_ok, PRESENT: tl.constexpr, default: tl.constexpr):
     """weight or bias as float32 (1, BLOCK_N); `default` where there is none."""
     value = tl.full([1, cols.shape[0]], default, tl.float32)
     if PRESENT:
         value = tl.load(ptr + cols, mask=col_ok, other=0.0).to(tl.float32)[None, :]
     return value
+
+
+@triton.jit
+def normalised(z, col_ok, n_cols, eps):
+    """xhat, mean and rstd of the rows of z, which is 0 beyond n_cols."""
+    mean = tl.sum(z, 1) / n_cols
+    d = tl.where(col_ok[None, :], z - mean[:, None], 0.0)
+    delta = tl.sum(d, 1) / n_cols
+    var = tl.sum(d * d, 1) / n_cols - delta * delta
+    var = tl.where(var < 0.0, 0.0, var)  # a constant row, by rounding; a NaN stays
+    rstd = tl.rsqrt(var + eps)
+    return (d - delta[:, None]) * rstd[:, None], mean + delta, rstd
+
+
+@triton.jit
+def gradient_of_z(g, xhat, rstd, n_cols):
+    """dz from g, the gradient of xhat; both are 0 beyond n_cols."""
+    c1 = tl.sum(g * xhat, 1) / n_cols
+    c2 = tl.sum(g, 1) / n_cols
+    return (g - c2[:, None] - xhat * c1[:, None]) * rstd[:, None]
 
 
 @triton.jit
@@ -108,21 +129,15 @@ def layer_norm_fwd_kernel(
     long_rows = rows.to(tl.int64)[:, None]
     z = tl.load(x_ptr + long_rows * stride_xm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
     if DROPOUT:
-        keep = _keep(rng_ptr, index_ptr, rows, row_ok, threshold, INDEXED, ROWS, BLOCK_N)
+        keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, threshold, TAG, INDEXED, ROWS, BLOCK_N)
         z = tl.where(keep, z * keep_scale, 0.0)
     if RESIDUAL:
         z += tl.load(residual_ptr + long_rows * stride_rm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
-    mean = tl.sum(z, 1) / n_cols
-    d = tl.where(col_ok[None, :], z - mean[:, None], 0.0)
-    delta = tl.sum(d, 1) / n_cols
-    var = tl.sum(d * d, 1) / n_cols - delta * delta
-    var = tl.where(var < 0.0, 0.0, var)  # a constant row, by rounding; a NaN stays
-    rstd = tl.rsqrt(var + eps)
-    xhat = (d - delta[:, None]) * rstd[:, None]
-    weight = _row_vector(weight_ptr, cols, col_ok, WEIGHT, 1.0)
-    out = xhat * weight + _row_vector(bias_ptr, cols, col_ok, BIAS, 0.0)
+    xhat, mean, rstd = normalised(z, col_ok, n_cols, eps)
+    weight = row_vector(weight_ptr, cols, col_ok, WEIGHT, 1.0)
+    out = xhat * weight + row_vector(bias_ptr, cols, col_ok, BIAS, 0.0)
     tl.store(out_ptr + long_rows * n_cols + cols[None, :], out.to(out_ptr.dtype.element_ty), mask=ok)
-    tl.store(mean_ptr + rows, mean + delta, mask=row_ok)
+    tl.store(mean_ptr + rows, mean, mask=row_ok)
     tl.store(rstd_ptr + rows, rstd, mask=row_ok)
 
 
@@ -146,7 +161,7 @@ def layer_norm_bwd_kernel(
         long_rows = rows.to(tl.int64)[:, None]
         dout = tl.load(dout_ptr + long_rows * stride_dm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
         if DROPOUT:
-            keep = _keep(rng_ptr, index_ptr, rows, row_ok, threshold, INDEXED, ROWS, BLOCK_N)
+            keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, threshold, TAG, INDEXED, ROWS, BLOCK_N)
         if DX or DRESIDUAL or DWEIGHT:
             z = tl.load(x_ptr + long_rows * stride_xm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
             if DROPOUT:
@@ -161,10 +176,8 @@ def layer_norm_bwd_kernel(
                 dweight += dout * xhat
             if DX or DRESIDUAL:
                 # loaded for each tile, from L1: across tiles it would hold as many registers as either sum
-                g = dout * _row_vector(weight_ptr, cols, col_ok, WEIGHT, 1.0)
-                c1 = tl.sum(g * xhat, 1) / n_cols
-                c2 = tl.sum(g, 1) / n_cols
-                dz = (g - c2[:, None] - xhat * c1[:, None]) * rstd[:, None]
+                g = dout * row_vector(weight_ptr, cols, col_ok, WEIGHT, 1.0)
+                dz = gradient_of_z(g, xhat, rstd, n_cols)
                 if DRESIDUAL:
                     at = dresidual_ptr + long_rows * n_cols + cols[None, :]
                     tl.store(at, dz.to(dresidual_ptr.dtype.element_ty), mask=ok)
@@ -214,7 +227,7 @@ def layer_norm_sum_kernel(
 # ----------------------------------------------------------------------------------------------------------- launchers
 
 
-def _as_rows(x: Tensor | None) -> tuple[Tensor | None, int]:
+def as_rows(x: Tensor | None) -> tuple[Tensor | None, int]:
     """x as (n_rows, n_cols) with columns at stride 1, and the stride of its rows; a copy only where it has to be."""
     if x is None:
         return None, 0
@@ -224,7 +237,7 @@ def _as_rows(x: Tensor | None) -> tuple[Tensor | None, int]:
     return rows, rows.stride(0)
 
 
-def _flat(x: Tensor | None) -> Tensor | None:
+def flat(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
@@ -234,13 +247,13 @@ def dropout_add_layer_norm_fwd(
     out_dtype: torch.dtype,
 ) -> None:  # fmt: skip
     """Writes out, mean and rstd; arguments as of the op (fasttx/ops/dropout_add_layer_norm.py)."""
-    x_rows, stride_xm = _as_rows(x)
-    residual_rows, stride_rm = _as_rows(residual)
+    x_rows, stride_xm = as_rows(x)
+    residual_rows, stride_rm = as_rows(residual)
     n_cols, n_rows = x.shape[-1], mean.shape[0]
     block = config("fwd", n_cols)
     dropout = rng_state is not None
     layer_norm_fwd_kernel[(triton.cdiv(n_rows, block.rows),)](
-        out, mean, rstd, x_rows, residual_rows, _flat(weight), _flat(bias), _flat(row_index), rng_state,
+        out, mean, rstd, x_rows, residual_rows, flat(weight), flat(bias), flat(row_index), rng_state,
         n_rows, n_cols, stride_xm, stride_rm, threshold(dropout_p), keep_scale(dropout_p), eps,
         ROWS=block.rows, BLOCK_N=block.block_n, RESIDUAL=residual is not None, WEIGHT=weight is not None,
         BIAS=bias is not None, DROPOUT=dropout, INDEXED=dropout and row_index is not None, num_warps=block.num_warps,
@@ -254,9 +267,9 @@ def dropout_add_layer_norm_bwd(
     needs_dbias: bool,
 ) -> None:  # fmt: skip
     """Writes the gradients that are needed; the others are of no element."""
-    dout_rows, stride_dm = _as_rows(dout)
-    x_rows, stride_xm = _as_rows(x)
-    residual_rows, stride_rm = _as_rows(residual)
+    dout_rows, stride_dm = as_rows(dout)
+    x_rows, stride_xm = as_rows(x)
+    residual_rows, stride_rm = as_rows(residual)
     n_cols, n_rows = x.shape[-1], mean.shape[0]
     block = config("bwd", n_cols)
     dropout = rng_state is not None
@@ -265,7 +278,7 @@ def dropout_add_layer_norm_bwd(
     programs = min(tiles, PROGRAMS) if sums else tiles
     partial = torch.empty((sums, programs, n_cols), dtype=torch.float32, device=x.device) if sums else None
     layer_norm_bwd_kernel[(programs,)](
-        dx, dresidual, partial, dout_rows, x_rows, residual_rows, _flat(weight), mean, rstd, _flat(row_index),
+        dx, dresidual, partial, dout_rows, x_rows, residual_rows, flat(weight), mean, rstd, flat(row_index),
         rng_state, n_rows, n_cols, stride_dm, stride_xm, stride_rm, threshold(dropout_p), keep_scale(dropout_p),
         ROWS=block.rows, BLOCK_N=block.block_n, RESIDUAL=residual is not None, WEIGHT=weight is not None,
         DROPOUT=dropout, INDEXED=dropout and row_index is not None, DX=needs_dx, DRESIDUAL=needs_dresidual,

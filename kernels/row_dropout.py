@@ -8,8 +8,8 @@ Mathematics
 
 Contract
     Forward and backward, Triton, CUDA and fasttx/ops/_row_dropout.py draw the same bits, whatever the tile. `tag` tells
-    the users apart (0 = softmax, 1 = layer norm, 3 = GELU), so that two ops of one model that share a state do not
-    share a mask.
+    the users apart (0 = softmax, 1 = layer norm, 2 = embeddings, 3 = GELU), so that two ops of one model that share a
+    state do not share a mask.
     rng_state is read from the device: nothing here depends on a host value but the threshold.
 
 Cost
@@ -25,6 +25,8 @@ SOFTMAX_TAG = 0
 """The tag of the softmax op."""
 LAYER_NORM_TAG = 1
 """The tag of the op dropout_add_layer_norm."""
+EMBEDDING_TAG = 2
+"""The tag of the op embedding_layer_norm."""
 GELU_TAG = 3
 """The tag of the op bias_gelu."""
 

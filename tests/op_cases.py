@@ -98,10 +98,31 @@ def bias_gelu(device: torch.device, dtype: torch.dtype) -> Cases:
     yield "empty", (x[:0], bias, None, None, 0.0, False)
 
 
+def embedding_layer_norm(device: torch.device, dtype: torch.dtype) -> Cases:
+    ids, positions = torch.tensor([3, 0, 10, 3, 7, 5], device=device), torch.arange(3, device=device)
+    types = torch.tensor([0, 1, 1, 0, 0, 1], dtype=torch.int32, device=device)
+    word, position = torch.randn(11, 37, device=device, dtype=dtype), torch.randn(5, 37, device=device, dtype=dtype)
+    token_type, (weight, bias) = position[:2].clone(), torch.randn(2, 37, device=device, dtype=dtype)
+    tables = ids, word, positions, position, types, token_type
+    yield "plain", (*tables, weight, bias, None, None, 0.0, 1e-5, dtype)
+    yield "dropout", (*tables, weight, bias, None, _state(device), 0.25, 1e-12, dtype)
+    numbers = torch.tensor([3, 1, 70, 2, 9, 4], device=device)
+    wide = ids.int(), word.float(), ids % 5, position, None, None
+    yield "numbered", (*wide, weight.float(), None, numbers, _state(device), 0.1, 1e-5, torch.float32)
+    yield "word", (ids, word, None, None, types, position, None, bias, None, None, 0.0, 1e-5, dtype)
+    one = ids, word.T.contiguous().T, None, None, types[:1] * 0, token_type[:1]
+    yield "strided", (*one, None, None, None, None, 0.0, 0.1, dtype)
+    yield (
+        "empty",
+        (ids[:0], word, positions[:0], position, types[:0], token_type, weight, bias, *(None,) * 2, 0.0, 0.1, dtype),
+    )
+
+
 FORWARD: dict[str, Callable[[torch.device, torch.dtype], Cases]] = {
     "softmax": softmax,
     "dropout_add_layer_norm": dropout_add_layer_norm,
     "bias_gelu": bias_gelu,
+    "embedding_layer_norm": embedding_layer_norm,
     "attention": attention,
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
@@ -123,6 +144,10 @@ def backward(op: Op, arguments: tuple[Any, ...], outputs: tuple[Tensor, ...]) ->
         known |= {f"needs_{gradient}": known[owner] is not None for gradient, owner in owners.items()}
     if op.name == "bias_gelu":
         known |= {"needs_dx": True, "needs_dbias": known["bias"] is not None}
+    if op.name == "embedding_layer_norm":
+        few = known["token_type"] is not None and known["token_type"].shape[0] <= 2
+        known |= {"needs_dz": True, "needs_dtoken_type": few}
+        known |= {f"needs_d{owner}": known[owner] is not None for owner in ("weight", "bias")}
     if op.name == "softmax":
         known["saved"] = outputs[0] if known["rng_state"] is None else known["x"]
     dout, *names = op.bwd.argument_names()[:-1]

@@ -70,6 +70,15 @@ def _bias_gelu(dtype: torch.dtype, device: torch.device) -> list[Any]:
     return [x, bias, None, None, 0.0, False]
 
 
+def _embedding_layer_norm(dtype: torch.dtype, device: torch.device) -> list[Any]:
+    """Without dropout, whose mask differs between backends; the positions of 2 sequences of 37."""
+    word, position, token_type = (_randn(rows, 384, dtype=dtype, device=device) for rows in (1000, 64, 2))
+    weight, bias = _randn(2, 384, dtype=dtype, device=device)
+    ids = (torch.arange(74, device=device) * 37) % 1000
+    tables = [ids, word, torch.arange(37, device=device), position, ids % 2, token_type]
+    return [*tables, weight, bias, None, None, 0.0, 1e-12, dtype]
+
+
 FORWARD: dict[str, Callable[[torch.dtype, torch.device], list[Any]]] = {
     "attention": _attention,
     "softmax": _softmax,
@@ -78,6 +87,7 @@ FORWARD: dict[str, Callable[[torch.dtype, torch.device], list[Any]]] = {
     "linear_cross_entropy": _linear_cross_entropy,
     "dropout_add_layer_norm": _dropout_add_layer_norm,
     "bias_gelu": _bias_gelu,
+    "embedding_layer_norm": _embedding_layer_norm,
 }
 """The arguments of <op>_fwd without the last one, `backend`."""
 
@@ -99,4 +109,6 @@ def backward(name: str, forward: list[Any], outputs: tuple[Tensor, ...]) -> list
         return [dout, *tensors, *outputs[1:], row_index, rng_state, dropout_p, *(t is not None for t in tensors)]
     if name == "bias_gelu":
         return [dout, *forward, True, True]
+    if name == "embedding_layer_norm":
+        return [dout, *forward[:8], *outputs[1:], *forward[8:11], True, True, True, True]
     return [dout, *forward]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .activations import gelu, linear_gelu
 from .attention import attention_varlen, scaled_dot_product_attention
+from .embedding import embedding_layer_norm
 from .losses import binary_cross_entropy_with_logits, cross_entropy
 from .normalisation import layer_norm
 from .packing import repad, unpad
@@ -17,6 +18,7 @@ __all__ = [
     "cross_entropy",
     "dropout_add_layer_norm",
     "gelu",
+    "embedding_layer_norm",
     "layer_norm",
     "linear_cross_entropy",
     "linear_gelu",

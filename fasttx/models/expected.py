@@ -18,6 +18,9 @@ def _examples(op: Op, module: Any, device: torch.device, dtype: torch.dtype) -> 
     if op.name == "attention":
         shape = (1, 128, module.num_attention_heads, module.attention_head_size)
         return tuple(one.expand(shape) for _ in op.fwd.keys)
+    if op.name == "embedding_layer_norm":
+        table = module.word_embeddings.weight
+        return one.long().expand(128), one.expand(128, table.shape[1])
     logits, labels = one.expand(128, 128), one.long().expand(128)
     return tuple(labels if key == "target" and op.name != "binary_cross_entropy" else logits for key in op.fwd.keys)
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from .embeddings import EMBEDDINGS
 from .head_class import replacement_class
 from .mlm_head import BERT_HEAD, VocabularyHead
 from .mlp import LINEAR_GELU
@@ -34,7 +35,7 @@ class Family:
         encoder: the stack of layers, ``.layer``.
         layer: one of them.
         vocabulary: the parts of a head over the vocabulary.
-        parts: class of a module within a layer -> what takes its place.
+        parts: class of the embeddings or of a module within a layer -> what takes its place.
     """
 
     name: str
@@ -75,6 +76,7 @@ def bert_like(
         layer=f"{prefix}Layer",
         vocabulary=vocabulary,
         parts={
+            f"{prefix}Embeddings": EMBEDDINGS,
             f"{prefix}SelfOutput": RESIDUAL_NORM,
             f"{prefix}Intermediate": LINEAR_GELU,
             f"{prefix}Output": RESIDUAL_NORM,

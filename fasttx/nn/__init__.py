@@ -11,6 +11,7 @@ import torch.nn as _torch_nn
 
 from . import functional
 from .activations import GELU, LinearGELU
+from .embedding import EmbeddingLayerNorm
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss
 from .normalisation import DropoutAddLayerNorm, LayerNorm
 from .probabilities import LogSoftmax, Softmax
@@ -21,6 +22,7 @@ __all__ = [
     "CrossEntropyLoss",
     "DropoutAddLayerNorm",
     "GELU",
+    "EmbeddingLayerNorm",
     "LayerNorm",
     "LinearCrossEntropyLoss",
     "LinearGELU",

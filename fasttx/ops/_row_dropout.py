@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SOFTMAX_TAG, LAYER_NORM_TAG, GELU_TAG = 0, 1, 3
+SOFTMAX_TAG, LAYER_NORM_TAG, EMBEDDING_TAG, GELU_TAG = 0, 1, 2, 3
 
 _LOW16, _LOW32 = 0xFFFF, 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # Philox-4x32 multipliers
@@ -55,7 +55,7 @@ def row_keep(rng_state: Tensor, row_index: Tensor, n_cols: int, tag: int, dropou
         rng_state: int64 (2,), (seed, offset).
         row_index: int64 (n_rows,), the number of each row.
         n_cols: length of a row.
-        tag: 0 for softmax, 1 for dropout_add_layer_norm, 3 for bias_gelu.
+        tag: 0 for softmax, 1 for dropout_add_layer_norm, 2 for embedding_layer_norm, 3 for bias_gelu.
         dropout_p: probability of dropping an element, in steps of 1/256.
 
     Returns:

@@ -56,3 +56,12 @@ def check_target_values(target: Tensor, n_cols: int, ignore_index: int) -> None:
     bad = target[((target < 0) | (target >= n_cols)) & (target != ignore_index)]
     if bad.numel():
         raise IndexError(f"Target {int(bad[0])} is out of bounds.")
+
+
+def check_index_values(name: str, index: Tensor, n_table: int) -> None:
+    """Raises ValueError for a number outside [0, n_table), where values may be read."""
+    if not values_may_be_read(index.device) or index.numel() == 0:
+        return
+    low, high = (int(value) for value in index.aminmax())
+    if low < 0 or high >= n_table:
+        raise ValueError(f"{name}: allowed are rows 0 to {n_table - 1} of the table, got {low if low < 0 else high}")

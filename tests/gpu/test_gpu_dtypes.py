@@ -14,6 +14,7 @@ from bench.workloads import (
     binary_cross_entropy,
     cross_entropy,
     dropout_add_layer_norm,
+    embedding_layer_norm,
     linear_cross_entropy,
     softmax,
 )
@@ -42,6 +43,8 @@ def _cases() -> list[Workload]:
             bias_gelu(f"bias_gelu-odd-{short}", 37, 1025, dtype, tanh=True),
             bias_gelu(f"bias_gelu-many-{short}", 5003, 1536, dtype),
             bias_gelu(f"bias_gelu-dropout-{short}", 37, 4096, dtype, dropout_p=0.25),
+            embedding_layer_norm(f"embedding_layer_norm-{short}", 7, 31, 384, 1000, dtype, dropout_p=0.25),
+            embedding_layer_norm(f"embedding_layer_norm-one-type-{short}", 3, 7, 1025, 1000, dtype, types=1),
             cross_entropy(f"cross_entropy-odd-{short}", 37, 1025, dtype),
             cross_entropy(f"cross_entropy-smoothed-{short}", 37, 30_522, dtype, smoothing=0.1),
             linear_cross_entropy(f"linear_cross_entropy-odd-{short}", 37, 30_522, 61, dtype),

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 import fasttx
-from fasttx.models import qkv
+from fasttx.models import embeddings, mlp, qkv, residual_norm
 
 WORLD = 2
 
@@ -75,12 +75,12 @@ def run_fsdp(rank: int) -> None:
     fully_shard(late, mesh=mesh)
     report = fasttx.patch(late)
     assert [row.reason for row in report.left_alone] == ["was wrapped by fully_shard; patch first, then fully_shard"]
-    assert len(report.replaced) == 2 * 2 + 1  # the modules inside are their own, and their weights plain in forward
+    assert len(report.replaced) == 2 * 5 + 2  # the modules inside are their own, and their weights plain in forward
     late(**share_of(rank)).loss.backward()
 
 
 def worker(rank: int, port: int) -> None:
-    qkv.SEPARATE_ON = frozenset()
+    qkv.SEPARATE_ON = embeddings.APART_ON = residual_norm.APART_ON = mlp.APART_ON = frozenset()
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)

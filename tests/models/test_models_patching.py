@@ -42,7 +42,7 @@ def test_unpatch_restores_the_same_objects(family: Family, cls: str) -> None:
     assert list(model.state_dict()) == list(state)
     decoder = model.config.is_decoder
     over_vocabulary = family.heads.get(cls) in ("masked_lm", "pretraining")
-    assert len(report.replaced) == 2 * A_LAYER + (not decoder) + (cls in family.heads) + over_vocabulary
+    assert len(report.replaced) == 2 * A_LAYER + 1 + (not decoder) + (cls in family.heads) + over_vocabulary
     assert len(report.left_alone) == decoder
     fasttx.unpatch(model)
     assert not fasttx.is_patched(model)
@@ -87,13 +87,14 @@ def test_attention_alone_and_losses_alone() -> None:
     assert type(model) is transformers.BertForMaskedLM and attention_of(model) == "fasttx"
     assert {row.after for row in report.rows} == {
         "attention: fasttx", "real tokens only", "one product", "dropout_add_layer_norm", "linear_gelu",
+        "embedding_layer_norm",
     }  # fmt: skip
     report = fasttx.patch(model, attention=False, norm=False, mlp=False)
     assert type(model) is not transformers.BertForMaskedLM and attention_of(model) == "sdpa"
     assert [row.after for row in report.rows] == ["cross_entropy", "labelled rows only"]
     report = fasttx.patch(model, attention=False, mlp=False, loss=None)
     assert type(model) is transformers.BertForMaskedLM and attention_of(model) == "sdpa"
-    assert [row.after for row in report.rows] == ["dropout_add_layer_norm"] * 4
+    assert [row.after for row in report.rows] == ["embedding_layer_norm", *["dropout_add_layer_norm"] * 4]
     fasttx.unpatch(model)
     assert type(model.bert.encoder.layer[0].output) is modeling_bert.BertOutput
 
@@ -116,7 +117,7 @@ def test_context_manager() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     before = fingerprint(model)
     with fasttx.patched(model, loss="hf") as report:
-        assert fasttx.is_patched(model) and len(report.replaced) == 2 * A_LAYER + 3
+        assert fasttx.is_patched(model) and len(report.replaced) == 2 * A_LAYER + 4
     assert fingerprint(model) == before
     with pytest.raises(RuntimeError), fasttx.patched(model):
         raise RuntimeError
@@ -157,7 +158,7 @@ def test_what_is_left_alone_says_why() -> None:
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
     model.forward = model.forward
     report = fasttx.patch(model)
-    assert "instance" in report.left_alone[0].reason and len(report.replaced) == 2 * A_LAYER + 1
+    assert "instance" in report.left_alone[0].reason and len(report.replaced) == 2 * A_LAYER + 2
 
 
 def test_nothing_replaced() -> None:
@@ -174,7 +175,7 @@ def test_nothing_replaced() -> None:
 def test_mixed_container() -> None:
     both = nn.ModuleList([zoo.tiny_model(zoo.BERT, "BertModel"), distilbert()])
     report = fasttx.patch(both)
-    assert len(report.replaced) == 2 * A_LAYER + 1
+    assert len(report.replaced) == 2 * A_LAYER + 2
     assert [row.module for row in report.left_alone] == ["1"]
 
 
@@ -187,7 +188,9 @@ def test_encoder_decoder() -> None:
     labels = inputs["input_ids"][:, :5].clone()
     want = model(**inputs, labels=labels)
     report = fasttx.patch(model)
-    assert len(report.replaced) == 2 * A_LAYER + 2 * (A_LAYER + 2) + 1 + 1  # cross attention and its end; loss; padding
+    assert (
+        len(report.replaced) == 2 * A_LAYER + 2 * (A_LAYER + 2) + 2 + 1 + 1
+    )  # cross attention; embeddings; loss; padding
     got = model(**inputs, labels=labels)
     torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(got.loss, want.loss)
