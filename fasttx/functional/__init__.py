@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .attention import attention_varlen, scaled_dot_product_attention
+from .int8 import int8_linear, quantize_per_channel, quantize_per_token
 from .losses import binary_cross_entropy_with_logits, cross_entropy
 from .normalisation import dropout_add_layer_norm, layer_norm
 from .packing import repad, unpad
@@ -14,9 +15,12 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "dropout_add_layer_norm",
+    "int8_linear",
     "layer_norm",
     "linear_cross_entropy",
     "log_softmax",
+    "quantize_per_channel",
+    "quantize_per_token",
     "repad",
     "scaled_dot_product_attention",
     "softmax",

@@ -10,6 +10,7 @@ from typing import Any
 import torch.nn as _torch_nn
 
 from . import functional
+from .int8 import Int8Linear
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss
 from .normalisation import DropoutAddLayerNorm, LayerNorm
 from .probabilities import LogSoftmax, Softmax
@@ -19,6 +20,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "DropoutAddLayerNorm",
+    "Int8Linear",
     "LayerNorm",
     "LinearCrossEntropyLoss",
     "LogSoftmax",
