@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fasttx.ops.registry import Op
-from fasttx.testing import bound, error
+from fasttx.testing import bound, error, share_of_bound
 
 from .workloads import Workload
 
@@ -76,7 +76,7 @@ def check(workload: Workload, op: Op, device: torch.device, size: str, backend: 
         plain[names.index("rng_state")], plain[names.index("dropout_p")] = None, 0.0
         scale = 1.0 / (1.0 - p)
     found = {}
-    for direction, half in (("fwd", op.fwd), ("bwd", op.bwd)):
+    for direction, half in op.halves.items():
         if direction == "fwd":
             args, undropped, results = case.args, plain, outputs
         else:
@@ -85,7 +85,7 @@ def check(workload: Workload, op: Op, device: torch.device, size: str, backend: 
             undropped = args
             if workload.dropout:
                 undropped = backward_arguments(op.name, plain, as_tuple(op.fwd.torch(*plain)), dout)
-                for i, name in enumerate(op.bwd.argument_names()[:-1]):
+                for i, name in enumerate(half.argument_names()[:-1]):
                     if name.startswith("needs_"):  # the same gradients, one of which may repeat another without dropout
                         undropped[i] = args[i]
             results = call_op(op, "bwd", args, backend)
@@ -102,5 +102,5 @@ def check(workload: Workload, op: Op, device: torch.device, size: str, backend: 
                 bound(same, ref, same.dtype) for same, ref in zip(as_tuple(half.torch(*args)), reference, strict=True)
             ]
         pairs = [(error(out, ref), limit) for out, ref, limit in zip(results, reference, allowed, strict=True)]
-        found[direction] = max(pairs, key=lambda pair: pair[0] / pair[1])
+        found[direction] = max(pairs, key=lambda pair: share_of_bound(*pair))
     return found

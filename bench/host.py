@@ -58,6 +58,11 @@ def smallest(name: str, device: torch.device) -> list[Any]:
         ids = torch.tensor([1, 0], device=device)
         tables = [ids, x, ids, torch.ones_like(x), ids, x.clone()]
         return [*tables, x[0].clone(), x[1].clone(), None, None, 0.0, 1e-5, x.dtype]
+    if name == "quantize_per_token":
+        return [x, None]
+    if name == "int8_linear":
+        x_q, w_q = (torch.ones(n, 8, dtype=torch.int8, device=device) for n in (2, 8))
+        return [x_q, w_q, torch.ones(2, device=device), torch.ones(8, device=device), None, None, "none", x.dtype]
     raise ValueError(f"op: no smallest call of {name!r} is known; add it to bench/host.py")
 
 
@@ -67,10 +72,24 @@ def _calls_of(op: Op, device: torch.device) -> dict[str, Call]:
     backend = "torch" if device.type == "cpu" else "triton"
     names = op.fwd.argument_names()
     keys = [args[names.index(key)] for key in op.fwd.keys]
-    outputs = call_op(op, "fwd", args, backend)
-    back = backward_arguments(op.name, args, outputs, torch.ones_like(outputs[0]))
+    fwd = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
+    calls: dict[str, Call] = {
+        "check": lambda _: op.fwd.check(*args),
+        "choice of the backend": lambda _: op.pick(backend, *keys),
+        "allocation": lambda _: op.fwd.fake(*args),
+        "op, forward": lambda _: fwd(*args, backend),
+    }
+    if device.type == "cpu":
+        calls["bare composition, forward"] = lambda _: op.fwd.torch(*args)
+    return calls if op.bwd is None else calls | _calls_with_backward(op, args, device, backend)
+
+
+def _calls_with_backward(op: Op, args: list[Any], device: torch.device, backend: str) -> dict[str, Call]:
     fwd = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
     bwd = getattr(torch.ops.fasttx, f"{op.name}_bwd").default
+    composed_bwd = op.halves["bwd"].torch
+    outputs = call_op(op, "fwd", args, backend)
+    back = backward_arguments(op.name, args, outputs, torch.ones_like(outputs[0]))
 
     class Plain(torch.autograd.Function):
         """What an op costs that is not in the table: no schema, no check, no choice."""
@@ -83,7 +102,7 @@ def _calls_of(op: Op, device: torch.device) -> dict[str, Call]:
 
         @staticmethod
         def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-            grads = as_tuple(op.bwd.torch(*backward_arguments(op.name, args, ctx.saved_tensors[1:], dout)))
+            grads = as_tuple(composed_bwd(*backward_arguments(op.name, args, ctx.saved_tensors[1:], dout)))
             return (grads[0], *(None for _ in args[1:]))
 
     class Ours(torch.autograd.Function):
@@ -110,16 +129,9 @@ def _calls_of(op: Op, device: torch.device) -> dict[str, Call]:
 
         return step
 
-    calls: dict[str, Call] = {
-        "check": lambda _: op.fwd.check(*args),
-        "choice of the backend": lambda _: op.pick(backend, *keys),
-        "allocation": lambda _: op.fwd.fake(*args),
-        "op, forward": lambda _: fwd(*args, backend),
-        "op, backward": lambda _: bwd(*back, backend),
-    }
+    calls: dict[str, Call] = {"op, backward": lambda _: bwd(*back, backend)}
     if device.type == "cpu":
         calls |= {
-            "bare composition, forward": lambda _: op.fwd.torch(*args),
             "forward and backward, Function over the op": with_grad(Ours),
             "forward and backward, plain Function": with_grad(Plain),
         }
@@ -135,7 +147,8 @@ def op_rows(device: torch.device, rounds: int) -> list[Row]:
         if device.type == "cpu":
             found["added to a forward call by the table"] = found["op, forward"] - found["bare composition, forward"]
             ours, plain = "forward and backward, Function over the op", "forward and backward, plain Function"
-            found["added to forward and backward by the table"] = found[ours] - found[plain]
+            if op.bwd is not None:
+                found["added to forward and backward by the table"] = found[ours] - found[plain]
         rows += [{"what": op.name, "part": part, "us": us} for part, us in found.items()]
     return rows
 

@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -56,36 +56,45 @@ class Row:
 # -------------------------------------------------------------------------------------------------------- times
 
 
-def _peer_calls(peers: list[Peer], compile_backend: str) -> dict[str, Call]:
-    """{"fwd", "bwd"} -> call, over one peer's copies."""
+def _peer_calls(peers: list[Peer], compile_backend: str, directions: Collection[str]) -> dict[str, Call]:
+    """ "fwd", and "bwd" where it is one of the directions -> call, over one peer's copies."""
     fn: Callable[..., Tensor] = peers[0].fn
     if peers[0].compiled:
         torch._dynamo.reset()
         fn = torch.compile(fn, dynamic=False, backend=compile_backend)
-    inputs = [[x.detach().requires_grad_() for x in peer.inputs] for peer in peers]
-    outs = [fn(*x) for x in inputs]
-    douts = [random_dout((out,), 1) for out in outs]
+    differentiable = "bwd" in directions
+    inputs = [[x.detach().requires_grad_(differentiable) for x in peer.inputs] for peer in peers]
 
     def forward(slot: int) -> object:
         with torch.no_grad():
             return fn(*inputs[slot])
 
+    forward(0)
+    if not differentiable:
+        return {"fwd": forward}
+    outs = [fn(*x) for x in inputs]
+    douts = [random_dout((out,), 1) for out in outs]
+
     def backward(slot: int) -> object:
         return torch.autograd.grad(outs[slot], inputs[slot], douts[slot], retain_graph=True)
 
-    forward(0), backward(0)
+    backward(0)
     return {"fwd": forward, "bwd": backward}
 
 
 def _our_calls(op: Op, cases: list[Case], backend: str) -> dict[str, Call]:
     fwd = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
+    calls: dict[str, Call] = {"fwd": lambda slot: fwd(*cases[slot].args, backend)}
+    if op.bwd is None:
+        calls["fwd"](0)
+        return calls
     bwd = getattr(torch.ops.fasttx, f"{op.name}_bwd").default
     outputs = [as_tuple(fwd(*case.args, backend)) for case in cases]
     back = [
         backward_arguments(op.name, case.args, outs, random_dout(outs, 1))
         for case, outs in zip(cases, outputs, strict=True)
     ]
-    return {"fwd": lambda slot: fwd(*cases[slot].args, backend), "bwd": lambda slot: bwd(*back[slot], backend)}
+    return calls | {"bwd": lambda slot: bwd(*back[slot], backend)}
 
 
 def _place(device: torch.device, rehearsal: bool) -> str:
@@ -120,16 +129,16 @@ def measure(
         if quick and first.peers[name].compiled:
             continue
         try:
-            calls[name] = _peer_calls([case.peers[name] for case in cases], "aot_eager" if rehearsal else "inductor")
+            peers_of = [case.peers[name] for case in cases]
+            calls[name] = _peer_calls(peers_of, "aot_eager" if rehearsal else "inductor", op.halves)
         except (RuntimeError, torch.OutOfMemoryError) as problem:  # an SDPA backend that does not take this call
             problems[name] = str(problem).strip().splitlines()[0][:100]
     forward = first.args
     outputs = call_op(op, "fwd", forward, backend)
-    costs = {
-        "fwd": op.fwd.cost(*forward),
-        "bwd": op.bwd.cost(*backward_arguments(op.name, forward, outputs, random_dout(outputs, 1))),
-    }
-    for direction in ("fwd", "bwd"):
+    costs = {"fwd": op.fwd.cost(*forward)}
+    if op.bwd is not None:
+        costs["bwd"] = op.bwd.cost(*backward_arguments(op.name, forward, outputs, random_dout(outputs, 1)))
+    for direction in op.halves:
         for inputs, n in (("cold", copies), ("hot", 1)):
             if inputs == "hot" and not hot:
                 continue

@@ -266,6 +266,53 @@ def embedding_layer_norm(
     return Workload(name, "embedding_layer_norm", build, dropout_p > 0)
 
 
+def quantize_per_token(name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16) -> Workload:
+    def build(device: torch.device, size: str, seed: int) -> Case:
+        rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
+        x = _randn(device, dtype, seed, rows, cols)
+
+        def written_out(x: Tensor) -> Tensor:
+            absmax = x.float().abs().amax(-1, keepdim=True)
+            return (x.float() * (127.0 / absmax)).round().to(torch.int8)
+
+        peers = {"eager": Peer(written_out, (x,)), "torch.compile": Peer(written_out, (x,), compiled=True)}
+        return Case([x, None], peers)
+
+    return Workload(name, "quantize_per_token", build)
+
+
+def int8_linear(name: str, n_rows: int, n_in: int, n_out: int, activation: str = "none") -> Workload:
+    """The product and what follows it, of rows that are quantised already."""
+
+    def build(device: torch.device, size: str, seed: int) -> Case:
+        rows, k, cols = {"full": (n_rows, n_in, n_out), "check": (64, n_in, n_out), "tiny": (5, 48, 40)}[size]
+        x_q = _randn(device, FP32, seed, rows, k).mul(40).clamp(-127, 127).to(torch.int8)
+        w_q = _randn(device, FP32, seed + 1, cols, k).mul(40).clamp(-127, 127).to(torch.int8)
+        x_scale = _randn(device, FP32, seed + 2, rows).abs() / 127
+        w_scale = _randn(device, FP32, seed + 3, cols).abs() / 127
+        bias = _randn(device, BF16, seed + 4, cols)
+        x, weight = _randn(device, BF16, seed + 5, rows, k), _randn(device, BF16, seed + 6, cols, k)
+
+        def half_precision(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            y = F.linear(x, weight, bias)
+            return F.gelu(y) if activation == "gelu" else y
+
+        def unfused(x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor) -> Tensor:
+            y = torch._int_mm(x_q, w_q.t()) * x_scale[:, None] * w_scale + bias
+            return (F.gelu(y) if activation == "gelu" else y).to(BF16)
+
+        eager, compiled = (x, weight, bias), (x_q, w_q, x_scale, w_scale, bias)
+        peers = {
+            "bf16 eager": Peer(half_precision, eager),
+            "bf16 torch.compile": Peer(half_precision, eager, compiled=True),
+            "_int_mm eager": Peer(unfused, compiled),
+            "_int_mm torch.compile": Peer(unfused, compiled, compiled=True),
+        }
+        return Case([x_q, w_q, x_scale, w_scale, bias, None, activation, BF16], peers)
+
+    return Workload(name, "int8_linear", build)
+
+
 WORKLOADS: tuple[Workload, ...] = (
     # most telling first: a run that is short of time stops somewhere along this list
     attention("attention-bert-base-s512", 32, 512, 12, 64, written_out=True),
@@ -278,6 +325,9 @@ WORKLOADS: tuple[Workload, ...] = (
     dropout_add_layer_norm("dropout_add_layer_norm-16384x1024-inference", 16384, 1024),
     bias_gelu("bias_gelu-bert-base-16384x3072", 16384, 3072),
     embedding_layer_norm("embedding_layer_norm-bert-base-32x512", 32, 512, 768, dropout_p=0.1),
+    int8_linear("int8_linear-bert-base-mlp-16384x768x3072-gelu", 16384, 768, 3072, "gelu"),
+    int8_linear("int8_linear-bert-base-mlp-16384x3072x768", 16384, 3072, 768),
+    quantize_per_token("quantize_per_token-16384x768", 16384, 768),
     linear_cross_entropy("linear_cross_entropy-bert-mlm-4096x30522", 4096, 30522, 768),
     attention("attention-bert-base-s128", 128, 128, 12, 64, written_out=True),
     attention("attention-d64-s256", 64, 256, 32, 64),

@@ -14,26 +14,32 @@ from .ops.registry import BackendError, backend
 if TYPE_CHECKING:
     from .models import is_patched, patch_transformers, patched, supported, unpatch, unpatch_transformers
     from .models.explain import explain
+    from .models.int8 import dequantize, quantize
     from .models.patch import patch
     from .models.verify import verify
+    from .quant import Int8Config
 
 __version__ = "0.1.0.dev0"
 
-_SUBPACKAGES = ("functional", "nn", "data", "models")
+_SUBPACKAGES = ("functional", "nn", "data", "quant", "models")
 _FROM_MODELS = {
     **dict.fromkeys(("patch", "unpatch", "patched", "is_patched", "supported"), "patch"),
     **dict.fromkeys(("patch_transformers", "unpatch_transformers"), "global_patch"),
+    **dict.fromkeys(("quantize", "dequantize"), "int8"),
     **{name: name for name in ("explain", "verify")},
 }
 
 __all__ = [
     "BackendError",
+    "Int8Config",
     "backend",
+    "dequantize",
     "explain",
     "is_patched",
     "patch",
     "patch_transformers",
     "patched",
+    "quantize",
     "supported",
     "unpatch",
     "unpatch_transformers",
@@ -44,6 +50,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return importlib.import_module(f".{name}", __name__)
+    if name == "Int8Config":
+        return importlib.import_module(".quant", __name__).Int8Config
     if name not in _FROM_MODELS:
         raise AttributeError(f"module 'fasttx' has no attribute {name!r}")
     try:
@@ -56,4 +64,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FROM_MODELS, *_SUBPACKAGES})
+    return sorted({*globals(), *_FROM_MODELS, *_SUBPACKAGES, "Int8Config"})

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FLOOR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-12}
-"""Added to the bound, per unit of the largest reference value: about one rounding of that dtype (fp32: sixteen)."""
+FLOOR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-12, torch.int8: 0.0}
+"""Added to the bound, per unit of the largest reference value: about one rounding of that dtype (fp32: sixteen).
+Integers must be equal."""
 
 
 def error(out: Tensor, ref64: Tensor) -> float:
@@ -30,6 +31,13 @@ def bound(same_dtype: Tensor, ref64: Tensor, dtype: torch.dtype) -> float:
     finite = finite[finite.isfinite()]
     size = float(finite.abs().max()) if finite.numel() else 0.0
     return 2.0 * error(same_dtype, ref64) + FLOOR[dtype] * max(1.0, size)
+
+
+def share_of_bound(found: float, allowed: float) -> float:
+    """How much of the allowed error was made: at most 1 where it is accurate."""
+    if found == allowed:  # both infinite, or both 0
+        return 1.0 if found > 0.0 else 0.0
+    return found / allowed if allowed > 0.0 else float("inf")
 
 
 def assert_as_accurate(out: Tensor, same_dtype: Tensor, ref64: Tensor, name: str = "out") -> None:

@@ -118,11 +118,36 @@ def embedding_layer_norm(device: torch.device, dtype: torch.dtype) -> Cases:
     )
 
 
+def quantize_per_token(device: torch.device, dtype: torch.dtype) -> Cases:
+    x = torch.randn(2, 5, 37, device=device, dtype=dtype)
+    x[0, 1] = 0.0  # NaN, which opcheck cannot compare: tests/ops/test_quantize_per_token.py
+    x[1, 3] = torch.arange(-18, 19, device=device) / 2  # ties, with the 127 below
+    x[1, 3, 0] = 127.0
+    yield "plain", (x, None)
+    yield "static", (x, torch.tensor(0.02, device=device))
+    yield "strided", (x.transpose(0, 2), None)
+    yield "empty", (x[:0], None)
+
+
+def int8_linear(device: torch.device, dtype: torch.dtype) -> Cases:
+    x_q, w_q = (torch.randint(-128, 128, (n, 70), device=device, dtype=torch.int8) for n in (19, 37))
+    x_scale, w_scale = torch.rand(19, device=device) / 99, torch.rand(37, device=device) / 99
+    bias, residual = torch.randn(37, device=device, dtype=dtype), torch.randn(19, 37, device=device, dtype=dtype)
+    yield "plain", (x_q, w_q, x_scale, w_scale, None, None, "none", dtype)
+    yield "gelu", (x_q, w_q, x_scale, w_scale, bias, None, "gelu", dtype)
+    yield "gelu_tanh-residual", (x_q, w_q, x_scale, w_scale, bias.float(), residual, "gelu_tanh", dtype)
+    wide = torch.randint(-128, 128, (19, 99), device=device, dtype=torch.int8)[:, 3:67]
+    yield "strided", (wide, w_q[:, 6:], x_scale, w_scale, None, residual.t().contiguous().t(), "none", dtype)
+    yield "empty", (x_q[:0], w_q, x_scale[:0], w_scale, bias, None, "gelu", dtype)
+
+
 FORWARD: dict[str, Callable[[torch.device, torch.dtype], Cases]] = {
     "softmax": softmax,
     "dropout_add_layer_norm": dropout_add_layer_norm,
     "bias_gelu": bias_gelu,
     "embedding_layer_norm": embedding_layer_norm,
+    "int8_linear": int8_linear,
+    "quantize_per_token": quantize_per_token,
     "attention": attention,
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,

@@ -20,7 +20,7 @@ for _module in pkgutil.iter_modules(fasttx.ops.__path__):
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TABLE = [pytest.param(OPS[name], id=name) for name in sorted(OPS)]
-HALVES = [pytest.param(OPS[n], d, id=f"{n}_{d}") for n in sorted(OPS) for d in ("fwd", "bwd")]
+HALVES = [pytest.param(OPS[n], d, id=f"{n}_{d}") for n in sorted(OPS) for d in OPS[n].halves]
 ROWS = [
     pytest.param(OPS[n], b, id=f"{n}-{b}") for n in sorted(OPS) for b in ["torch", *(i.backend for i in OPS[n].impls)]
 ]
@@ -71,8 +71,7 @@ def test_functions_take_the_arguments_of_the_schema(op: Op, direction: str) -> N
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op, case", CASES)
 def test_results_are_as_the_fake_says_and_accurate(device, op: Op, case: str, dtype: torch.dtype) -> None:
-    for direction in ("fwd", "bwd"):
-        half: Half = getattr(op, direction)
+    for direction, half in op.halves.items():
         arguments = arguments_of(op, direction, case, device, dtype)
         half.check(*arguments)
         fakes = tupled(half.fake(*arguments))
@@ -111,7 +110,7 @@ def test_opcheck(device, op: Op, direction: str, backend: str) -> None:
 def test_a_forced_call_launches_that_implementation(device, op: Op, backend: str) -> None:
     case, forward = next(op_cases.FORWARD[op.name](device, torch.float32))
     skip_unless_runnable(op, backend, forward)
-    for direction in ("fwd", "bwd"):
+    for direction in op.halves:
         arguments = arguments_of(op, direction, case, device, torch.float32)
         LAUNCHES.clear()
         operator(op, direction)(*arguments, backend)

@@ -79,6 +79,19 @@ def _embedding_layer_norm(dtype: torch.dtype, device: torch.device) -> list[Any]
     return [*tables, weight, bias, None, None, 0.0, 1e-12, dtype]
 
 
+def _quantize_per_token(dtype: torch.dtype, device: torch.device) -> list[Any]:
+    return [_randn(37, 384, dtype=dtype, device=device), None]
+
+
+def _int8_linear(dtype: torch.dtype, device: torch.device) -> list[Any]:
+    """More rows and columns than a block has, and columns of k that are no multiple of one."""
+    x_q, w_q = (
+        _randn(n, 200, dtype=torch.float32, device=device).mul(40).clamp(-127, 127).to(torch.int8) for n in (70, 130)
+    )
+    x_scale, w_scale = (_randn(n, dtype=torch.float32, device=device).abs() / 99 for n in (70, 130))
+    return [x_q, w_q, x_scale, w_scale, _randn(130, dtype=dtype, device=device), None, "gelu", dtype]
+
+
 FORWARD: dict[str, Callable[[torch.dtype, torch.device], list[Any]]] = {
     "attention": _attention,
     "softmax": _softmax,
@@ -88,6 +101,8 @@ FORWARD: dict[str, Callable[[torch.dtype, torch.device], list[Any]]] = {
     "dropout_add_layer_norm": _dropout_add_layer_norm,
     "bias_gelu": _bias_gelu,
     "embedding_layer_norm": _embedding_layer_norm,
+    "int8_linear": _int8_linear,
+    "quantize_per_token": _quantize_per_token,
 }
 """The arguments of <op>_fwd without the last one, `backend`."""
 

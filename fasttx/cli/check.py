@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..ops.registry import BACKENDS, Half
-from ..testing import bound, error
+from ..testing import bound, error, share_of_bound
 from . import cases
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -63,7 +63,7 @@ def _judge(result: Result, half: Half, arguments: list[Any]) -> None:
     worst = -1.0
     for out, same, ref in zip(outputs, _tuple(half.torch(*arguments)), _tuple(half.reference(*arguments)), strict=True):
         found, allowed = error(out, ref), bound(same, ref, out.dtype)
-        share = 1.0 if found == allowed == float("inf") else found / allowed
+        share = share_of_bound(found, allowed)
         if share > worst:
             worst, result.error, result.allowed = share, found, allowed
     result.status = "ok" if worst <= 1.0 else "wrong"
@@ -75,10 +75,8 @@ def _attempts(device: torch.device) -> Iterator[tuple[Result, Half, list[Any]]]:
         for short, dtype in DTYPES.items():
             forward = cases.FORWARD[name](dtype, device)
             outputs = _tuple(op.fwd.torch(*forward))
-            for direction, half, arguments in (
-                ("fwd", op.fwd, forward),
-                ("bwd", op.bwd, cases.backward(name, forward, outputs)),
-            ):
+            for direction, half in op.halves.items():
+                arguments = forward if direction == "fwd" else cases.backward(name, forward, outputs)
                 names = half.argument_names()
                 reasons = op.reasons(*(arguments[names.index(key)] for key in half.keys))
                 for backend in BACKENDS:

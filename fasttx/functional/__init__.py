@@ -5,6 +5,7 @@ from __future__ import annotations
 from .activations import gelu, linear_gelu
 from .attention import attention_varlen, scaled_dot_product_attention
 from .embedding import embedding_layer_norm
+from .int8 import int8_linear, quantize_per_channel, quantize_per_token
 from .losses import binary_cross_entropy_with_logits, cross_entropy
 from .normalisation import layer_norm
 from .packing import repad, unpad
@@ -19,10 +20,13 @@ __all__ = [
     "dropout_add_layer_norm",
     "gelu",
     "embedding_layer_norm",
+    "int8_linear",
     "layer_norm",
     "linear_cross_entropy",
     "linear_gelu",
     "log_softmax",
+    "quantize_per_channel",
+    "quantize_per_token",
     "repad",
     "scaled_dot_product_attention",
     "softmax",

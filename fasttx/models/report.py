@@ -43,15 +43,19 @@ class Row:
 
 @dataclass
 class Report:
-    """What :func:`fasttx.patch` did: ``print(report)`` shows it, ``report.rows`` holds it, ``to_dict()`` is JSON.
+    """What :func:`fasttx.patch` or :func:`fasttx.quantize` did.
+
+    ``print(report)`` shows it, ``report.rows`` holds it, ``to_dict()`` is JSON.
 
     Attributes:
         model: the class of the model.
         rows: one per module that was replaced or left alone.
+        call: the function that made the report.
     """
 
     model: str
     rows: list[Row] = field(default_factory=list)
+    call: str = "fasttx.patch"
 
     @property
     def replaced(self) -> list[Row]:
@@ -72,7 +76,7 @@ class Report:
         return {"model": self.model, "rows": [row.to_dict() for row in self.rows]}
 
     def __str__(self) -> str:
-        head = f"fasttx.patch({self.model}): {len(self.replaced)} replaced, {len(self.left_alone)} left alone"
+        head = f"{self.call}({self.model}): {len(self.replaced)} replaced, {len(self.left_alone)} left alone"
         if not self.rows:
             return head
         lines = [COLUMNS, *_collapsed(self.rows)]

@@ -12,6 +12,7 @@ import torch.nn as _torch_nn
 from . import functional
 from .activations import GELU, LinearGELU
 from .embedding import EmbeddingLayerNorm
+from .int8 import Int8Linear
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss
 from .normalisation import DropoutAddLayerNorm, LayerNorm
 from .probabilities import LogSoftmax, Softmax
@@ -23,6 +24,7 @@ __all__ = [
     "DropoutAddLayerNorm",
     "GELU",
     "EmbeddingLayerNorm",
+    "Int8Linear",
     "LayerNorm",
     "LinearCrossEntropyLoss",
     "LinearGELU",

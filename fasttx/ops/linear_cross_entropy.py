@@ -100,7 +100,7 @@ def _reference_bwd(
     lse: Tensor, total_weight: Tensor, needs_dx: bool, needs_dweight: bool, needs_dbias: bool, ignore_index: int,
     label_smoothing: float, reduction: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    d = CROSS_ENTROPY.bwd.reference(
+    d = CROSS_ENTROPY.halves["bwd"].reference(
         dloss, _logits64(x, weight, bias), target, class_weight, lse, total_weight, ignore_index, label_smoothing,
         reduction,
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """The table of ops: what exists, which implementations each op has, and which of them runs.
 
 An :class:`Op` is one row: a forward and a backward :class:`Half` (schema, check, fake, PyTorch composition, float64
-reference, cost) and the :class:`Impl` rows that can run the pair.  Dispatch, ``python -m fasttx supported``, the tests
-and the benchmarks all read the same rows, so that none of them can know an op that another does not.
+reference, cost), or the forward alone for what has no gradient, and the :class:`Impl` rows that can run the pair.
+Dispatch, ``python -m fasttx supported``, the tests and the benchmarks all read the same rows, so that none of them can
+know an op that another does not.
 
 Every half is a PyTorch operator ``fasttx::<name>_fwd`` / ``fasttx::<name>_bwd`` whose last argument ``backend`` is what
 the caller asked for ("auto", or a forced name).  Autograd keeps that string between the two calls: since ``auto`` is a
@@ -102,7 +103,7 @@ class Impl:
 
     Attributes:
         backend: ``"triton"`` or ``"cuda"``.
-        fwd, bwd: ``"module:function"``, imported at the first call.
+        fwd, bwd: ``"module:function"``, imported at the first call; bwd is "" for an op without a backward.
         supports: gets the tensors named by ``Half.keys`` and answers None or the reason it cannot run them.
         min_arch: lowest compute capability, times ten.
     """
@@ -123,7 +124,8 @@ class Half:
         check: the only place where shapes, dtypes and devices are validated; raises ValueError or TypeError.
         fake: allocates the outputs from the arguments (also on fake and meta tensors).
         torch: the same result composed of PyTorch's own operators, on any device; returns what `fake` returns.
-        reference: the same result in float64, written from the formula; returns what `fake` returns, in float64.
+        reference: the same result in float64, written from the formula; returns what `fake` returns, in float64
+            (integers too, which every implementation must give exactly).
         keys: names of the tensors on which support is decided.
         cost: (flop, bytes that must move at least), from the arguments.
     """
@@ -143,16 +145,21 @@ class Half:
 
 @dataclass(frozen=True)
 class Op:
-    """A row of the table; creating it registers ``fasttx::<name>_fwd`` and ``fasttx::<name>_bwd``."""
+    """A row of the table; creating it registers ``fasttx::<name>_fwd`` and, where there is one, its ``_bwd``."""
 
     name: str
     fwd: Half
-    bwd: Half
+    bwd: Half | None
     impls: tuple[Impl, ...] = ()
+
+    @property
+    def halves(self) -> dict[str, Half]:
+        """By direction: "fwd", and "bwd" unless the op has no gradient."""
+        return {"fwd": self.fwd} if self.bwd is None else {"fwd": self.fwd, "bwd": self.bwd}
 
     def __post_init__(self) -> None:
         OPS[self.name] = self
-        for direction, half in (("fwd", self.fwd), ("bwd", self.bwd)):
+        for direction, half in self.halves.items():
             full = f"{self.name}_{direction}"
             names = half.argument_names()
             if names[-1] != "backend":

@@ -15,7 +15,9 @@ from bench.workloads import (
     cross_entropy,
     dropout_add_layer_norm,
     embedding_layer_norm,
+    int8_linear,
     linear_cross_entropy,
+    quantize_per_token,
     softmax,
 )
 from fasttx.cli.cases import load_ops
@@ -49,7 +51,14 @@ def _cases() -> list[Workload]:
             cross_entropy(f"cross_entropy-smoothed-{short}", 37, 30_522, dtype, smoothing=0.1),
             linear_cross_entropy(f"linear_cross_entropy-odd-{short}", 37, 30_522, 61, dtype),
             binary_cross_entropy(f"binary_cross_entropy-odd-{short}", 37, 1025, dtype),
+            quantize_per_token(f"quantize_per_token-odd-{short}", 37, 1025, dtype),
+            quantize_per_token(f"quantize_per_token-long-{short}", 5, 16_384, dtype),
         ]
+    for n_rows, n_in, n_out in ((1, 768, 768), (63, 700, 130), (300, 33, 65), (400, 720, 3072), (3000, 1040, 999)):
+        for activation in ("none", "gelu", "gelu_tanh"):
+            found.append(
+                int8_linear(f"int8_linear-{n_rows}x{n_in}x{n_out}-{activation}", n_rows, n_in, n_out, activation)
+            )
     return found
 
 

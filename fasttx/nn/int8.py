@@ -1,0 +1,98 @@
+"""Int8Linear: a linear layer whose weight is kept as int8, for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..functional.int8 import int8_linear, quantize_per_channel
+
+
+class Int8Linear(nn.Module):
+    """A linear layer on int8, quantised by channel and by token; see :func:`fasttx.functional.int8_linear`.
+
+    Weight and scale are buffers, ``weight`` int8 (out_features, in_features) and ``weight_scale`` float32
+    (out_features,), which keep their dtypes whatever the module is cast to; ``bias`` is a parameter that is cast. A new
+    module holds zeros, to load a state dictionary into; :meth:`from_float` quantises a layer.
+
+    Args:
+        in_features, out_features, bias, device: as of torch.nn.Linear.
+        dtype: of bias, float32 unless given.
+
+    Raises:
+        RuntimeError: in backward, as there is no gradient.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8, device=device))
+        self.register_buffer("weight_scale", torch.ones(out_features, dtype=torch.float32, device=device))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype), requires_grad=False)
+        else:
+            self.register_parameter("bias", None)
+
+    @classmethod
+    def from_float(cls, linear: nn.Linear) -> Int8Linear:
+        """The layer that computes on int8 what `linear` computes; it keeps that layer's bias, the same parameter.
+
+        Raises:
+            ValueError: a weight that is not float32, float16 or bfloat16, or not finite.
+        """
+        w_q, w_scale = quantize_per_channel(linear.weight)
+        if not bool(w_scale.isfinite().all()):
+            raise ValueError("linear: its weight holds a NaN or an infinity; allowed are finite weights")
+        made = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        made.weight, made.weight_scale, made.bias = w_q, w_scale, linear.bias
+        return made.train(linear.training)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> nn.Linear:
+        """A torch.nn.Linear of the weights that the integers stand for, and of the same bias.
+
+        Args:
+            dtype: of the weight; that of bias unless given, or float32 where there is none.
+        """
+        dtype = dtype or (torch.float32 if self.bias is None else self.bias.dtype)
+        made = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        made.weight = nn.Parameter((self.weight.float() * self.weight_scale[:, None]).to(dtype))
+        made.register_parameter("bias", self.bias)
+        return made.train(self.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return int8_linear(input, self.weight, self.weight_scale, self.bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+        """Moves everything; a cast (half(), to(dtype), type(dtype)) leaves weight and scale as they are, unrounded."""
+        before = {name: self._buffers[name] for name in ("weight", "weight_scale")}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Refuses the weight of a float layer, which a copy would cut down to integers."""
+        for name in ("weight", "weight_scale"):
+            given, own = state_dict.get(prefix + name), self._buffers[name]
+            if isinstance(given, Tensor) and own is not None and given.dtype != own.dtype:
+                args[-1].append(  # error_msgs
+                    f"{prefix}{name}: is {given.dtype}; allowed is {own.dtype}: load float weights into the float "
+                    "model, and quantise it then"
+                )
+                return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

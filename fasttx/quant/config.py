@@ -1,0 +1,36 @@
+"""What :func:`fasttx.quantize` can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Int8Config:
+    """How a model's linear layers become int8.
+
+    Args:
+        activation: ``"dynamic"``, the only one so far: each token gets its own scale when a layer is called.
+        skip: names of layers to leave alone, within the model, with the wildcards of a shell
+            (``"*.output.dense"``, ``"encoder.layer.0.*"``).
+        keep_float: keep the float layers beside the int8 ones, so that :func:`fasttx.dequantize` gives back the very
+            same objects with their exact weights. It costs their memory; without it they are let go, and dequantize
+            makes layers of the rounded weights.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it may be; it is named.
+    """
+
+    activation: str = "dynamic"
+    skip: tuple[str, ...] = ()
+    keep_float: bool = False
+
+    def __post_init__(self) -> None:
+        if self.activation != "dynamic":
+            raise ValueError(f"activation: got {self.activation!r}; allowed is 'dynamic'")
+        given = self.skip
+        if isinstance(given, str) or not all(isinstance(pattern, str) for pattern in given):
+            raise TypeError(f"skip: got {given!r}; allowed is a sequence of names")
+        object.__setattr__(self, "skip", tuple(given))
+        if not isinstance(self.keep_float, bool):
+            raise TypeError(f"keep_float: got {self.keep_float!r}; allowed are True and False")

@@ -1,0 +1,94 @@
+"""Int8 kernels as machine code for sm_80, sm_90 and sm_100: no spill, shared memory, tensor cores, wide loads."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+if os.environ.get("FASTTX_AOT") != "1":
+    pytest.skip("a process of its own without Triton's interpreter: make aot", allow_module_level=True)
+pytest.importorskip("triton", reason="triton is not installed")
+
+from dry_device import SHARED_BYTES, Record, dry_device
+
+from fasttx.kernels import int8_linear as linear
+from fasttx.kernels import quantize_per_token as quantize
+
+ARCHS = [80, 90, 100]
+ELEMENTS = 32  # of a thread of quantize_per_token
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+ARCH_OF = "fasttx.kernels.int8_linear.arch_of"
+# (rows, in_features, out_features, bias, residual, activation, dtype): BERT's layers at every tile, each part alone
+LINEAR = [(n_rows, 768, 3072, True, False, "gelu", BF16) for n_rows in (16384, 400, 200, 1)]
+LINEAR += [(n_rows, 3072, 768, True, True, "none", BF16) for n_rows in (16384, 512)]
+LINEAR += [(16384, 768, 768, False, False, "none", FP16), (16384, 1024, 4096, True, True, "gelu_tanh", FP32)]
+# masked in k, without and with aligned rows
+LINEAR += [(16384, 700, 768, True, False, "gelu", BF16), (16384, 720, 768, True, False, "gelu", BF16)]
+
+
+def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def launch_linear(
+    n_rows: int, n_in: int, n_out: int, bias: bool, residual: bool, activation: str, dtype: torch.dtype
+) -> None:
+    out = meta(n_rows, n_out, dtype=dtype)
+    linear.int8_linear_fwd(
+        out, meta(n_rows, n_in, dtype=torch.int8), meta(n_out, n_in, dtype=torch.int8), meta(n_rows, dtype=FP32),
+        meta(n_out, dtype=FP32), meta(n_out, dtype=dtype) if bias else None, out if residual else None, activation,
+        dtype,
+    )  # fmt: skip
+
+
+def products(record: Record, arch: int) -> list[str]:
+    """The tensor-core instructions on int8: warpgroup-wide ones on sm_90."""
+    wanted = "IGMMA" if arch == 90 else "IMMA"
+    return [name for name in record.instructions() if name.startswith(wanted)]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_machine_code_of_int8_linear(arch: int) -> None:
+    with dry_device(arch, ARCH_OF) as records:
+        for case in LINEAR:
+            before = len(records)
+            launch_linear(*case)
+            if len(records) == before:
+                continue  # the same kernel as of another number of rows
+            (record,) = records[before:]
+            names = record.instructions()
+            print(case, record, len(products(record, arch)), "products")
+            assert record.spill_bytes == 0, f"{case}: {record}"
+            assert record.shared_bytes <= SHARED_BYTES[arch], f"{case}: {record}"
+            assert products(record, arch), f"{case}: no product of int8 on the tensor cores"
+            if case[1] % 16 == 0:
+                copies = [n for n in names if n.startswith("LDGSTS")]
+                assert copies and all(".128" in n for n in copies), f"{case}: {sorted(set(copies))}"
+        tiles = {linear.config(n_rows, n_out, n_in, arch) for n_rows, n_in, n_out, *_ in LINEAR}
+    assert tiles == {*linear.TABLE[arch], linear.UNALIGNED}, "a tile of the table is not compiled"
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_machine_code_of_quantize_per_token(arch: int) -> None:
+    with dry_device(arch) as records:
+        for n_cols, dtype in [(384, BF16), (768, BF16), (768, FP32), (1024, FP16), (4096, BF16), (5008, BF16),
+                              (quantize.MAX_COLS, BF16), (quantize.MAX_COLS, FP32), (101, FP16)]:  # fmt: skip
+            for static in (False, True):
+                x, x_q = meta(4096, n_cols, dtype=dtype), meta(4096, n_cols, dtype=torch.int8)
+                before = len(records)
+                scale = meta(dtype=FP32) if static else None
+                quantize.quantize_per_token_fwd(x_q, meta(4096, dtype=FP32), x, scale)
+                for record in records[before:]:
+                    names = record.instructions()
+                    print(n_cols, dtype, record)
+                    assert record.spill_bytes == 0, record
+                    assert record.shared_bytes <= 48 * 1024, record
+                    wide = [n for n in names if n.startswith("LDG") and ".128" in n]
+                    assert wide or n_cols % 8, f"{n_cols}, {dtype}: no 16-byte load"
+                    # x * inverse is rounded before the sum that rounds it to an integer: a fused one would not
+                    adds = sum(2 if n.startswith("FADD2") else n.startswith("FADD") for n in names)
+                    assert adds >= 2 * ELEMENTS, f"{adds} sums for {ELEMENTS} elements a thread: {record}"
+    assert len(records) >= 16
