@@ -11,6 +11,7 @@ import torch.nn as _torch_nn
 
 from . import functional
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss
+from .multi_head import MultiheadAttention
 from .normalisation import DropoutAddLayerNorm, LayerNorm
 from .probabilities import LogSoftmax, Softmax
 from .vocabulary_loss import LinearCrossEntropyLoss
@@ -22,6 +23,7 @@ __all__ = [
     "LayerNorm",
     "LinearCrossEntropyLoss",
     "LogSoftmax",
+    "MultiheadAttention",
     "Softmax",
     "functional",
 ]
