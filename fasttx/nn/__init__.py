@@ -14,6 +14,7 @@ from .losses import BCEWithLogitsLoss, CrossEntropyLoss
 from .multi_head import MultiheadAttention
 from .normalisation import DropoutAddLayerNorm, LayerNorm
 from .probabilities import LogSoftmax, Softmax
+from .transformer import TransformerEncoder, TransformerEncoderLayer
 from .vocabulary_loss import LinearCrossEntropyLoss
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "LogSoftmax",
     "MultiheadAttention",
     "Softmax",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "functional",
 ]
 

@@ -89,7 +89,7 @@ def same_as_torch(options, same, batched, padding, attn, wanted, name, device="c
     torch.testing.assert_close(found, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.fixed_dictionaries({name: st.booleans() for name in ("bias", "add_bias_kv", "add_zero_attn", "batch_first")}),
     st.sampled_from([None, (7, 9), (E, 9), (7, 7)]),
@@ -347,6 +347,7 @@ def test_states_copies_and_pickles():
         torch.testing.assert_close(m(*tensors), expected)
 
 
+@pytest.mark.slow
 def test_traces_without_a_break():
     theirs, ours = pair(batch_first=True)
     x = inputs("all", True, True)[0]
