@@ -56,6 +56,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     default) the weights have to be written; pass False where they are not used.
     """
 
+    _fasttx_original = torch.nn.MultiheadAttention
+
     def forward(
         self,
         query: Tensor,

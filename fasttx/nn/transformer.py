@@ -40,6 +40,8 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     own, which this class leaves to a NestedTensor, and on a CPU to small calls.
     """
 
+    _fasttx_original = torch.nn.TransformerEncoderLayer
+
     def __init__(
         self,
         d_model: int,
@@ -152,6 +154,8 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
     evaluation torch drops right padding by NestedTensors, and returns zeros there; so does this class, by packing the
     real tokens; the host waits for their number, as it does for torch's. Small calls on a CPU run torch's own forward.
     """
+
+    _fasttx_original = torch.nn.TransformerEncoder
 
     def forward(
         self,
