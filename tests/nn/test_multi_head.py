@@ -144,7 +144,7 @@ def test_the_causal_hint(padding, weights):
     tensors = inputs("all", True, False)
     causal = torch.ones(L, L, dtype=torch.bool).triu(1)
     arguments = {**masks(padding, "", L, True), "attn_mask": causal, "is_causal": True, "need_weights": weights}
-    for name in ("auto", "torch"):
+    for name in ("auto", "torch", "triton"):
         with backend(name):
             torch.testing.assert_close(gradients(ours, tensors, arguments), gradients(theirs, tensors, arguments))
     # only a hint: without padding and weights the mask itself is not looked at
