@@ -7,6 +7,7 @@ from .attention import attention_varlen, scaled_dot_product_attention
 from .embedding import embedding_layer_norm
 from .int8 import int8_linear, quantize_per_channel, quantize_per_token
 from .losses import binary_cross_entropy_with_logits, cross_entropy
+from .multi_head import multi_head_attention_forward
 from .normalisation import layer_norm
 from .packing import repad, unpad
 from .probabilities import log_softmax, softmax
@@ -27,6 +28,7 @@ __all__ = [
     "log_softmax",
     "quantize_per_channel",
     "quantize_per_token",
+    "multi_head_attention_forward",
     "repad",
     "scaled_dot_product_attention",
     "softmax",

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..functional.eligibility import uncovered
 from ..functional.embedding import NO_PADDING, embed
+from ..nn.bypass import bypass_reason
 from ..ops.arguments import broadcasts
 from ..ops.decisions import note
 from ..ops.registry import forced_backend
-from .bypass import bypass_reason
 from .options import ModulePatch
 from .part import Part
 from .replacement import subclass_of

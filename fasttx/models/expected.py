@@ -16,7 +16,9 @@ def _examples(op: Op, module: Any, device: torch.device, dtype: torch.dtype) -> 
     """Tensors like those on which the table of ops decides, without any memory behind their shapes."""
     one = torch.empty(1, device=device, dtype=dtype)
     if op.name == "attention":
-        shape = (1, 128, module.num_attention_heads, module.attention_head_size)
+        own = isinstance(module, nn.MultiheadAttention)
+        heads = (module.num_heads, module.head_dim) if own else (module.num_attention_heads, module.attention_head_size)
+        shape = (1, 128, *heads)
         return tuple(one.expand(shape) for _ in op.fwd.keys)
     if op.name == "embedding_layer_norm":
         table = module.word_embeddings.weight

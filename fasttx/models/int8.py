@@ -14,10 +14,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..nn.bypass import bypass_reason
 from ..ops.arguments import FLOATS
 from ..quant import Int8Config, int8_layers, put_back, replace_layers
 from ..quant.exchange import quantised
-from .bypass import bypass_reason
 from .expected import expected_backend
 from .patch import _root
 from .plan import FAMILIES, _key, _unwrapped

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional.packing import take_rows
-from .bypass import bypass_reason
+from ..nn.bypass import bypass_reason
 from .graphs import graph_in_the_making
 from .labels import IGNORE
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..functional.activations import linear_gelu_on
 from ..functional.eligibility import uncovered
+from ..nn.bypass import bypass_reason
 from ..ops.decisions import note
 from ..ops.registry import forced_backend
-from .bypass import bypass_reason
 from .options import ModulePatch
 from .part import Part
 from .replacement import subclass_of

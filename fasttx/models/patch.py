@@ -121,8 +121,10 @@ def patch(
 
     Args:
         model: a transformers model, or anything that holds some: a PEFT model, a SentenceTransformer or CrossEncoder, a
-            pipeline, any ``torch.nn.Module``.
-        attention: use ``attn_implementation="fasttx"`` in this model only.
+            pipeline, any ``torch.nn.Module``; or one that holds torch.nn's MultiheadAttention, TransformerEncoderLayer
+            or TransformerEncoder.
+        attention: use ``attn_implementation="fasttx"`` in this model only, and ``fasttx.nn`` for those of torch.nn,
+            which `backend` and `deterministic` do not reach: with them they are left alone.
         unpad: run the encoder on real tokens only: ``"auto"`` where a batch has enough padding, True where it has any,
             False never.  Needs `attention`. The host waits once a call for the number of tokens on a GPU, unless the
             call says ``seq_lens=`` (see ``fasttx.data``), without which compiled graphs run padded. Captured ones do.
@@ -149,8 +151,8 @@ def patch(
         A report: ``print`` it; ``rows`` and ``to_dict()`` hold the same.
 
     Raises:
-        ValueError: `model` holds no transformers model; an argument has a value that is not allowed; with `strict`,
-            nothing could be replaced. The model is then as it was.
+        ValueError: `model` holds no transformers model and none of those modules; an argument has a value that is not
+            allowed; with `strict`, nothing could be replaced. The model is then as it was.
         TypeError: an unknown argument, or one of another type.
     """
     options = Options(attention, unpad, norm, mlp, qkv, mlm_head, loss, backend, deterministic, strict)

@@ -20,6 +20,7 @@ from .options import ModulePatch, Options
 from .padding_free import static_reason, strange_part
 from .qkv import separate_reason
 from .report import Report, Row
+from .torch_modules import holds_any, plan_torch_module
 
 DATA = (bert, roberta, electra, ernie, data2vec)
 FAMILIES: tuple[Family, ...] = tuple(family for module in DATA for family in module.FAMILIES)
@@ -60,18 +61,21 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
     """Look at every module of `root`; changes nothing.
 
     Raises:
-        ValueError: there is no transformers model in `root`.
+        ValueError: there is no transformers model in `root`, and none of torch.nn's modules that are replaced.
     """
     models = [(name, m) for name, m in root.named_modules() if isinstance(m, PreTrainedModel)]
-    if not models:
+    if not models and not holds_any(root):
         names = ", ".join(family.name for family in FAMILIES)
         raise ValueError(
             f"model: {type(root).__name__} holds no transformers model; allowed are models of {names}, also inside "
-            "PEFT, sentence-transformers or any other torch.nn.Module"
+            "PEFT, sentence-transformers or any other torch.nn.Module, and torch.nn's MultiheadAttention, "
+            "TransformerEncoderLayer and TransformerEncoder"
         )
     plan = Plan(Report(type(root).__name__))
     known: set[int] = set()  # ids of the configs of models that have attention of a known family
     for name, module in root.named_modules():
+        if options.attention:
+            plan.classes += plan_torch_module(plan.report, name, module, options)
         cls = _unwrapped(type(module))
         if _key(cls) in _ATTENTION:
             known.add(id(module.config))

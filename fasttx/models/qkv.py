@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..functional.eligibility import uncovered
 from ..functional.joint_linear import joint_linear
+from ..nn.bypass import bypass_reason
 from ..ops.decisions import note
-from .bypass import bypass_reason
 from .hf_attention import NAME, fasttx_attention
 from .options import ModulePatch
 from .replacement import subclass_of

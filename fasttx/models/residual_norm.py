@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..functional.eligibility import uncovered
 from ..functional.residual_norm import dropout_add_layer_norm_on
+from ..nn.bypass import bypass_reason
 from ..ops.decisions import note
 from ..ops.registry import forced_backend
-from .bypass import bypass_reason
 from .options import ModulePatch
 from .part import Part
 from .replacement import subclass_of

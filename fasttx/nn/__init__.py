@@ -14,8 +14,10 @@ from .activations import GELU, LinearGELU
 from .embedding import EmbeddingLayerNorm
 from .int8 import Int8Linear
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss
+from .multi_head import MultiheadAttention
 from .normalisation import DropoutAddLayerNorm, LayerNorm
 from .probabilities import LogSoftmax, Softmax
+from .transformer import TransformerEncoder, TransformerEncoderLayer
 from .vocabulary_loss import LinearCrossEntropyLoss
 
 __all__ = [
@@ -29,7 +31,10 @@ __all__ = [
     "LinearCrossEntropyLoss",
     "LinearGELU",
     "LogSoftmax",
+    "MultiheadAttention",
     "Softmax",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "functional",
 ]
 

@@ -18,6 +18,8 @@ class LayerNorm(torch.nn.LayerNorm):
         normalized_shape, eps, elementwise_affine, bias, device, dtype: as of torch.nn.LayerNorm.
     """
 
+    _fasttx_original = torch.nn.LayerNorm
+
     def forward(self, input: Tensor) -> Tensor:
         return normalisation.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
