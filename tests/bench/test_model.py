@@ -118,6 +118,7 @@ def test_packing_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "seq_lens" not in plain and sorted(known["seq_lens"]) == [6, 12, 18, 24]
 
 
+@pytest.mark.slow
 def test_compiled_arms_are_a_comparison_of_their_own(tmp_path: Path) -> None:
     compiled = [arm for arm in arms_.ARMS if arm.mode == "default"]
     case = cases_.Case("tiny", 4, 24, "even", (cases_.TRAINING,))

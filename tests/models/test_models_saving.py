@@ -91,7 +91,7 @@ def test_save_pretrained_with_output_attentions_in_the_config(tmp_path: Path) ->
     model.set_attn_implementation("eager")
     model.config.output_attentions = True
     with pytest.warns(UserWarning, match="output_attentions is set"):
-        fasttx.patch(model, norm=False)
+        fasttx.patch(model, norm=False, mlp=False)
     assert len(model(**zoo.inputs_for(zoo.BERT, "BertModel")).attentions) == 2
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["output_attentions"] is True
@@ -121,5 +121,5 @@ def test_patch_transformers(tmp_path: Path) -> None:
     assert not fasttx.is_patched(transformers.AutoModel.from_pretrained(tmp_path / "bert"))
     assert fasttx.is_patched(auto)
     with pytest.raises(TypeError):
-        fasttx.patch_transformers(mlp=True)
+        fasttx.patch_transformers(embeddings=True)
     assert transformers.PreTrainedModel.__dict__["from_pretrained"] is original

@@ -261,6 +261,7 @@ def test_what_a_compiled_graph_computes_on(lengths: Any) -> None:
     assert set(shapes[:-1]) == ({(1, sum(LENS))} if isinstance(lengths, list) else {(3, 11)})  # the last is the pooler
 
 
+@pytest.mark.slow
 def test_compiled_gradients_with_lengths() -> None:
     torch.compiler.reset()
     model = zoo.tiny_model(zoo.BERT, "BertForTokenClassification")

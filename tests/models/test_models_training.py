@@ -138,7 +138,7 @@ def test_peft_lora(when: str, tmp_path: Path) -> None:
     wrapped.eval()
     want, want_grads = wrapped(**inputs), gradients(wrapped, inputs)
     report = fasttx.patch(wrapped)
-    assert len(report.replaced) == 5 and fasttx.is_patched(wrapped)
+    assert len(report.replaced) == 11 and fasttx.is_patched(wrapped)
     got, got_grads = wrapped(**inputs), gradients(wrapped, inputs)
     torch.testing.assert_close(got.loss, want.loss)
     assert got_grads.keys() == want_grads.keys()
@@ -169,7 +169,7 @@ def test_sentence_transformers(tmp_path: Path) -> None:
     model = library.SentenceTransformer(saved_encoder(tmp_path, "BertModel"), device="cpu")
     want = model.encode(SENTENCES)
     report = fasttx.patch(model)
-    assert len(report.replaced) == 6 and not report.left_alone
+    assert len(report.replaced) == 12 and not report.left_alone
     got = model.encode(SENTENCES)
     assert got == pytest.approx(want, rel=1e-3, abs=1e-4)
     model.save(str(tmp_path / "saved"))
@@ -185,7 +185,7 @@ def test_cross_encoder(tmp_path: Path) -> None:
     pairs = [(SENTENCES[0], other) for other in SENTENCES]
     want = model.predict(pairs)
     report = fasttx.patch(model)
-    assert len(report.replaced) == 7
+    assert len(report.replaced) == 13
     assert model.predict(pairs) == pytest.approx(want, rel=1e-3, abs=1e-4)
     fasttx.unpatch(model)
     assert not fasttx.is_patched(model)

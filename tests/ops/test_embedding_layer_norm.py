@@ -28,7 +28,7 @@ FP32, BF16 = torch.float32, torch.bfloat16
 DTYPES = [FP32, torch.float16, BF16]
 BACKENDS = ["triton", "torch"]
 NAN = math.nan
-SEED, OFFSET, TAG = 0x1234567890ABCDE, 99, 3
+SEED, OFFSET, TAG = 0x1234567890ABCDE, 99, 2
 TABLES = ("word", "position", "token_type", "weight", "bias")
 
 
