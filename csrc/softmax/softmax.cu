@@ -9,15 +9,12 @@
 namespace fasttx {
 namespace {
 
-// Threads of a row, by its length: 16 columns each, so that the row is held in registers; a block of 1,024 for what is
-// longer.
+// Threads of a row, by its length: 16 columns each, so that the row is held in registers; 512 for what is longer.
 template <class Start>
 void with_group(int64_t n_cols, Start&& start) {
-  const bool resident =
-      dispatch_at_least<32 * kSoftmaxItems, 128 * kSoftmaxItems, 512 * kSoftmaxItems, 1024 * kSoftmaxItems>(
-          n_cols,
-          [&](auto columns) { start(std::integral_constant<int, columns / kSoftmaxItems>{}, std::false_type{}); });
-  if (!resident) start(std::integral_constant<int, 1024>{}, std::true_type{});
+  const bool resident = dispatch_at_least<32 * kSoftmaxItems, 128 * kSoftmaxItems, 512 * kSoftmaxItems>(
+      n_cols, [&](auto columns) { start(std::integral_constant<int, columns / kSoftmaxItems>{}, std::false_type{}); });
+  if (!resident) start(std::integral_constant<int, 512>{}, std::true_type{});
 }
 
 template <class Params>

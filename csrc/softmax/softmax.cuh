@@ -34,6 +34,12 @@ constexpr int softmax_threads(int group) {
   return group == 32 ? 128 : group;
 }
 
+// Blocks a multiprocessor must hold: 512 threads or more, so that up to 80 registers are free. Left to itself ptxas
+// squeezes blocks of 512 threads into 40 registers, and spills.
+constexpr int softmax_blocks(int group) {
+  return 768 / softmax_threads(group);
+}
+
 // The row of this thread's group, and which of its threads this one is.
 template <int kGroup>
 struct RowPlace {
@@ -56,11 +62,11 @@ FTX_DEVICE float finite_max(float m) {
   return m == -INFINITY ? 0.0f : m;
 }
 
-FTX_DEVICE int64_t mask_row(const SoftmaxMask& mask, int64_t row) {
-  const int64_t i3 = row % mask.sizes[2], rest = row / mask.sizes[2];
-  const int64_t i2 = rest % mask.sizes[1], i1 = rest / mask.sizes[1] % mask.sizes[0];
-  const int64_t i0 = rest / mask.sizes[1] / mask.sizes[0];
-  return i0 * mask.strides[0] + i1 * mask.strides[1] + i2 * mask.strides[2] + i3 * mask.strides[3];
+// Rows are counted in 32 bits: a division of 64 bits would be a call.
+FTX_DEVICE int64_t mask_row(const SoftmaxMask& mask, uint32_t row) {
+  const uint32_t size1 = mask.sizes[0], size2 = mask.sizes[1], size3 = mask.sizes[2];
+  const uint32_t i3 = row % size3, rest = row / size3, i2 = rest % size2, i01 = rest / size2;
+  return i01 / size1 * mask.strides[0] + i01 % size1 * mask.strides[1] + i2 * mask.strides[2] + i3 * mask.strides[3];
 }
 
 FTX_DEVICE float masked(float score, const SoftmaxMask& mask, int64_t at) {
@@ -94,7 +100,7 @@ struct Scores {
         n_cols(static_cast<uint32_t>(n_cols)),
         scale(scale),
         mask(mask),
-        mask_base(mask.data != nullptr ? mask_row(mask, row) : 0) {}
+        mask_base(mask.data != nullptr ? mask_row(mask, static_cast<uint32_t>(row)) : 0) {}
 
   template <int kRun>
   FTX_DEVICE void load(uint32_t col, float* s) const {
@@ -145,7 +151,8 @@ struct OnlineSum {
 };
 
 template <class T, int kGroup, bool kStream, bool kDropout>
-__global__ void __launch_bounds__(softmax_threads(kGroup)) softmax_fwd_kernel(SoftmaxFwdParams p) {
+__global__ void __launch_bounds__(softmax_threads(kGroup), softmax_blocks(kGroup))
+    softmax_fwd_kernel(SoftmaxFwdParams p) {
   constexpr int kRun = kDropout ? kDropoutRun : kVectorWidth<T>;
   constexpr uint32_t kTile = kGroup * kSoftmaxItems;
   FTX_SHARED(float, partials, 2 * kMaxWarps);
@@ -167,7 +174,7 @@ __global__ void __launch_bounds__(softmax_threads(kGroup)) softmax_fwd_kernel(So
   }
   sum.template reduce<kGroup, false>(partials, p.mask.data != nullptr);
 
-  const float inv_l = 1.0f / sum.l, log_l = logf(sum.l);
+  const float inv_l = __fdividef(1.0f, sum.l), log_l = logf(sum.l);
   T* out = static_cast<T*>(p.out) + at.row * p.n_cols;
   const bool out_aligned = is_vector_aligned(out);
   for (uint32_t start = 0; kStream ? start < scores.n_cols : start == 0; start += kTile) {
@@ -187,7 +194,8 @@ __global__ void __launch_bounds__(softmax_threads(kGroup)) softmax_fwd_kernel(So
 
 // dx from out, without dropout.
 template <class T, int kGroup, bool kStream>
-__global__ void __launch_bounds__(softmax_threads(kGroup)) softmax_bwd_kernel(SoftmaxBwdParams p) {
+__global__ void __launch_bounds__(softmax_threads(kGroup), softmax_blocks(kGroup))
+    softmax_bwd_kernel(SoftmaxBwdParams p) {
   constexpr int kRun = kVectorWidth<T>;
   constexpr uint32_t kTile = kGroup * kSoftmaxItems;
   FTX_SHARED(float, partials, kMaxWarps);
@@ -238,7 +246,8 @@ __global__ void __launch_bounds__(softmax_threads(kGroup)) softmax_bwd_kernel(So
 
 // dx from x: p is recomputed, because out has lost the elements that were dropped.
 template <class T, int kGroup, bool kStream>
-__global__ void __launch_bounds__(softmax_threads(kGroup)) softmax_dropout_bwd_kernel(SoftmaxBwdParams p) {
+__global__ void __launch_bounds__(softmax_threads(kGroup), softmax_blocks(kGroup))
+    softmax_dropout_bwd_kernel(SoftmaxBwdParams p) {
   constexpr int kRun = kDropoutRun;
   static_assert(kRun == kSoftmaxItems, "a thread draws its columns of a tile by one call");
   constexpr uint32_t kTile = kGroup * kSoftmaxItems;
@@ -265,7 +274,7 @@ __global__ void __launch_bounds__(softmax_threads(kGroup)) softmax_dropout_bwd_k
   }
   sum.template reduce<kGroup, true>(partials, p.mask.data != nullptr);
 
-  const float inv_l = 1.0f / sum.l, total = sum.d * inv_l;
+  const float inv_l = __fdividef(1.0f, sum.l), total = sum.d * inv_l;
   for (uint32_t start = 0; kStream ? start < scores.n_cols : start == 0; start += kTile) {
     if constexpr (kStream) load(start);
 #pragma unroll

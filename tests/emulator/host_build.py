@@ -7,18 +7,15 @@ under AddressSanitizer and UndefinedBehaviorSanitizer, for a process of its own.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import hashlib
 import importlib.util
 import os
-import shutil
-import subprocess
 import sysconfig
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from cuda_build import compiler, made_once, pybind11_headers
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -38,11 +35,6 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
 """Flags of every file, and those of kernels besides."""
 
 
-def compiler() -> str | None:
-    """g++; None without one."""
-    return shutil.which(os.environ.get("CXX", "g++"))
-
-
 def cuda_headers() -> Path | None:
     """A folder with cuda_fp16.h: Triton's own copy, or that of a CUDA toolkit."""
     folders = [Path(os.environ[n]) / "include" for n in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(n)]
@@ -51,17 +43,6 @@ def cuda_headers() -> Path | None:
         folders.insert(0, Path(triton.origin).parent / "backends" / "nvidia" / "include")
     folders.append(Path("/usr/local/cuda/include"))
     return next((f for f in folders if (f / "cuda_bf16.h").is_file()), None)
-
-
-def pybind11_headers() -> Path | None:
-    """The folder of pybind11's headers: of the package, or the copy that torch brings."""
-    for package in ("pybind11", "torch"):
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.origin is not None:
-            folder = Path(spec.origin).parent / "include"
-            if (folder / "pybind11" / "pybind11.h").is_file():
-                return folder
-    return None
 
 
 def lacks() -> str | None:
@@ -91,31 +72,8 @@ def _inputs(source: Path) -> list[Path]:
     return [source, HERE / "include" / "nv" / "target", *sorted(headers)]
 
 
-def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-8000:]}")
-
-
-@contextlib.contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` when all is well: another process never sees half a file."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        yield Path(folder) / path.name
-        os.replace(Path(folder) / path.name, path)
-
-
 def _object(source: Path, flags: list[str]) -> Path:
-    """The object file of one source, compiled unless the very same one is there."""
-    command = [str(compiler()), *flags, "-c", str(source)]
-    digest = hashlib.sha256(repr(command).encode())
-    for path in _inputs(source):
-        digest.update(path.read_bytes())
-    found = CACHE / f"{source.stem}-{digest.hexdigest()[:20]}.o"
-    if not found.is_file():
-        with _written(found) as out:
-            _run([*command, "-o", str(out)])
-    return found
+    return made_once([str(compiler()), *flags, "-c", str(source)], _inputs(source), CACHE, f"{source.stem}.o")
 
 
 def build_library(variant: str, sources: Sequence[Path], bindings: bool) -> Path:
@@ -139,13 +97,8 @@ def build_library(variant: str, sources: Sequence[Path], bindings: bool) -> Path
         fcntl.flock(lock, fcntl.LOCK_EX)  # of two workers one compiles, and the other finds it done
         with ThreadPoolExecutor(2) as pool:
             objects = list(pool.map(lambda job: _object(*job), jobs))
-        digest = hashlib.sha256(repr([o.name for o in objects]).encode()).hexdigest()[:20]
-        library = CACHE / f"{variant}-{digest}" / "_C_host.so"
-        if not library.is_file():
-            library.parent.mkdir(exist_ok=True)
-            with _written(library) as out:
-                _run([str(compiler()), *everywhere, "-shared", *map(str, objects), "-ldl", "-o", str(out)])
-    return library
+        link = [str(compiler()), *everywhere, "-shared", *map(str, objects), "-ldl"]
+        return made_once(link, objects, CACHE, f"{variant}.so")
 
 
 def build_module(variant: str) -> Path:

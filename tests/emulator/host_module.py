@@ -46,7 +46,7 @@ def load(variant: str) -> tuple[ModuleType, Emulator]:
     """The Python module of a variant, and its switches."""
     library = host_build.build_module(variant)
     # pybind11 caches modules by this name: each library needs its own, ending in that of its init function
-    spec = importlib.util.spec_from_file_location(f"{library.parent.name}._C_host", library)
+    spec = importlib.util.spec_from_file_location(f"{library.stem}._C_host", library)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

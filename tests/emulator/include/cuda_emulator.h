@@ -129,6 +129,9 @@ T atomicAdd(T* p, T value) {
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>((uint64_t(a) * b) >> 32);
 }
+inline float __fdividef(float a, float b) {
+  return a / b;
+}
 inline float __expf(float x) {
   return expf(x);
 }
