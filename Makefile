@@ -19,7 +19,7 @@ AMBIENT := $(if $(filter file,$(origin PYTHON)),$(CANDIDATES),$(PYTHON))
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIN := $(shell cat constraints.txt pyproject.toml setup.py | cksum | cut -d ' ' -f 1)
+PIN := $(shell cat constraints.txt pyproject.toml setup.py buildsystem/*.py | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/installed-$(PIN)
 PIP := $(PY) -m pip --disable-pip-version-check install --no-compile $(PIP_ARGS)
 DEMO_ARGS ?=
@@ -32,7 +32,7 @@ WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(PY) -m pytest -n $(WORKERS)
 
-.PHONY: help venv demo test test-slow test-all lint types format aot package-check gpu-check clean
+.PHONY: help venv demo test test-slow test-all lint types format aot cuda sass package-check gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -40,7 +40,7 @@ help: ## this list
 venv: $(STAMP) ## .venv with fasttx (editable) and everything that the other targets use, at the pinned versions
 
 # torch goes first and alone: with a CUDA build comes its own Triton, and the pin below must not argue with it.
-$(STAMP): constraints.txt pyproject.toml setup.py
+$(STAMP): constraints.txt pyproject.toml setup.py $(wildcard buildsystem/*.py)
 	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.10 with venv and ensurepip found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "making $(VENV) with $(PYTHON) ($$($(PYTHON) --version))"
 	rm -f $(VENV)/installed-*
@@ -48,7 +48,7 @@ $(STAMP): constraints.txt pyproject.toml setup.py
 	$(PIP) -q "$$(grep '^torch==' constraints.txt)" "$$(grep '^numpy' constraints.txt)"
 	grep -v '^triton==' constraints.txt > $(VENV)/constraints.txt
 	if [ "$$(uname -s)" = Linux ] && ! $(PY) -c 'import triton' 2>/dev/null; then $(PIP) -q "$$(grep '^triton==' constraints.txt)"; fi
-	$(PIP) -q -c $(VENV)/constraints.txt -e '.[dev]'
+	FASTTX_CUDA=0 $(PIP) -q -c $(VENV)/constraints.txt -e '.[dev]'
 	touch $@
 
 demo: $(STAMP) ## real BERT weights on real text, unpatched and patched: parity, times, loss curves, a PNG
@@ -76,6 +76,12 @@ format: $(STAMP) ## rewrite imports and C++ as `make lint` wants them
 
 aot: $(STAMP) ## compile every kernel's listed configurations to machine code for sm_80, sm_90 and sm_100
 	env -u TRITON_INTERPRET FASTTX_AOT=1 $(PYTEST) tests/ahead_of_time
+
+cuda: $(STAMP) ## build fasttx._C in this checkout, by the nvcc of CUDA_HOME, PyPI or PATH (FASTTX_CUDA_ARCHS=90a)
+	FASTTX_CUDA=1 $(PY) setup.py -q build_ext --inplace
+
+sass: $(STAMP) ## registers, stack and 16-byte accesses of every CUDA C++ kernel, for sm_80 and sm_90a
+	PYTHONPATH=tests/cuda:buildsystem $(PY) -m machine_code
 
 package-check: $(STAMP) ## sdist, the wheel from it, and the wheel's import in an empty environment
 	$(PY) tests/scripts/package_check.py

@@ -1,12 +1,20 @@
-"""Refuses to build from a tree whose links to the kernels were lost; everything else stands in pyproject.toml."""
+"""Refuses to build from a tree whose links to the kernels were lost, and compiles fasttx._C where nvcc is found.
+
+buildsystem/cuda_build.py says which nvcc, and which variables choose; all else stands in pyproject.toml.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "buildsystem"))
+
+import cuda_build  # noqa: E402
 
 
 def check_link(name: str) -> None:
@@ -35,4 +43,19 @@ def check_link(name: str) -> None:
 
 for link in ("kernels", "bench"):
     check_link(link)
-setup()
+
+
+class BuildCuda(build_ext):
+    """Compiles the one extension by nvcc."""
+
+    def build_extension(self, ext: Extension) -> None:
+        cuda_build.build(Path(self.get_ext_fullpath(ext.name)), ROOT / "build" / "cuda")
+
+
+wish, lack = cuda_build.wish(), cuda_build.lacks()
+if wish == "1" and lack is not None and not {"--version", "egg_info", "sdist", "dist_info"} & set(sys.argv):
+    raise SystemExit(f"fasttx: FASTTX_CUDA=1 asks for the kernels in CUDA C++, but {lack}")
+if wish == "auto" and lack is not None:
+    print(f"fasttx: {lack}; installing without fasttx._C: the Triton and PyTorch backends need no compiler")
+compiled = wish != "0" and lack is None
+setup(ext_modules=[Extension("fasttx._C", [])] if compiled else [], cmdclass={"build_ext": BuildCuda})

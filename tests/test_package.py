@@ -56,6 +56,7 @@ def test_kernels_are_no_top_level_package() -> None:
 def tree(tmp_path: Path) -> Path:
     """The files that setup.py looks at, with links as a checkout has them."""
     shutil.copy(ROOT / "setup.py", tmp_path)
+    shutil.copytree(ROOT / "buildsystem", tmp_path / "buildsystem")
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "0"\n[tool.setuptools]\npackages = []\n')
     for name in ("kernels", "bench"):
         (tmp_path / name).mkdir()

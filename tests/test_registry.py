@@ -189,6 +189,7 @@ def test_triton_needs_a_c_compiler_on_a_gpu(
     else:
         assert reason is not None and reason.startswith("needs a C compiler")
         assert cc is None or f"CC={cc!r}" in reason
+    monkeypatch.setattr(availability._cuda, "_compiled", lambda: (SimpleNamespace(ARCHS="80,90a"), ""))
     assert availability.cannot_run_on("cuda", ampere, 80) is None  # compiled long ago
 
 

@@ -75,6 +75,9 @@ def _environment_table(found: dict[str, Any]) -> Table:
     table.add_row("CUDA of torch", str(found["torch_cuda"] or "none (a build for the CPU)"))
     table.add_row("NVIDIA driver", found["driver"] or "[dim]none[/]")
     table.add_row("nvcc", found["nvcc"] or "[dim]none (not needed)[/]")
+    archs = found["compiled_kernels"]
+    problem = f"[dim]{escape(found['compiled_kernels_problem'] or '')}[/]"
+    table.add_row("compiled kernels", problem if archs is None else f"fasttx._C for sm_{archs}")
     if found["forced_backend_problem"] is not None:
         table.add_row("FASTTX_BACKEND", f"[bold red]{escape(found['forced_backend_problem'])}; every op raises[/]")
     elif found["forced_backend"] != "auto":

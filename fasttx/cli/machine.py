@@ -17,6 +17,7 @@ import torch
 import fasttx
 
 from ..bench.environment import cpu_model
+from ..ops._cuda import built_for, why_not_loaded
 from ..ops.availability import lacks_to_launch_triton
 from ..ops.registry import wrong_name
 
@@ -96,6 +97,8 @@ def describe() -> dict[str, Any]:
         "torch_hip": torch.version.hip,
         "driver": _driver(),
         "nvcc": find_nvcc(),
+        "compiled_kernels": built_for(),
+        "compiled_kernels_problem": why_not_loaded(),
         "triton_launcher": lacks_to_launch_triton(),
         "forced_backend": forced,
         "forced_backend_problem": wrong_name(f"FASTTX_BACKEND={forced!r}", forced),
@@ -124,6 +127,11 @@ def missing(found: dict[str, Any]) -> list[Missing]:
         if float(gpu.get("capability", 0)) < 8.0:
             what = f"compute capability 8.0 on {gpu['device']} (it has {gpu['capability']})"
             lacks.append(Missing(what, "the fused kernels on that GPU", "an Ampere GPU or a later one"))
+    if found["compiled_kernels"] is None:
+        how = "nvcc and a C++ compiler, then an installation from source (FASTTX_CUDA=1 brings nvcc from PyPI)"
+        if found["nvcc"] is not None:
+            how = f"an installation from source with {found['nvcc']}, which is here, and a C++ compiler"
+        lacks.append(Missing("compiled kernels (fasttx._C)", "the backend cuda, on an NVIDIA GPU", how))
     if packages["triton"] is None:
         if platform.system() == "Linux":
             how = "pip install triton (CUDA builds of PyTorch bring the one that fits them)"

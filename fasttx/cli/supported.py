@@ -17,6 +17,7 @@ from rich.table import Table
 
 import fasttx
 
+from ..ops._cuda import built_for
 from ..ops.registry import BACKENDS, Op
 from . import cases
 from .check import DTYPES
@@ -85,6 +86,7 @@ def supported(
     known = models()
     if as_json:
         report = {"device": str(where), "dtype": dtype.value, "ops": here, "ops_on_nvidia_gpu": gpu, "models": known}
+        report["compiled_for"] = built_for()
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
         return
     console = Console()
@@ -98,6 +100,8 @@ def supported(
         console.print(escape(note), style="yellow", highlight=False)
     console.print()
     console.print(_ops_table("Ops on an NVIDIA GPU: what each backend needs", gpu))
+    archs = built_for()
+    console.print(f"cuda: compiled kernels, fasttx._C: {'not built' if archs is None else f'for sm_{archs}'}")
     console.print()
     if known is None:
         console.print("Models: [yellow]transformers is not installed[/] (pip install 'fasttx\\[hf]')")

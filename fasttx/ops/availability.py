@@ -1,4 +1,4 @@
-"""Which compiled backends this machine can run: device, compute capability, and what Triton needs to launch."""
+"""Which compiled backends this machine can run: device, compute capability, fasttx._C, Triton and its launcher."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import shutil
 import sysconfig
 
 import torch
+
+from . import _cuda
 
 
 @functools.cache
@@ -57,9 +59,13 @@ def cannot_run_on(backend_name: str, device: torch.device, min_arch: int) -> str
         arch = _arch(device.index if device.index is not None else torch.cuda.current_device())
         if arch < min_arch:
             return f"needs compute capability {min_arch}, the device has {arch}"
+        if backend_name == "cuda":
+            return _cuda.why_not(device, arch)
         reason = lacks_to_launch_triton() if backend_name == "triton" else None
         return reason if reason is None or not _interpreting() else None
     if backend_name == "triton" and device.type in ("cpu", "cuda") and _interpreting():
+        return None
+    if backend_name == "cuda" and _cuda.why_not(device, None) is None:
         return None
     return f"needs an NVIDIA GPU, the tensors are on '{device.type}'" + (
         " (TRITON_INTERPRET=1 runs it on a CPU, for tests)" if backend_name == "triton" else ""

@@ -217,7 +217,7 @@ def _cost_bwd(
     )
 
 
-def _triton_supports(x: Tensor) -> str | None:
+def _countable(x: Tensor) -> str | None:
     n_cols = x.shape[-1]
     if n_cols >= 2**31 or x.numel() // max(n_cols, 1) >= 2**31:
         return f"rows and columns are counted in 32 bits, x has shape {tuple(x.shape)}"
@@ -239,7 +239,8 @@ SOFTMAX = Op(
         _cost_bwd,
     ),
     impls=(
-        Impl("triton", "fasttx.kernels.softmax:softmax_fwd", "fasttx.kernels.softmax:softmax_bwd", _triton_supports),
+        Impl("triton", "fasttx.kernels.softmax:softmax_fwd", "fasttx.kernels.softmax:softmax_bwd", _countable),
+        Impl("cuda", "fasttx.ops._softmax_cuda:softmax_fwd", "fasttx.ops._softmax_cuda:softmax_bwd", _countable),
     ),
 )
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 import fasttx
 from fasttx.cli import cases, check, doctor, machine, supported
 from fasttx.cli.app import app
+from fasttx.ops import _cuda
 
 BLOCKER = """
 import importlib.abc, runpy, sys
@@ -79,6 +81,9 @@ def test_doctor_reports_wrong_and_dead_checks(monkeypatch: pytest.MonkeyPatch) -
     assert "ended with code 1" in report["ops"][0]["detail"]
 
 
+BUILT = {"compiled_kernels": "80,90a", "nvcc": None}
+
+
 @pytest.mark.parametrize(
     ("found", "named"),
     [
@@ -89,14 +94,15 @@ def test_doctor_reports_wrong_and_dead_checks(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_doctor_names_the_reason_of_no_gpu(found: dict[str, str | None], named: str) -> None:
     packages = {"torch": "2.13.0", "triton": "3.6.0", "transformers": "5.17.0"}
-    (lack,) = machine.missing({"devices": [{"device": "cpu"}], "packages": packages, **found})
+    (lack,) = machine.missing({"devices": [{"device": "cpu"}], "packages": packages, **BUILT, **found})
     assert lack.what == "NVIDIA GPU" and named in lack.how
 
 
 def test_doctor_names_missing_packages_and_old_gpus() -> None:
     devices = [{"device": "cpu"}, {"device": "cuda:0", "capability": "7.5"}]
     packages = {"torch": "2.13.0", "triton": None, "transformers": None}
-    lacks = machine.missing({"devices": devices, "packages": packages, "driver": "580.1", "torch_cuda": "13.0"})
+    found = {"devices": devices, "packages": packages, "driver": "580.1", "torch_cuda": "13.0"}
+    lacks = machine.missing({**found, **BUILT})
     assert [lack.what.split()[0] for lack in lacks] == ["compute", "triton", "transformers"]
 
 
@@ -104,10 +110,27 @@ def test_doctor_names_what_keeps_triton_from_launching() -> None:
     found = {
         "devices": [{"device": "cpu"}, {"device": "cuda:0", "capability": "9.0"}], "driver": "580.1",
         "torch_cuda": "13.0", "packages": {"torch": "2.13.0", "triton": "3.6.0", "transformers": "5.17.0"},
+        **BUILT,
     }  # fmt: skip
     assert machine.missing({**found, "triton_launcher": None}) == []
     (lack,) = machine.missing({**found, "triton_launcher": "needs a C compiler for Triton's launcher"})
     assert "Triton kernels" in lack.brings and "a C compiler" in lack.how
+
+
+@pytest.mark.parametrize(("nvcc", "named"), [(None, "FASTTX_CUDA=1"), ("/opt/bin/nvcc", "with /opt/bin/nvcc")])
+def test_doctor_names_what_would_bring_the_compiled_kernels(nvcc: str | None, named: str) -> None:
+    packages = {"torch": "2.13.0", "triton": "3.6.0", "transformers": "5.17.0"}
+    found = {"devices": [{"device": "cuda:0", "capability": "9.0"}], "packages": packages, "triton_launcher": None}
+    (lack,) = machine.missing({**found, "compiled_kernels": None, "nvcc": nvcc})
+    assert "fasttx._C" in lack.what and named in lack.how
+
+
+@pytest.mark.parametrize(("archs", "shown"), [("80,90a", "for sm_80,90a"), (None, "is not built")])
+def test_compiled_kernels_are_shown(archs: str | None, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = (None, "fasttx._C is not built") if archs is None else (SimpleNamespace(ARCHS=archs), "")
+    monkeypatch.setattr(_cuda, "_compiled", lambda: compiled)
+    assert shown in invoke("doctor", "--env")
+    assert json.loads(invoke("supported", "--json"))["compiled_for"] == archs
 
 
 def test_doctor_reports_an_unknown_backend_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +201,8 @@ def test_supported_in_a_narrow_terminal() -> None:
     text = invoke("supported", "--device", "cpu", columns=80)
     for name in (*cases.load_ops(), *(row["class"] for row in fasttx.supported())):
         assert name in text  # whole, on one line
-    assert text.count("cuda for every op: not implemented") == 1
+    assert text.count("cuda for attention, binary_cross_entropy, cross_entropy, dropout_add_layer_norm") == 1
+    assert text.count("compiled kernels, fasttx._C: ") == 1
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasttx.ops import _row_dropout
+from fasttx.ops import _row_dropout, _softmax_cuda
 from fasttx.ops import softmax as op
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
@@ -21,7 +21,8 @@ from fasttx.kernels import softmax as kernels
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 fwd, bwd = torch.ops.fasttx.softmax_fwd.default, torch.ops.fasttx.softmax_bwd.default
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-BACKENDS = ["triton", "torch"]
+BACKENDS = ["triton", "cuda", "torch"]
+WRITTEN = ["triton", "cuda"]
 NAN, INF = math.nan, math.inf
 
 
@@ -60,8 +61,23 @@ def keep_of(backend, rng_state, x, p):
     return keep * _row_dropout.keep_scale(p)
 
 
+def skip_unless_runnable(backend, x):
+    reason = op.SOFTMAX.reasons(x)[backend]
+    if reason is not None:
+        pytest.skip(f"softmax on {backend}: {reason}")
+
+
+@pytest.fixture(autouse=True)
+def _runnable(request, device):
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    backend = "cuda" if parameters.get("launchers") is _softmax_cuda else parameters.get("backend")
+    if backend is not None:
+        skip_unless_runnable(backend, torch.ones(1, device=device))
+
+
 def hold(backend, x, mask=None, p=0.0, scale=1.0, log=False, dout=None):
     """Forward and backward on `backend`, held to float64 and to torch's own operators in the same dtype."""
+    skip_unless_runnable(backend, x)
     rng_state = torch.tensor([0x1234567890ABCDE, 99], device=x.device) if p > 0.0 else None
     before = LAUNCHES["softmax_fwd", backend], LAUNCHES["softmax_bwd", backend]
     out = fwd(x, mask, rng_state, scale, p, log, backend)
@@ -81,40 +97,45 @@ def hold(backend, x, mask=None, p=0.0, scale=1.0, log=False, dout=None):
 # -------------------------------------------------------------------------------------------------------- lengths
 
 # 1; around 16, the columns of one Philox call; around 128, where one tile holds 16 rows; around 1,024, the last length
-# with two rows a tile; 8,191 odd, one row a block of many warps
-LENGTHS = [1, 2, 15, 16, 17, 127, 128, 129, 1000, 1024, 1025, 8191]
+# with two rows a tile; 8,191 odd, one row a block of many warps. In CUDA C++ a warp has rows of at most 512, 128
+# threads rows of 2,048, 512 threads rows of 8,192
+LENGTHS = [1, 2, 15, 16, 17, 127, 128, 129, 512, 513, 1000, 1024, 1025, 2048, 2049, 8191]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n_cols", LENGTHS)
-def test_lengths(device, n_cols, dtype):
+@pytest.mark.parametrize("backend", WRITTEN)
+def test_lengths(device, backend, n_cols, dtype):
     n_rows = 35 if n_cols < 512 else 3  # more than one program, the last one partly beyond the tensor
     x = 3 * torch.randn(n_rows, n_cols, device=device, dtype=dtype)
-    hold("triton", x)
-    hold("triton", x, log=True)
+    hold(backend, x)
+    hold(backend, x, log=True)
 
 
-# the last length of one block and the first of several, forward (32,768) and backward (16,384), and vocabularies
-LONG = [16384, 16385, 32768, 32769, 65536, 262144]
+# the last length of one block and the first of several, forward (32,768) and backward (16,384), and vocabularies; in
+# CUDA C++ a row of more than 8,192 is read twice
+LONG = [8193, 16384, 16385, 32768, 32769, 65536, 262144]
 
 
 @pytest.mark.parametrize("n_cols", LONG)
-def test_long_rows(device, n_cols):
+@pytest.mark.parametrize("backend", WRITTEN)
+def test_long_rows(device, backend, n_cols):
     x = 3 * torch.randn(2, n_cols, device=device)
     x[0, -1] = 40.0  # the maximum moves in the last block
     for log in (False, True):
-        hold("triton", x, log=log)
+        hold(backend, x, log=log)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_long_rows_with_everything(device, dtype):
+@pytest.mark.parametrize("backend", WRITTEN)
+def test_long_rows_with_everything(device, backend, dtype):
     n_cols = 33001
     x = torch.randn(2, n_cols, device=device, dtype=dtype)
     mask = torch.rand(1, n_cols, device=device) < 0.5
     mask[:, :9000] = False  # a whole block without a score comes first
-    hold("triton", x, mask, p=0.3, scale=0.5)
-    hold("triton", x, mask, scale=0.5, log=True)
-    hold("triton", x, torch.zeros(2, n_cols, device=device, dtype=dtype).masked_fill(~mask, -INF), p=0.3)
+    hold(backend, x, mask, p=0.3, scale=0.5)
+    hold(backend, x, mask, scale=0.5, log=True)
+    hold(backend, x, torch.zeros(2, n_cols, device=device, dtype=dtype).masked_fill(~mask, -INF), p=0.3)
 
 
 def test_the_configuration_is_a_function_of_the_length():
@@ -214,10 +235,11 @@ def test_dropout(device, backend, p):
     assert torch.equal(out, fwd(x, None, state.clone(), 1.0, p, False, backend))
 
 
-def test_the_dropout_mask_does_not_depend_on_the_tile(device):
+@pytest.mark.parametrize("backend", WRITTEN)
+def test_the_dropout_mask_does_not_depend_on_the_tile(device, backend):
     state = torch.tensor([5, 6], device=device)
-    narrow = fwd(torch.zeros(3, 64, device=device), None, state, 1.0, 0.5, False, "triton") != 0
-    wide = fwd(torch.zeros(3, 17000, device=device), None, state, 1.0, 0.5, False, "triton") != 0
+    narrow = fwd(torch.zeros(3, 64, device=device), None, state, 1.0, 0.5, False, backend) != 0
+    wide = fwd(torch.zeros(3, 17000, device=device), None, state, 1.0, 0.5, False, backend) != 0
     assert torch.equal(narrow, wide[:, :64])
 
 
@@ -233,7 +255,8 @@ def surrounded(shape, dtype, device, fill, offset=24):
 
 @pytest.mark.parametrize("n_cols", [13, 1025, 33001])
 @pytest.mark.parametrize("p", [0.0, 0.5])
-def test_nothing_outside_of_the_tensors_is_read_or_written(device, n_cols, p):
+@pytest.mark.parametrize("launchers", [kernels, _softmax_cuda], ids=WRITTEN)
+def test_nothing_outside_of_the_tensors_is_read_or_written(device, launchers, n_cols, p):
     x, _ = surrounded((3, n_cols), torch.float32, device, NAN)
     dout, _ = surrounded((3, n_cols), torch.float32, device, NAN)
     x.normal_(), dout.normal_()
@@ -243,8 +266,8 @@ def test_nothing_outside_of_the_tensors_is_read_or_written(device, n_cols, p):
     out, out_buffer = surrounded((3, n_cols), torch.float32, device, 7.0)
     dx, dx_buffer = surrounded((3, n_cols), torch.float32, device, 7.0)
     out.fill_(NAN), dx.fill_(NAN)
-    kernels.softmax_fwd(out, x, mask, state, 1.0, p, False)
-    kernels.softmax_bwd(dx, dout, x if p else out, mask, state, 1.0, p, False)
+    launchers.softmax_fwd(out, x, mask, state, 1.0, p, False)
+    launchers.softmax_bwd(dx, dout, x if p else out, mask, state, 1.0, p, False)
     for inner, buffer in ((out, out_buffer), (dx, dx_buffer)):
         assert bool(inner.isfinite().all()), "an element was not written, or one outside was read"
         assert bool((buffer[:24] == 7.0).all()) and bool((buffer[-24:] == 7.0).all())
@@ -263,11 +286,12 @@ def test_strided_and_misaligned_inputs(device, backend):
     hold(backend, base[:1, :1].expand(4, 6, 50), torch.rand(50, 6, device=device).T[None] < 0.5, p=0.25)
 
 
-def test_bitwise_deterministic(device):
+@pytest.mark.parametrize("backend", WRITTEN)
+def test_bitwise_deterministic(device, backend):
     x = torch.randn(5, 3001, device=device)
     state = torch.tensor([1, 2], device=device)
-    first = [fwd(x, None, state, 1.0, 0.1, False, "triton"), bwd(x, x, None, state, 1.0, 0.1, False, "triton")]
-    again = [fwd(x, None, state, 1.0, 0.1, False, "triton"), bwd(x, x, None, state, 1.0, 0.1, False, "triton")]
+    first = [fwd(x, None, state, 1.0, 0.1, False, backend), bwd(x, x, None, state, 1.0, 0.1, False, backend)]
+    again = [fwd(x, None, state, 1.0, 0.1, False, backend), bwd(x, x, None, state, 1.0, 0.1, False, backend)]
     assert all(torch.equal(a, b) for a, b in zip(first, again))
 
 

@@ -1,0 +1,47 @@
+// From run-time values to template arguments, over short literal lists.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "checks.h"
+#include "types.h"
+
+namespace fasttx {
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// f(Type<T>) for the element type of a tensor.
+template <class F>
+void dispatch_float(DType dtype, const char* kernel, F&& f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return f(Type<float>{});
+    case DType::kFloat16:
+      return f(Type<__half>{});
+    case DType::kBFloat16:
+      return f(Type<__nv_bfloat16>{});
+    default:
+      require(false, kernel, "tensors must be float32, float16 or bfloat16");
+  }
+}
+
+template <class F>
+void dispatch_bool(bool value, F&& f) {
+  value ? f(std::true_type{}) : f(std::false_type{});
+}
+
+// f(integral_constant) of the first literal that is at least `value`; false where none is.
+template <int... kLiterals, class F>
+bool dispatch_at_least(int64_t value, F&& f) {
+  bool found = false;
+  ((!found && kLiterals >= value ? (f(std::integral_constant<int, kLiterals>{}), found = true) : false), ...);
+  return found;
+}
+
+}  // namespace fasttx

@@ -1,0 +1,51 @@
+// Row-wise dropout: which elements of a row are kept, as a function of (seed, offset, tag, row, column) alone.
+//
+// word_0..word_3 = Philox-4x32, 7 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), with
+// the seed as key and the counter (col / 16, row, tag, offset mod 2^32); byte(col) is byte col % 4, lowest first, of
+// word_{col % 16 / 4}; an element is kept where its byte >= threshold. kernels/row_dropout.py draws the same bits.
+#pragma once
+#include <cstdint>
+
+#include "../arch/launch.cuh"
+
+namespace fasttx {
+
+constexpr int kDropoutRun = 16;  // columns of one call
+constexpr uint32_t kSoftmaxTag = 0;
+
+struct RowDropout {
+  uint64_t seed;
+  uint32_t offset, tag, threshold;
+  float keep_scale;
+
+  FTX_DEVICE RowDropout(const int64_t* rng_state, uint32_t tag, int threshold, float keep_scale)
+      : seed(static_cast<uint64_t>(rng_state[0])),
+        offset(static_cast<uint32_t>(rng_state[1])),
+        tag(tag),
+        threshold(threshold),
+        keep_scale(keep_scale) {}
+
+  // Drops or scales values[0 .. 16), the columns from `col` on; col is a multiple of 16.
+  FTX_DEVICE void apply(uint32_t row, uint32_t col, float* values) const {
+    uint32_t c[4] = {col / kDropoutRun, row, tag, offset};
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+#pragma unroll
+    for (int round = 0; round < 7; round++) {
+      const uint32_t high0 = __umulhi(0xD2511F53u, c[0]), low0 = 0xD2511F53u * c[0];
+      const uint32_t high2 = __umulhi(0xCD9E8D57u, c[2]), low2 = 0xCD9E8D57u * c[2];
+      c[0] = high2 ^ c[1] ^ k0;
+      c[1] = low2;
+      c[2] = high0 ^ c[3] ^ k1;
+      c[3] = low0;
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
+    }
+#pragma unroll
+    for (int i = 0; i < kDropoutRun; i++) {
+      const uint32_t byte = c[i / 4] >> (8 * (i % 4)) & 255u;
+      values[i] = byte >= threshold ? values[i] * keep_scale : 0.0f;
+    }
+  }
+};
+
+}  // namespace fasttx

@@ -1,0 +1,78 @@
+// Runs of consecutive elements between memory and float registers, 16 bytes an access where the address allows it.
+#pragma once
+#include <cstdint>
+
+#include "../arch/launch.cuh"
+
+namespace fasttx {
+
+FTX_DEVICE float to_float(float x) {
+  return x;
+}
+FTX_DEVICE float to_float(__half x) {
+  return __half2float(x);
+}
+FTX_DEVICE float to_float(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+FTX_DEVICE void from_float(float x, float* out) {
+  *out = x;
+}
+FTX_DEVICE void from_float(float x, __half* out) {
+  *out = __float2half_rn(x);
+}
+FTX_DEVICE void from_float(float x, __nv_bfloat16* out) {
+  *out = __float2bfloat16_rn(x);
+}
+
+template <class T>
+constexpr int kVectorWidth = 16 / sizeof(T);
+
+template <class T>
+struct alignas(16) Vector {
+  T values[kVectorWidth<T>];
+};
+
+FTX_DEVICE bool is_vector_aligned(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
+// out = p[0 .. kRun), 0 from `valid` on. `aligned` says that p lies at a multiple of 16 bytes.
+template <int kRun, class T>
+FTX_DEVICE void load_run(const T* p, uint32_t valid, bool aligned, float* out) {
+  constexpr int kWidth = kVectorWidth<T>;
+  static_assert(kRun % kWidth == 0, "a run is made of whole vectors");
+  if (aligned && valid >= kRun) {
+#pragma unroll
+    for (int v = 0; v < kRun; v += kWidth) {
+      Vector<T> vector = *reinterpret_cast<const Vector<T>*>(p + v);
+#pragma unroll
+      for (int i = 0; i < kWidth; i++) out[v + i] = to_float(vector.values[i]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kRun; i++) out[i] = static_cast<uint32_t>(i) < valid ? to_float(p[i]) : 0.0f;
+  }
+}
+
+// p[0 .. min(kRun, valid)) = in, rounded to nearest.
+template <int kRun, class T>
+FTX_DEVICE void store_run(T* p, uint32_t valid, bool aligned, const float* in) {
+  constexpr int kWidth = kVectorWidth<T>;
+  if (aligned && valid >= kRun) {
+#pragma unroll
+    for (int v = 0; v < kRun; v += kWidth) {
+      Vector<T> vector;
+#pragma unroll
+      for (int i = 0; i < kWidth; i++) from_float(in[v + i], &vector.values[i]);
+      *reinterpret_cast<Vector<T>*>(p + v) = vector;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kRun; i++) {
+      if (static_cast<uint32_t>(i) < valid) from_float(in[i], p + i);
+    }
+  }
+}
+
+}  // namespace fasttx

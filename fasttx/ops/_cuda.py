@@ -1,0 +1,117 @@
+"""The compiled kernels of CUDA C++, ``fasttx._C``: whether they are here, and how tensors reach them.
+
+Launchers take addresses, sizes, strides and a stream as numbers, by name.  Nothing here allocates or checks; the caller
+has made the tensors' device current and holds the tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Watch = Callable[[dict[str, Tensor], frozenset[str]], None]
+"""Is told the tensors of a launch by name, and which of them it writes."""
+
+_stand_in: tuple[ModuleType, Watch] | None = None
+_dtype_codes: dict[str, int] = {}
+
+
+@functools.cache
+def _compiled() -> tuple[ModuleType | None, str]:
+    """(fasttx._C, "") or (None, the reason why it is not here)."""
+    if importlib.util.find_spec("fasttx._C") is None:
+        return None, "fasttx._C is not built (it is where fasttx is installed from source with nvcc, or FASTTX_CUDA=1)"
+    try:
+        return importlib.import_module("fasttx._C"), ""
+    except ImportError as problem:
+        return None, f"fasttx._C cannot be loaded: {problem}"
+
+
+def built_for() -> str | None:
+    """The archs of fasttx._C, such as "80,90a,ptx120"; None where it is not here."""
+    module, _ = _compiled()
+    return None if module is None else module.ARCHS
+
+
+def why_not_loaded() -> str | None:
+    """Why fasttx._C is not here; None where it is."""
+    return _compiled()[1] or None
+
+
+def covers(archs: str, arch: int) -> bool:
+    """Whether code built for `archs` runs on a device of compute capability arch / 10.
+
+    Machine code runs on its own major version from its own minor version on, "90a" on 9.0 alone, and PTX on every later
+    device.
+    """
+    for name in archs.split(","):
+        number = int(name.removeprefix("ptx").rstrip("af") or 0)
+        if name.startswith("ptx"):
+            fits = arch >= number
+        elif name.endswith("a"):
+            fits = arch == number
+        else:
+            fits = arch // 10 == number // 10 and arch >= number
+        if fits:
+            return True
+    return False
+
+
+def why_not(device: torch.device, arch: int | None) -> str | None:
+    """The reason why the compiled kernels cannot run on `device`, of compute capability arch / 10, or None."""
+    if arch is None:
+        return None if _stand_in is not None and device.type == "cpu" else "needs an NVIDIA GPU"
+    module, reason = _compiled()
+    if module is None:
+        return reason
+    return None if covers(module.ARCHS, arch) else f"fasttx._C is built for {module.ARCHS}, the device has {arch}"
+
+
+def set_stand_in(module: ModuleType | None, watch: Watch | None = None) -> None:
+    """For tests: `module`, the same sources compiled for the CPU, runs the kernels of CPU tensors; None ends that."""
+    global _stand_in
+    _stand_in = None if module is None else (module, watch or (lambda tensors, writes: None))
+    _dtype_codes.clear()
+
+
+def _module(device: torch.device) -> ModuleType:
+    module = _stand_in[0] if device.type == "cpu" and _stand_in is not None else _compiled()[0]
+    if module is None:
+        raise RuntimeError(f"no compiled kernels for {device}")
+    return module
+
+
+def launch(
+    name: str, outputs: dict[str, Tensor], inputs: dict[str, Tensor | None], dtypes: dict[str, torch.dtype],
+    **numbers: Any,
+) -> None:  # fmt: skip
+    """Calls the launcher `name` on the current stream of the outputs' device.
+
+    Args:
+        name: a function of fasttx._C.
+        outputs: what it writes, by the names of its arguments.
+        inputs: what it reads, likewise; None becomes address 0.
+        dtypes: arguments that tell a dtype.
+        numbers: all others.
+
+    Raises:
+        RuntimeError: the launch failed; the message names kernel, shape and arch.
+    """
+    tensors = {key: tensor for key, tensor in (*outputs.items(), *inputs.items()) if tensor is not None}
+    device = next(iter(outputs.values())).device
+    module = _module(device)
+    if device.type == "cpu" and _stand_in is not None:
+        _stand_in[1](tensors, frozenset(outputs))
+    if not _dtype_codes:
+        _dtype_codes.update(module.DTYPES)
+    addresses = {key: 0 for key in inputs} | {key: tensor.data_ptr() for key, tensor in tensors.items()}
+    codes = {key: _dtype_codes[str(dtype).removeprefix("torch.")] for key, dtype in dtypes.items()}
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    getattr(module, name)(**addresses, **codes, **numbers, stream=stream)

@@ -1,0 +1,116 @@
+"""fasttx._C as nvcc makes it: no spill, 16-byte accesses, a module loadable without a driver; what a build asks for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+
+import backend
+import cuda_build
+import machine_code
+import pytest
+
+LACKS = cuda_build.lacks() or (None if machine_code.cuobjdump() else "no cuobjdump was found (Triton brings one)")
+needs_nvcc = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str(LACKS)), pytest.mark.timeout(900)]
+
+# instantiations of each file: dtypes x (three lengths of a row, and longer ones) x (forward and backward, with dropout)
+COUNT = {"softmax": 3 * 4 * 4}
+
+
+class TestMachineCode:
+    pytestmark = needs_nvcc
+
+    @pytest.mark.parametrize("arch", ["80", "90a"])
+    @pytest.mark.parametrize("source", sorted(cuda_build.CSRC.glob("*/*.cu")), ids=lambda p: p.stem)
+    def test_no_spill_and_vector_accesses(self, source, arch):
+        found = machine_code.kernels(source, arch)
+        assert len(found) == COUNT[source.stem]
+        for kernel in found:
+            assert kernel.stack_bytes == 0, f"{kernel.name} spills"
+            assert kernel.shared_bytes <= 3 * 32 * 4 + 1024  # sm_90 reserves 1 KiB
+            vectors = [i for i in kernel.instructions if i.startswith(("LDG", "STG")) and ".128" in i]
+            assert {i[:3] for i in vectors} == {"LDG", "STG"}, f"{kernel.name} has no 16-byte {vectors}"
+
+    def test_the_module_loads_without_a_driver_and_launches_fail_with_the_reason(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("FASTTX_CUDA_ARCHS", "80,90a")
+        target = tmp_path / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+        cuda_build.build(target, machine_code.FOLDER)
+        code = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("_C", {str(target)!r})
+module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+assert module.ARCHS == "80,90a"
+import torch
+if torch.cuda.is_available(): sys.exit()
+try:
+    module.softmax_fwd(out=16, x=16, mask=0, rng_state=0, dtype=0, mask_dtype=4, mask_sizes=(1, 1, 1),
+        mask_strides=(0,) * 5, n_rows=3, n_cols=7, stride_xm=7, scale=1.0, threshold=0,
+        keep_scale=1.0, log=False, stream=0)
+except RuntimeError as error:
+    assert str(error).startswith("softmax_fwd of 3 x 7 on device 0, sm_"), error
+    assert "cudaError" in str(error), error
+else:
+    sys.exit("a launch without a driver succeeded")
+"""
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+        symbols = subprocess.run(["nm", "-D", "--defined-only", target], capture_output=True, text=True, check=True)
+        names = [line.split()[-1] for line in symbols.stdout.splitlines()]
+        assert "PyInit__C" in names and not [n for n in names if "fasttx" in n or "pybind" in n or n.startswith("cuda")]
+        needed = subprocess.run(["readelf", "-d", target], capture_output=True, text=True, check=True).stdout
+        assert "libcuda" not in needed and "libtorch" not in needed
+        before = {p: p.stat().st_mtime_ns for p in machine_code.FOLDER.iterdir()}
+        cuda_build.build(target, machine_code.FOLDER)
+        assert before == {p: p.stat().st_mtime_ns for p in machine_code.FOLDER.iterdir()}, "a second build compiled"
+
+
+@pytest.mark.parametrize(
+    "wish, toolkit, asked",
+    [
+        ("auto", None, []),
+        ("auto", "here", ["pybind11>=2.13"]),
+        ("0", "here", []),
+        ("1", None, ["pybind11>=2.13", backend.COMPILER]),
+        ("1", "here", ["pybind11>=2.13"]),
+    ],
+)
+def test_what_a_build_downloads(wish, toolkit, asked, monkeypatch):
+    monkeypatch.setenv("FASTTX_CUDA", wish)
+    monkeypatch.setattr(cuda_build, "find_toolkit", lambda: toolkit)
+    assert backend._compiling() == asked
+
+
+def test_toolkits_are_looked_for_in_order(tmp_path, monkeypatch):
+    for name in ("home", "path"):
+        for file in ("bin/nvcc", "lib/libcudart_static.a"):
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).touch(mode=0o755)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setattr(cuda_build, "USUAL_HOME", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path / "path" / "bin"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    assert cuda_build.find_toolkit().nvcc == tmp_path / "home" / "bin" / "nvcc"
+    (tmp_path / "home" / "lib" / "libcudart_static.a").unlink()  # half a toolkit is none
+    monkeypatch.setattr(cuda_build.importlib.util, "find_spec", lambda name: None)
+    assert cuda_build.find_toolkit().nvcc == tmp_path / "path" / "bin" / "nvcc"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cuda_build.find_toolkit() is None and "no nvcc" in cuda_build.lacks()
+
+
+def test_archs(monkeypatch):
+    monkeypatch.setenv("FASTTX_CUDA_ARCHS", "80, 90a,ptx120")
+    assert cuda_build.gencode(cuda_build.archs()) == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+    for wrong in ("70", "sm_80", ""):
+        monkeypatch.setenv("FASTTX_CUDA_ARCHS", wrong)
+        with pytest.raises(SystemExit, match="FASTTX_CUDA_ARCHS"):
+            cuda_build.archs()
+
+
+def test_a_wish_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("FASTTX_CUDA", "yes")
+    with pytest.raises(SystemExit, match="FASTTX_CUDA='yes': allowed are"):
+        cuda_build.wish()

@@ -1,0 +1,53 @@
+"""Loads a variant of `_C_host`, and holds its launches to the extents of the tensors they were given."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import host_build
+from torch import Tensor
+
+
+def extent(tensor: Tensor) -> int:
+    """Bytes from the first element of a tensor to the end of its last one, in memory."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return (last + 1) * tensor.element_size() if tensor.numel() else 0
+
+
+class Emulator:
+    """The switches of one library that `host_build` made."""
+
+    def __init__(self, library: Path) -> None:
+        self._functions = ctypes.CDLL(str(library))
+        self._functions.emu_configure.argtypes = [ctypes.c_uint64, ctypes.c_bool, ctypes.c_bool]
+        self._functions.emu_add_buffer.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_bool]
+        self._functions.emu_has_hooks.restype = ctypes.c_bool
+        self.has_hooks: bool = self._functions.emu_has_hooks()
+
+    def configure(self, seed: int = 1, poison: bool = True, race: bool = True) -> None:
+        """Sets the order of threads and blocks, and which checks are on, for the launches that follow."""
+        self._functions.emu_configure(seed, poison, race)
+
+    def watch(self, tensors: dict[str, Tensor], writes: frozenset[str]) -> None:
+        """Declares what the next launch may access; only kernels with hooks are held to it."""
+        self._functions.emu_clear_buffers()
+        if not self.has_hooks:
+            return
+        for name, tensor in tensors.items():
+            self._functions.emu_add_buffer(tensor.data_ptr(), extent(tensor), name.encode(), name in writes)
+
+
+@functools.cache
+def load(variant: str) -> tuple[ModuleType, Emulator]:
+    """The Python module of a variant, and its switches."""
+    library = host_build.build_module(variant)
+    # pybind11 caches modules by this name: each library needs its own, ending in that of its init function
+    spec = importlib.util.spec_from_file_location(f"{library.stem}._C_host", library)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, Emulator(library)
