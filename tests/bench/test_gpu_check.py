@@ -51,6 +51,7 @@ def test_too_little_time(tmp_path: Path) -> None:
     assert "test_gpu_graphs.py: did not fit" in text and "the time was too short" in text
 
 
+@pytest.mark.slow
 def test_rehearsal_of_the_benchmark(tmp_path: Path) -> None:
     """In a process of its own: torch.compile and the interpreter leave state behind."""
     command = [sys.executable, "-m", "bench.gpu_check", "--part", "bench", "--cpu-rehearsal", "--out", str(tmp_path)]

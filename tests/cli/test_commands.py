@@ -244,6 +244,7 @@ def test_demo_without_transformers_says_how_to_get_it() -> None:
     assert "pip install 'fasttx[hf]'" in done.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_doctor_runs_every_op_that_can_run_here() -> None:
     """The whole command in a process of its own, as a person runs it."""
     done = subprocess.run(

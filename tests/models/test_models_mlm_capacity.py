@@ -103,7 +103,7 @@ def test_eagerly_a_capacity_changes_nothing(seen: list[int]) -> None:
     assert seen == [int((inputs["labels"] != -100).sum())]
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiled_in_one_graph(dynamic: bool) -> None:
     """One graph for any number of labels, with gradients; NaN once there are too many."""
     model, inputs = train_inputs("BertForMaskedLM")

@@ -218,7 +218,7 @@ def test_every_encoder_takes_them(family: Any, cls: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ graphs
 
 
-@pytest.mark.parametrize("with_mask", [True, False])
+@pytest.mark.parametrize("with_mask", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_compiled_with_lengths(with_mask: bool) -> None:
     """Packed in one graph, whatever the lengths of the next batch."""
     torch.compiler.reset()

@@ -37,7 +37,11 @@ def test_gradient_checkpointing_draws_the_same_dropout(use_reentrant: bool) -> N
         torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("options", [{}, {"backend": "torch", "deterministic": True}], ids=["auto", "asked"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"backend": "torch", "deterministic": True}, marks=pytest.mark.slow)],
+    ids=["auto", "asked"],
+)
 @pytest.mark.parametrize("cls", ["BertForMaskedLM", "BertForSequenceClassification"])
 def test_compile_fullgraph_with_padding(cls: str, options: dict[str, Any]) -> None:
     torch.compiler.reset()

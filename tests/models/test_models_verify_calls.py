@@ -44,6 +44,7 @@ def test_records_that_overlap_in_two_threads() -> None:
     assert not recording()
 
 
+@pytest.mark.slow
 def test_a_compiled_step_shows_its_ops_and_its_decisions_each_time() -> None:
     model, inputs = patched().train(), zoo.inputs_for(zoo.BERT, HEAD)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
