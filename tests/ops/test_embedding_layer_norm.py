@@ -226,7 +226,7 @@ def test_an_id_outside_of_its_table_reads_nothing_and_gives_nan(device, monkeypa
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-@pytest.mark.parametrize("which, name", enumerate(("ids", "position_ids", "type_ids")))
+@pytest.mark.parametrize("which, name", list(enumerate(("ids", "position_ids", "type_ids"))))
 @pytest.mark.parametrize("low", [True, False])
 def test_values_are_checked_where_they_may_be_read(device, monkeypatch, backend, which, name, low):
     monkeypatch.setenv("FASTTX_CHECK", "1")
