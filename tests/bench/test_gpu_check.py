@@ -33,6 +33,7 @@ def test_order() -> None:
     assert "tests/test_registry.py" in files
 
 
+@pytest.mark.slow
 def test_rehearsal_of_the_tests(tmp_path: Path) -> None:
     arguments = ["--part", "tests", "--cpu-rehearsal", "--out", str(tmp_path), "--jobs", "1"]
     assert gpu_check.main([*arguments, "--only", "gpu_graphs", "--keyword", "losses"]) == 0

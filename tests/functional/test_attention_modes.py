@@ -124,7 +124,7 @@ def test_checkpoint_draws_the_same_dropout(reentrant: bool) -> None:
         assert a is not None and torch.equal(a, b)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_whole_with_dynamic_shapes(backend: str) -> None:
     torch._dynamo.reset()
 

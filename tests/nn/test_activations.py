@@ -284,7 +284,7 @@ def test_double_backward(device, name, approximate, p):
 
 
 @each_backend
-@pytest.mark.parametrize("p", [0.0, 0.5])
+@pytest.mark.parametrize("p", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_fullgraph(device, name, p):
     torch._dynamo.reset()
     (x, *rest), state = inputs(device), state_on(device) if p else None
