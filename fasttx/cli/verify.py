@@ -32,10 +32,12 @@ def _load(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         name = (config.architectures or [""])[0]
-        cls = getattr(transformers, name, AutoModel)
+        cls = getattr(transformers, name, None) if name else AutoModel
+        if cls is None:
+            raise ValueError(f"config.json names the architecture {name!r}, which transformers does not have")
         model = cls.from_pretrained(directory, local_files_only=True, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, RuntimeError) as problem:
         first = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise typer.BadParameter(f"{directory}: {first}") from None
     return model, tokenizer
@@ -70,13 +72,16 @@ def verify(
 
     if dtype not in DTYPES:
         raise typer.BadParameter(f"--dtype: got {dtype!r}; allowed are {', '.join(DTYPES)}")
+    model, tokenizer = _load(directory, DTYPES[dtype])
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model, tokenizer = _load(directory, DTYPES[dtype])
-        model = model.to(place).eval()
-    except RuntimeError as problem:  # no such device
-        raise typer.BadParameter(f"--device {device}: {str(problem).splitlines()[0]}") from None
-    limit = min(max_length, int(getattr(model.config, "max_position_embeddings", max_length)))
+        model = model.to(torch.device(place)).eval()
+    except RuntimeError as problem:  # no such device, or too little memory there
+        raise typer.BadParameter(f"--device {place}: {str(problem).splitlines()[0]}") from None
+    # RoBERTa and its relatives count positions from padding_idx + 1
+    positions = int(getattr(model.config, "max_position_embeddings", max_length)) - 1
+    counted_from = int(getattr(model.config, "pad_token_id", None) or 0)
+    limit = max(2, min(max_length, positions + 1 if counted_from == 0 else positions - counted_from))
     batch = {name: value.to(place) for name, value in _batch(tokenizer, text, limit).items()}
     try:
         report = fasttx.patch(model, backend=backend)

@@ -80,7 +80,7 @@ def cpu_gains(q: Tensor, keys: int, mask: Tensor | None, dropout_p: float) -> bo
 
 def hides_nothing(mask: Tensor) -> bool:
     """Whether a bool mask of keys on a CPU hides none of them; False in a graph in the making, which may see others."""
-    if mask.dtype != torch.bool or mask.shape[1:3] != (1, 1):
+    if type(mask) is not Tensor or mask.dtype != torch.bool or mask.shape[1:3] != (1, 1):
         return False
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and bool(mask.all())
 

@@ -50,6 +50,8 @@ def separate_embeddings_reason(module: Any) -> str | None:
         return "the tables and LayerNorm differ in width"
     if not 0.0 <= module.dropout.p < 1.0:
         return f"dropout is {module.dropout.p}"
+    if getattr(module, "position_embedding_type", "absolute") != "absolute":
+        return f"positions are {module.position_embedding_type}"
     if getattr(module, "use_task_id", False):
         return "there are task types"
     return None

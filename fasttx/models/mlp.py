@@ -35,7 +35,8 @@ def apart_reason(intermediate: Any) -> str | None:
         return reason
     activation = intermediate.intermediate_act_fn
     if type(activation).__name__ not in APPROXIMATE:
-        return f"the activation is {getattr(activation, '__name__', type(activation).__name__)}, not GELU"
+        name = getattr(activation, "__name__", type(activation).__name__)
+        return f"the activation is {name}, no form of GELU that the kernel has"
     return bypass_reason(activation, "the activation", source="transformers.activations")
 
 

@@ -129,8 +129,8 @@ def patch(
             False never.  Needs `attention`. The host waits once a call for the number of tokens on a GPU, unless the
             call says ``seq_lens=`` (see ``fasttx.data``), without which compiled graphs run padded. Captured ones do.
         norm: compute dropout, the sum with the residual and layer norm, which end each half of a layer, as one kernel,
-            and the embeddings, their layer norm and dropout as another. What is not plain (hooks, another class, LoRA)
-            is called one by one, and all is on a CPU; embeddings also with inputs_embeds.
+            and the embeddings, their layer norm and dropout as another. Where a norm, a dropout or a table is not plain
+            (hooks, another class, LoRA), the parts are called one by one, and all on a CPU; products may be anything.
         mlp: compute bias and GELU after the MLP's first product as one kernel. Where the layer is not plain, or the
             activation no GELU, and on a CPU, transformers' own calls run.
         qkv: compute query, key and value of self-attention in one product, from weights joined in every forward; layers

@@ -170,5 +170,10 @@ def test_verify_names_what_is_wrong(saved: Path, tmp_path: Path) -> None:
         ([str(saved), "--text", str(saved / "empty")], "no such file"),
     ):
         assert message in " ".join(invoke("verify", *arguments, code=2, columns=500).split())
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"architectures": ["BertForNothing"]}))
+    assert "'BertForNothing'" in invoke("verify", str(saved), code=2, columns=500)
+    (saved / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
+    assert "--device" not in invoke("verify", str(saved), code=2, columns=500)  # the shapes of the weights are wrong
     (saved / "config.json").write_text("{")
     invoke("verify", str(saved), code=2)
