@@ -29,6 +29,20 @@ def keep_scale(dropout_p: float) -> float:
     return 256.0 / (256 - dropped) if dropped < 256 else 0.0
 
 
+def check(row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, n_rows: int) -> None:
+    """ValueError, with the argument named, unless these describe a mask of `n_rows` rows, or none."""
+    if row_index is not None and (row_index.dtype not in (torch.int32, torch.int64) or row_index.shape != (n_rows,)):
+        raise ValueError(
+            f"row_index: expected int32 or int64 ({n_rows},), got {row_index.dtype} {tuple(row_index.shape)}"
+        )
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p: must lie in [0, 1), got {dropout_p}")
+    if (rng_state is None) != (dropout_p == 0.0):
+        raise ValueError(f"rng_state: must be given if and only if dropout_p > 0, got {rng_state}, {dropout_p}")
+    if rng_state is not None and (rng_state.dtype != torch.int64 or rng_state.shape != (2,)):
+        raise ValueError(f"rng_state: expected int64 (2,), got {rng_state.dtype} {tuple(rng_state.shape)}")
+
+
 def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
     """High and low 32 bits of constant * x, 32-bit values kept in int64 (whose own product would overflow)."""
     low = x * (constant & _LOW16)

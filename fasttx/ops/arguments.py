@@ -29,6 +29,13 @@ def values_may_be_read(device: torch.device) -> bool:
     return device.type == "cpu" or os.environ.get("FASTTX_CHECK") == "1"
 
 
+def check_one_device(first: str, device: torch.device, **others: Tensor | None) -> None:
+    """Raises ValueError unless all tensors, by the names of their arguments, are on `device`, where `first` is."""
+    for name, other in others.items():
+        if other is not None and other.device != device:
+            raise ValueError(f"{name}: is on {other.device}, {first} on {device}; allowed is one device")
+
+
 def broadcasts(shape: torch.Size, full: torch.Size) -> bool:
     """Whether a tensor of `shape` broadcasts to `full` without adding to it: each dim of its size or 1."""
     return len(shape) <= len(full) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(full), strict=False))

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from . import _dropout_add_layer_norm_composition as composition
-from .arguments import FLOATS
+from . import _row_dropout
+from .arguments import FLOATS, check_one_device
 from .registry import Half, Impl, Op
 
 MAX_COLS = 8192
@@ -40,24 +41,10 @@ def _check_tensors(
             raise ValueError(
                 f"{name}: expected float32, float16 or bfloat16 {tuple(shape)}, got {t.dtype} {tuple(t.shape)}"
             )
-    if row_index is not None:
-        n_rows = x.shape[:-1].numel()
-        if row_index.dtype not in (torch.int32, torch.int64) or row_index.shape != (n_rows,):
-            raise ValueError(
-                f"row_index: expected int32 or int64 ({n_rows},), got {row_index.dtype} {tuple(row_index.shape)}"
-            )
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p: must lie in [0, 1), got {dropout_p}")
-    if (rng_state is None) != (dropout_p == 0.0):
-        raise ValueError(f"rng_state: must be given if and only if dropout_p > 0, got {rng_state}, {dropout_p}")
-    if rng_state is not None and (rng_state.dtype != torch.int64 or rng_state.shape != (2,)):
-        raise ValueError(f"rng_state: expected int64 (2,), got {rng_state.dtype} {tuple(rng_state.shape)}")
-    device = x.device
-    for name, other in (
-        ("residual", residual), ("weight", weight), ("bias", bias), ("row_index", row_index), ("rng_state", rng_state),
-    ):  # fmt: skip
-        if other is not None and other.device != device:
-            raise ValueError(f"{name}: is on {other.device}, x on {device}; allowed is one device")
+    _row_dropout.check(row_index, rng_state, dropout_p, x.shape[:-1].numel())
+    check_one_device(
+        "x", x.device, residual=residual, weight=weight, bias=bias, row_index=row_index, rng_state=rng_state
+    )
 
 
 def _check(

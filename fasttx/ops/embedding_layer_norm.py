@@ -18,7 +18,8 @@ from torch import Tensor
 
 from . import _embedding_layer_norm_composition as composition
 from . import _embedding_layer_norm_reference as reference
-from .arguments import FLOATS, check_index_values
+from . import _row_dropout
+from .arguments import FLOATS, check_index_values, check_one_device
 from .registry import Half, Impl, Op
 
 MAX_COLS = 4096
@@ -67,23 +68,11 @@ def _check_tensors(
             raise ValueError(
                 f"{name}: expected float32, float16 or bfloat16 ({n_cols},), got {t.dtype} {tuple(t.shape)}"
             )
-    if row_index is not None and (row_index.dtype not in INDICES or row_index.shape != (n_rows,)):
-        raise ValueError(
-            f"row_index: expected int32 or int64 ({n_rows},), got {row_index.dtype} {tuple(row_index.shape)}"
-        )
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p: must lie in [0, 1), got {dropout_p}")
-    if (rng_state is None) != (dropout_p == 0.0):
-        raise ValueError(f"rng_state: must be given if and only if dropout_p > 0, got {rng_state}, {dropout_p}")
-    if rng_state is not None and (rng_state.dtype != torch.int64 or rng_state.shape != (2,)):
-        raise ValueError(f"rng_state: expected int64 (2,), got {rng_state.dtype} {tuple(rng_state.shape)}")
-    for name, other in (
-        ("word", word), ("position_ids", position_ids), ("position", position), ("type_ids", type_ids),
-        ("token_type", token_type), ("weight", weight), ("bias", bias), ("row_index", row_index),
-        ("rng_state", rng_state),
-    ):  # fmt: skip
-        if other is not None and other.device != ids.device:
-            raise ValueError(f"{name}: is on {other.device}, ids on {ids.device}; allowed is one device")
+    _row_dropout.check(row_index, rng_state, dropout_p, n_rows)
+    check_one_device(
+        "ids", ids.device, word=word, position_ids=position_ids, position=position, type_ids=type_ids,
+        token_type=token_type, weight=weight, bias=bias, row_index=row_index, rng_state=rng_state,
+    )  # fmt: skip
 
 
 def _check(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _int8_linear_composition as composition
-from .arguments import FLOATS
+from .arguments import FLOATS, check_one_device
 from .registry import Half, Impl, Op
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh")
@@ -42,12 +42,7 @@ def _check(
     for name, t, shape in (("bias", bias, (n_out,)), ("residual", residual, (n_rows, n_out))):
         if t is not None and (t.shape != shape or t.dtype not in FLOATS):
             raise ValueError(f"{name}: expected float32, float16 or bfloat16 {shape}, got {t.dtype} {tuple(t.shape)}")
-    device = x_q.device
-    for name, other in (
-        ("w_q", w_q), ("x_scale", x_scale), ("w_scale", w_scale), ("bias", bias), ("residual", residual),
-    ):  # fmt: skip
-        if other is not None and other.device != device:
-            raise ValueError(f"{name}: is on {other.device}, x_q on {device}; allowed is one device")
+    check_one_device("x_q", x_q.device, w_q=w_q, x_scale=x_scale, w_scale=w_scale, bias=bias, residual=residual)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: allowed are {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
     if out_dtype not in FLOATS:
