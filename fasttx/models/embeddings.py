@@ -23,12 +23,10 @@ from ..ops.arguments import broadcasts
 from ..ops.decisions import note
 from ..ops.registry import forced_backend
 from .options import ModulePatch
-from .part import Part
+from .part import Part, as_fast_apart
 from .replacement import subclass_of
 
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
-APART_ON = frozenset(("cpu",))
-"""Types of device on which the parts are called one by one, unless the patch forces a backend with kernels."""
 
 
 def separate_embeddings_reason(module: Any) -> str | None:
@@ -68,9 +66,8 @@ def _separate_now(module: Any, given: dict[str, Any], backend: str) -> str | Non
         index = given.get(name)
         if index is not None and not broadcasts(index.shape, ids.shape):
             return f"{name} does not broadcast to input_ids"
-    if ids.device.type in APART_ON and backend in ("auto", "torch"):
-        return f"on a {ids.device.type} they are as fast"
-    reason = separate_embeddings_reason(module)
+    reason = as_fast_apart(ids) if backend in ("auto", "torch") else None
+    reason = reason or separate_embeddings_reason(module)
     if reason is not None or backend not in ("auto", "torch"):
         return reason
     return uncovered(ids, module.LayerNorm.weight, *(getattr(module, name).weight for name in TABLES))

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
 
 from ..functional.activations import linear_gelu_on
-from ..functional.eligibility import uncovered
 from ..nn.bypass import bypass_reason
 from ..ops.decisions import note
 from ..ops.registry import forced_backend
 from .options import ModulePatch
-from .part import Part
+from .part import Part, apart_now
 from .replacement import subclass_of
 
 NAME = "product, bias, GELU"
-APART_ON = frozenset(("cpu",))
-"""Types of device on which transformers' own forward runs, unless a backend is forced."""
 APPROXIMATE = {"GELUActivation": "none", "NewGELUActivation": "tanh", "GELUTanh": "tanh"}
 """Class of transformers' activation -> the form of GELU that it computes."""
 
@@ -40,18 +38,6 @@ def apart_reason(intermediate: Any) -> str | None:
     return bypass_reason(activation, "the activation", source="transformers.activations")
 
 
-def _apart_now(intermediate: Any, hidden_states: Tensor, backend: str) -> str | None:
-    """Why this call runs them one by one, or None."""
-    if backend == "torch":
-        return "backend='torch' asks for PyTorch's own operators"
-    if backend == "auto" and hidden_states.device.type in APART_ON:
-        return f"on a {hidden_states.device.type} they are as fast"
-    reason = apart_reason(intermediate)
-    if reason is None and backend == "auto":  # a forced backend answers for itself
-        reason = uncovered(hidden_states, intermediate.dense.weight, intermediate.dense.bias)
-    return reason
-
-
 def linear_gelu_class(original: type, module: str) -> type:
     """The subclass of a transformers module that widens the hidden states.
 
@@ -66,7 +52,8 @@ def linear_gelu_class(original: type, module: str) -> type:
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
         if patch is None or not patch.options.mlp:
             return original_forward(self, hidden_states)
-        reason = _apart_now(self, hidden_states, patch.options.forced or forced_backend())
+        backend = patch.options.forced or forced_backend()
+        reason = apart_now(self, hidden_states, backend, apart_reason, attrgetter("dense"))
         note(NAME, "two calls" if reason else "one call", reason or "")
         if reason is not None:
             return original_forward(self, hidden_states)

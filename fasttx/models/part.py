@@ -6,6 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from ..functional.eligibility import uncovered
+
+APART_ON = frozenset(("cpu",))
+"""Types of device on which transformers' own forward runs, as it is as fast there, unless a backend is forced."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -27,3 +34,29 @@ class Part:
     where: str
     apart: Callable[[Any], str | None]
     replace: Callable[[type, str], type]
+
+
+def as_fast_apart(x: Tensor) -> str | None:
+    """The reason why x's device runs a part as transformers does, or None."""
+    return f"on a {x.device.type} they are as fast" if x.device.type in APART_ON else None
+
+
+def apart_now(
+    module: Any, x: Tensor, backend: str, apart: Callable[[Any], str | None], weighted: Callable[[Any], Any]
+) -> str | None:
+    """Why this call of a part runs as transformers does, or None.
+
+    Args:
+        module: the part.
+        x: what it is called with.
+        backend: what the call is forced to, or "auto".
+        apart: see :class:`Part`.
+        weighted: gives the child whose weight and bias are used without calling it.
+    """
+    if backend == "torch":
+        return "backend='torch' asks for PyTorch's own operators"
+    reason = (as_fast_apart(x) if backend == "auto" else None) or apart(module)
+    if reason is not None or backend != "auto":  # a forced backend answers for itself
+        return reason
+    child = weighted(module)
+    return uncovered(x, child.weight, child.bias)

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
 
-from ..functional.eligibility import uncovered
 from ..functional.residual_norm import dropout_add_layer_norm_on
 from ..nn.bypass import bypass_reason
 from ..ops.decisions import note
 from ..ops.registry import forced_backend
 from .options import ModulePatch
-from .part import Part
+from .part import Part, apart_now
 from .replacement import subclass_of
 
 NAME = "dropout, sum, layer norm"
-APART_ON = frozenset(("cpu",))
-"""Types of device on which the three stay apart, unless a backend is forced."""
 
 
 def apart_reason(output: Any) -> str | None:
@@ -38,18 +36,6 @@ def apart_reason(output: Any) -> str | None:
     if output.dropout.p >= 1.0:
         return "dropout drops everything"
     return None
-
-
-def _apart_now(output: Any, input_tensor: Tensor, backend: str) -> str | None:
-    """Why this call runs the three one by one, or None."""
-    if backend == "torch":
-        return "backend='torch' asks for PyTorch's own operators"
-    if backend == "auto" and input_tensor.device.type in APART_ON:
-        return f"on a {input_tensor.device.type} they are as fast"
-    reason = apart_reason(output)
-    if reason is None and backend == "auto":  # a forced backend answers for itself
-        reason = uncovered(input_tensor, output.LayerNorm.weight, output.LayerNorm.bias)
-    return reason
 
 
 def residual_norm_class(original: type, module: str) -> type:
@@ -66,7 +52,8 @@ def residual_norm_class(original: type, module: str) -> type:
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
         if patch is None or not patch.options.norm:
             return original_forward(self, hidden_states, input_tensor)
-        reason = _apart_now(self, input_tensor, patch.options.forced or forced_backend())
+        backend = patch.options.forced or forced_backend()
+        reason = apart_now(self, input_tensor, backend, apart_reason, attrgetter("LayerNorm"))
         note(NAME, "three calls" if reason else "one call", reason or "")
         if reason is not None:
             return original_forward(self, hidden_states, input_tensor)

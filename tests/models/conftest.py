@@ -7,17 +7,15 @@ from collections.abc import Iterator
 import model_zoo as zoo
 import pytest
 
-from fasttx.models import embeddings, mlp, padding_free, qkv, residual_norm
+from fasttx.models import padding_free, part, qkv
 
 
 @pytest.fixture(autouse=True)
 def _as_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models never save enough on a CPU; a test of that rule sets it again. So with other parts."""
     monkeypatch.setattr(padding_free, "WORTH_IT_ON_CPU", 0)
-    monkeypatch.setattr(embeddings, "APART_ON", frozenset())
+    monkeypatch.setattr(part, "APART_ON", frozenset())
     monkeypatch.setattr(qkv, "SEPARATE_ON", frozenset())
-    monkeypatch.setattr(residual_norm, "APART_ON", frozenset())
-    monkeypatch.setattr(mlp, "APART_ON", frozenset())
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 import fasttx
-from fasttx.models import embeddings, mlp, qkv, residual_norm
+from fasttx.models import part, qkv
 
 WORLD = 2
 
@@ -80,7 +80,7 @@ def run_fsdp(rank: int) -> None:
 
 
 def worker(rank: int, port: int) -> None:
-    qkv.SEPARATE_ON = embeddings.APART_ON = residual_norm.APART_ON = mlp.APART_ON = frozenset()
+    qkv.SEPARATE_ON = part.APART_ON = frozenset()
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)

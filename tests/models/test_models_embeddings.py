@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fasttx
 from fasttx.functional.embedding import embed
-from fasttx.models import embeddings
+from fasttx.models import embeddings, part
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
@@ -223,7 +223,7 @@ def test_task_types_take_transformers_forward() -> None:
 
 def test_where_the_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU only where a backend with kernels is forced."""
-    monkeypatch.setattr(embeddings, "APART_ON", frozenset(("cpu",)))
+    monkeypatch.setattr(part, "APART_ON", frozenset(("cpu",)))
     model = model_of(zoo.BERT)
     fasttx.patch(model)
     part_of(model)(**calls()["ids"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fasttx
 from fasttx.functional.activations import linear_gelu_on
-from fasttx.models import mlp
+from fasttx.models import mlp, part
 
 FUSED: list[tuple[str | None, str]] = []
 LAYERS = 2
@@ -147,7 +147,7 @@ def test_where_no_kernel_runs_they_stay_apart(monkeypatch: pytest.MonkeyPatch) -
     run(model.double())
     assert not FUSED
     model.float()
-    monkeypatch.setattr(mlp, "APART_ON", frozenset(("cpu",)))
+    monkeypatch.setattr(part, "APART_ON", frozenset(("cpu",)))
     assert "on a CPU two calls" in str(fasttx.patch(model))
     run(model)
     assert not FUSED

@@ -15,7 +15,7 @@ from torch.nn.modules import module as modules
 
 import fasttx
 from fasttx.functional.residual_norm import dropout_add_layer_norm_on
-from fasttx.models import residual_norm
+from fasttx.models import part, residual_norm
 
 FUSED: list[tuple[str | None, float]] = []
 ENDS = 4  # two layers
@@ -189,7 +189,7 @@ def test_where_no_kernel_runs_the_three_stay_apart(monkeypatch: pytest.MonkeyPat
     run(model.double())
     assert not FUSED
     model.float()
-    monkeypatch.setattr(residual_norm, "APART_ON", frozenset(("cpu",)))
+    monkeypatch.setattr(part, "APART_ON", frozenset(("cpu",)))
     assert "on a CPU three calls" in str(fasttx.patch(model))
     run(model)
     assert not FUSED
