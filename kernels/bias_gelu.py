@@ -32,8 +32,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dropout_add_layer_norm import SUM_COLS, SUM_ROWS, layer_norm_sum_kernel
-from .row_dropout import GELU_TAG, keep_scale, row_keep, threshold
+from .dropout_add_layer_norm import SUM_COLS, SUM_ROWS, flat, layer_norm_sum_kernel
+from .row_dropout import GELU_TAG, keep_scale, numbered_keep, threshold
 
 TAG = tl.constexpr(GELU_TAG)
 RSQRT2 = tl.constexpr(0.7071067811865476)
@@ -116,18 +116,6 @@ def _z(x_ptr, bias_ptr, at, cols, ok, col_ok, BIAS: tl.constexpr):
 
 
 @triton.jit
-def _keep(
-    rng_ptr, index_ptr, rows, row_ok, col_start, threshold,
-    INDEXED: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """The keep mask of a tile: rows are counted by index_ptr where there is one."""
-    numbers = rows
-    if INDEXED:
-        numbers = tl.load(index_ptr + rows, mask=row_ok, other=0)
-    return row_keep(rng_ptr, numbers, col_start, TAG, threshold, ROWS, BLOCK_N)
-
-
-@triton.jit
 def bias_gelu_fwd_kernel(
     out_ptr, x_ptr, bias_ptr, index_ptr, rng_ptr, n_rows, n_cols, stride_xm, threshold, keep_scale,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BIAS: tl.constexpr, TANH: tl.constexpr, DROPOUT: tl.constexpr,
@@ -143,7 +131,7 @@ def bias_gelu_fwd_kernel(
     z = _z(x_ptr, bias_ptr, long_rows * stride_xm + cols[None, :], cols, ok, col_ok, BIAS)
     out = _gelu(z, TANH)
     if DROPOUT:
-        keep = _keep(rng_ptr, index_ptr, rows, row_ok, col_start, threshold, INDEXED, ROWS, BLOCK_N)
+        keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, col_start, TAG, threshold, INDEXED, ROWS, BLOCK_N)
         out = tl.where(keep, out * keep_scale, 0.0)
     tl.store(out_ptr + long_rows * n_cols + cols[None, :], out.to(out_ptr.dtype.element_ty), mask=ok)
 
@@ -170,7 +158,7 @@ def bias_gelu_bwd_kernel(
         dx = tl.load(dout_ptr + long_rows * stride_dm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
         z = _z(x_ptr, bias_ptr, long_rows * stride_xm + cols[None, :], cols, ok, col_ok, BIAS)
         if DROPOUT:
-            keep = _keep(rng_ptr, index_ptr, rows, row_ok, col_start, threshold, INDEXED, ROWS, BLOCK_N)
+            keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, col_start, TAG, threshold, INDEXED, ROWS, BLOCK_N)
             dx = tl.where(keep, dx * keep_scale, 0.0)
         dx *= _gelu_derivative(z, TANH)
         if DX:
@@ -183,10 +171,6 @@ def bias_gelu_bwd_kernel(
 
 
 # ----------------------------------------------------------------------------------------------------------- launchers
-
-
-def _flat(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
 
 
 def _in_rows(x: Tensor, n_cols: int) -> tuple[Tensor, int]:
@@ -214,7 +198,7 @@ def bias_gelu_fwd(
     n_rows = x_rows.shape[0]
     block = config("fwd", n_cols)
     bias_gelu_fwd_kernel[(triton.cdiv(n_rows, block.rows) * triton.cdiv(n_cols, block.block_n),)](
-        out, x_rows, _flat(bias), _flat(row_index), rng_state, n_rows, n_cols, stride_xm, threshold(dropout_p),
+        out, x_rows, flat(bias), flat(row_index), rng_state, n_rows, n_cols, stride_xm, threshold(dropout_p),
         keep_scale(dropout_p), ROWS=block.rows, BLOCK_N=block.block_n, BIAS=bias is not None, TANH=tanh,
         DROPOUT=dropout, INDEXED=dropout and row_index is not None, num_warps=block.num_warps,
     )  # fmt: skip
@@ -237,7 +221,7 @@ def bias_gelu_bwd(
         row_programs = min(tiles, max(PROGRAMS // col_tiles, 1))
         partial = torch.empty((row_programs, n_cols), dtype=torch.float32, device=x.device)
     bias_gelu_bwd_kernel[(row_programs * col_tiles,)](
-        dx, partial, dout_rows, x_rows, _flat(bias), _flat(row_index), rng_state, n_rows, n_cols, stride_dm, stride_xm,
+        dx, partial, dout_rows, x_rows, flat(bias), flat(row_index), rng_state, n_rows, n_cols, stride_dm, stride_xm,
         row_programs, threshold(dropout_p), keep_scale(dropout_p), ROWS=block.rows, BLOCK_N=block.block_n,
         BIAS=bias is not None, TANH=tanh, DROPOUT=dropout, INDEXED=dropout and row_index is not None, DX=needs_dx,
         DBIAS=needs_dbias, num_warps=block.num_warps,

@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .row_dropout import LAYER_NORM_TAG, keep_scale, row_keep, threshold
+from .row_dropout import LAYER_NORM_TAG, keep_scale, numbered_keep, threshold
 
 TAG = tl.constexpr(LAYER_NORM_TAG)
 MAX_COLS = 8192
@@ -72,18 +72,6 @@ def config(kernel: str, n_cols: int) -> Config:
     """
     block_n = max(16, triton.next_power_of_2(n_cols))  # 16: the columns of one Philox call
     return Config(max(SHORT_TILE // block_n, 1), block_n, TABLE[kernel][max(SHORT_TILE, block_n)])
-
-
-@triton.jit
-def numbered_keep(
-    rng_ptr, index_ptr, rows, row_ok, threshold, tag: tl.constexpr, INDEXED: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """The keep mask of a tile: rows are counted by index_ptr where there is one."""
-    numbers = rows
-    if INDEXED:
-        numbers = tl.load(index_ptr + rows, mask=row_ok, other=0)
-    return row_keep(rng_ptr, numbers, 0, tag, threshold, ROWS, BLOCK_N)
 
 
 @triton.jit
@@ -129,7 +117,7 @@ def layer_norm_fwd_kernel(
     long_rows = rows.to(tl.int64)[:, None]
     z = tl.load(x_ptr + long_rows * stride_xm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
     if DROPOUT:
-        keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, threshold, TAG, INDEXED, ROWS, BLOCK_N)
+        keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, 0, TAG, threshold, INDEXED, ROWS, BLOCK_N)
         z = tl.where(keep, z * keep_scale, 0.0)
     if RESIDUAL:
         z += tl.load(residual_ptr + long_rows * stride_rm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
@@ -161,7 +149,7 @@ def layer_norm_bwd_kernel(
         long_rows = rows.to(tl.int64)[:, None]
         dout = tl.load(dout_ptr + long_rows * stride_dm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
         if DROPOUT:
-            keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, threshold, TAG, INDEXED, ROWS, BLOCK_N)
+            keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, 0, TAG, threshold, INDEXED, ROWS, BLOCK_N)
         if DX or DRESIDUAL or DWEIGHT:
             z = tl.load(x_ptr + long_rows * stride_xm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
             if DROPOUT:

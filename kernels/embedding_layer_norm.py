@@ -38,10 +38,9 @@ from .dropout_add_layer_norm import (
     gradient_of_z,
     layer_norm_sum_kernel,
     normalised,
-    numbered_keep,
     row_vector,
 )
-from .row_dropout import EMBEDDING_TAG, keep_scale, threshold
+from .row_dropout import EMBEDDING_TAG, keep_scale, numbered_keep, threshold
 
 TAG = tl.constexpr(EMBEDDING_TAG)
 MAX_COLS = 4096
@@ -97,7 +96,7 @@ def embedding_layer_norm_fwd_kernel(
     weight = row_vector(weight_ptr, cols, col_ok, WEIGHT, 1.0)
     out = xhat * weight + row_vector(bias_ptr, cols, col_ok, BIAS, 0.0)
     if DROPOUT:
-        keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, threshold, TAG, INDEXED, ROWS, BLOCK_N)
+        keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, 0, TAG, threshold, INDEXED, ROWS, BLOCK_N)
         out = tl.where(keep, out * keep_scale, 0.0)
     at = out_ptr + rows.to(tl.int64)[:, None] * n_cols + cols[None, :]
     tl.store(at, out.to(out_ptr.dtype.element_ty), mask=row_ok[:, None] & col_ok[None, :])
@@ -129,7 +128,7 @@ def embedding_layer_norm_bwd_kernel(
         long_rows = rows.to(tl.int64)[:, None]
         dy = tl.load(dout_ptr + long_rows * stride_dm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
         if DROPOUT:
-            keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, threshold, TAG, INDEXED, ROWS, BLOCK_N)
+            keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, 0, TAG, threshold, INDEXED, ROWS, BLOCK_N)
             dy = tl.where(keep, dy * keep_scale, 0.0)
         if DBIAS:
             dbias += dy

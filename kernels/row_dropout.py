@@ -64,3 +64,15 @@ def row_keep(rng_ptr, rows, col_start, tag: tl.constexpr, threshold, ROWS: tl.co
     b3 = (words >> 24) >= threshold
     keep = tl.join(tl.join(b0, b2), tl.join(b1, b3))  # (ROWS, CALLS, 2, 2, 2, 2)
     return tl.reshape(keep, [ROWS, BLOCK_N])
+
+
+@triton.jit
+def numbered_keep(
+    rng_ptr, index_ptr, rows, row_ok, col_start, tag: tl.constexpr, threshold, INDEXED: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """row_keep of rows that are counted by index_ptr where there is one."""
+    numbers = rows
+    if INDEXED:
+        numbers = tl.load(index_ptr + rows, mask=row_ok, other=0)
+    return row_keep(rng_ptr, numbers, col_start, tag, threshold, ROWS, BLOCK_N)
