@@ -16,10 +16,10 @@ from ..ops.registry import OPS, Op
 
 
 def load_ops() -> dict[str, Op]:
-    """Imports every file of fasttx.ops, and gives the table that they fill."""
+    """Imports every file of fasttx.ops, and gives the table that they fill, by name, whichever was imported first."""
     for module in pkgutil.iter_modules(fasttx.ops.__path__):
         importlib.import_module(f"fasttx.ops.{module.name}")
-    return OPS
+    return dict(sorted(OPS.items()))
 
 
 def _randn(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -197,6 +197,11 @@ def test_supported_as_tables() -> None:
         assert heading in text
 
 
+def test_the_order_of_ops_is_not_that_of_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases, "OPS", dict(reversed(list(cases.load_ops().items()))))
+    assert list(cases.load_ops()) == sorted(cases.OPS) != list(cases.OPS)
+
+
 def test_supported_in_a_narrow_terminal() -> None:
     text = invoke("supported", "--device", "cpu", columns=80)
     for name in (*cases.load_ops(), *(row["class"] for row in fasttx.supported())):
