@@ -10,6 +10,7 @@ from typing import Any
 import model_zoo as zoo
 import pytest
 import torch
+from apart import assert_like, assert_stays_apart, hidden_and_gradients
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
@@ -38,12 +39,6 @@ def run(model: Any, **inputs: Any) -> Any:
     return model(**(inputs or zoo.inputs_for(zoo.BERT, "BertModel")))
 
 
-def hidden_and_gradients(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    hidden = run(model, **inputs).last_hidden_state[inputs["attention_mask"].bool()]
-    hidden.backward(torch.randn(hidden.shape, generator=torch.Generator().manual_seed(3)).to(hidden))
-    return hidden.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
 ON_TRITON = {"attention": False, "mlp": False, "loss": None, "backend": "triton"}
 """Options that leave nothing else to the interpreter."""
 
@@ -59,13 +54,10 @@ def test_every_family_fuses_all_its_ends(family: Any, backend: str) -> None:
     rows = [row for row in report.replaced if row.after == "dropout_add_layer_norm"]
     assert len(rows) == ENDS and all(row.backend.startswith(("torch", "triton")) for row in rows)
     inputs = zoo.inputs_for(family, family.bare)
-    got, found = hidden_and_gradients(model, inputs)
+    found = hidden_and_gradients(model, inputs)
     assert FUSED == [(None if backend == "auto" else backend, 0.0)] * ENDS
-    want, wanted = hidden_and_gradients(plain, inputs)
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
-    assert found.keys() == wanted.keys()
-    for name, grad in wanted.items():
-        torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=1e-4, msg=name)
+    wanted = hidden_and_gradients(plain, inputs)
+    assert_like(found, wanted)
 
 
 def test_dropout_is_drawn_in_training_alone() -> None:
@@ -132,24 +124,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_ends_that_are_not_plain_stay_apart_and_the_report_says_why(change: str) -> None:
-    """Whether they were so before the patch or became so after it; the result is transformers'."""
-    mutate, reason = CHANGES[change]
-    early, late = (zoo.tiny_model(zoo.BERT, "BertModel") for _ in range(2))
-    mutate(early.encoder.layer[1].output)
-    report = fasttx.patch(early, unpad=False)
-    left = [row for row in report.left_alone if row.before == residual_norm.NAME]
-    assert [row.module for row in left] == ["encoder.layer.1.output"] and re.search(reason, left[0].reason)
-    fasttx.patch(late, unpad=False)
-    mutate(late.encoder.layer[1].output)
-    found = []
-    for model in (early, late):
-        found.append(run(model).last_hidden_state)
-        assert len(FUSED) == ENDS - 1
-    fasttx.unpatch(late)
-    want = run(late).last_hidden_state
-    real = zoo.padding_mask().bool()
-    for hidden in found:
-        torch.testing.assert_close(hidden[real], want[real], rtol=1e-4, atol=1e-5)
+    assert_stays_apart(*CHANGES[change], residual_norm.NAME, "encoder.layer.1.output", FUSED, ENDS)
 
 
 def test_a_product_of_another_class_is_called() -> None:
