@@ -3,6 +3,7 @@
 #   PYTHON=python3.12    the Python that makes .venv (default: the first Python >= 3.10 found)
 #   PIP_ARGS=...         more arguments for pip install, e.g. --index-url of a mirror, or of PyTorch's CPU builds
 #   DEMO_ARGS=...        arguments for `make demo`, e.g. DEMO_ARGS="--tiny"
+#   MUTATE_ARGS=...      parts of names of mutations for `make mutate`;  SANITIZE_ARGS="--tool racecheck"
 #   PART=tests|bench     one part of `make gpu-check`;  OUT=dir  where it writes
 
 SHELL := bash
@@ -23,6 +24,8 @@ PIN := $(shell cat constraints.txt pyproject.toml setup.py buildsystem/*.py | ck
 STAMP := $(VENV)/installed-$(PIN)
 PIP := $(PY) -m pip --disable-pip-version-check install --no-compile $(PIP_ARGS)
 DEMO_ARGS ?=
+MUTATE_ARGS ?=
+SANITIZE_ARGS ?=
 OUT ?= gpu-check-out
 PART ?=
 BASH_ENV :=
@@ -32,7 +35,7 @@ WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(PY) -m pytest -n $(WORKERS)
 
-.PHONY: help venv demo test test-slow test-all lint types format aot cuda sass package-check gpu-check clean
+.PHONY: help venv demo test test-slow test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -60,7 +63,8 @@ test: $(STAMP) ## the tests; without a GPU the Triton kernels run in Triton's in
 test-slow: $(STAMP) ## the slower cases alone
 	$(PYTEST) -m slow
 
-test-all: lint types test test-slow aot package-check ## everything, and the demo at tiny size: what .ci/run calls
+test-all: lint types test test-slow aot package-check ## everything, a wheel, and the demo at tiny size: what .ci/run calls
+	FASTTX_CUDA_ARCHS=90a $(PY) tests/scripts/wheel.py --local-nvcc --out $(VENV)/wheel
 	$(MAKE) demo DEMO_ARGS="--tiny --out $(VENV)/demo-tiny"
 
 lint: $(STAMP) ## ruff, and clang-format where there is C++
@@ -83,6 +87,15 @@ cuda: $(STAMP) ## build fasttx._C in this checkout, by the nvcc of CUDA_HOME, Py
 sass: $(STAMP) ## registers, stack and 16-byte accesses of every CUDA C++ kernel, for sm_80 and sm_90a
 	PYTHONPATH=tests/cuda:buildsystem $(PY) -m machine_code
 
+wheel: $(STAMP) ## a manylinux wheel with the CUDA C++ kernels in dist/, its compiler from PyPI (FASTTX_CUDA_ARCHS=90a)
+	$(PY) tests/scripts/wheel.py
+
+mutate: $(STAMP) ## one-line faults in kernels and patches, each of which must turn a test red (MUTATE_ARGS=softmax)
+	$(PY) tests/mutations/run.py $(MUTATE_ARGS)
+
+sanitize: ## the tests of the ops under compute-sanitizer, on a machine with a GPU
+	@py=$(if $(wildcard $(PY)),$(PY),$(PYTHON)); PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $$py tests/scripts/sanitize.py $(SANITIZE_ARGS)
+
 package-check: $(STAMP) ## sdist, the wheel from it, and the wheel's import in an empty environment
 	$(PY) tests/scripts/package_check.py
 
@@ -99,5 +112,5 @@ gpu-check: ## the tests and a short benchmark on the GPU of this machine
 	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $$py -m bench.gpu_check --out $(OUT) $(if $(PART),--part $(PART))
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) build dist fasttx.egg-info gpu-check-out demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist fasttx.egg-info gpu-check-out sanitize-out demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

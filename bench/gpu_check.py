@@ -3,7 +3,8 @@
     python -m bench.gpu_check [--part tests|bench|all] [--out DIR] [--minutes 8.5]
 
 Each part stays under its time budget and can be called alone.  It needs Python, torch, triton, transformers and pytest,
-no network, and no installation (run it from the checkout).  Into DIR go a log a part (versions, clocks, commit, what
+no network, and no installation (run it from the checkout); where nvcc is, the kernels in CUDA C++ are compiled first,
+for this GPU, in place.  Into DIR go a log a part (versions, clocks, commit, what
 failed, what did not fit) and CSV files: tests.csv, kernels.csv, model.csv, serving.csv, host.csv, compiled.csv.
 """
 
@@ -59,6 +60,33 @@ def environment(log: Log, rehearsal: bool) -> None:
         log(f"{name}: {value}")
     for name, rate in rates(device, tiny=rehearsal).items():
         log(f"{name}: {rate:.4g}" + (" (rehearsal: no figure)" if rehearsal else ""))
+
+
+def build_extension(log: Log) -> int:
+    """Compiles fasttx._C for this GPU, if nvcc is here; returns 1 where that fails."""
+    import torch
+
+    sys.path.insert(0, str(ROOT / "buildsystem"))
+    import cuda_build
+
+    lack = cuda_build.lacks()
+    if lack is not None:
+        log(f"fasttx._C: not built, and the rows of the backend cuda are skipped: {lack}")
+        return 0
+    major, minor = torch.cuda.get_device_capability()
+    arch = "90a" if (major, minor) == (9, 0) else f"{major}{minor}"
+    environ = os.environ | {"FASTTX_CUDA": "1", "FASTTX_CUDA_ARCHS": arch}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    begun = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, errors="replace")
+    log(
+        f"fasttx._C for sm_{arch}: "
+        + ("built" if not done.returncode else "failed")
+        + f", {time.monotonic() - begun:.0f} s"
+    )
+    for line in (done.stdout + done.stderr).splitlines()[-40:] if done.returncode else ():
+        log(f"    {line}")
+    return int(done.returncode != 0)
 
 
 # --------------------------------------------------------------------------------------------------------- tests
@@ -227,10 +255,11 @@ def main(arguments: list[str] | None = None) -> int:
         log = Log(options.out / f"{part}.log")
         try:
             environment(log, rehearsal)
+            bad = 0 if rehearsal else build_extension(log)
             if part == "tests":
-                bad = run_tests(options.out, log, budget, options.jobs, rehearsal, options.only, options.keyword)
+                bad += run_tests(options.out, log, budget, options.jobs, rehearsal, options.only, options.keyword)
             else:
-                bad = run_bench(options.out, log, budget, rehearsal, options.only)
+                bad += run_bench(options.out, log, budget, rehearsal, options.only)
         except Exception:  # the log is what comes back from that machine, and the other part is worth its time
             log(traceback.format_exc().rstrip())
             bad = 1

@@ -33,6 +33,29 @@ def test_order() -> None:
     assert "tests/test_registry.py" in files
 
 
+def test_the_extension_is_built_for_the_gpu_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cuda_build
+
+    calls = []
+
+    def run(command, env, **rest):
+        calls.append((command[1:], env["FASTTX_CUDA"], env["FASTTX_CUDA_ARCHS"]))
+        return subprocess.CompletedProcess(command, status, "", "nvcc: no such option")
+
+    log = gpu_check.Log(tmp_path / "log")
+    monkeypatch.setattr(gpu_check.subprocess, "run", run)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(cuda_build, "lacks", lambda: "no nvcc was found")
+    assert gpu_check.build_extension(log) == 0 and not calls
+    monkeypatch.setattr(cuda_build, "lacks", lambda: None)
+    for status in (0, 1):
+        assert gpu_check.build_extension(log) == status
+    assert calls == [(["setup.py", "-q", "build_ext", "--inplace"], "1", "90a")] * 2
+    text = (tmp_path / "log").read_text()
+    assert "not built, and the rows" in text and "sm_90a: built" in text
+    assert text.index("sm_90a: failed") < text.index("no such option")
+
+
 @pytest.mark.slow
 def test_rehearsal_of_the_tests(tmp_path: Path) -> None:
     arguments = ["--part", "tests", "--cpu-rehearsal", "--out", str(tmp_path), "--jobs", "1"]

@@ -1,0 +1,245 @@
+"""One-line faults that the tests must notice: `make mutate` makes each in a copy of the sources and expects red.
+
+A line that can be wrong without a test noticing is a line that nobody may trust. The list is short on purpose: one of
+each kind of mistake that kernels suffer from (a barrier, a bound, a scale, a mask, an index), at least two a kernel
+file, and the options that a patch has to pass on.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutation(NamedTuple):
+    """One fault.
+
+    Attributes:
+        file: relative to the project.
+        old: text that occurs once in the file; more than the line where the line alone would not.
+        new: what stands there instead.
+        tests: arguments of pytest; they pass without the fault.
+    """
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        old, new = self.old.splitlines(), self.new.splitlines()
+        changed = next(line for line in old if line not in new)
+        return f"{self.file}: {changed.strip()}"
+
+
+def op_tests(op: str, *files: str) -> tuple[str, ...]:
+    """The rows of an op in the table's own test, and its files."""
+    return (*(f"tests/ops/{file}.py" for file in files), f"tests/test_ops.py::{ACCURATE}", "-k", op)
+
+
+ACCURATE = "test_results_are_as_the_fake_says_and_accurate"
+SOFTMAX = op_tests("softmax", "test_softmax")
+CROSS_ENTROPY = op_tests("cross_entropy and not binary and not linear", "test_cross_entropy")
+BINARY = op_tests("binary_cross_entropy", "test_binary_cross_entropy")
+LINEAR = op_tests("linear_cross_entropy", "test_linear_cross_entropy")
+ATTENTION = op_tests("attention", "test_attention_kernels")
+LAYER_NORM = op_tests("dropout_add_layer_norm", "test_dropout_add_layer_norm")
+GELU = op_tests("bias_gelu", "test_bias_gelu")
+EMBEDDING = op_tests("embedding_layer_norm", "test_embedding_layer_norm")
+INT8 = op_tests("int8_linear", "test_int8_linear")
+QUANTIZE = op_tests("quantize_per_token", "test_quantize_per_token")
+RACES = ("tests/emulator/test_emulator_kernels.py", "-m", "not slow")
+
+TRITON = [
+    Mutation(
+        "kernels/softmax.py",
+        "l_i = l_i * tl.exp(m_i - m_safe) + tl.sum(tl.exp(s - m_safe[:, None]), 1)",
+        "l_i = l_i + tl.sum(tl.exp(s - m_safe[:, None]), 1)",
+        SOFTMAX,
+    ),
+    Mutation("kernels/softmax.py", 'return tl.where(ok, s, float("-inf"))', "return s", SOFTMAX),
+    Mutation(
+        "kernels/softmax.py",
+        "                keep = row_keep(rng_ptr, rows, start, TAG",
+        "                keep = row_keep(rng_ptr, rows, 0, TAG",
+        SOFTMAX,
+    ),
+    Mutation("kernels/softmax.py", "ds = out * (dout - total)", "ds = out * dout", SOFTMAX),
+    Mutation(
+        "kernels/cross_entropy.py",
+        "edge_cols = tl.where(e < lead, e, e + middle)",
+        "edge_cols = e",
+        CROSS_ENTROPY,
+    ),
+    Mutation("kernels/cross_entropy.py", "read = read & (y != ignore_index)", "read = read", CROSS_ENTROPY),
+    Mutation(
+        "kernels/cross_entropy.py", "valid = first + offs < middle", "valid = first + offs <= middle", CROSS_ENTROPY
+    ),
+    Mutation(
+        "kernels/cross_entropy_bwd.py",
+        "d -= tl.where(edge_cols == y, at_label, 0.0)",
+        "d -= 0.0",
+        CROSS_ENTROPY,
+    ),
+    Mutation(
+        "kernels/cross_entropy_bwd.py",
+        "                a += per_class * tl.load(w_sum_ptr) if WEIGHTED else smoothing",
+        "                a += smoothing",
+        CROSS_ENTROPY,
+    ),
+    Mutation(
+        "kernels/cross_entropy_bwd.py",
+        "mask=written[:, None] & (cols < n_cols)",
+        "mask=valid",
+        CROSS_ENTROPY,
+    ),
+    Mutation(
+        "kernels/binary_cross_entropy.py",
+        "tl.sum(tl.where(offs < n, loss, 0.0), 0)",
+        "tl.sum(loss, 0)",
+        BINARY,
+    ),
+    Mutation(
+        "kernels/binary_cross_entropy.py",
+        "first = (tl.program_id(0) % period) * (offs.shape[0] % period) % period",
+        "first = 0",
+        BINARY,
+    ),
+    Mutation(
+        "kernels/linear_cross_entropy.py",
+        "w_acc += tl.where(y == ignore_index, 0.0, w_y)",
+        "w_acc += w_y",
+        LINEAR,
+    ),
+    Mutation(
+        "kernels/linear_cross_entropy.py",
+        "_add_product(dweight_sum, d.t(), x_rows, first == 0)",
+        "_add_product(dweight_sum, d.t(), x_rows, True)",
+        LINEAR,
+    ),
+    Mutation("kernels/attention.py", "acc * alpha[:, None]", "acc", ATTENTION),
+    Mutation("kernels/attention.py", "tl.load(seqused_k + b)", "tl.load(seqused_k)", ATTENTION),
+    Mutation("kernels/attention.py", "partial = n0 + BLOCK_N > n_k", "partial = n0 > n_k", ATTENTION),
+    Mutation(
+        "kernels/attention.py",
+        "frag_mask(seed, rng_offset, head, m0, n0",
+        "frag_mask(seed, rng_offset, h, m0, n0",
+        ATTENTION,
+    ),
+    Mutation(
+        "kernels/attention_bwd.py",
+        "ds = (p * (dp - row_delta)).to(q_tile.dtype)",
+        "ds = (p * dp).to(q_tile.dtype)",
+        ATTENTION,
+    ),
+    Mutation(
+        "kernels/attention_bwd.py",
+        "hi = tl.minimum(hi, n0 + BLOCK_N - shift + window_left)",
+        "hi = tl.minimum(hi, n0 + BLOCK_N - shift)",
+        ATTENTION,
+    ),
+    Mutation("kernels/attention_bwd.py", "dv_acc * keep_scale(THRESHOLD)", "dv_acc", ATTENTION),
+    Mutation("kernels/attention_bwd_dq.py", "dq_acc * softmax_scale", "dq_acc", ATTENTION),
+    Mutation(
+        "kernels/attention_bwd_dq.py",
+        "dp = tl.where(keep, dp * keep_scale(THRESHOLD), 0.0)",
+        "dp = dp * keep_scale(THRESHOLD)",
+        ATTENTION,
+    ),
+    Mutation(
+        "kernels/dropout.py", "(0, 5, 1, 2, 4, 7, 3, 6)", "(0, 5, 1, 2, 4, 7, 6, 3)", ("tests/ops/test_dropout.py",)
+    ),
+    Mutation(
+        "kernels/dropout.py",
+        "min(max(round(256.0 * dropout_p), 1), 255)",
+        "min(round(256.0 * dropout_p), 255)",
+        ("tests/ops/test_dropout.py",),
+    ),
+    Mutation(
+        "kernels/row_dropout.py",
+        "tl.join(tl.join(w0, w2), tl.join(w1, w3))",
+        "tl.join(tl.join(w0, w1), tl.join(w2, w3))",
+        ("tests/ops/test_row_dropout.py",),
+    ),
+    Mutation(
+        "kernels/row_dropout.py",
+        "numbers = tl.load(index_ptr + rows, mask=row_ok, other=0)",
+        "numbers = rows",
+        LAYER_NORM,
+    ),
+    Mutation(
+        "kernels/dropout_add_layer_norm.py",
+        "d = tl.where(col_ok[None, :], z - mean[:, None], 0.0)",
+        "d = z - mean[:, None]",
+        LAYER_NORM,
+    ),
+    Mutation(
+        "kernels/dropout_add_layer_norm.py",
+        "return (g - c2[:, None] - xhat * c1[:, None]) * rstd[:, None]",
+        "return (g - xhat * c1[:, None]) * rstd[:, None]",
+        LAYER_NORM,
+    ),
+    Mutation("kernels/dropout_add_layer_norm.py", "            pid += programs", "            pid += 1", LAYER_NORM),
+    Mutation(
+        "kernels/bias_gelu.py",
+        "out = tl.where(keep, out * keep_scale, 0.0)",
+        "out = tl.where(keep, out, 0.0)",
+        GELU,
+    ),
+    Mutation("kernels/bias_gelu.py", "z * (2.0 * slope) * du", "z * slope * du", GELU),
+    Mutation(
+        "kernels/embedding_layer_norm.py",
+        "ids = tl.load(ids_ptr + rows % period",
+        "ids = tl.load(ids_ptr + rows // period",
+        EMBEDDING,
+    ),
+    Mutation("kernels/embedding_layer_norm.py", "dtype1 += tl.where(types == 1, dz, 0.0)", "dtype1 += dz", EMBEDDING),
+    Mutation(
+        "kernels/int8_linear.py",
+        "y = acc.to(tl.float32) * x_scale[:, None] * w_scale[None, :]",
+        "y = acc.to(tl.float32) * x_scale[:, None]",
+        INT8,
+    ),
+    Mutation(
+        "kernels/int8_linear.py",
+        "first_m = pid // (GROUP * blocks_n) * GROUP",
+        "first_m = pid // (GROUP * blocks_n)",
+        INT8,
+    ),
+    Mutation(
+        "kernels/quantize_per_token.py", 'size < float("inf"), size, float("inf")', "size == size, size, 0.0", QUANTIZE
+    ),
+    Mutation("kernels/quantize_per_token.py", "q = ((v + MAGIC) - MAGIC).to(tl.int8)", "q = v.to(tl.int8)", QUANTIZE),
+]
+
+CUDA = [
+    Mutation(
+        "csrc/common/reductions.cuh",
+        "    __syncthreads();  // partials: written by each warp, read by all\n",
+        "",
+        RACES,
+    ),
+    Mutation("csrc/common/row_dropout.cuh", "(8 * (i % 4))", "(8 * (3 - i % 4))", SOFTMAX),
+    Mutation(
+        "csrc/common/vectors.cuh", "static_cast<uint32_t>(i) < valid ? to_float(p[i]) : 0.0f", "to_float(p[i])", RACES
+    ),
+    Mutation("csrc/softmax/softmax.cuh", "    l *= alpha;\n", "", SOFTMAX),
+    Mutation("csrc/softmax/softmax.cuh", "o[i] * (d[i] - total)", "o[i] * d[i]", SOFTMAX),
+    Mutation(
+        "csrc/softmax/softmax.cuh",
+        "if (at.row >= p.n_rows) return;  // a whole warp: a block of several warps has one row, which exists",
+        "",
+        RACES,
+    ),
+]
+
+MODELS = [
+    Mutation(
+        "fasttx/models/padding_free.py",
+        "        and not encoder.config.is_decoder\n",
+        "",
+        ("tests/models/test_models_padding_free.py", "tests/models/test_models_padding_kept.py"),
+    ),
+]
+
+MUTATIONS = [*TRITON, *CUDA, *MODELS]

@@ -1,0 +1,59 @@
+"""The list of mutations fits the sources, and `make mutate` tells a fault that is noticed from one that is not."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+
+import pytest
+import run
+from mutations import MUTATIONS, Mutation
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
+def test_the_old_line_stands_once_in_its_file(mutation: Mutation):
+    assert (ROOT / mutation.file).read_text().count(mutation.old) == 1
+    assert mutation.old != mutation.new
+
+
+def test_every_kernel_has_two():
+    counted = collections.Counter(m.file for m in MUTATIONS)
+    kernels = [f"kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py") if "@triton.jit" in p.read_text()]
+    kernels += [str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob("*/*.cuh") if "__global__ void" in p.read_text()]
+    assert len(kernels) > 10
+    assert not [name for name in kernels if counted[name] < 2 and name not in HELPERS]
+
+
+HELPERS = ("kernels/attention_tiles.py",)
+"""Loads and stores of the attention kernels, whose mutations are in the files of those."""
+
+
+def test_names_tell_them_apart():
+    assert len({m.name for m in MUTATIONS}) == len(MUTATIONS)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    (tmp_path / "answer.py").write_text("ANSWER = 6 * 7\nUNUSED = 1\n")
+    (tmp_path / "test_answer.py").write_text("import answer\n\n\ndef test_it():\n    assert answer.ANSWER == 42\n")
+    return tmp_path
+
+
+def test_a_fault_that_a_test_sees_is_noticed_and_taken_back(tree):
+    before = (tree / "answer.py").read_text()
+    status, why = run.mutated(tree, Mutation("answer.py", "6 * 7", "6 * 9", ("test_answer.py",)))
+    assert status == run.RED and "test_it" in why
+    assert (tree / "answer.py").read_text() == before
+    status, _ = run.mutated(tree, Mutation("answer.py", "UNUSED = 1", "UNUSED = 2", ("test_answer.py",)))
+    assert status == run.GREEN
+
+
+def test_tests_that_do_not_exist_are_no_answer(tree):
+    assert run.run_tests(tree, ("test_nothing.py",))[0] not in (run.GREEN, run.RED, None)
+
+
+def test_a_copy_has_the_symlinks(tmp_path):
+    run.copy_sources(tmp_path)
+    assert (tmp_path / "fasttx" / "kernels").is_symlink() and (tmp_path / "csrc" / "bindings.cpp").is_file()
