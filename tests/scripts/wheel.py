@@ -3,10 +3,10 @@
     python tests/scripts/wheel.py [--out DIR] [--local-nvcc]
 
 The sdist is built first, and the wheel from it, in isolated environments whose compiler comes from PyPI: toolkits of
-this machine are hidden, unless --local-nvcc says that one of them will do.  FASTTX_CUDA_ARCHS chooses the architectures.  auditwheel names the oldest glibc on which the
-wheel runs; for an older one, run this within a manylinux image.  The wheel is then installed into an empty environment
-and its compiled module imported: no GPU, driver or toolkit is needed for that, nor any particular torch, because the
-module links none.
+this machine are hidden, unless --local-nvcc says that one of them will do.  FASTTX_CUDA_ARCHS chooses the
+architectures.  auditwheel names the oldest glibc on which the wheel runs; for an older one, run this within a manylinux
+image.  The wheel is then installed into an empty environment and its compiled module imported: no GPU, driver or
+toolkit is needed for that, nor any particular torch, because the module links none.
 """
 
 from __future__ import annotations
