@@ -85,12 +85,11 @@ def _enough_for_a_cpu(hidden: Tensor, tokens: int) -> bool:
     return hidden.device.type != "cpu" or tokens * width * (12 * width + 4 * seqlen + 500) >= WORTH_IT_ON_CPU
 
 
-def _full_on_a_cpu(encoder: Any, hidden: Tensor, mask: Tensor) -> bool:
+def _full_on_a_cpu(hidden: Tensor, mask: Tensor) -> bool:
     """Whether a CPU, which need not wait for that, sees a batch without padding: nothing else need be asked then."""
     return (
         hidden.device.type == "cpu"
         and mask.shape == hidden.shape[:2]
-        and not encoder.config.is_decoder
         and not graph_in_the_making(hidden)
         and bool(mask.all())
     )
@@ -221,7 +220,7 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
         reason: str | None
         if attention_mask is None:
             reason = "there is no mask"
-        elif _full_on_a_cpu(self, hidden_states, attention_mask):
+        elif _full_on_a_cpu(hidden_states, attention_mask):
             reason, attention_mask = NO_PADDING, None
         elif stay_padded:
             reason = "transformers' value of the loss depends on what stands at padding (loss='hf')"

@@ -252,6 +252,15 @@ def test_a_mask_that_hides_nothing_costs_a_cpu_nothing(unpad: Any, monkeypatch: 
         assert len(seen) == 4 and not any(mask is None or mask.all() for mask in seen[2:])
 
 
+def test_a_mask_of_scores_without_a_zero_is_no_mask_of_tokens() -> None:
+    """Each number is added to a score; as truth values they would say that nothing is hidden."""
+    plain, model = bare(unpad=None).eval(), bare().eval()
+    hidden, scores = torch.randn(3, 11, 32), torch.randn(3, 1, 11, 11)
+    scores = scores.where(scores != 0, 1.0)
+    got, want = (m.encoder(hidden, scores).last_hidden_state for m in (model, plain))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("unpad", ["auto", False])
 def test_a_trace_of_a_full_batch_keeps_the_mask(unpad: Any) -> None:
     model = bare(unpad=unpad).eval()

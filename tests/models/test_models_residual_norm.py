@@ -47,8 +47,8 @@ FAMILIES = [*{f: "auto" for f, _ in zoo.CLASSES}.items(), (zoo.BERT, "triton")]
 
 @pytest.mark.parametrize(("family", "backend"), FAMILIES, ids=[f"{f.name}-{b}" for f, b in FAMILIES])
 def test_every_family_fuses_all_its_ends(family: Any, backend: str) -> None:
-    """Layer norms' own parameters included, which only these calls touch."""
-    plain = zoo.tiny_model(family, family.bare).train(backend == "auto")
+    """Layer norms' own parameters included, which only these calls touch, and an eps that is seen in the result."""
+    plain = zoo.tiny_model(family, family.bare, layer_norm_eps=0.1).train(backend == "auto")
     model = copy.deepcopy(plain)
     report = fasttx.patch(model, **(ON_TRITON if backend == "triton" else {}))
     rows = [row for row in report.replaced if row.after == "dropout_add_layer_norm"]

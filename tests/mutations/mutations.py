@@ -233,13 +233,36 @@ CUDA = [
     ),
 ]
 
+PADDING = ("tests/models/test_models_padding_free.py", "tests/models/test_models_padding_kept.py")
+NORM = ("tests/models/test_models_residual_norm.py",)
 MODELS = [
     Mutation(
         "fasttx/models/padding_free.py",
-        "        and not encoder.config.is_decoder\n",
-        "",
-        ("tests/models/test_models_padding_free.py", "tests/models/test_models_padding_kept.py"),
+        "        and mask.shape == hidden.shape[:2]\n        and not graph_in",
+        "        and not graph_in",
+        PADDING,
     ),
+    Mutation(
+        "fasttx/models/padding_free.py",
+        "        and not graph_in_the_making(hidden)\n        and bool(mask.all())",
+        "        and bool(mask.all())",
+        PADDING,
+    ),
+    Mutation(
+        "fasttx/models/mlp.py",
+        "approximate=APPROXIMATE[type(self.intermediate_act_fn).__name__],",
+        'approximate="none",',
+        ("tests/models/test_models_mlp.py",),
+    ),
+    Mutation("fasttx/models/residual_norm.py", "eps=norm.eps", "eps=1e-5", NORM),
+    Mutation(
+        "fasttx/models/residual_norm.py",
+        "dropout_p=self.dropout.p if self.dropout.training else 0.0",
+        "dropout_p=0.0",
+        NORM,
+    ),
+    Mutation("fasttx/models/part.py", 'if backend == "torch":', 'if backend == "none":', NORM),
+    Mutation("fasttx/models/part.py", "return uncovered(x, child.weight, child.bias)", "return None", NORM),
 ]
 
 MUTATIONS = [*TRITON, *CUDA, *MODELS]
