@@ -42,6 +42,8 @@ def backward_arguments(name: str, forward: list[Any], outputs: tuple[Tensor, ...
     if name == "embedding_layer_norm":
         few = forward[5] is not None and forward[5].shape[0] <= 2
         return [dout, *forward[:8], *outputs[1:], *forward[8:11], True, few, *(t is not None for t in forward[6:8])]
+    if name == "kl_div":
+        return [dout, *forward[1:], forward[0].dtype]
     if name == "binary_cross_entropy":
         return [dout, *forward]
     raise ValueError(f"op: no rule for the backward arguments of {name!r}; add it to bench/kernels.py")

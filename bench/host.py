@@ -50,6 +50,8 @@ def smallest(name: str, device: torch.device) -> list[Any]:
         return [x, torch.randn(8, 8, device=device), None, torch.tensor([3, 5], device=device), None, -100, 0.0, 1]
     if name == "binary_cross_entropy":
         return [x, torch.ones_like(x), None, None, 1]
+    if name == "kl_div":
+        return [x, torch.ones_like(x), 3, False]
     if name == "dropout_add_layer_norm":
         return [x, torch.ones_like(x), x[0].clone(), x[1].clone(), None, None, 0.0, 1e-5, x.dtype]
     if name == "bias_gelu":
@@ -179,6 +181,7 @@ def function_rows(device: torch.device, rounds: int) -> list[Row]:
         "gelu": lambda functions: functions.gelu(x),
         "cross_entropy": lambda functions: functions.cross_entropy(x, labels),
         "binary_cross_entropy_with_logits": lambda functions: functions.binary_cross_entropy_with_logits(x, ones),
+        "kl_div": lambda functions: functions.kl_div(x, ones, reduction="batchmean"),
         "scaled_dot_product_attention": lambda functions: functions.scaled_dot_product_attention(q, q, q),
     }
 

@@ -189,6 +189,22 @@ def binary_cross_entropy(name: str, n_rows: int, n_cols: int, dtype: torch.dtype
     return Workload(name, "binary_cross_entropy", build)
 
 
+def kl_div(name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16) -> Workload:
+    """Distillation: log-probabilities of a student against those of its teacher."""
+
+    def build(device: torch.device, size: str, seed: int) -> Case:
+        rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
+        x, target = (_randn(device, dtype, s, rows, cols).log_softmax(-1) for s in (seed, seed + 1))
+
+        def loss(x: Tensor) -> Tensor:
+            return F.kl_div(x.float(), target.float(), reduction="batchmean", log_target=True)
+
+        peers = {"eager": Peer(loss, (x,)), "torch.compile": Peer(loss, (x,), compiled=True)}
+        return Case([x, target, 3, True], peers)
+
+    return Workload(name, "kl_div", build)
+
+
 def dropout_add_layer_norm(
     name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16, *, dropout_p: float = 0.0, residual: bool = True
 ) -> Workload:
@@ -335,6 +351,7 @@ WORKLOADS: tuple[Workload, ...] = (
     attention("attention-d64-s4096", 4, 4096, 32, 64),
     attention("attention-minilm-d32-s256", 64, 256, 12, 32),
     binary_cross_entropy("binary_cross_entropy-8192x1024", 8192, 1024),
+    kl_div("kl_div-4096x30522", 4096, 30522),
     attention("attention-d128-s2048", 8, 2048, 16, 128),
     attention("attention-d64-s1024-causal", 16, 1024, 32, 64, causal=True),
     softmax("softmax-4096x30522", 4096, 30522),

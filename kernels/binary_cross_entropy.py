@@ -31,7 +31,7 @@ BLOCK = 1024
 
 
 @triton.jit
-def _load(ptr, offs, n, MASKED: tl.constexpr):
+def load(ptr, offs, n, MASKED: tl.constexpr):
     if MASKED:
         value = tl.load(ptr + offs, mask=offs < n, other=0.0)
     else:
@@ -44,7 +44,7 @@ def _load_repeated(ptr, offs, n, period, PRESENT: tl.constexpr, FULL: tl.constex
     value = tl.full(offs.shape, 1.0, tl.float32)
     if PRESENT:
         if FULL:
-            value = _load(ptr, offs, n, MASKED)
+            value = load(ptr, offs, n, MASKED)
         else:
             # offs are consecutive, and the product is below 1024 * 2**20 = 2**30: no 64-bit remainder, which is slow.
             first = (tl.program_id(0) % period) * (offs.shape[0] % period) % period
@@ -57,8 +57,8 @@ def _losses(
     x_ptr, y_ptr, w_ptr, v_ptr, offs, n, period_w, period_v, HAS_W: tl.constexpr, HAS_V: tl.constexpr,
     FULL_W: tl.constexpr, FULL_V: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    x = _load(x_ptr, offs, n, MASKED)
-    y = _load(y_ptr, offs, n, MASKED)
+    x = load(x_ptr, offs, n, MASKED)
+    y = load(y_ptr, offs, n, MASKED)
     e = tl.exp(-tl.abs(x))
     # log(1 + e) loses e below one rounding of 1; scaled by e over what the rounded sum holds of it, it does not.
     u = 1.0 + e
@@ -95,8 +95,8 @@ def _gradients(
     dloss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, offs, n, period_w, period_v, scale, HAS_W: tl.constexpr, HAS_V: tl.constexpr,
     FULL_W: tl.constexpr, FULL_V: tl.constexpr, REDUCED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    x = _load(x_ptr, offs, n, MASKED)
-    y = _load(y_ptr, offs, n, MASKED)
+    x = load(x_ptr, offs, n, MASKED)
+    y = load(y_ptr, offs, n, MASKED)
     e = tl.exp(-tl.abs(x))
     sigmoid = tl.where(x < 0.0, e, 1.0) / (1.0 + e)
     vy = y * _load_repeated(v_ptr, offs, n, period_v, HAS_V, FULL_V, MASKED)
@@ -105,7 +105,7 @@ def _gradients(
     if REDUCED:
         g = tl.load(dloss_ptr)
     else:
-        g = _load(dloss_ptr, offs, n, MASKED)
+        g = load(dloss_ptr, offs, n, MASKED)
     return d * (g * scale)
 
 

@@ -74,6 +74,15 @@ def binary_cross_entropy(device: torch.device, dtype: torch.dtype) -> Cases:
     yield "empty", (x[:0], target[:0], None, None, 2)
 
 
+def kl_div(device: torch.device, dtype: torch.dtype) -> Cases:
+    x, target = torch.randn(2, 5, 37, device=device).log_softmax(-1).to(dtype)
+    yield "batchmean", (x, target.exp(), 3, False)
+    yield "mean-logarithms", (x, target, 1, True)
+    yield "none-mixed", (x, torch.eye(5, 37, device=device), 0, False)
+    yield "sum-strided", (x.T, target.T, 2, True)
+    yield "empty", (x[:0], target[:0], 2, False)
+
+
 def dropout_add_layer_norm(device: torch.device, dtype: torch.dtype) -> Cases:
     x, residual = torch.randn(2, 2, 5, 37, device=device, dtype=dtype)
     weight, bias = torch.randn(2, 37, device=device, dtype=dtype)
@@ -152,6 +161,7 @@ FORWARD: dict[str, Callable[[torch.device, torch.dtype], Cases]] = {
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
     "linear_cross_entropy": linear_cross_entropy,
+    "kl_div": kl_div,
 }
 """op -> (id, arguments of its forward without `backend`)."""
 
@@ -162,6 +172,8 @@ def backward(op: Op, arguments: tuple[Any, ...], outputs: tuple[Tensor, ...]) ->
     returned = op.fwd.schema.rsplit("->", 1)[1].strip(" ()").split(", ")
     known |= {r.split()[-1]: value for r, value in zip(returned, outputs) if " " in r}
     known["deterministic"] = True
+    if op.name == "kl_div":
+        known["dtype"] = known["x"].dtype
     if op.name == "linear_cross_entropy":
         known |= {"needs_dx": True, "needs_dweight": True, "needs_dbias": known["bias"] is not None}
     if op.name == "dropout_add_layer_norm":

@@ -50,6 +50,11 @@ def _binary_cross_entropy(dtype: torch.dtype, device: torch.device) -> list[Any]
     return [x, (x > 0.3).to(dtype), None, _randn(29, dtype=dtype, device=device).abs(), 1]
 
 
+def _kl_div(dtype: torch.dtype, device: torch.device) -> list[Any]:
+    x, target = (_randn(37, 129, dtype=torch.float32, device=device).log_softmax(-1).to(dtype) for _ in range(2))
+    return [x, target.exp(), 3, False]
+
+
 def _linear_cross_entropy(dtype: torch.dtype, device: torch.device) -> list[Any]:
     """One ignored row, and more classes than a block has columns."""
     target = torch.tensor([3, -100, 4999, 0, 17], device=device)
@@ -98,6 +103,7 @@ FORWARD: dict[str, Callable[[torch.dtype, torch.device], list[Any]]] = {
     "cross_entropy": _cross_entropy,
     "binary_cross_entropy": _binary_cross_entropy,
     "linear_cross_entropy": _linear_cross_entropy,
+    "kl_div": _kl_div,
     "dropout_add_layer_norm": _dropout_add_layer_norm,
     "bias_gelu": _bias_gelu,
     "embedding_layer_norm": _embedding_layer_norm,
@@ -126,4 +132,6 @@ def backward(name: str, forward: list[Any], outputs: tuple[Tensor, ...]) -> list
         return [dout, *forward, True, True]
     if name == "embedding_layer_norm":
         return [dout, *forward[:8], *outputs[1:], *forward[8:11], True, True, True, True]
+    if name == "kl_div":
+        return [dout, *forward[1:], forward[0].dtype]
     return [dout, *forward]

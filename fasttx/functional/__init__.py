@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .activations import gelu, linear_gelu
 from .attention import attention_varlen, scaled_dot_product_attention
+from .divergence import kl_div
 from .embedding import embedding_layer_norm
 from .int8 import int8_linear, quantize_per_channel, quantize_per_token
 from .losses import binary_cross_entropy_with_logits, cross_entropy
@@ -22,6 +23,7 @@ __all__ = [
     "gelu",
     "embedding_layer_norm",
     "int8_linear",
+    "kl_div",
     "layer_norm",
     "linear_cross_entropy",
     "linear_gelu",

@@ -91,8 +91,8 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
         return dx, None, None, None, None, None
 
 
-def _rounded(loss: Tensor, input: Tensor, *others: Tensor | None) -> Tensor:
-    """The float32 loss in torch's dtype: float32 under autocast, which lists both losses among its float32 functions;
+def rounded(loss: Tensor, input: Tensor, *others: Tensor | None) -> Tensor:
+    """The float32 loss in torch's dtype: float32 under autocast, which lists these losses among its float32 functions;
     else what torch promotes to.
     """
     if torch.is_autocast_enabled(input.device.type):
@@ -104,13 +104,14 @@ def _rounded(loss: Tensor, input: Tensor, *others: Tensor | None) -> Tensor:
     return loss if dtype is torch.float32 else loss.to(dtype)
 
 
-def _composed_on_cpu(input: Tensor, backend: str) -> bool:
+def composed_on_cpu(input: Tensor, backend: str) -> bool:
+    """Whether auto would run a composition of torch's operators on a CPU."""
     return backend == "auto" and input.device.type == "cpu"
 
 
 def _torch_is_faster(input: Tensor, backend: str) -> bool:
     """Whether the composition would lose to torch's function: on a CPU, unless the rows are many, wide and float32."""
-    if not _composed_on_cpu(input, backend):
+    if not composed_on_cpu(input, backend):
         return False
     if torch.compiler.is_compiling():
         return True  # Inductor fuses torch's function, and cannot see into an operator
@@ -250,12 +251,12 @@ def cross_entropy_on(
         loss = _ce_fwd(logits, labels, weight, ignore_index, smoothing, number, backend)[0]
     if input.dim() > 2 and number == 0:
         loss = loss.reshape(input.shape[:1] + input.shape[2:])
-    return _rounded(loss, input, target if probs else None, weight)
+    return rounded(loss, input, target if probs else None, weight)
 
 
 def _binary_cross_entropy_to_torch(backend: str, input: Tensor, *others: Tensor | None) -> str | None:
     """Why torch's own function takes this call; on a CPU it is what our composition consists of."""
-    if _composed_on_cpu(input, backend):
+    if composed_on_cpu(input, backend):
         return _FASTER
     reason = uncovered(input, *others)
     if reason is not None:
@@ -337,4 +338,4 @@ def binary_cross_entropy_on(
         loss = BinaryCrossEntropyFunction.apply(input, target, weight, pos_weight, number, backend)
     else:
         loss = _bce_fwd(input, target, weight, pos_weight, number, backend)
-    return _rounded(loss, input)
+    return rounded(loss, input)

@@ -13,7 +13,7 @@ from . import functional
 from .activations import GELU, LinearGELU
 from .embedding import EmbeddingLayerNorm
 from .int8 import Int8Linear
-from .losses import BCEWithLogitsLoss, CrossEntropyLoss
+from .losses import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss
 from .multi_head import MultiheadAttention
 from .normalisation import DropoutAddLayerNorm, LayerNorm
 from .probabilities import LogSoftmax, Softmax
@@ -27,6 +27,7 @@ __all__ = [
     "GELU",
     "EmbeddingLayerNorm",
     "Int8Linear",
+    "KLDivLoss",
     "LayerNorm",
     "LinearCrossEntropyLoss",
     "LinearGELU",

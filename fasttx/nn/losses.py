@@ -1,11 +1,11 @@
-"""CrossEntropyLoss and BCEWithLogitsLoss: torch.nn's classes with our functions inside."""
+"""CrossEntropyLoss, BCEWithLogitsLoss and KLDivLoss: torch.nn's classes with our functions inside."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..functional import losses
+from ..functional import divergence, losses
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -35,3 +35,10 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         return losses.binary_cross_entropy_with_logits(
             input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
         )
+
+
+class KLDivLoss(torch.nn.KLDivLoss):
+    """torch.nn.KLDivLoss on fasttx kernels; see :func:`fasttx.functional.kl_div`."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return divergence.kl_div(input, target, reduction=self.reduction, log_target=self.log_target)

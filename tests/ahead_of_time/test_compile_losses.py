@@ -18,6 +18,7 @@ from dry_device import Record, dry_device
 from fasttx.kernels.binary_cross_entropy import binary_cross_entropy_bwd, binary_cross_entropy_fwd
 from fasttx.kernels.cross_entropy import MEAN, NONE, cross_entropy_fwd
 from fasttx.kernels.cross_entropy_bwd import cross_entropy_bwd
+from fasttx.kernels.kl_div import kl_div_bwd, kl_div_fwd
 from fasttx.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 
 ARCHES = (80, 90, 100)
@@ -135,3 +136,18 @@ def test_binary_cross_entropy(dtype: str, arch: int) -> None:
     for record in records:
         if record.name in ("_forward", "_backward"):
             assert accesses(record)["LDG.E.128"] >= 2, (str(record), accesses(record))
+
+
+@pytest.mark.parametrize(("dtype", "arch"), [("bf16", 80), ("bf16", 90), ("bf16", 100), ("fp32", 90), ("fp16", 90)])
+def test_kl_div(dtype: str, arch: int) -> None:
+    dtype = DTYPES[dtype]
+    with dry_device(arch) as records:
+        x, target = meta(1001, 7, dtype=dtype), meta(1001, 7, dtype=dtype)
+        for log_target in (False, True):
+            for loss, reduction in ((meta(), MEAN), (meta(1001, 7), NONE)):
+                kl_div_fwd(loss, x, target, reduction, log_target)
+                kl_div_bwd(meta(1001, 7, dtype=dtype), meta(*loss.shape), target, reduction, log_target, dtype)
+    check(records, "_forward", "_backward")
+    for record in records:
+        if record.name in ("_forward", "_backward"):
+            assert accesses(record)["LDG.E.128"] >= 1, (str(record), accesses(record))

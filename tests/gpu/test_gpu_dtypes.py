@@ -16,6 +16,7 @@ from bench.workloads import (
     dropout_add_layer_norm,
     embedding_layer_norm,
     int8_linear,
+    kl_div,
     linear_cross_entropy,
     quantize_per_token,
     softmax,
@@ -51,6 +52,7 @@ def _cases() -> list[Workload]:
             cross_entropy(f"cross_entropy-smoothed-{short}", 37, 30_522, dtype, smoothing=0.1),
             linear_cross_entropy(f"linear_cross_entropy-odd-{short}", 37, 30_522, 61, dtype),
             binary_cross_entropy(f"binary_cross_entropy-odd-{short}", 37, 1025, dtype),
+            kl_div(f"kl_div-odd-{short}", 37, 1025, dtype),
             quantize_per_token(f"quantize_per_token-odd-{short}", 37, 1025, dtype),
             quantize_per_token(f"quantize_per_token-long-{short}", 5, 16_384, dtype),
         ]

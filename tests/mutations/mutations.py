@@ -41,6 +41,7 @@ ACCURATE = "test_results_are_as_the_fake_says_and_accurate"
 SOFTMAX = op_tests("softmax", "test_softmax")
 CROSS_ENTROPY = op_tests("cross_entropy and not binary and not linear", "test_cross_entropy")
 BINARY = op_tests("binary_cross_entropy", "test_binary_cross_entropy")
+KL_DIV = op_tests("kl_div", "test_kl_div")
 LINEAR = op_tests("linear_cross_entropy", "test_linear_cross_entropy")
 ATTENTION = op_tests("attention", "test_attention_kernels")
 LAYER_NORM = op_tests("dropout_add_layer_norm", "test_dropout_add_layer_norm")
@@ -105,6 +106,8 @@ TRITON = [
         "first = 0",
         BINARY,
     ),
+    Mutation("kernels/kl_div.py", "return -t * (g * scale)", "return -t * g", KL_DIV),
+    Mutation("kernels/kl_div.py", "    if LOG:\n        t = tl.exp(t)\n", "", KL_DIV),
     Mutation(
         "kernels/linear_cross_entropy.py",
         "w_acc += tl.where(y == ignore_index, 0.0, w_y)",

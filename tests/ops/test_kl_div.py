@@ -1,0 +1,134 @@
+"""The Kullback-Leibler divergence: kernels and composition against float64 and against torch's own function."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as torch_functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fasttx.ops.arguments import MEAN, NONE, SUM
+from fasttx.ops.kl_div import BATCHMEAN, KL_DIV
+from fasttx.ops.registry import LAUNCHES
+from fasttx.testing import assert_as_accurate, error
+
+fwd = torch.ops.fasttx.kl_div_fwd.default
+bwd = torch.ops.fasttx.kl_div_bwd.default
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+REDUCTIONS = {NONE: "none", MEAN: "mean", SUM: "sum", BATCHMEAN: "batchmean"}
+INF, NAN = float("inf"), float("nan")
+pytestmark = pytest.mark.filterwarnings("ignore:.*'mean' divides:UserWarning")  # torch's
+
+
+def pair(shape: tuple[int, ...], log_target: bool, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x, target = (torch.randn(shape).log_softmax(-1) if shape else -torch.rand(()) for _ in range(2))
+    return x.to(device, dtype), (target if log_target else target.exp()).to(device, dtype)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("log_target", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (1024,), (2, 1031), (2, 3, 200)], ids=str)
+def test_every_regime(shape, dtype, log_target: bool, backend: str, device: torch.device) -> None:
+    """Less than a program, exactly one, whole ones and a masked rest."""
+    x, target = pair(shape, log_target, device, dtype)
+    for reduction, name in REDUCTIONS.items():
+        if not shape and reduction == BATCHMEAN:
+            continue
+        dloss = torch.randn(shape if reduction == NONE else (), device=device)
+        LAUNCHES.clear()
+        loss = fwd(x, target, reduction, log_target, backend)
+        dx = bwd(dloss, target, reduction, log_target, dtype, backend)
+        assert dict(LAUNCHES) == {("kl_div_fwd", backend): 1, ("kl_div_bwd", backend): 1}
+        leaf = x.detach().requires_grad_()
+        single = torch_functional.kl_div(x.float(), target.float(), reduction=name, log_target=log_target)
+        own = torch_functional.kl_div(leaf, target, reduction=name, log_target=log_target)
+        (same,) = torch.autograd.grad(own, leaf, dloss.to(own.dtype))
+        assert_as_accurate(loss, single, KL_DIV.fwd.reference(x, target, reduction, log_target), f"loss {name}")
+        expected = KL_DIV.bwd.reference(dloss, target, reduction, log_target, dtype)
+        assert_as_accurate(dx, same, expected, f"dx {name}")
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    shape=st.lists(st.integers(1, 40), min_size=1, max_size=3), reduction=st.sampled_from(sorted(REDUCTIONS)),
+    dtypes=st.tuples(st.sampled_from(list(DTYPES.values())), st.sampled_from(list(DTYPES.values()))),
+    log_target=st.booleans(),
+)  # fmt: skip
+def test_any_shape_and_mixed_dtypes(device, shape, reduction, dtypes, log_target) -> None:
+    x, target = pair(tuple(shape), log_target, device, torch.float32)
+    x, target = x.to(dtypes[0]), target.to(dtypes[1])
+    loss, ref = (
+        fwd(x, target, reduction, log_target, "triton"), KL_DIV.fwd.reference(x, target, reduction, log_target)
+    )  # fmt: skip
+    assert error(loss, ref) <= 4e-6 * max(1.0, float(ref.abs().max()))
+    args = (torch.ones_like(loss), target, reduction, log_target, x.dtype)
+    dx, ref = bwd(*args, "triton"), KL_DIV.bwd.reference(*args)
+    assert dx.dtype == x.dtype and error(dx, ref) <= max(2e-6, torch.finfo(x.dtype).eps) * max(
+        1.0, float(ref.abs().max())
+    )
+
+
+@pytest.mark.parametrize("log_target", [False, True])
+def test_zeros_infinities_and_nan_are_torchs(device: torch.device, log_target: bool) -> None:
+    values = [0.0, 1.0, -1.0, INF, -INF, NAN, 1e-40]
+    x, target = (
+        t.reshape(-1).contiguous().to(device) for t in torch.meshgrid(*[torch.tensor(values)] * 2, indexing="ij")
+    )
+    expected = torch_functional.kl_div(x, target, reduction="none", log_target=log_target)
+    torch.testing.assert_close(fwd(x, target, NONE, log_target, "triton"), expected, equal_nan=True)
+    leaf = x.clone().requires_grad_()
+    torch_functional.kl_div(leaf, target, reduction="none", log_target=log_target).sum().backward()
+    found = bwd(torch.ones_like(x), target, NONE, log_target, x.dtype, "triton")
+    torch.testing.assert_close(found, leaf.grad, equal_nan=True)
+
+
+def test_strided_inputs_are_left_alone(device: torch.device) -> None:
+    x, target = pair((7, 6), False, device, torch.float32)
+    x, target = x.t()[::2], target.t()[::2]
+    before = x.clone(), target.clone()
+    for backend in ("triton", "torch"):
+        loss = fwd(x, target, NONE, False, backend)
+        assert loss.is_contiguous()
+        torch.testing.assert_close(loss.double(), KL_DIV.fwd.reference(x, target, NONE, False))
+    assert torch.equal(x, before[0]) and torch.equal(target, before[1])
+
+
+def test_sums_are_bitwise_deterministic_and_of_float32(device: torch.device) -> None:
+    """The sum of float16 losses may leave float16, its mean need not."""
+    x, target = torch.full((70, 1500), -4.0, device=device).half(), torch.ones(70, 1500, device=device).half()
+    first = fwd(x, target, SUM, False, "triton")
+    assert torch.equal(first, fwd(x, target, SUM, False, "triton")) and first.item() == 4.0 * 70 * 1500
+    assert fwd(x, target, BATCHMEAN, False, "triton").item() == 6000.0
+
+
+BAD = {
+    "shape": (
+        (torch.zeros(3, 4), torch.zeros(4), NONE, False),
+        r"target: expected the shape of x, \(3, 4\), got \(4,\)",
+    ),
+    "x": ((torch.zeros(3).double(), torch.zeros(3), NONE, False), "x: allowed are float32.*got torch.float64"),
+    "target": ((torch.zeros(3), torch.zeros(3).long(), NONE, False), "target: allowed are float32.*got torch.int64"),
+    "reduction": ((torch.zeros(3), torch.zeros(3), 4, False), "reduction: allowed are 0 .none., .*got 4"),
+    "no dim": (
+        (torch.tensor(0.0), torch.tensor(0.0), BATCHMEAN, False),
+        "batchmean. takes tensors of at least one dim",
+    ),
+    "device": ((torch.zeros(3), torch.zeros(3, device="meta"), NONE, False), "target: is on meta, x on cpu"),
+}
+
+
+@pytest.mark.parametrize("arguments, text", BAD.values(), ids=BAD)
+def test_wrong_arguments(arguments, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        KL_DIV.fwd.check(*arguments)
+
+
+def test_wrong_arguments_of_backward() -> None:
+    with pytest.raises(ValueError, match=r"dloss: expected float32 \(\), got torch.float32 \(3,\)"):
+        KL_DIV.bwd.check(torch.zeros(3), torch.zeros(3), SUM, False, torch.float32)
+    with pytest.raises(ValueError, match="dtype: allowed are float32"):
+        KL_DIV.bwd.check(torch.zeros(()), torch.zeros(3), SUM, False, torch.float64)
