@@ -11,9 +11,10 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from ..ops._bias_gelu_composition import approximation, differentiable, exact_keep
 from ..ops._row_dropout import keep_scale
-from ..ops.arguments import FLOATS, is_number
+from ..ops.arguments import FLOATS
 from ..ops.bias_gelu import BIAS_GELU, keep_of
 from ..ops.registry import forced_backend, new_rng_state
+from .dropout_arguments import check_dropout_p, check_mask
 from .eligibility import overrides_functions, refuse_if_forced, uncovered
 
 _fwd = torch.ops.fasttx.bias_gelu_fwd.default
@@ -177,15 +178,7 @@ def _check_tensors(
             raise ValueError(f"bias: must be floating ({weight.shape[0]},), got {bias.dtype} {tuple(bias.shape)}")
         if bias.dtype not in (input.dtype, torch.float32) and not mixed:
             raise ValueError(f"bias: must be of input's dtype, {input.dtype}, or float32, got {bias.dtype}")
-    if row_index is not None and (
-        row_index.dtype not in (torch.int32, torch.int64) or row_index.shape != input.shape[:-1]
-    ):
-        raise ValueError(
-            f"row_index: must be int32 or int64 {tuple(input.shape[:-1])}, got {row_index.dtype} "
-            f"{tuple(row_index.shape)}"
-        )
-    if rng_state is not None and (rng_state.dtype != torch.int64 or rng_state.shape != (2,)):
-        raise ValueError(f"rng_state: must be int64 (2,), got {rng_state.dtype} {tuple(rng_state.shape)}")
+    check_mask(row_index, rng_state, input.shape[:-1])
 
 
 def _by_torch(
@@ -259,7 +252,8 @@ def linear_gelu(
             linear_gelu, tensors, *tensors, approximate=approximate,
             dropout_p=dropout_p, training=training, row_index=row_index, rng_state=rng_state,
         )  # fmt: skip
-    if not training and is_number(dropout_p) and 0.0 <= dropout_p < 1.0:
+    if not training:
+        check_dropout_p(dropout_p)  # wrong in eval mode too
         dropout_p = 0.0
     return linear_gelu_on(
         None, *tensors, approximate=approximate, dropout_p=dropout_p, row_index=row_index, rng_state=rng_state
@@ -275,10 +269,7 @@ def linear_gelu_on(
     _check_tensors(*tensors, row_index, rng_state)
     if approximate not in (approximation(False), approximation(True)):
         raise ValueError(f"approximate: must be 'none' or 'tanh', got {approximate!r}")
-    if not is_number(dropout_p):
-        raise TypeError(f"dropout_p: must be a number, got {dropout_p!r}")
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p: must lie in [0, 1), got {dropout_p}")
+    check_dropout_p(dropout_p)
     if dropout_p == 0.0:
         rng_state, row_index = None, None
     backend = backend or forced_backend()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from ..ops._embedding_layer_norm_composition import differentiable, exact_keep, table_gradient
 from ..ops._row_dropout import keep_scale
-from ..ops.arguments import check_index_values, is_number, values_may_be_read
+from ..ops.arguments import check_index_values, values_may_be_read
 from ..ops.embedding_layer_norm import INDICES, MAX_TYPES, keep_of
 from ..ops.registry import forced_backend, new_rng_state
+from .dropout_arguments import check_dropout_p, check_eps, check_mask
 from .eligibility import overrides_functions, refuse_if_forced, uncovered
 
 _fwd = torch.ops.fasttx.embedding_layer_norm_fwd.default
@@ -114,12 +114,7 @@ def _check_tensors(input: Tensor, given: dict[str, Tensor | None]) -> None:
         raise ValueError(
             f"input: is {input.shape[-1]} long; allowed are at most the {position.shape[0]} rows of position_embeddings"
         )
-    if row_index is not None and (row_index.dtype not in INDICES or row_index.shape != input.shape):
-        raise ValueError(
-            f"row_index: must be int32 or int64 {tuple(input.shape)}, got {row_index.dtype} {tuple(row_index.shape)}"
-        )
-    if rng_state is not None and (rng_state.dtype != torch.int64 or rng_state.shape != (2,)):
-        raise ValueError(f"rng_state: must be int64 (2,), got {rng_state.dtype} {tuple(rng_state.shape)}")
+    check_mask(row_index, rng_state, input.shape)
 
 
 def _padding(name: str, padding_idx: int | None, table: Tensor | None) -> int:
@@ -130,16 +125,6 @@ def _padding(name: str, padding_idx: int | None, table: Tensor | None) -> int:
     if not -n_table <= padding_idx < n_table:
         raise ValueError(f"{name}: must be a row of a table of {n_table}, got {padding_idx}")
     return padding_idx % n_table
-
-
-def _check_numbers(dropout_p: float, eps: float) -> None:
-    for name, number in (("dropout_p", dropout_p), ("eps", eps)):
-        if not is_number(number):
-            raise TypeError(f"{name}: must be a number, got {number!r}")
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p: must lie in [0, 1), got {dropout_p}")
-    if not 0.0 <= eps < math.inf:
-        raise ValueError(f"eps: must be finite and not negative, got {eps}")
 
 
 # -------------------------------------------------------------------------------------------------------------- calls
@@ -303,7 +288,8 @@ def embedding_layer_norm(
             embedding_layer_norm, tensors, input, **options, dropout_p=dropout_p, eps=eps, training=training
         )
     _check_tensors(input, given)
-    _check_numbers(dropout_p, eps)
+    check_dropout_p(dropout_p)
+    check_eps(eps)
     tables = (word_embeddings, position_embeddings, token_type_embeddings)
     rows = tuple(_padding(name, number, table) for (name, number), table in zip(paddings.items(), tables))
     if not training or dropout_p == 0.0:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
@@ -11,8 +9,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from ..ops._dropout_add_layer_norm_composition import exact_keep
 from ..ops._row_dropout import keep_scale
-from ..ops.arguments import is_number
 from ..ops.registry import forced_backend, new_rng_state
+from .dropout_arguments import check_dropout_p, check_eps, check_mask
 from .eligibility import overrides_functions, refuse_if_forced, uncovered
 from .normalisation import apply, result_is_float32
 
@@ -37,25 +35,7 @@ def _check_tensors(
     for name, t, shape in (("residual", residual, input.shape), ("weight", weight, row), ("bias", bias, row)):
         if t is not None and (t.shape != shape or not t.is_floating_point()):
             raise ValueError(f"{name}: must be floating {tuple(shape)}, got {t.dtype} {tuple(t.shape)}")
-    if row_index is not None and (
-        row_index.dtype not in (torch.int32, torch.int64) or row_index.shape != input.shape[:-1]
-    ):
-        raise ValueError(
-            f"row_index: must be int32 or int64 {tuple(input.shape[:-1])}, got {row_index.dtype} "
-            f"{tuple(row_index.shape)}"
-        )
-    if rng_state is not None and (rng_state.dtype != torch.int64 or rng_state.shape != (2,)):
-        raise ValueError(f"rng_state: must be int64 (2,), got {rng_state.dtype} {tuple(rng_state.shape)}")
-
-
-def _check_numbers(dropout_p: float, eps: float) -> None:
-    for name, number in (("dropout_p", dropout_p), ("eps", eps)):
-        if not is_number(number):
-            raise TypeError(f"{name}: must be a number, got {number!r}")
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p: must lie in [0, 1), got {dropout_p}")
-    if not 0.0 <= eps < math.inf:
-        raise ValueError(f"eps: must be finite and not negative, got {eps}")
+    check_mask(row_index, rng_state, input.shape[:-1])
 
 
 def _by_torch(
@@ -136,7 +116,7 @@ def dropout_add_layer_norm(
             dropout_p=dropout_p, eps=eps, training=training, row_index=row_index, rng_state=rng_state,
         )  # fmt: skip
     if not training:
-        _check_numbers(dropout_p, eps)  # wrong in eval mode too
+        check_dropout_p(dropout_p)  # wrong in eval mode too
         dropout_p = 0.0
     return dropout_add_layer_norm_on(
         None, *tensors, dropout_p=dropout_p, eps=eps, row_index=row_index, rng_state=rng_state
@@ -150,7 +130,8 @@ def dropout_add_layer_norm_on(
     """dropout_add_layer_norm in training, forced to `backend`; None stands for what is in force in the process."""
     tensors = (input, residual, weight, bias)
     _check_tensors(*tensors, row_index, rng_state)
-    _check_numbers(dropout_p, eps)
+    check_dropout_p(dropout_p)
+    check_eps(eps)
     backend = backend or forced_backend()
     if dropout_p == 0.0:
         rng_state, row_index = None, None
