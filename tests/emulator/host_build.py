@@ -66,14 +66,14 @@ def _flags(*more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _inputs(source: Path) -> list[Path]:
+def inputs(source: Path) -> list[Path]:
     """The source and every header of ours: a superset of what it includes."""
     headers = [p for folder in (ROOT / "csrc", HERE) for p in folder.rglob("*") if p.suffix in (".h", ".cuh")]
     return [source, HERE / "include" / "nv" / "target", *sorted(headers)]
 
 
 def _object(source: Path, flags: list[str]) -> Path:
-    return made_once([str(compiler()), *flags, "-c", str(source)], _inputs(source), CACHE, f"{source.stem}.o")
+    return made_once([str(compiler()), *flags, "-c", str(source)], inputs(source), CACHE, f"{source.stem}.o")
 
 
 def build_library(variant: str, sources: Sequence[Path], bindings: bool) -> Path:
