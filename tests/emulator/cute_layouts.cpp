@@ -76,12 +76,10 @@ void print_operand(const char* name) {
   print_linear(name, 6, log2_of(kDepth), [&](int row, int k) {
     return static_cast<int>(reinterpret_cast<unsigned char*>(&tensor(row, k)) - bytes);
   });
-  auto step = local_tile(tensor, Shape<_64, Int<kStep>>{}, make_coord(0, 1));
-  const GmmaDescriptor descriptor = SM90::GMMA::make_gmma_desc<kMajor>(step);
-  fprintf(out, ",\n  \"%s descriptor\": {\"start\": %d, \"stride\": %d, \"swizzle\": %d}", name,
-          static_cast<int>(reinterpret_cast<unsigned char*>(raw_pointer_cast(step.data())) - bytes),
-          static_cast<int>(descriptor.bitfield.stride_byte_offset_) * 16,
-          static_cast<int>(descriptor.bitfield.layout_type_));
+  auto step = local_tile(tensor, Shape<_64, Int<kStep>>{}, make_coord(0, 0));
+  GmmaDescriptor descriptor = SM90::GMMA::make_gmma_desc<kMajor>(step);
+  descriptor.bitfield.start_address_ = 0;  // the host has none
+  fprintf(out, ",\n  \"%s descriptor\": %llu", name, static_cast<unsigned long long>(descriptor.desc_));
 }
 
 template <class Traits>

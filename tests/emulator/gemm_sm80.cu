@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(kThreads) gemm_sm80_kernel(const __grid_consta
   auto load = [&](int step) {
     const uint32_t stage = shared + step % kStages * 2 * kTileBytes;
     load_tile(stage, a, p.stride_a, p.m, p.k, m0, step * kDepth, has(p, kGlobalRows), has(p, kGlobalColumns));
-    if (has(p, kNoLoad)) return;
-    if (kTransposedB) {
+    if (has(p, kNoLoad)) {
+    } else if (kTransposedB) {
       load_tile(stage + kTileBytes, b, p.stride_b, p.k, p.n, step * kDepth, n0, false, false);
     } else {
       load_tile(stage + kTileBytes, b, p.stride_b, p.n, p.k, n0, step * kDepth, false, false);

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import subprocess
 import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,15 @@ def build_library(variant: str, sources: Sequence[Path], bindings: bool) -> Path
             objects = list(pool.map(lambda job: _object(*job), jobs))
         link = [str(compiler()), *everywhere, "-shared", *map(str, objects), "-ldl"]
         return made_once(link, objects, CACHE, f"{variant}.so")
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """Of a process that loads the variant "asan"."""
+    libraries = [
+        subprocess.run([str(compiler()), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    return os.environ | {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 def build_module(variant: str) -> Path:

@@ -101,6 +101,12 @@ void start(void (*kernel)(Params), int threads, const Params& p, size_t shared_b
 }
 }  // namespace
 
+#ifdef FASTTX_EMULATE
+FTX_EXPORT uint64_t descriptor_of(uint32_t address) {
+  return wgmma_descriptor(address);
+}
+#endif
+
 // type: 0 fp16, 1 bf16, 2 int8
 FTX_EXPORT const char* run_mbarrier(uint32_t* out, const uint32_t* a, int rows, int fault) {
   return reported([&] { start(mbarrier_kernel, 64, Params{out, a, nullptr, rows, fault}); });

@@ -86,24 +86,6 @@ Access by_this_thread(bool write, bool is_atomic, bool is_shared, void* code) {
   return {write, is_atomic, is_shared, static_cast<uint16_t>(running->thread), seen[running->thread], seen, code};
 }
 
-// " at a.cuh:1, b.cu:2": the line of the access, and those of the functions that it was inlined into.
-std::string source_line(void* code) {
-  Dl_info info;
-  if (code == nullptr || dladdr(code, &info) == 0 || info.dli_fname == nullptr) return "";
-  char command[1024], line[512];
-  snprintf(command, sizeof command, "addr2line -s -i -e '%s' 0x%zx 2>/dev/null", info.dli_fname,
-           static_cast<size_t>(number(code) - number(info.dli_fbase) - 1));
-  std::string lines;
-  if (FILE* pipe = popen(command, "r")) {
-    while (fgets(line, sizeof line, pipe) != nullptr) {
-      line[strcspn(line, " \n")] = 0;
-      lines += (lines.empty() ? " at " : ", ") + std::string(line);
-    }
-    pclose(pipe);
-  }
-  return lines;
-}
-
 std::string name_of(uint16_t agent) {
   if (agent & kTensorCores)
     return "a wgmma of warp " + std::to_string((agent & ~kTensorCores) / 32) + " and the next 3";
@@ -177,6 +159,24 @@ Extent& shared_extent(uint32_t address, size_t n, const char* what, void* code) 
        source_line(code).c_str());
 }
 }  // namespace
+
+// " at a.cuh:1, b.cu:2": the line of the access, and those of the functions that it was inlined into.
+std::string source_line(void* code) {
+  Dl_info info;
+  if (code == nullptr || dladdr(code, &info) == 0 || info.dli_fname == nullptr) return "";
+  char command[1024], line[512];
+  snprintf(command, sizeof command, "addr2line -s -i -e '%s' 0x%zx 2>/dev/null", info.dli_fname,
+           static_cast<size_t>(number(code) - number(info.dli_fbase) - 1));
+  std::string lines;
+  if (FILE* pipe = popen(command, "r")) {
+    while (fgets(line, sizeof line, pipe) != nullptr) {
+      line[strcspn(line, " \n")] = 0;
+      lines += (lines.empty() ? " at " : ", ") + std::string(line);
+    }
+    pclose(pipe);
+  }
+  return lines;
+}
 
 void memory_of_launch(size_t shared_bytes) {
   dynamic_bytes = shared_bytes;

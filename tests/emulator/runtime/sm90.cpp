@@ -14,12 +14,13 @@ struct Waiter {
 };
 
 struct Mbarrier {
-  uint32_t address, arrivals, pending;
+  uint32_t address = 0, arrivals = 0, pending = 0;
   int64_t bytes = 0;  // expected and not yet here; negative where data came before the word of them
   bool phase = false;
   Clock arriving, completed;  // of the threads and copies of the current phase; of all phases that have ended
-  unsigned init_thread;
-  uint32_t init_time;
+  unsigned init_thread = 0;
+  uint32_t init_time = 0;
+  bool landed = false, unseen = false;  // a copy in this phase; one in an ended phase that nobody has waited for
   std::vector<Waiter> waiting;
 };
 
@@ -43,12 +44,13 @@ Mbarrier& barrier_at(uint32_t address, const char* what, void* code) {
     access_shared(address, 8, false, code);  // the init must be ordered before
     return b;
   }
-  fail("%s: there is no mbarrier at 0x%x", what, address);
+  fail("%s: there is no mbarrier at 0x%x%s", what, address, source_line(code).c_str());
 }
 
 void end_phase_if_complete(Mbarrier& b) {
   if (b.pending != 0 || b.bytes != 0) return;
   b.phase = !b.phase;
+  b.unseen |= std::exchange(b.landed, false);
   b.pending = b.arrivals;
   if (b.completed.empty()) {
     b.completed = std::exchange(b.arriving, {});
@@ -59,6 +61,7 @@ void end_phase_if_complete(Mbarrier& b) {
     if (w.parity == b.phase) {
       b.waiting.push_back(w);
     } else {
+      b.unseen = false;
       acquire(b.completed, w.thread);
       make_ready(w.thread);
     }
@@ -71,15 +74,23 @@ void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
   shared_pointer(barrier, 8, 8, "mbarrier.init", code);
   access_shared(barrier, 8, true, code);
   for (const Mbarrier& b : barriers) {
-    if (b.address == barrier) fail("mbarrier.init: there is an mbarrier at 0x%x already", barrier);
+    if (b.address != barrier) continue;
+    fail("mbarrier.init: there is an mbarrier at 0x%x already%s", barrier, source_line(code).c_str());
   }
-  Mbarrier b{barrier, arrivals, arrivals, 0, false, {}, {}, running->thread, now(running->thread), {}};
+  Mbarrier b;
+  b.address = barrier;
+  b.arrivals = b.pending = arrivals;
+  b.init_thread = running->thread;
+  b.init_time = now(running->thread);
   barriers.push_back(std::move(b));
 }
 
 void mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes) {
-  Mbarrier& b = barrier_at(barrier, "mbarrier.arrive", __builtin_return_address(0));
-  if (b.pending == 0) fail("mbarrier.arrive: more arrivals than the %u of the phase", b.arrivals);
+  void* code = __builtin_return_address(0);
+  Mbarrier& b = barrier_at(barrier, "mbarrier.arrive", code);
+  if (b.pending == 0) {
+    fail("mbarrier.arrive: more arrivals than the %u of the phase%s", b.arrivals, source_line(code).c_str());
+  }
   b.bytes += expected_bytes;
   b.pending--;
   release(b.arriving, running->thread);
@@ -89,7 +100,10 @@ void mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes) {
 void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   Mbarrier& b = barrier_at(barrier, "mbarrier.try_wait", __builtin_return_address(0));
   bool wanted = parity & 1;
-  if (b.phase != wanted) return acquire(b.completed, running->thread);
+  if (b.phase != wanted) {
+    b.unseen = false;
+    return acquire(b.completed, running->thread);
+  }
   b.waiting.push_back({running->thread, wanted});
   wait_in("mbarrier.try_wait");
 }
@@ -113,7 +127,8 @@ void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int row, 
   shared_pointer(shared, map.box_rows * kRow, 128, "TMA load", code);
   const Mbarrier& b = barrier_at(barrier, "TMA load", code);
   if (checks_order() && !fenced(b.init_thread, b.init_time, last_seen(b.init_thread))) {
-    fail("TMA load: no fence between the init of its mbarrier, by thread %u, and this copy", b.init_thread);
+    fail("TMA load: no fence between the init of its mbarrier, by thread %u, and this copy%s", b.init_thread,
+         source_line(code).c_str());
   }
   Box box{barrier, {}};
   for (uint32_t r = 0; r < map.box_rows; r++) {
@@ -144,6 +159,7 @@ bool land_some_copy() {
     if (b.address != box.barrier) continue;
     copy_has_landed(b.arriving);
     for (const Chunk& chunk : box.chunks) land_copy(chunk.shared, chunk.data, sizeof chunk.data, true);
+    b.landed = true;
     b.bytes -= static_cast<int64_t>(box.chunks.size() * sizeof(Chunk::data));
     end_phase_if_complete(b);
   }
@@ -168,6 +184,10 @@ void barriers_of_block() {
 }
 
 void barriers_of_block_end() {
-  if (!boxes.empty()) fail("a block ends with %zu TMA loads under way", boxes.size());
+  bool unseen = !boxes.empty();
+  for (const Mbarrier& b : barriers) unseen |= b.landed || b.unseen;
+  if (unseen)
+    fail("block (%u,%u,%u) ends with TMA loads that nobody has waited for", block_index.x, block_index.y,
+         block_index.z);
 }
 }  // namespace emu

@@ -69,6 +69,7 @@ void access(const void* p, size_t bytes, bool write, bool is_atomic, void* code)
 void add_buffer(const void* p, size_t bytes, const char* name, bool writable);
 void clear_buffers();
 bool has_hooks();
+std::string source_line(void* code);
 // `what` names the instruction, `code` is the address to which it returns.
 uint8_t* shared_pointer(uint32_t address, size_t bytes, size_t align, const char* what, void* code);
 void access_shared(uint32_t address, size_t bytes, bool write, void* code);

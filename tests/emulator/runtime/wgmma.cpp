@@ -152,7 +152,10 @@ void wgmma_fence() {
 
 void wgmma(Element element, void* d, uint64_t a, uint64_t b, bool accumulate, bool transposed_b) {
   Arguments arguments{element, d, a, b, accumulate, transposed_b, __builtin_return_address(0)};
-  if (!threads[running->thread].fenced) fail("wgmma without wgmma.fence since the accumulators were last waited for");
+  if (!threads[running->thread].fenced) {
+    fail("wgmma without wgmma.fence since the accumulators were last waited for%s",
+         source_line(arguments.code).c_str());
+  }
   warpgroup_collective("wgmma.mma_async", running->thread & ~127u, &arguments, run);
 }
 
