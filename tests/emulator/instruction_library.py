@@ -89,13 +89,19 @@ def for_gpu(arch: str, name: str) -> Library:
     return Library(cuda_build.made_once(link, [made], folder, f"{name}.so"), torch.device("cuda", 0), None)
 
 
-def padded(rows: int, columns: int, dtype: torch.dtype, draw: Callable[[int, int], Tensor]) -> Tensor:
-    """draw(rows, columns) with rows a multiple of 16 bytes apart, and rows between that nobody may read or rely on."""
+def padded(
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+    draw: Callable[[int, int], Tensor],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """draw(rows, columns), its rows a multiple of 16 bytes apart; what lies between them is no part of the matrix."""
     width = 16 // dtype.itemsize
     stride = (columns + width - 1) // width * width
     held = torch.full((rows, stride), 99).to(dtype)
     held[:, :columns] = draw(rows, columns).to(dtype)
-    return held[:, :columns]
+    return held.to(device)[:, :columns]
 
 
 def small_integers(rows: int, columns: int) -> Tensor:
