@@ -59,12 +59,9 @@ void make_ready(unsigned thread);
 // As collective(), over the four warps whose first thread is `first`; slots[i] is what thread first + i passed.
 void warpgroup_collective(const char* name, unsigned first, void* slot, void (*exchange)(void** slots));
 
-// ---- memory.cpp: shared memory, extents of buffers, and which accesses are ordered
-using Clock = std::vector<uint32_t>;  // a time for each thread of the block, its copy engine and its tensor cores
+// ---- memory.cpp: shared memory and the extents of buffers
 void memory_of_launch(size_t shared_bytes);
 void memory_of_block();
-void release(Clock& clock, unsigned thread);
-void acquire(const Clock& clock, unsigned thread);
 void access(const void* p, size_t bytes, bool write, bool is_atomic, void* code);
 void add_buffer(const void* p, size_t bytes, const char* name, bool writable);
 void clear_buffers();
@@ -75,12 +72,18 @@ uint8_t* shared_pointer(uint32_t address, size_t bytes, size_t align, const char
 void access_shared(uint32_t address, size_t bytes, bool write, void* code);
 void start_copy(uint32_t address, size_t bytes, void* code);  // until it lands, nobody may touch the bytes
 void land_copy(uint32_t address, const uint8_t* data, size_t bytes, bool by_engine);
-void copy_has_landed(Clock& clock);  // the engine's time moves on, and those who acquire the clock have seen it
-void read_by_tensor_cores(uint32_t address, size_t bytes, unsigned first_thread, uint32_t group, void* code);
-void tensor_core_has_done(unsigned warp, uint32_t groups);
+void read_by_tensor_cores(const std::vector<uint32_t>& addresses, size_t bytes_at_each, unsigned first_thread,
+                          uint32_t group, void* code);
+
+// ---- order.cpp: which accesses are ordered; all but checks_order() do nothing where nothing is checked
+using Clock = std::vector<uint32_t>;  // a time for each thread of the block, its copy engine and its tensor cores
 bool checks_order();
+void release(Clock& clock, unsigned thread);
+void acquire(const Clock& clock, unsigned thread);
+void copy_has_landed(Clock& clock);  // the engine's time moves on, and those who acquire the clock have seen it
+void tensor_core_has_done(unsigned warp, uint32_t groups);
 uint32_t now(unsigned thread);
-uint32_t last_seen(unsigned thread);  // its time up to which the running thread is ordered after it
+uint32_t last_seen(unsigned thread);  // its time up to which the running thread is ordered after it; if checks_order()
 bool fenced(unsigned thread, uint32_t written, uint32_t seen);  // towards the asynchronous proxy
 
 // ---- instructions.cpp, sm90.cpp, wgmma.cpp: the state that instructions keep for a block

@@ -69,8 +69,8 @@ std::vector<uint8_t> operand(uint64_t descriptor, unsigned element_bytes, bool m
     Chunk chunk{address, {}};
     memcpy(chunk.data, shared_pointer(address, 16, 16, "wgmma", code), 16);
     operation.chunks.push_back(chunk);
-    read_by_tensor_cores(address, 16, operation.first, operation.group + 1, code);
   }
+  read_by_tensor_cores(chunks, 16, operation.first, operation.group + 1, code);
   return values;
 }
 
