@@ -15,6 +15,7 @@ enum Fault {
   kNoEmptyWait,          // a stage is filled again while it is read
   kWrongParity,          // the producer waits for a stage that nobody has used yet
   kEarlyRelease,         // a stage is given back before its products are waited for
+  kEarlyReleaseByAWarp,  // by one warp of the four
   kNoReleaseByAWarp,     // a stage is never given back
   kNoInitBarrier,        // mbarriers are used before they are made
   kNoInitFence,          // copies signal mbarriers that they may not see
@@ -102,9 +103,10 @@ __global__ void __launch_bounds__(kThreads) gemm_sm90_kernel(const __grid_consta
     if (!has(p, kNoProductCommit)) wgmma_commit();
     if (has(p, kReadBeforeWait) && d[3] == Sum<T>(7)) return;
     if (has(p, kWriteBeforeWait)) d[3] = 0;
-    if (has(p, kEarlyRelease) && lane == 0) mbarrier_arrive(empty + 8 * stage);
+    const bool early = has(p, kEarlyRelease) || (has(p, kEarlyReleaseByAWarp) && warp == 3);
+    if (early && lane == 0) mbarrier_arrive(empty + 8 * stage);
     if (!has(p, kNoProductWait)) wgmma_wait<0>(d);
-    if (!has(p, kEarlyRelease) && !(has(p, kNoReleaseByAWarp) && warp == 3) && lane == 0) {
+    if (!early && !(has(p, kNoReleaseByAWarp) && warp == 3) && lane == 0) {
       mbarrier_arrive(empty + 8 * stage);  // after the wait: the tensor cores read the stage until then
     }
   }

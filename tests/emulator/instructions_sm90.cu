@@ -11,10 +11,20 @@ using namespace fasttx;
 namespace {
 enum Fault {
   kNone,
-  kNoProxyFence,       // wgmma reads what a thread wrote, without fence.proxy.async
+  // of mbarriers
+  kOneArrivalTooMany,
+  kNoMbarrierWait,  // a buffer is read before it is written
+  kInitTwice,
+  // of wgmma
+  kNoProxyFence,       // it reads what a thread wrote, without fence.proxy.async
   kProxyFenceTooLate,  // the fence follows the barrier
-  kOneArrivalTooMany,  // a thread arrives twice at an mbarrier
-  kNoMbarrierWait,     // a buffer is read before it is written
+  kOperandInTile,      // an operand begins within a tile of the swizzle
+  kOtherSwizzle,       // a descriptor that names another one
+  kBaseOffset,         // or a base offset
+  kOperandsDiffer,     // between threads of the warpgroup
+  kWarpExits,          // a warp of the four has ended
+  kThreeWarps,         // or never was
+  kTooMuchShared,      // more shared memory than a block can have
 };
 
 struct Params {
@@ -32,6 +42,7 @@ __global__ void mbarrier_kernel(const __grid_constant__ Params p) {
   const uint32_t full = shared_address(barriers), empty = full + 8;
   if (threadIdx.x == 0) {
     mbarrier_init(full, 32);
+    if (has(p, kInitTwice)) mbarrier_init(full, 32);
     mbarrier_init(empty, 32);
   }
   __syncthreads();
@@ -89,7 +100,12 @@ __global__ void wgmma_kernel(const __grid_constant__ Params p) {
   wgmma_fence(d);
 #pragma unroll
   for (int k = 0; k < kTileRow / 32; k++) {
-    wgmma<T, kTransposedB>(d, wgmma_descriptor(a + 32 * k), wgmma_descriptor(b + kNextB * k), k > 0);
+    uint64_t of_a = wgmma_descriptor(a + 32 * k + (has(p, kOperandInTile) ? 128 : 0));
+    if (has(p, kOtherSwizzle)) of_a ^= uint64_t{3} << 62;
+    if (has(p, kBaseOffset)) of_a |= uint64_t{1} << 49;
+    if (has(p, kOperandsDiffer) && threadIdx.x == 77) of_a += 2;
+    if (has(p, kWarpExits) && threadIdx.x / 32 == 2) return;
+    wgmma<T, kTransposedB>(d, of_a, wgmma_descriptor(b + kNextB * k), k > 0);
   }
   wgmma_commit();
   wgmma_wait<0>(d);
@@ -127,6 +143,7 @@ FTX_EXPORT const char* run_wgmma(uint32_t* d, const uint32_t* a, const uint32_t*
     auto* kernel = type == 2   ? wgmma_kernel<int8_t, false>
                    : type == 1 ? (transposed_b ? wgmma_kernel<__nv_bfloat16, true> : wgmma_kernel<__nv_bfloat16, false>)
                                : (transposed_b ? wgmma_kernel<__half, true> : wgmma_kernel<__half, false>);
-    start(kernel, 128, Params{d, a, b, 0, fault}, 2 * kTileBytes);
+    const size_t shared_bytes = fault == kTooMuchShared ? 228 << 10 : 2 * kTileBytes;
+    start(kernel, fault == kThreeWarps ? 96 : 128, Params{d, a, b, 0, fault}, shared_bytes);
   });
 }

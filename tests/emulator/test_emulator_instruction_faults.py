@@ -39,6 +39,7 @@ REPORTS = {
         "NoEmptyWait": rf"mbarrier.arrive: more arrivals than the 1 of the phase|{RACE_OR_FLIGHT}",
         "WrongParity": r"deadlock: .*lacks 1 arrivals and 0 bytes",
         "EarlyRelease": r"race: write to dynamic shared memory\+\d+, unordered with a wgmma of warp 0",
+        "EarlyReleaseByAWarp": r"race: write to dynamic shared memory\+\d+, unordered with a wgmma of warp 0",
         "NoReleaseByAWarp": r"deadlock: .*in a phase of parity 0, lacks 1 arrivals and 0 bytes",
         "NoInitBarrier": r"there is no mbarrier at 0x[0-9a-f]+|race: read of dynamic",
         "NoInitFence": r"TMA load: no fence between the init of its mbarrier, by thread 0, and this copy at tma",
@@ -55,10 +56,18 @@ REPORTS = {
         "UnsolicitedBox": r"block \(\d,\d,0\) ends with TMA loads that nobody has waited for",
     },
     "instructions_sm90": {
-        "NoProxyFence": r"wgmma reads dynamic .*written by thread \d+ without fence.proxy.async in between at wgmma",
-        "ProxyFenceTooLate": r"wgmma reads dynamic .*written by thread \d+ without fence.proxy.async in between",
         "OneArrivalTooMany": r"race: (read of|write to) shared memory|read of uninit|more arrivals than the 32",
         "NoMbarrierWait": r"race: (read of|write to) shared memory|read of uninitialised shared memory",
+        "InitTwice": r"mbarrier.init: there is an mbarrier at 0x[0-9a-f]+ already at mbarrier",
+        "NoProxyFence": r"wgmma reads dynamic .*written by thread \d+ without fence.proxy.async in between at wgmma",
+        "ProxyFenceTooLate": r"wgmma reads dynamic .*written by thread \d+ without fence.proxy.async in between",
+        "OperandInTile": r"wgmma: an operand at 0x\w+ does not begin in the first row of a tile of 1024 bytes",
+        "OtherSwizzle": r"wgmma: the emulator knows the 128-byte swizzle only",
+        "BaseOffset": r"wgmma: the emulator knows no base offset",
+        "OperandsDiffer": r"wgmma: threads 0 and 77 of the warpgroup gave different operands",
+        "WarpExits": r"exited while its warpgroup waits for it in wgmma|wgmma.mma_async: thread \d+ .* has exited",
+        "ThreeWarps": r"wgmma.mma_async: a warpgroup is four whole warps",
+        "TooMuchShared": r"invalid launch: .* 233472 bytes of dynamic shared memory",
     },
 }
 FAULTS = {
@@ -95,7 +104,7 @@ def instruction(fault: str, seed: int) -> str:
     library, emulator = instruction_library.for_emulator("race", "instructions_sm90")
     emulator.configure(seed)
     number = FAULTS["instructions_sm90"].index(fault)
-    if "Fence" in fault:
+    if fault not in ("OneArrivalTooMany", "NoMbarrierWait", "InitTwice"):
         _, _, tiles = instruction_cases.wgmma_operands(torch.float16, False)
         return library.call("run_wgmma", torch.zeros(128, 32), tiles, 0, 0, number)
     rows = torch.zeros(4, 32, dtype=torch.int32)
@@ -120,6 +129,44 @@ def test_what_shows_without_hooks(kernel: str, fault: str) -> None:
         report, right = product("plain", kernel, fault, seed)
         expected = WITHOUT_HOOKS[kernel][fault]
         assert not right and (report == "" if expected is None else expected in report), f"seed {seed}: {report}"
+
+
+@pytest.mark.parametrize(
+    "first, shift, report",
+    [
+        (1, 0, r"cp.async: 0x\w+ is no multiple of 16"),
+        (0, -20, r"cp.async: -\d+ of 16 bytes"),
+    ],
+)
+def test_what_cp_async_refuses(first, shift, report) -> None:
+    library, _ = instruction_library.for_emulator("race", "instructions_sm80")
+    data, out = torch.zeros(1100, dtype=torch.uint8), torch.zeros(32, 8, dtype=torch.int32)
+    aligned = -data.data_ptr() % 16
+    assert re.search(report, library.call("run_cp_async", out, {"a": data[aligned + first :]}, shift))
+
+
+@pytest.mark.parametrize(
+    "first, rows, columns, stride, report",
+    [
+        (2, 64, 64, 64, r"tensor map: 0x\w+ is no multiple of 16"),
+        (0, 64, 64, 68, r"tensor map: rows 136 bytes apart"),
+        (0, 0, 64, 64, r"tensor map: a size of 0"),
+    ],
+)
+def test_what_a_tensor_map_refuses(first, rows, columns, stride, report) -> None:
+    library, _ = instruction_library.for_emulator("plain", "instructions_sm90")
+    data, out = torch.zeros(20000, dtype=torch.uint8), torch.zeros(64, 32, dtype=torch.int32)
+    aligned = -data.data_ptr() % 16
+    numbers = (2, rows, columns, stride, 0, 0)
+    assert re.search(report, library.call("run_tma", out, {"a": data[aligned + first :]}, *numbers))
+
+
+def test_a_box_reads_the_matrix_alone() -> None:
+    """What a tensor map says to exist, and the tensor has not."""
+    library, _ = instruction_library.for_emulator("race", "instructions_sm90")
+    data, out = torch.zeros(60, 64, dtype=torch.int16), torch.zeros(64, 32, dtype=torch.int32)
+    report = library.call("run_tma", out, {"a": data}, 2, 61, 64, 64, 0, 0)
+    assert re.search(r"out of bounds: read of 2 bytes at a\+7680, a buffer of 7680 bytes at tma", report)
 
 
 def test_a_report_names_the_wrapper_and_the_line_of_the_kernel() -> None:
