@@ -69,7 +69,7 @@ template <class T, bool kTransposedB>
 __global__ void __launch_bounds__(kThreads) gemm_sm90_kernel(const __grid_constant__ Params p) {
   FTX_DYNAMIC_SHARED(memory, 1024);
   constexpr int kDepth = kTileRow / sizeof(T), kSteps = kTileRow / 32;
-  // 32 bytes of k: within a row of tiles of k, and 2 or 4 tiles of 8 k further where b is stored as (k x n)
+  // the next 32 bytes of k: in the same row, or two tiles of 8 k further where b is stored as (k x n)
   constexpr int kNextB = kTransposedB ? 2 * 1024 : 32;
   const uint32_t shared = shared_address(memory), full = shared + kStages * kStageBytes, empty = full + kStages * 8;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
