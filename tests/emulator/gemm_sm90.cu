@@ -29,7 +29,8 @@ enum Fault {
   kProductInThreeWarps,  // a warp is not there
   kSharedOutOfBounds,    // a box behind the last stage
   kStoreColumns,         // columns of out that do not exist are stored
-  kUnsolicitedBox,       // a copy that nobody waits for
+  kUnsolicitedBox,       // a copy that nobody expects
+  kUnreadBox,            // a copy that nobody waits for
 };
 
 constexpr int kConsumers = 128, kThreads = kConsumers + 32, kStages = 4;
@@ -58,9 +59,10 @@ FTX_DEVICE void produce(const Params& p, uint32_t shared, uint32_t full, uint32_
       tma_load(tile + kTileBytes, p.b, full + 8 * stage, n0, k0);
     }
   }
-  if (has(p, kUnsolicitedBox)) {
+  if (has(p, kUnsolicitedBox) || has(p, kUnreadBox)) {
     const int stage = steps % kStages;
     mbarrier_wait(empty + 8 * stage, (steps / kStages + 1) % 2);
+    if (has(p, kUnreadBox)) mbarrier_arrive_expect_tx(full + 8 * stage, kTileBytes);
     tma_load(shared + stage * kStageBytes, p.a, full + 8 * stage, m0, 0);
   }
 }

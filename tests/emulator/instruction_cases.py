@@ -67,7 +67,7 @@ def check_ldmatrix(library: Library, transposed: bool) -> None:
 def check_cp_async(library: Library, shift: int) -> None:
     data = torch.randint(1, 256, (2, 32, 16), dtype=torch.uint8)
     out = torch.full((32, 2, 16), 255, dtype=torch.uint8, device=library.device)
-    library.run("run_cp_async", out, {"a": data.to(library.device)}, shift)
+    library.run("run_cp_async", out, {"a": data.to(library.device)}, shift, 0)
     valid = (torch.arange(32) + torch.tensor([[0], [shift]])) % 17
     expected = torch.where(torch.arange(16) < valid[..., None], data, 0)
     assert torch.equal(out.cpu(), expected.transpose(0, 1))

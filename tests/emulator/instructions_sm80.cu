@@ -8,11 +8,16 @@
 using namespace fasttx;
 
 namespace {
+enum Fault {
+  kNone,
+  kReadBeforeWait,  // bytes that held something else before, while a copy to them is under way
+};
+
 struct Params {
   uint32_t* out;
   const uint32_t* a;
   const uint32_t* b;
-  int shift;
+  int shift, fault;
 };
 
 // out (lane, 4) = a (lane, 4) times b (lane, 2) plus what out held
@@ -50,6 +55,7 @@ __global__ void ldmatrix_kernel(const __grid_constant__ Params p) {
 __global__ void cp_async_kernel(const __grid_constant__ Params p) {
   FTX_SHARED(Rows, rows, 2);
   const int lane = threadIdx.x;
+  if (has(p, kReadBeforeWait)) rows[1].words[lane * 4] = 5;
   for (int group = 0; group < 2; group++) {
     const uint32_t* from = p.a + (group * 32 + lane) * 4;
     cp_async(shared_address(&rows[group]) + 16 * lane, from, (lane + group * p.shift) % 17);
@@ -57,8 +63,9 @@ __global__ void cp_async_kernel(const __grid_constant__ Params p) {
   }
   cp_async_wait<1>();
   for (int i = 0; i < 4; i++) p.out[lane * 8 + i] = rows[0].words[lane * 4 + i];
-  cp_async_wait<0>();
+  if (!has(p, kReadBeforeWait)) cp_async_wait<0>();
   for (int i = 0; i < 4; i++) p.out[lane * 8 + 4 + i] = rows[1].words[lane * 4 + i];
+  cp_async_wait<0>();
 }
 
 void start(void (*kernel)(Params), const Params& p) {
@@ -72,15 +79,15 @@ FTX_EXPORT const char* run_mma(uint32_t* d, const uint32_t* a, const uint32_t* b
     start(type == 0   ? mma_kernel<__half>
           : type == 1 ? mma_kernel<__nv_bfloat16>
                       : mma_kernel<int8_t>,
-          Params{d, a, b, 0});
+          Params{d, a, b, 0, 0});
   });
 }
 
 FTX_EXPORT const char* run_ldmatrix(uint32_t* out, const uint32_t* a, int transposed) {
   return reported(
-      [&] { start(transposed ? ldmatrix_kernel<true> : ldmatrix_kernel<false>, Params{out, a, nullptr, 0}); });
+      [&] { start(transposed ? ldmatrix_kernel<true> : ldmatrix_kernel<false>, Params{out, a, nullptr, 0, 0}); });
 }
 
-FTX_EXPORT const char* run_cp_async(uint32_t* out, const uint32_t* a, int shift) {
-  return reported([&] { start(cp_async_kernel, Params{out, a, nullptr, shift}); });
+FTX_EXPORT const char* run_cp_async(uint32_t* out, const uint32_t* a, int shift, int fault) {
+  return reported([&] { start(cp_async_kernel, Params{out, a, nullptr, shift, fault}); });
 }

@@ -15,6 +15,7 @@ enum Fault {
   kOneArrivalTooMany,
   kNoMbarrierWait,  // a buffer is read before it is written
   kInitTwice,
+  kInitBehindShuffle,  // lanes use an mbarrier that they have met, but that nothing orders before them
   // of wgmma
   kNoProxyFence,       // it reads what a thread wrote, without fence.proxy.async
   kProxyFenceTooLate,  // the fence follows the barrier
@@ -45,7 +46,12 @@ __global__ void mbarrier_kernel(const __grid_constant__ Params p) {
     if (has(p, kInitTwice)) mbarrier_init(full, 32);
     mbarrier_init(empty, 32);
   }
-  __syncthreads();
+  if (has(p, kInitBehindShuffle)) {
+    if (threadIdx.x >= 32) return;
+    __shfl_sync(0xffffffffu, 0, 0);
+  } else {
+    __syncthreads();
+  }
   for (int i = 0; i < p.n; i++) {
     if (threadIdx.x < 32) {
       mbarrier_wait(empty, (i + 1) % 2);
