@@ -15,6 +15,7 @@ enum Fault {
   kOneArrivalTooMany,
   kNoMbarrierWait,  // a buffer is read before it is written
   kInitTwice,
+  kPhaseBefore,        // a wait for the phase that has ended, while the next is under way
   kInitBehindShuffle,  // lanes use an mbarrier that they have met, but that nothing orders before them
   // of wgmma
   kNoProxyFence,       // it reads what a thread wrote, without fence.proxy.async
@@ -51,6 +52,13 @@ __global__ void mbarrier_kernel(const __grid_constant__ Params p) {
     __shfl_sync(0xffffffffu, 0, 0);
   } else {
     __syncthreads();
+  }
+  if (has(p, kPhaseBefore)) {
+    if (threadIdx.x == 0) row[0] = 1;
+    if (threadIdx.x == 0) mbarrier_arrive(full);
+    if (threadIdx.x == 32) mbarrier_wait(full, 1);
+    if (threadIdx.x == 32) p.out[0] = row[0];
+    return;
   }
   for (int i = 0; i < p.n; i++) {
     if (threadIdx.x < 32) {

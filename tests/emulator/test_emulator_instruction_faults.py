@@ -60,6 +60,7 @@ REPORTS = {
         "OneArrivalTooMany": r"race: (read of|write to) shared memory|read of uninit|more arrivals than the 32",
         "NoMbarrierWait": r"race: (read of|write to) shared memory|read of uninitialised shared memory",
         "InitTwice": r"mbarrier.init: there is an mbarrier at 0x[0-9a-f]+ already at mbarrier",
+        "PhaseBefore": r"race: (read of|write to) shared memory\+0, unordered|read of uninitialised shared memory\+0",
         "InitBehindShuffle": r"race: read of shared memory\+\d, unordered with thread 0 .* at mbarrier",
         "NoProxyFence": r"wgmma reads dynamic .*written by thread \d+ without fence.proxy.async in between at wgmma",
         "ProxyFenceTooLate": r"wgmma reads dynamic .*written by thread \d+ without fence.proxy.async in between",

@@ -8,11 +8,6 @@
 namespace emu {
 namespace {
 
-struct Waiter {
-  unsigned thread;
-  bool parity;
-};
-
 struct Mbarrier {
   uint32_t address = 0, arrivals = 0, pending = 0;
   int64_t bytes = 0;  // expected and not yet here; negative where data came before the word of them
@@ -21,7 +16,7 @@ struct Mbarrier {
   unsigned init_thread = 0;
   uint32_t init_time = 0;
   bool landed = false, unseen = false;  // a copy in this phase; one in an ended phase that nobody has waited for
-  std::vector<Waiter> waiting;
+  std::vector<unsigned> waiting;        // threads, for the end of the current phase
 };
 
 struct Chunk {
@@ -57,14 +52,10 @@ void end_phase_if_complete(Mbarrier& b) {
   } else {
     for (size_t i = 0; i < b.arriving.size(); i++) b.completed[i] = std::max(b.completed[i], b.arriving[i]);
   }
-  for (const Waiter& w : std::exchange(b.waiting, {})) {
-    if (w.parity == b.phase) {
-      b.waiting.push_back(w);
-    } else {
-      b.unseen = false;
-      acquire(b.completed, w.thread);
-      make_ready(w.thread);
-    }
+  for (unsigned thread : std::exchange(b.waiting, {})) {
+    b.unseen = false;
+    acquire(b.completed, thread);
+    make_ready(thread);
   }
 }
 }  // namespace
@@ -99,12 +90,11 @@ void mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes) {
 
 void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   Mbarrier& b = barrier_at(barrier, "mbarrier.try_wait", __builtin_return_address(0));
-  bool wanted = parity & 1;
-  if (b.phase != wanted) {
+  if (b.phase != (parity & 1)) {
     b.unseen = false;
     return acquire(b.completed, running->thread);
   }
-  b.waiting.push_back({running->thread, wanted});
+  b.waiting.push_back(running->thread);
   wait_in("mbarrier.try_wait");
 }
 
