@@ -28,6 +28,7 @@ enum Fault {
   kWriteBeforeWait,      // or written
   kProductInThreeWarps,  // a warp is not there
   kSharedOutOfBounds,    // a box behind the last stage
+  kSharedMisaligned,     // a box at a multiple of 64 bytes
   kStoreColumns,         // columns of out that do not exist are stored
   kUnsolicitedBox,       // a copy that nobody expects
   kUnreadBox,            // a copy that nobody waits for
@@ -48,7 +49,9 @@ FTX_DEVICE void produce(const Params& p, uint32_t shared, uint32_t full, uint32_
   const int m0 = blockIdx.y * kTile, n0 = blockIdx.x * kTile;
   for (int step = 0; step < steps; step++) {
     const int stage = step % kStages, round = step / kStages, k0 = step * kDepth;
-    const uint32_t tile = shared + (stage + (has(p, kSharedOutOfBounds) ? 1 : 0)) * kStageBytes;
+    uint32_t tile = shared + stage * kStageBytes;
+    if (has(p, kSharedOutOfBounds)) tile += kStageBytes;
+    if (has(p, kSharedMisaligned)) tile += 64;
     if (!has(p, kNoEmptyWait)) mbarrier_wait(empty + 8 * stage, (round + (has(p, kWrongParity) ? 0 : 1)) % 2);
     const int wrong = has(p, kTooFewBytes) ? -16 : has(p, kTooManyBytes) ? 16 : 0;
     mbarrier_arrive_expect_tx(full + 8 * stage, kStageBytes + wrong);

@@ -52,6 +52,7 @@ REPORTS = {
         "WriteBeforeWait": r"write of an accumulator that a wgmma in flight holds at gemm_sm90",
         "ProductInThreeWarps": r"deadlock: .*warp 0 lanes ffffffff: wgmma.mma_async; warp 1",
         "SharedOutOfBounds": r"out of bounds: TMA load of 8192 bytes at dynamic shared memory\+\d+, an array of \d+",
+        "SharedMisaligned": r"TMA load: address 0x\w+ of shared memory is no multiple of 128 at tma",
         "StoreColumns": r"out of bounds: write of 4 bytes at out\+\d+|race: write to out\+\d+, which block \d wrote",
         "UnsolicitedBox": r"block \(\d,\d,0\) ends with TMA loads that nobody has waited for",
         "UnreadBox": r"block \(\d,\d,0\) ends with TMA loads that nobody has waited for",
