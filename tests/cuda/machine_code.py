@@ -39,7 +39,8 @@ def kernels(source: Path, arch: str) -> list[Kernel]:
     """Every instantiation in a file of kernels."""
     toolkit, program = cuda_build.find_toolkit(), cuobjdump()
     assert toolkit is not None and program is not None
-    headers = sorted(p for p in cuda_build.CSRC.rglob("*") if p.suffix in (".h", ".cuh"))
+    folders = (cuda_build.CSRC, source.parent)
+    headers = sorted({p for folder in folders for p in folder.rglob("*") if p.suffix in (".h", ".cuh")})
     command = [*cuda_build.kernel_command(toolkit, source, [arch]), "-cubin"]
     cubin = cuda_build.made_once(command, [source, *headers], FOLDER, f"{source.stem}.cubin")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import subprocess
 import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,14 +67,14 @@ def _flags(*more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _inputs(source: Path) -> list[Path]:
+def inputs(source: Path) -> list[Path]:
     """The source and every header of ours: a superset of what it includes."""
     headers = [p for folder in (ROOT / "csrc", HERE) for p in folder.rglob("*") if p.suffix in (".h", ".cuh")]
     return [source, HERE / "include" / "nv" / "target", *sorted(headers)]
 
 
 def _object(source: Path, flags: list[str]) -> Path:
-    return made_once([str(compiler()), *flags, "-c", str(source)], _inputs(source), CACHE, f"{source.stem}.o")
+    return made_once([str(compiler()), *flags, "-c", str(source)], inputs(source), CACHE, f"{source.stem}.o")
 
 
 def build_library(variant: str, sources: Sequence[Path], bindings: bool) -> Path:
@@ -99,6 +100,15 @@ def build_library(variant: str, sources: Sequence[Path], bindings: bool) -> Path
             objects = list(pool.map(lambda job: _object(*job), jobs))
         link = [str(compiler()), *everywhere, "-shared", *map(str, objects), "-ldl"]
         return made_once(link, objects, CACHE, f"{variant}.so")
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """Of a process that loads the variant "asan"."""
+    libraries = [
+        subprocess.run([str(compiler()), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    return os.environ | {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 def build_module(variant: str) -> Path:

@@ -155,16 +155,8 @@ def test_a_broken_kernel_is_reported(race, name, tmp_path, monkeypatch):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("variant", ["race", "asan"])
 def test_the_tests_of_the_ops_pass_in_every_variant(variant):
-    environment = os.environ | {"FASTTX_EMULATOR": variant}
-    if variant == "asan":
-        libraries = [
-            subprocess.run([str(host_build.compiler()), f"-print-file-name={name}"], capture_output=True, text=True)
-            for name in ("libasan.so", "libstdc++.so")
-        ]
-        environment |= {
-            "LD_PRELOAD": " ".join(library.stdout.strip() for library in libraries),
-            "ASAN_OPTIONS": "detect_leaks=0",
-        }
+    environment = host_build.sanitizer_environment() if variant == "asan" else dict(os.environ)
+    environment["FASTTX_EMULATOR"] = variant
     tests = ["tests/test_ops.py", "tests/ops/test_softmax.py"]
     chosen = "cuda and not 65536 and not 262144"  # their hooks take minutes, and other lengths have the same paths
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *tests, "-k", chosen]

@@ -13,6 +13,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cuda_emulator_instructions.h"
+
 #undef __global__
 #undef __device__
 #undef __host__
@@ -21,6 +23,7 @@
 #undef __forceinline__
 #undef __noinline__
 #undef __align__
+#undef __grid_constant__
 #define __global__
 #define __device__
 #define __host__
@@ -28,6 +31,7 @@
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __align__(n) __attribute__((aligned(n)))
+#define __grid_constant__
 // A plain static would be neither poisoned nor watched: shared memory is declared by FTX_SHARED (csrc/arch/launch.h).
 #define __shared__ static_assert(false, "declare shared memory by FTX_SHARED");
 
@@ -37,7 +41,7 @@ extern uint3 thread_index, block_index;
 extern dim3 grid_size, block_size;
 
 // Runs body(argument) for every thread of every block; throws std::runtime_error with a report on any violation.
-void launch(const char* name, dim3 grid, dim3 block, void (*body)(void*), void* argument);
+void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument);
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 unsigned lane();
@@ -47,13 +51,15 @@ using Exchange = void (*)(void** slots, unsigned mask);
 void collective(const char* name, unsigned mask, void* slot, Exchange exchange, bool orders_memory);
 // Shared memory of this block for `key`, poisoned at its first use; one address for all threads.
 void* shared_array(const void* key, size_t bytes, size_t align);
+void* dynamic_shared(size_t align);      // what the launch asked for, aligned as said and no better
+uint32_t shared_address(const void* p);  // as instructions take it
 // In a kernel compiled with hooks (hooks.cpp): an atomic access to watch, and that the module is compiled so.
 void hook_atomic(const void* p, size_t bytes);
 void hooks_present(const void* address_in_module);
 
 template <class Kernel>
-void launch_kernel(const char* name, dim3 grid, dim3 block, Kernel& kernel) {
-  launch(name, grid, block, [](void* p) { (*static_cast<Kernel*>(p))(); }, &kernel);
+void launch_kernel(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Kernel& kernel) {
+  launch(name, grid, block, shared_bytes, [](void* p) { (*static_cast<Kernel*>(p))(); }, &kernel);
 }
 
 template <class T>

@@ -1,9 +1,4 @@
-// Memory: the block's shared memory, the extents of the caller's buffers, and a happens-before relation over single
-// bytes.
-//
-// Vector clocks (Flanagan and Freund, "FastTrack", 2009): a thread's clock holds the latest time of every other thread
-// that is ordered before it. A barrier joins the clocks of all its threads; __syncwarp those of its lanes; shuffles
-// join none.
+// Memory: the block's shared memory, the extents of the caller's buffers, and where each access lies.
 #include <dlfcn.h>
 #include <link.h>
 #include <sys/mman.h>
@@ -12,27 +7,11 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "state.h"
+#include "order.h"
 
 namespace emu {
 namespace {
-constexpr uint16_t kNobody = 0xffff;
 constexpr size_t kRedZone = 32;  // between two shared arrays
-
-// What is known of one byte. Two readers of different warps stand for all: a write is held against both.
-struct Byte {
-  uint32_t write_time = 0, read_time[2] = {0, 0}, write_block = 0, read_block = 0;
-  uint16_t writer = kNobody, reader[2] = {kNobody, kNobody};
-  bool written = false, by_atomic = false;
-};
-
-struct Extent {
-  uintptr_t low, high;
-  std::string name;
-  bool writable;
-  std::vector<Byte> bytes;
-  bool holds(uintptr_t a, size_t n) const { return a >= low && a + n <= high; }
-};
 
 struct Shared {
   const void* key;
@@ -44,92 +23,55 @@ size_t arena_used = 0;
 std::vector<Shared> shared;
 std::vector<Extent> buffers;
 std::vector<std::pair<uintptr_t, uintptr_t>> modules;  // globals and literals of the kernels' own module
-std::vector<Clock> clocks;
-bool hooks = false, racing = false;
+bool hooks = false;
+const char dynamic_key = 0;
+size_t dynamic_bytes = 0;
 
 uintptr_t number(const void* p) {
   return reinterpret_cast<uintptr_t>(p);
 }
 
-bool ordered(uint16_t thread, uint32_t time) {  // before what the running thread does now
-  return thread == kNobody || thread == running->thread || time <= clocks[running->thread][thread];
-}
-
-std::string source_line(void* code) {
-  Dl_info info;
-  if (code == nullptr || dladdr(code, &info) == 0 || info.dli_fname == nullptr) return "";
-  char command[1024], line[512] = "";
-  snprintf(command, sizeof command, "addr2line -s -e '%s' 0x%zx 2>/dev/null", info.dli_fname,
-           static_cast<size_t>(number(code) - number(info.dli_fbase) - 1));
-  if (FILE* pipe = popen(command, "r")) {
-    if (fgets(line, sizeof line, pipe) == nullptr) line[0] = 0;
-    pclose(pipe);
+// The array that holds these bytes of shared memory; fails where none does.
+Extent& shared_extent(uint32_t address, size_t n, const char* what, void* code) {
+  uintptr_t a = number(arena) + address;
+  Extent* nearest = nullptr;
+  for (Shared& s : shared) {
+    if (s.extent.holds(a, n)) return s.extent;
+    if (nearest == nullptr || (s.extent.low <= a && s.extent.low > nearest->low)) nearest = &s.extent;
   }
-  line[strcspn(line, "\n")] = 0;
-  return std::string(" at ") + line;
-}
-
-void check_byte(Byte& byte, bool write, bool is_atomic, bool is_shared, const Extent& extent, size_t offset,
-                void* code) {
-  const char* what = write ? "write to" : "read of";
-  bool both_atomic = is_atomic && byte.by_atomic;
-  auto unordered = [&](uint16_t other) {
-    fail("race: %s %s+%zu, unordered with thread %u [warp %u lane %u]%s", what, extent.name.c_str(), offset, other,
-         other / 32, other % 32, source_line(code).c_str());
-  };
-  if (is_shared && !write && !byte.written) {
-    fail("read of uninitialised %s+%zu%s", extent.name.c_str(), offset, source_line(code).c_str());
-  }
-  auto of_another_block = [&](const char* did, uint32_t block) {
-    fail("race: %s %s+%zu, which block %u %s%s", what, extent.name.c_str(), offset, block, did,
-         source_line(code).c_str());
-  };
-  uint32_t block = is_shared ? 0 : block_number;  // shared memory is new in each block
-  if (byte.written && !both_atomic) {
-    if (byte.write_block != block) of_another_block("wrote", byte.write_block);
-    if (!ordered(byte.writer, byte.write_time)) unordered(byte.writer);
-  }
-  uint16_t thread = static_cast<uint16_t>(running->thread);
-  uint32_t now = clocks[thread][thread];
-  if (write) {
-    for (int i = 0; i < 2; i++) {
-      if (byte.reader[i] == kNobody) continue;
-      if (byte.read_block != block) of_another_block("read", byte.read_block);
-      if (!ordered(byte.reader[i], byte.read_time[i])) unordered(byte.reader[i]);
-    }
-    byte = Byte{};
-    byte.writer = thread;
-    byte.write_time = now;
-    byte.write_block = block;
-    byte.written = true;
-    byte.by_atomic = is_atomic;
-    return;
-  }
-  if (byte.read_block != block) byte.reader[0] = byte.reader[1] = kNobody;
-  if (byte.reader[0] != kNobody && byte.reader[0] / 32 != thread / 32) {
-    byte.reader[1] = byte.reader[0];
-    byte.read_time[1] = byte.read_time[0];
-  }
-  byte.reader[0] = thread;
-  byte.read_time[0] = now;
-  byte.read_block = block;
-}
-
-void check_bytes(Extent& extent, uintptr_t a, size_t n, bool write, bool is_atomic, bool is_shared, void* code) {
-  if (!racing) return;
-  for (size_t i = a - extent.low; i < a - extent.low + n; i++) {
-    check_byte(extent.bytes[i], write, is_atomic, is_shared, extent, i, code);
-  }
+  if (nearest == nullptr) fail("out of bounds: %s of %zu bytes, but the block has no shared memory", what, n);
+  fail("out of bounds: %s of %zu bytes at %s%+ld, an array of %zu bytes%s", what, n, nearest->name.c_str(),
+       static_cast<long>(a - nearest->low), static_cast<size_t>(nearest->high - nearest->low),
+       source_line(code).c_str());
 }
 }  // namespace
 
-void memory_of_launch() {
+// " at a.cuh:1, b.cu:2": the line of the access, and those of the functions that it was inlined into.
+std::string source_line(void* code) {
+  Dl_info info;
+  if (code == nullptr || dladdr(code, &info) == 0 || info.dli_fname == nullptr) return "";
+  char command[1024], line[512];
+  snprintf(command, sizeof command, "addr2line -s -i -e '%s' 0x%zx 2>/dev/null", info.dli_fname,
+           static_cast<size_t>(number(code) - number(info.dli_fbase) - 1));
+  std::string lines;
+  if (FILE* pipe = popen(command, "r")) {
+    while (fgets(line, sizeof line, pipe) != nullptr) {
+      line[strcspn(line, " \n")] = 0;
+      lines += (lines.empty() ? " at " : ", ") + std::string(line);
+    }
+    pclose(pipe);
+  }
+  return lines;
+}
+
+void memory_of_launch(size_t shared_bytes) {
+  dynamic_bytes = shared_bytes;
   if (arena == nullptr) {
     void* p = mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) abort();
     arena = static_cast<uint8_t*>(p);
   }
-  racing = hooks && config.race;
+  order_of_launch(hooks && config.race);
   for (Extent& buffer : buffers) std::fill(buffer.bytes.begin(), buffer.bytes.end(), Byte{});
 }
 
@@ -137,44 +79,94 @@ void memory_of_block() {
   __asan_poison_memory_region(arena, kArenaBytes);
   shared.clear();
   arena_used = kRedZone;
-  if (!racing) return;
-  clocks.assign(fibers.size(), Clock(fibers.size(), 0));
-  for (size_t t = 0; t < fibers.size(); t++) clocks[t][t] = 1;
+  order_of_block();
 }
 
-void* shared_array(const void* key, size_t bytes, size_t align) {
-  for (const Shared& s : shared) {
-    if (s.key == key) return reinterpret_cast<void*>(s.extent.low);
-  }
-  size_t start = (arena_used + align - 1) / align * align;
+namespace {
+void* new_array(const void* key, size_t start, size_t bytes, const char* name) {
   arena_used = start + bytes + kRedZone;
   if (arena_used > kArenaBytes) fail("%zu bytes of shared memory exceed what the emulator has", arena_used);
   uint8_t* p = arena + start;
   __asan_unpoison_memory_region(p, bytes);
   if (config.poison) memset(p, 0xff, bytes);
-  shared.push_back({key, {number(p), number(p) + bytes, "shared memory", true, std::vector<Byte>(racing ? bytes : 0)}});
+  shared.push_back({key, {number(p), number(p) + bytes, name, true, std::vector<Byte>(checks_order() ? bytes : 0)}});
   return p;
 }
 
-void release(Clock& clock, unsigned thread) {
-  if (!racing) return;
-  if (clock.empty()) clock.assign(fibers.size(), 0);
-  for (size_t i = 0; i < clock.size(); i++) clock[i] = std::max(clock[i], clocks[thread][i]);
-  clocks[thread][thread]++;
+void* found_array(const void* key) {
+  for (const Shared& s : shared) {
+    if (s.key == key) return reinterpret_cast<void*>(s.extent.low);
+  }
+  return nullptr;
+}
+}  // namespace
+
+void* shared_array(const void* key, size_t bytes, size_t align) {
+  if (void* found = found_array(key)) return found;
+  return new_array(key, (arena_used + align - 1) / align * align, bytes, "shared memory");
 }
 
-void acquire(const Clock& clock, unsigned thread) {
-  if (!racing || clock.empty()) return;
-  for (size_t i = 0; i < clock.size(); i++) clocks[thread][i] = std::max(clocks[thread][i], clock[i]);
+void* dynamic_shared(size_t align) {
+  if (void* found = found_array(&dynamic_key)) return found;
+  size_t start = (arena_used + align - 1) / align * align;
+  if (start % (2 * align) == 0) start += align;
+  return new_array(&dynamic_key, start, dynamic_bytes, "dynamic shared memory");
+}
+
+uint32_t shared_address(const void* p) {
+  if (number(p) - number(arena) >= kArenaBytes) fail("%p is no address of shared memory", p);
+  return static_cast<uint32_t>(number(p) - number(arena));
+}
+
+uint8_t* shared_pointer(uint32_t address, size_t n, size_t align, const char* what, void* code) {
+  shared_extent(address, n, what, code);
+  if (address % align != 0) {
+    fail("%s: address 0x%x of shared memory is no multiple of %zu%s", what, address, align, source_line(code).c_str());
+  }
+  return arena + address;
+}
+
+void access_shared(uint32_t address, size_t n, bool write, void* code) {
+  if (!checks_order()) return;
+  Extent& extent = shared_extent(address, n, write ? "write" : "read", code);
+  check_bytes(extent, number(arena) + address, n, by_this_thread(write, false, true, code));
+}
+
+void start_copy(uint32_t address, size_t n, void* code) {
+  access_shared(address, n, true, code);
+  if (config.poison) memset(arena + address, 0xff, n);
+  if (checks_order()) mark_in_flight(shared_extent(address, n, "copy", code), number(arena) + address, n);
+}
+
+void land_copy(uint32_t address, const uint8_t* data, size_t n, bool by_engine) {
+  memcpy(arena + address, data, n);
+  if (checks_order()) mark_landed(shared_extent(address, n, "copy", nullptr), number(arena) + address, n, by_engine);
+}
+
+void read_by_tensor_cores(const std::vector<uint32_t>& addresses, size_t n, unsigned first, uint32_t group,
+                          void* code) {
+  if (!checks_order()) return;
+  const Clock seen = seen_by_all(first, 128);
+  for (uint32_t address : addresses) {
+    check_operand(shared_extent(address, n, "wgmma", code), number(arena) + address, n, first, group, seen, code);
+  }
 }
 
 void access(const void* p, size_t n, bool write, bool is_atomic, void* code) {
   uintptr_t a = number(p);
-  if (running == nullptr || exchanging || on_a_stack(a)) return;
+  if (running == nullptr || exchanging) return;
   const char* kind = write ? "write" : "read";
+  if (on_a_stack(a)) {
+    if (holds_accumulator(a, n)) {
+      fail("%s of an accumulator that a wgmma in flight holds%s", kind, source_line(code).c_str());
+    }
+    return;
+  }
   if (a - number(arena) < kArenaBytes) {
     for (Shared& s : shared) {
-      if (s.extent.holds(a, n)) return check_bytes(s.extent, a, n, write, is_atomic, true, code);
+      if (!s.extent.holds(a, n)) continue;
+      if (checks_order()) check_bytes(s.extent, a, n, by_this_thread(write, is_atomic, true, code));
+      return;
     }
     fail("out of bounds: %s of %zu bytes between the arrays of shared memory%s", kind, n, source_line(code).c_str());
   }
@@ -184,7 +176,8 @@ void access(const void* p, size_t n, bool write, bool is_atomic, void* code) {
     if (write && !b.writable) {
       fail("write to the read-only buffer %s+%zu%s", b.name.c_str(), a - b.low, source_line(code).c_str());
     }
-    return check_bytes(b, a, n, write, is_atomic, false, code);
+    if (checks_order()) check_bytes(b, a, n, by_this_thread(write, is_atomic, false, code));
+    return;
   }
   for (const auto& [low, high] : modules) {
     if (a >= low && a + n <= high) return;

@@ -25,6 +25,12 @@ struct Collective {
   void* slots[32];
 };
 
+struct Group {  // a function over a warpgroup
+  const char* name;
+  unsigned first, arrived;
+  void* slots[128];
+};
+
 struct Barrier {
   unsigned arrived = 0;
   std::vector<unsigned> waiting;
@@ -34,6 +40,7 @@ struct Barrier {
 std::mutex one_launch;        // everything here is of the process; a launch from a second thread waits
 std::vector<uint32_t> ready;  // a bit for each lane of each warp
 std::vector<std::vector<Collective>> collectives;
+std::vector<Group> groups;
 Barrier block_barrier;
 unsigned alive = 0;
 uint64_t random_state = 0;
@@ -44,13 +51,6 @@ const char* kernel_name = "";
 void (*kernel_body)(void*) = nullptr;
 void* kernel_argument = nullptr;
 
-uint32_t draw() {  // xorshift64 (Marsaglia, 2003)
-  random_state ^= random_state << 13;
-  random_state ^= random_state >> 7;
-  random_state ^= random_state << 17;
-  return static_cast<uint32_t>(random_state >> 16);
-}
-
 unsigned warp_of(unsigned thread) {
   return thread / 32;
 }
@@ -58,11 +58,6 @@ unsigned warp_of(unsigned thread) {
 unsigned lanes_of(unsigned warp) {  // the lanes that exist: the last warp of a block may be partly empty
   size_t left = fibers.size() - warp * 32;
   return left >= 32 ? ~0u : (1u << left) - 1;
-}
-
-void make_ready(unsigned thread) {
-  fibers[thread].state = Fiber::kReady;
-  ready[warp_of(thread)] |= 1u << (thread % 32);
 }
 
 [[noreturn]] void deadlock() {
@@ -84,15 +79,19 @@ void make_ready(unsigned thread) {
       text += line;
     }
   }
-  fail("%s", text.c_str());
+  fail("%s%s", text.c_str(), describe_barriers().c_str());
 }
 
 Fiber* next_fiber() {
+  if (!greedy && draw() % 8 == 0) land_some_copy();
   unsigned warps = ready.size(), warp = running != nullptr ? warp_of(running->thread) : draw() % warps;
   if (ready[warp] == 0 || (!greedy && draw() % 8 == 0)) {
     unsigned start = draw() % warps, i = 0;
     while (i < warps && ready[(start + i) % warps] == 0) i++;
-    if (i == warps) deadlock();
+    if (i == warps) {
+      if (!land_some_copy()) deadlock();
+      return next_fiber();
+    }
     warp = (start + i) % warps;
   }
   unsigned turn = draw() % 32, lanes = ready[warp];
@@ -100,12 +99,6 @@ Fiber* next_fiber() {
   unsigned lane = (__builtin_ctz(turned) + turn) % 32;
   ready[warp] &= ~(1u << lane);
   return &fibers[warp * 32 + lane];
-}
-
-void wait_in(const char* name) {
-  running->state = Fiber::kBlocked;
-  running->waits_in = name;
-  switch_to(next_fiber());
 }
 
 void open_barrier() {
@@ -127,6 +120,11 @@ void run_thread() {
       fail("lane exited while its warp waits for it in %s (mask %08x, arrived %08x)", c.name, c.mask, c.arrived);
     }
   }
+  for (const Group& g : groups) {
+    if (thread - g.first < 128) fail("thread exited while its warpgroup waits for it in %s", g.name);
+  }
+  copies_of_exit();
+  products_of_exit();
   // since Volta a barrier counts the threads that have not exited
   if (block_barrier.arrived != 0 && block_barrier.arrived >= alive) open_barrier();
   switch_to(alive != 0 ? next_fiber() : nullptr, true);
@@ -140,8 +138,12 @@ void run_block(unsigned number) {
   alive = fibers.size();
   ready.assign((fibers.size() + 31) / 32, 0);
   collectives.assign(ready.size(), {});
+  groups.clear();
   block_barrier = {};
   memory_of_block();
+  copies_of_block();
+  barriers_of_block();
+  products_of_block();
   for (unsigned t = 0; t < fibers.size(); t++) {
     fibers[t] = Fiber{};
     fibers[t].thread = t;
@@ -151,8 +153,31 @@ void run_block(unsigned number) {
   }
   switch_to(next_fiber());
   if (failed) throw std::runtime_error(report);
+  barriers_of_block_end();
 }
 }  // namespace
+
+uint32_t draw() {  // xorshift64 (Marsaglia, 2003)
+  random_state ^= random_state << 13;
+  random_state ^= random_state >> 7;
+  random_state ^= random_state << 17;
+  return static_cast<uint32_t>(random_state >> 16);
+}
+
+bool is_greedy() {
+  return greedy;
+}
+
+void make_ready(unsigned thread) {
+  fibers[thread].state = Fiber::kReady;
+  ready[warp_of(thread)] |= 1u << (thread % 32);
+}
+
+void wait_in(const char* name) {
+  running->state = Fiber::kBlocked;
+  running->waits_in = name;
+  switch_to(next_fiber());
+}
 
 std::string where() {
   if (running == nullptr) return "host";
@@ -177,7 +202,7 @@ void fail(const char* format, ...) {
   abort();
 }
 
-void launch(const char* name, dim3 grid, dim3 block, void (*body)(void*), void* argument) {
+void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument) {
   std::lock_guard<std::mutex> alone(one_launch);
   kernel_name = name;
   failed = exchanging = false;
@@ -185,8 +210,9 @@ void launch(const char* name, dim3 grid, dim3 block, void (*body)(void*), void* 
   unsigned threads = block.x * block.y * block.z;
   // limits of the CUDA C++ programming guide, table of technical specifications
   if (threads == 0 || threads > kMaxThreads || block.z > 64 || grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 ||
-      grid.y > 65535 || grid.z == 0 || grid.z > 65535) {
-    fail("invalid launch: grid (%u,%u,%u), block (%u,%u,%u)", grid.x, grid.y, grid.z, block.x, block.y, block.z);
+      grid.y > 65535 || grid.z == 0 || grid.z > 65535 || shared_bytes > kMaxSharedBytes) {
+    fail("invalid launch: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of dynamic shared memory", grid.x, grid.y,
+         grid.z, block.x, block.y, block.z, shared_bytes);
   }
   find_host_stack();
   grid_size = grid;
@@ -196,7 +222,7 @@ void launch(const char* name, dim3 grid, dim3 block, void (*body)(void*), void* 
   random_state = config.seed * 0x9E3779B97F4A7C15ull + 88172645463325252ull;
   greedy = config.seed & 1;
   fibers.resize(threads);
-  memory_of_launch();
+  memory_of_launch(shared_bytes);
   std::vector<unsigned> order(grid.x * grid.y * grid.z);
   for (unsigned i = 0; i < order.size(); i++) order[i] = i;
   for (unsigned i = order.size(); i > 1; i--) std::swap(order[i - 1], order[draw() % i]);
@@ -242,6 +268,25 @@ void collective(const char* name, unsigned mask, void* slot, Exchange exchange, 
     if (!(mask >> i & 1)) continue;
     if (orders_memory) acquire(clock, warp * 32 + i);
     if (i != own) make_ready(warp * 32 + i);
+  }
+}
+
+void warpgroup_collective(const char* name, unsigned first, void* slot, void (*exchange)(void** slots)) {
+  unsigned thread = running->thread;
+  if (first + 128 > fibers.size()) fail("%s: a warpgroup is four whole warps", name);
+  for (unsigned t = first; t < first + 128; t++) {
+    if (fibers[t].state == Fiber::kDone) fail("%s: thread %u of the warpgroup has exited", name, t);
+  }
+  auto mine = std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.first == first; });
+  if (mine == groups.end()) mine = groups.insert(groups.end(), Group{name, first, 0, {}});
+  mine->slots[thread - first] = slot;
+  if (++mine->arrived != 128) return wait_in(name);
+  exchanging = true;
+  exchange(mine->slots);
+  exchanging = false;
+  groups.erase(mine);
+  for (unsigned t = first; t < first + 128; t++) {
+    if (t != thread) make_ready(t);
   }
 }
 

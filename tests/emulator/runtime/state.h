@@ -21,6 +21,7 @@ namespace emu {
 constexpr size_t kMaxThreads = 1024;
 constexpr size_t kStackBytes = EMU_ASAN ? 256 << 10 : 64 << 10;
 constexpr size_t kArenaBytes = 256 << 10;
+constexpr size_t kMaxSharedBytes = 227 << 10;  // of a block, in the largest devices
 
 struct Config {
   uint64_t seed = 1;   // order of threads and of blocks; an odd one lets a warp run until it must wait
@@ -51,15 +52,49 @@ extern std::vector<Fiber> fibers;
 extern unsigned block_number;
 extern bool exchanging;  // a collective is moving values for all its lanes: nobody's own accesses
 std::string where();     // block and thread that runs, in words
+uint32_t draw();         // random bits, from the seed
+bool is_greedy();        // this seed runs a warp until it must wait
+void wait_in(const char* name);
+void make_ready(unsigned thread);
+// As collective(), over the four warps whose first thread is `first`; slots[i] is what thread first + i passed.
+void warpgroup_collective(const char* name, unsigned first, void* slot, void (*exchange)(void** slots));
 
-// ---- memory.cpp: shared memory, extents of buffers, and which accesses are ordered
-using Clock = std::vector<uint32_t>;  // a time for each thread of the block
-void memory_of_launch();
+// ---- memory.cpp: shared memory and the extents of buffers
+void memory_of_launch(size_t shared_bytes);
 void memory_of_block();
-void release(Clock& clock, unsigned thread);
-void acquire(const Clock& clock, unsigned thread);
 void access(const void* p, size_t bytes, bool write, bool is_atomic, void* code);
 void add_buffer(const void* p, size_t bytes, const char* name, bool writable);
 void clear_buffers();
 bool has_hooks();
+std::string source_line(void* code);
+// `what` names the instruction, `code` is the address to which it returns.
+uint8_t* shared_pointer(uint32_t address, size_t bytes, size_t align, const char* what, void* code);
+void access_shared(uint32_t address, size_t bytes, bool write, void* code);
+void start_copy(uint32_t address, size_t bytes, void* code);  // until it lands, nobody may touch the bytes
+void land_copy(uint32_t address, const uint8_t* data, size_t bytes, bool by_engine);
+void read_by_tensor_cores(const std::vector<uint32_t>& addresses, size_t bytes_at_each, unsigned first_thread,
+                          uint32_t group, void* code);
+
+// ---- order.cpp: which accesses are ordered; all but checks_order() do nothing where nothing is checked
+using Clock = std::vector<uint32_t>;  // a time for each thread of the block, its copy engine and its tensor cores
+bool checks_order();
+void release(Clock& clock, unsigned thread);
+void acquire(const Clock& clock, unsigned thread);
+void copy_has_landed(Clock& clock);  // the engine's time moves on, and those who acquire the clock have seen it
+void tensor_core_has_done(unsigned warp, uint32_t groups);
+uint32_t now(unsigned thread);
+uint32_t last_seen(unsigned thread);  // its time up to which the running thread is ordered after it; if checks_order()
+bool fenced(unsigned thread, uint32_t written, uint32_t seen);  // towards the asynchronous proxy
+
+// ---- instructions.cpp, sm90.cpp, wgmma.cpp: the state that instructions keep for a block
+float widened(Element element, uint16_t bits);
+void copies_of_block();
+void copies_of_exit();  // the running thread exits: fails if it leaves something open
+void barriers_of_block();
+void barriers_of_block_end();
+bool land_some_copy();  // of TMA; false where none is under way
+std::string describe_barriers();
+void products_of_block();
+void products_of_exit();
+bool holds_accumulator(uintptr_t address, size_t bytes);  // of the running thread, between wgmma and its wait
 }  // namespace emu

@@ -1,0 +1,41 @@
+// What the wrappers of csrc/arch call in the emulator: one function an instruction. Layouts and rules stand there.
+//
+// Shared memory is addressed by the 32-bit numbers of emu::shared_address. Data of asynchronous copies and products
+// appear at the wait for them; until then their place holds NaN, and an access to it is reported.
+#pragma once
+#include <cstdint>
+
+namespace emu {
+
+enum class Element { kF16, kBF16, kS8 };
+
+// ---- instructions.cpp
+void mma_m16n8k16(Element element, float* d, const uint32_t* a, const uint32_t* b);
+void mma_m16n8k32(int* d, const uint32_t* a, const uint32_t* b);
+void ldmatrix_x4(uint32_t* r, uint32_t row, bool transposed);
+void cp_async(uint32_t shared, const void* global, int valid_bytes);
+void cp_async_commit();
+void cp_async_wait(int groups_left);
+
+// ---- sm90.cpp
+struct TensorMap {
+  const uint8_t* base;
+  uint32_t element_bytes, box_rows;
+  uint64_t rows, columns, row_bytes;
+};
+
+void mbarrier_init(uint32_t barrier, uint32_t arrivals);
+void mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes);
+void mbarrier_wait(uint32_t barrier, uint32_t parity);
+void fence_proxy_async();
+TensorMap make_tensor_map(const void* base, int element_bytes, uint64_t rows, uint64_t columns, uint64_t row_bytes,
+                          uint32_t box_rows);
+void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int row, int column);
+
+// ---- wgmma.cpp
+void wgmma_fence();
+void wgmma(Element element, void* d, uint64_t a, uint64_t b, bool accumulate, bool transposed_b);
+void wgmma_commit();
+void wgmma_wait(int groups_left);
+
+}  // namespace emu

@@ -1,0 +1,138 @@
+"""What each wrapper of csrc/arch does, bit for bit: one function a wrapper, for the emulator and for a GPU alike.
+
+Registers and swizzled tiles are filled and read by the layouts of NVIDIA's CuTe, as cute_layouts.cpp printed them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from instruction_library import TYPES, Library, small_integers
+from torch import Tensor
+
+LAYOUTS = json.loads(Path(__file__).with_name("cute_layouts.json").read_text())
+NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}
+
+
+def positions(name: str) -> Tensor:
+    """The offset at each pair of coordinates: the exclusive or of the images of their bits."""
+    first, second = LAYOUTS[name]
+    table = torch.zeros(1 << len(first), 1 << len(second), dtype=torch.long)
+    for bit, image in enumerate(first):
+        table ^= (torch.arange(table.shape[0])[:, None] >> bit & 1) * image
+    for bit, image in enumerate(second):
+        table ^= (torch.arange(table.shape[1])[None, :] >> bit & 1) * image
+    return table
+
+
+def registers(name: str, matrix: Tensor) -> Tensor:
+    """The fragment of a matrix, (lanes, 32-bit registers)."""
+    return matrix.t().flatten()[positions(name)].contiguous().view(torch.int32)
+
+
+def matrix_of(name: str, held: Tensor, rows: int) -> Tensor:
+    """The matrix whose fragment the registers hold."""
+    flat = torch.empty(held.numel(), dtype=held.dtype)
+    flat[positions(name).flatten()] = held.flatten()
+    return flat.view(-1, rows).t()
+
+
+def sums(dtype: torch.dtype) -> torch.dtype:
+    return torch.int32 if dtype == torch.int8 else torch.float32
+
+
+def check_mma(library: Library, dtype: torch.dtype) -> None:
+    depth, name = (32 if dtype == torch.int8 else 16), NAMES[dtype]
+    a, b, c = small_integers(16, depth), small_integers(8, depth), small_integers(16, 8)
+    d = registers(f"mma {name} d", c.to(sums(dtype))).view(sums(dtype)).to(library.device)
+    inputs = {
+        "a": registers(f"mma {name} a", a.to(dtype)).to(library.device),
+        "b": registers(f"mma {name} b", b.to(dtype)).to(library.device),
+    }
+    library.run("run_mma", d, inputs, TYPES[dtype])
+    assert torch.equal(matrix_of(f"mma {name} d", d.cpu(), 16).long(), a @ b.t() + c)
+
+
+def check_ldmatrix(library: Library, transposed: bool) -> None:
+    rows = torch.arange(256, dtype=torch.int16).view(32, 8).to(library.device)
+    out = torch.full((32, 8), -1, dtype=torch.int16, device=library.device)
+    library.run("run_ldmatrix", out, {"a": rows}, transposed)
+    assert torch.equal(out.cpu().long(), positions("ldmatrix_transposed" if transposed else "ldmatrix"))
+
+
+def check_cp_async(library: Library, shift: int) -> None:
+    data = torch.randint(1, 256, (2, 32, 16), dtype=torch.uint8)
+    out = torch.full((32, 2, 16), 255, dtype=torch.uint8, device=library.device)
+    library.run("run_cp_async", out, {"a": data.to(library.device)}, shift, 0)
+    valid = (torch.arange(32) + torch.tensor([[0], [shift]])) % 17
+    expected = torch.where(torch.arange(16) < valid[..., None], data, 0)
+    assert torch.equal(out.cpu(), expected.transpose(0, 1))
+
+
+def check_mbarrier(library: Library, rows: int) -> None:
+    data = torch.randint(-(2**31), 2**31, (rows, 32), dtype=torch.int32)
+    out = torch.zeros_like(data, device=library.device)
+    library.run("run_mbarrier", out, {"a": data.to(library.device)}, rows, 0)
+    assert torch.equal(out.cpu(), data.flip(1))
+
+
+def check_tma(library: Library, dtype: torch.dtype, row: int, column: int) -> None:
+    """A box of 64 rows of 128 bytes from (row, column) of a matrix of 70 x 90, zeros where it has none."""
+    matrix = torch.randint(1, 100, (70, 96)).to(dtype)
+    depth = 128 // dtype.itemsize
+    out = torch.full((8192 // dtype.itemsize,), 101, dtype=dtype, device=library.device)
+    held = matrix.to(library.device)
+    library.run("run_tma", out, {"a": held}, dtype.itemsize, 70, 90, 96, row, column)
+    around = torch.zeros(70 + 400, 90 + 400, dtype=dtype)
+    around[200:270, 200:290] = matrix[:, :90]
+    box = around[200 + row : 264 + row, 200 + column : 200 + column + depth]
+    name = "wgmma fp16 K-major" if dtype.itemsize == 2 else "wgmma int8 K-major"
+    assert torch.equal(out.cpu()[positions(name) // dtype.itemsize], box)
+
+
+def tile(name: str, matrix: Tensor) -> Tensor:
+    """The bytes of a matrix as an operand of wgmma in shared memory."""
+    flat = torch.empty(8192 // matrix.element_size(), dtype=matrix.dtype)
+    flat[positions(name) // matrix.element_size()] = matrix
+    return flat
+
+
+def wgmma_operands(dtype: torch.dtype, transposed_b: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Matrices of 64 rows and 128 bytes of k, and their tiles."""
+    bits = "int8" if dtype == torch.int8 else "fp16"
+    a, b = small_integers(64, 128 // dtype.itemsize), small_integers(64, 128 // dtype.itemsize)
+    name_b = f"wgmma {bits} {'MN' if transposed_b else 'K'}-major"
+    return a, b, {"a": tile(f"wgmma {bits} K-major", a.to(dtype)), "b": tile(name_b, b.to(dtype))}
+
+
+def check_wgmma(library: Library, dtype: torch.dtype, transposed_b: bool) -> None:
+    a, b, tiles = wgmma_operands(dtype, transposed_b)
+    d = torch.full((128, 32), -77, dtype=sums(dtype), device=library.device)
+    tiles = {name: t.to(library.device) for name, t in tiles.items()}
+    library.run("run_wgmma", d, tiles, TYPES[dtype], transposed_b, 0)
+    assert torch.equal(matrix_of("wgmma d", d.cpu(), 64).long(), a @ b.t())
+
+
+Case = Callable[[Library], None]
+FLOATS = (torch.float16, torch.bfloat16)
+SM80: dict[str, Case] = {
+    **{f"mma-{NAMES[dtype]}": functools.partial(check_mma, dtype=dtype) for dtype in TYPES},
+    "ldmatrix": functools.partial(check_ldmatrix, transposed=False),
+    "ldmatrix_transposed": functools.partial(check_ldmatrix, transposed=True),
+    **{f"cp_async-{shift}": functools.partial(check_cp_async, shift=shift) for shift in (0, 9)},
+}
+SM90: dict[str, Case] = {
+    **{f"mbarrier-{rows}": functools.partial(check_mbarrier, rows=rows) for rows in (1, 5)},
+    **{
+        f"tma-{dtype.itemsize}-{row}-{column}": functools.partial(check_tma, dtype=dtype, row=row, column=column)
+        for dtype in (torch.int16, torch.int8)
+        for row, column in ((0, 0), (5, 32), (30, 48), (-3, -32), (100, 0))
+    },
+    **{f"wgmma-{NAMES[dtype]}": functools.partial(check_wgmma, dtype=dtype, transposed_b=False) for dtype in TYPES},
+    **{f"wgmma-{NAMES[d]}-MN-major": functools.partial(check_wgmma, dtype=d, transposed_b=True) for d in FLOATS},
+}
+"""Of the sources instructions_sm80 and instructions_sm90, by the wrapper."""

@@ -1,0 +1,93 @@
+// One kernel for each wrapper of csrc/arch that runs since Ampere: registers and shared memory go in and come out
+// as they are, so that a test can hold every bit to the documented layout.
+#include "arch/cp_async.cuh"
+#include "arch/ldmatrix.cuh"
+#include "arch/mma.cuh"
+#include "gemm.cuh"
+
+using namespace fasttx;
+
+namespace {
+enum Fault {
+  kNone,
+  kReadBeforeWait,  // bytes that held something else before, while a copy to them is under way
+};
+
+struct Params {
+  uint32_t* out;
+  const uint32_t* a;
+  const uint32_t* b;
+  int shift, fault;
+};
+
+// out (lane, 4) = a (lane, 4) times b (lane, 2) plus what out held
+template <class T>
+__global__ void mma_kernel(const __grid_constant__ Params p) {
+  const int lane = threadIdx.x;
+  Sum<T> d[4];
+  uint32_t a[4];
+  for (int i = 0; i < 4; i++) {
+    a[i] = p.a[lane * 4 + i];
+    d[i] = reinterpret_cast<Sum<T>*>(p.out)[lane * 4 + i];
+  }
+  mma<T>(d, a, p.b[lane * 2], p.b[lane * 2 + 1]);
+  for (int i = 0; i < 4; i++) reinterpret_cast<Sum<T>*>(p.out)[lane * 4 + i] = d[i];
+}
+
+struct alignas(16) Rows {
+  uint32_t words[32 * 4];
+};
+
+// out (lane, 4) = the registers of four matrices, whose 32 rows are a
+template <bool kTransposed>
+__global__ void ldmatrix_kernel(const __grid_constant__ Params p) {
+  FTX_SHARED(Rows, rows, 1);
+  const int lane = threadIdx.x;
+  for (int i = 0; i < 4; i++) rows->words[lane * 4 + i] = p.a[lane * 4 + i];
+  __syncwarp();
+  uint32_t r[4];
+  const uint32_t row = shared_address(rows) + 16 * lane;
+  kTransposed ? ldmatrix_transposed(r, row) : ldmatrix(r, row);
+  for (int i = 0; i < 4; i++) p.out[lane * 4 + i] = r[i];
+}
+
+// out (lane, 8) = two groups of 16 bytes a lane, of which lane % 17 and (lane + shift) % 17 are copied, the rest zeros
+__global__ void cp_async_kernel(const __grid_constant__ Params p) {
+  FTX_SHARED(Rows, rows, 2);
+  const int lane = threadIdx.x;
+  if (has(p, kReadBeforeWait)) rows[1].words[lane * 4] = 5;
+  for (int group = 0; group < 2; group++) {
+    const uint32_t* from = p.a + (group * 32 + lane) * 4;
+    cp_async(shared_address(&rows[group]) + 16 * lane, from, (lane + group * p.shift) % 17);
+    cp_async_commit();
+  }
+  cp_async_wait<1>();
+  for (int i = 0; i < 4; i++) p.out[lane * 8 + i] = rows[0].words[lane * 4 + i];
+  if (!has(p, kReadBeforeWait)) cp_async_wait<0>();
+  for (int i = 0; i < 4; i++) p.out[lane * 8 + 4 + i] = rows[1].words[lane * 4 + i];
+  cp_async_wait<0>();
+}
+
+void start(void (*kernel)(Params), const Params& p) {
+  launch("instruction", "", kernel, dim3(1), dim3(32), nullptr, p);
+}
+}  // namespace
+
+// type: 0 fp16, 1 bf16, 2 int8
+FTX_EXPORT const char* run_mma(uint32_t* d, const uint32_t* a, const uint32_t* b, int type) {
+  return reported([&] {
+    start(type == 0   ? mma_kernel<__half>
+          : type == 1 ? mma_kernel<__nv_bfloat16>
+                      : mma_kernel<int8_t>,
+          Params{d, a, b, 0, 0});
+  });
+}
+
+FTX_EXPORT const char* run_ldmatrix(uint32_t* out, const uint32_t* a, int transposed) {
+  return reported(
+      [&] { start(transposed ? ldmatrix_kernel<true> : ldmatrix_kernel<false>, Params{out, a, nullptr, 0, 0}); });
+}
+
+FTX_EXPORT const char* run_cp_async(uint32_t* out, const uint32_t* a, int shift, int fault) {
+  return reported([&] { start(cp_async_kernel, Params{out, a, nullptr, shift, fault}); });
+}

@@ -1,0 +1,163 @@
+// One kernel for each wrapper of csrc/arch that needs Hopper: registers and shared memory go in and come out
+// as they are, so that a test can hold every bit to the documented layout.
+// One fault at a time on request.
+#include "arch/mbarrier.cuh"
+#include "arch/tma.cuh"
+#include "arch/wgmma.cuh"
+#include "gemm.cuh"
+
+using namespace fasttx;
+
+namespace {
+enum Fault {
+  kNone,
+  // of mbarriers
+  kOneArrivalTooMany,
+  kNoMbarrierWait,  // a buffer is read before it is written
+  kInitTwice,
+  kPhaseBefore,        // a wait for the phase that has ended, while the next is under way
+  kInitBehindShuffle,  // lanes use an mbarrier that they have met, but that nothing orders before them
+  // of wgmma
+  kNoProxyFence,       // it reads what a thread wrote, without fence.proxy.async
+  kProxyFenceTooLate,  // the fence follows the barrier
+  kOperandInTile,      // an operand begins within a tile of the swizzle
+  kOtherSwizzle,       // a descriptor that names another one
+  kBaseOffset,         // or a base offset
+  kOperandsDiffer,     // between threads of the warpgroup
+  kWarpExits,          // a warp of the four has ended
+  kThreeWarps,         // or never was
+  kTooMuchShared,      // more shared memory than a block can have
+};
+
+struct Params {
+  uint32_t* out;
+  const uint32_t* a;
+  const uint32_t* b;
+  int n, fault;
+};
+
+// out (n, 32) = a (n, 32) reversed within each row: warp 0 writes a row, warp 1 reads it and gives the place back
+__global__ void mbarrier_kernel(const __grid_constant__ Params p) {
+  FTX_SHARED(uint32_t, row, 32);
+  FTX_SHARED(uint64_t, barriers, 2);
+  const int lane = threadIdx.x % 32;
+  const uint32_t full = shared_address(barriers), empty = full + 8;
+  if (threadIdx.x == 0) {
+    mbarrier_init(full, 32);
+    if (has(p, kInitTwice)) mbarrier_init(full, 32);
+    mbarrier_init(empty, 32);
+  }
+  if (has(p, kInitBehindShuffle)) {
+    if (threadIdx.x >= 32) return;
+    __shfl_sync(0xffffffffu, 0, 0);
+  } else {
+    __syncthreads();
+  }
+  if (has(p, kPhaseBefore)) {
+    if (threadIdx.x == 0) row[0] = 1;
+    if (threadIdx.x == 0) mbarrier_arrive(full);
+    if (threadIdx.x == 32) mbarrier_wait(full, 1);
+    if (threadIdx.x == 32) p.out[0] = row[0];
+    return;
+  }
+  for (int i = 0; i < p.n; i++) {
+    if (threadIdx.x < 32) {
+      mbarrier_wait(empty, (i + 1) % 2);
+      row[lane] = p.a[i * 32 + lane];
+      mbarrier_arrive(full);
+      if (has(p, kOneArrivalTooMany) && lane == 7) mbarrier_arrive(full);
+    } else {
+      if (!has(p, kNoMbarrierWait)) mbarrier_wait(full, i % 2);
+      p.out[i * 32 + lane] = row[31 - lane];
+      mbarrier_arrive(empty);
+    }
+  }
+}
+
+struct TmaParams {
+  uint32_t* out;
+  TensorMap map;
+  int row, column;
+};
+
+// out (64, 32 words) = a box of 64 rows, as it lies in shared memory
+__global__ void tma_kernel(const __grid_constant__ TmaParams p) {
+  FTX_DYNAMIC_SHARED(memory, 1024);
+  const uint32_t shared = shared_address(memory), barrier = shared + kTileBytes;
+  if (threadIdx.x == 0) {
+    mbarrier_init(barrier, 1);
+    mbarrier_init_fence();
+    mbarrier_arrive_expect_tx(barrier, kTileBytes);
+    tma_load(shared, p.map, barrier, p.row, p.column);
+  }
+  __syncthreads();  // the mbarrier
+  mbarrier_wait(barrier, 0);
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(memory);
+  for (int i = threadIdx.x; i < kTileBytes / 4; i += blockDim.x) p.out[i] = words[i];
+}
+
+// out (thread, 32) = a times b, both given as they lie in shared memory
+template <class T, bool kTransposedB>
+__global__ void wgmma_kernel(const __grid_constant__ Params p) {
+  FTX_DYNAMIC_SHARED(memory, 1024);
+  constexpr int kNextB = kTransposedB ? 2 * 1024 : 32;
+  uint32_t* words = reinterpret_cast<uint32_t*>(memory);
+  for (int i = threadIdx.x; i < kTileBytes / 4; i += blockDim.x) {
+    words[i] = p.a[i];
+    words[i + kTileBytes / 4] = p.b[i];
+  }
+  if (!has(p, kNoProxyFence) && !has(p, kProxyFenceTooLate)) fence_proxy_async();
+  __syncthreads();  // the operands
+  if (has(p, kProxyFenceTooLate)) fence_proxy_async();
+  const uint32_t a = shared_address(memory), b = a + kTileBytes;
+  Sum<T> d[32];
+  wgmma_fence(d);
+#pragma unroll
+  for (int k = 0; k < kTileRow / 32; k++) {
+    uint64_t of_a = wgmma_descriptor(a + 32 * k + (has(p, kOperandInTile) ? 128 : 0));
+    if (has(p, kOtherSwizzle)) of_a ^= uint64_t{3} << 62;
+    if (has(p, kBaseOffset)) of_a |= uint64_t{1} << 49;
+    if (has(p, kOperandsDiffer) && threadIdx.x == 77) of_a += 2;
+    if (has(p, kWarpExits) && threadIdx.x / 32 == 2) return;
+    wgmma<T, kTransposedB>(d, of_a, wgmma_descriptor(b + kNextB * k), k > 0);
+  }
+  wgmma_commit();
+  wgmma_wait<0>(d);
+  for (int i = 0; i < 32; i++) reinterpret_cast<Sum<T>*>(p.out)[threadIdx.x * 32 + i] = d[i];
+}
+
+void start(void (*kernel)(Params), int threads, const Params& p, size_t shared_bytes = 0) {
+  launch("instruction", "", kernel, dim3(1), dim3(threads), nullptr, p, shared_bytes);
+}
+}  // namespace
+
+#ifdef FASTTX_EMULATE
+FTX_EXPORT uint64_t descriptor_of(uint32_t address) {
+  return wgmma_descriptor(address);
+}
+#endif
+
+// type: 0 fp16, 1 bf16, 2 int8
+FTX_EXPORT const char* run_mbarrier(uint32_t* out, const uint32_t* a, int rows, int fault) {
+  return reported([&] { start(mbarrier_kernel, 64, Params{out, a, nullptr, rows, fault}); });
+}
+
+FTX_EXPORT const char* run_tma(uint32_t* out, const void* a, int element_bytes, int rows, int columns, int stride,
+                               int row, int column) {
+  return reported([&] {
+    const uint64_t row_bytes = static_cast<uint64_t>(stride) * element_bytes;
+    const TmaParams p{out, make_tensor_map(a, element_bytes, rows, columns, row_bytes, kTile), row, column};
+    launch("instruction", "", tma_kernel, dim3(1), dim3(64), nullptr, p, kTileBytes + 8);
+  });
+}
+
+FTX_EXPORT const char* run_wgmma(uint32_t* d, const uint32_t* a, const uint32_t* b, int type, int transposed_b,
+                                 int fault) {
+  return reported([&] {
+    auto* kernel = type == 2   ? wgmma_kernel<int8_t, false>
+                   : type == 1 ? (transposed_b ? wgmma_kernel<__nv_bfloat16, true> : wgmma_kernel<__nv_bfloat16, false>)
+                               : (transposed_b ? wgmma_kernel<__half, true> : wgmma_kernel<__half, false>);
+    const size_t shared_bytes = fault == kTooMuchShared ? 228 << 10 : 2 * kTileBytes;
+    start(kernel, fault == kThreeWarps ? 96 : 128, Params{d, a, b, 0, fault}, shared_bytes);
+  });
+}
