@@ -1,0 +1,41 @@
+// Rows and the groups of threads that compute them: one thread, one warp, or several that are a whole block.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "../arch/launch.cuh"
+
+namespace fasttx {
+
+// Threads of a block: 128 where a group is smaller, so that several groups share it.
+constexpr int block_threads(int group) {
+  return group < 128 ? 128 : group;
+}
+
+// The row of this thread's group, and which of its threads this one is.
+template <int kGroup>
+struct RowPlace {
+  static constexpr int kRowsPerBlock = block_threads(kGroup) / kGroup;
+  int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / kGroup;
+  uint32_t thread = threadIdx.x % kGroup;
+
+  template <int kRun>
+  FTX_DEVICE uint32_t column(uint32_t start, int item) const {  // item: first of a run
+    return start + (item / kRun * kGroup + thread) * kRun;
+  }
+};
+
+FTX_DEVICE uint32_t left_of(uint32_t n_cols, uint32_t col) {
+  return col < n_cols ? n_cols - col : 0;
+}
+
+// Starts a kernel with a group of threads for each of params.n_rows rows, `parts` times: gridDim.y.
+template <class Params>
+void launch_rows(const char* name, const Params& params, void (*kernel)(Params), int group, Stream stream,
+                 unsigned parts = 1) {
+  const int threads = block_threads(group), rows = threads / group;
+  const std::string shape = std::to_string(params.n_rows) + " x " + std::to_string(params.n_cols);
+  launch(name, shape, kernel, dim3((params.n_rows + rows - 1) / rows, parts), dim3(threads), stream, params);
+}
+
+}  // namespace fasttx
