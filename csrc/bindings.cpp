@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "common/types.h"
+#include "dropout_add_layer_norm/dropout_add_layer_norm.h"
 #include "softmax/softmax.h"
 
 namespace py = pybind11;
@@ -22,6 +23,24 @@ using Address = uintptr_t;
 template <class T = void>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
+}
+
+fasttx::In in(Address data, int dtype) {
+  return {.data = pointer(data), .dtype = static_cast<DType>(dtype)};
+}
+
+fasttx::Out out_of(Address data, int dtype) {
+  return {.data = pointer(data), .dtype = static_cast<DType>(dtype)};
+}
+
+fasttx::Dropout dropout_of(Address rng_state, Address row_index, bool row_index_is_long, int threshold,
+                           float keep_scale) {
+  return {
+      .rng_state = pointer<const int64_t>(rng_state),
+      .row_index = {.data = pointer(row_index), .is_long = row_index_is_long},
+      .threshold = threshold,
+      .keep_scale = keep_scale,
+  };
 }
 
 fasttx::SoftmaxMask softmax_mask(Address data, int dtype, const std::array<int64_t, 3>& sizes,
@@ -77,6 +96,60 @@ void softmax_bwd(Address dx, Address dout, Address saved, Address mask, Address 
   py::gil_scoped_release released;
   fasttx::softmax_bwd(params, pointer(stream));
 }
+
+void dropout_add_layer_norm_fwd(Address out, Address mean, Address rstd, Address x, Address residual, Address weight,
+                                Address bias, Address row_index, Address rng_state, int out_dtype, int x_dtype,
+                                int residual_dtype, int weight_dtype, int bias_dtype, bool row_index_is_long,
+                                int64_t n_rows, int64_t n_cols, int64_t stride_xm, int64_t stride_rm, int threshold,
+                                float keep_scale, float eps, Address stream) {
+  const fasttx::DropoutAddLayerNormFwdParams params{
+      .out = out_of(out, out_dtype),
+      .mean = pointer<float>(mean),
+      .rstd = pointer<float>(rstd),
+      .x = in(x, x_dtype),
+      .residual = in(residual, residual_dtype),
+      .weight = in(weight, weight_dtype),
+      .bias = in(bias, bias_dtype),
+      .dropout = dropout_of(rng_state, row_index, row_index_is_long, threshold, keep_scale),
+      .n_rows = n_rows,
+      .n_cols = n_cols,
+      .stride_xm = stride_xm,
+      .stride_rm = stride_rm,
+      .eps = eps,
+  };
+  py::gil_scoped_release released;
+  fasttx::dropout_add_layer_norm_fwd(params, pointer(stream));
+}
+
+void dropout_add_layer_norm_bwd(Address dx, Address dresidual, Address dweight, Address dbias, Address partial,
+                                Address dout, Address x, Address residual, Address weight, Address mean, Address rstd,
+                                Address row_index, Address rng_state, int dout_dtype, int x_dtype, int residual_dtype,
+                                int weight_dtype, int bias_dtype, bool row_index_is_long, int64_t n_rows,
+                                int64_t n_cols, int64_t stride_dm, int64_t stride_xm, int64_t stride_rm,
+                                int64_t programs, int threshold, float keep_scale, Address stream) {
+  const fasttx::DropoutAddLayerNormBwdParams params{
+      .dx = out_of(dx, x_dtype),
+      .dresidual = out_of(dresidual, residual_dtype),
+      .dweight = out_of(dweight, weight_dtype),
+      .dbias = out_of(dbias, bias_dtype),
+      .partial = pointer<float>(partial),
+      .dout = in(dout, dout_dtype),
+      .x = in(x, x_dtype),
+      .residual = in(residual, residual_dtype),
+      .weight = in(weight, weight_dtype),
+      .mean = pointer<const float>(mean),
+      .rstd = pointer<const float>(rstd),
+      .dropout = dropout_of(rng_state, row_index, row_index_is_long, threshold, keep_scale),
+      .n_rows = n_rows,
+      .n_cols = n_cols,
+      .stride_dm = stride_dm,
+      .stride_xm = stride_xm,
+      .stride_rm = stride_rm,
+      .programs = programs,
+  };
+  py::gil_scoped_release released;
+  fasttx::dropout_add_layer_norm_bwd(params, pointer(stream));
+}
 }  // namespace
 
 PYBIND11_MODULE(FASTTX_MODULE, m) {
@@ -94,4 +167,13 @@ PYBIND11_MODULE(FASTTX_MODULE, m) {
   m.def("softmax_bwd", softmax_bwd, py::kw_only(), "dx"_a, "dout"_a, "saved"_a, "mask"_a, "rng_state"_a, "dtype"_a,
         "mask_dtype"_a, "mask_sizes"_a, "mask_strides"_a, "n_rows"_a, "n_cols"_a, "stride_dm"_a, "stride_sm"_a,
         "scale"_a, "threshold"_a, "keep_scale"_a, "log"_a, "stream"_a);
+  m.def("dropout_add_layer_norm_fwd", dropout_add_layer_norm_fwd, py::kw_only(), "out"_a, "mean"_a, "rstd"_a, "x"_a,
+        "residual"_a, "weight"_a, "bias"_a, "row_index"_a, "rng_state"_a, "out_dtype"_a, "x_dtype"_a,
+        "residual_dtype"_a, "weight_dtype"_a, "bias_dtype"_a, "row_index_is_long"_a, "n_rows"_a, "n_cols"_a,
+        "stride_xm"_a, "stride_rm"_a, "threshold"_a, "keep_scale"_a, "eps"_a, "stream"_a);
+  m.def("dropout_add_layer_norm_bwd", dropout_add_layer_norm_bwd, py::kw_only(), "dx"_a, "dresidual"_a, "dweight"_a,
+        "dbias"_a, "partial"_a, "dout"_a, "x"_a, "residual"_a, "weight"_a, "mean"_a, "rstd"_a, "row_index"_a,
+        "rng_state"_a, "dout_dtype"_a, "x_dtype"_a, "residual_dtype"_a, "weight_dtype"_a, "bias_dtype"_a,
+        "row_index_is_long"_a, "n_rows"_a, "n_cols"_a, "stride_dm"_a, "stride_xm"_a, "stride_rm"_a, "programs"_a,
+        "threshold"_a, "keep_scale"_a, "stream"_a);
 }

@@ -29,13 +29,20 @@ FTX_DEVICE uint32_t left_of(uint32_t n_cols, uint32_t col) {
   return col < n_cols ? n_cols - col : 0;
 }
 
+// Starts a kernel with `blocks` blocks, of groups of `group` threads.
+template <class Params>
+void launch_blocks(const char* name, const Params& params, void (*kernel)(Params), int group, int64_t blocks,
+                   Stream stream, unsigned parts = 1) {
+  const std::string shape = std::to_string(params.n_rows) + " x " + std::to_string(params.n_cols);
+  launch(name, shape, kernel, dim3(blocks, parts), dim3(block_threads(group)), stream, params);
+}
+
 // Starts a kernel with a group of threads for each of params.n_rows rows, `parts` times: gridDim.y.
 template <class Params>
 void launch_rows(const char* name, const Params& params, void (*kernel)(Params), int group, Stream stream,
                  unsigned parts = 1) {
-  const int threads = block_threads(group), rows = threads / group;
-  const std::string shape = std::to_string(params.n_rows) + " x " + std::to_string(params.n_cols);
-  launch(name, shape, kernel, dim3((params.n_rows + rows - 1) / rows, parts), dim3(threads), stream, params);
+  const int rows = block_threads(group) / group;
+  launch_blocks(name, params, kernel, group, (params.n_rows + rows - 1) / rows, stream, parts);
 }
 
 }  // namespace fasttx

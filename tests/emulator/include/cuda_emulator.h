@@ -135,3 +135,6 @@ inline float __fdividef(float a, float b) {
 inline float __expf(float x) {
   return expf(x);
 }
+inline float rsqrtf(float x) {
+  return 1.0f / sqrtf(x);
+}

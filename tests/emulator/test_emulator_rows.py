@@ -1,0 +1,102 @@
+"""The row-wise kernels of csrc/ with a hook at each access: no race, no access outside, one result in every order.
+
+tests/ops/ holds their results, built plainly; tests/emulator/test_emulator_kernels.py has the same for softmax.
+"""
+
+from __future__ import annotations
+
+import host_build
+import host_module
+import pytest
+import torch
+
+from fasttx.ops import _cuda, _dropout_add_layer_norm_cuda, dropout_add_layer_norm
+from fasttx.testing import assert_as_accurate
+
+pytestmark = pytest.mark.skipif(host_build.lacks() is not None, reason=str(host_build.lacks()))
+FP32, BF16 = torch.float32, torch.bfloat16
+STATE = torch.tensor([3, 4])
+SEEDS = (1, 2, 3)  # odd ones run a warp as far as it gets, even ones switch at random
+
+
+@pytest.fixture
+def race(device):
+    """The kernels with hooks stand in; afterwards those that stood there before."""
+    if device.type == "cuda":
+        pytest.skip("on a GPU compute-sanitizer does this")
+    module, emulator = host_module.load("race")
+    assert emulator.has_hooks
+    before = _cuda._stand_in
+    _cuda.set_stand_in(module, emulator.watch)
+    yield emulator
+    emulator.configure()
+    _cuda.set_stand_in(*before)
+
+
+def run(race, op, direction, *arguments):
+    """The outputs of an operator in the race build, the same bits at every seed, and held to the float64 reference."""
+    half, name = op.halves[direction], f"{op.name}_{direction}"
+    outputs = None
+    for seed in SEEDS:
+        race.configure(seed)
+        found = getattr(torch.ops.fasttx, name)(*arguments, "cuda")
+        outputs = found if outputs is None else outputs
+        assert all(torch.equal(a, b) for a, b in zip(found, outputs)), "the order of threads is in the result"
+    for x, reference, fake in zip(outputs, half.reference(*arguments), half.fake(*arguments)):
+        assert_as_accurate(x, reference.to(fake.dtype), reference)
+    return outputs
+
+
+# a warp a row, with 16 columns a thread and with 32; 128 threads and 512; whole runs of 8 columns and not
+SHAPES = [(5, 37), (3, 520), (2, 1030), (1, 2056)]
+
+
+@pytest.mark.parametrize("n_rows, n_cols", SHAPES)
+@pytest.mark.parametrize("p", [0.0, 0.25])
+def test_dropout_add_layer_norm(race, monkeypatch, n_rows, n_cols, p):
+    monkeypatch.setattr(_dropout_add_layer_norm_cuda, "PROGRAMS", 2)
+    x, residual, dout = torch.randn(3, n_rows, n_cols).to(BF16)
+    weight, bias = torch.randn(2, n_cols)
+    mask = (None, STATE, p) if p else (None, None, 0.0)
+    op = dropout_add_layer_norm.DROPOUT_ADD_LAYER_NORM
+    _, mean, rstd = run(race, op, "fwd", x, residual, weight, bias, *mask, 1e-5, BF16)
+    run(race, op, "bwd", dout, x, residual, weight, bias, mean, rstd, *mask, *(True,) * 4)
+
+
+# ------------------------------------------------------------------------------------------------------- boundary
+
+ROWS = {"n_rows": ({"n_rows": 0}, "n_rows must lie in"), "rows": ({"n_rows": 2**31}, "n_rows must lie in")}
+NORM = ROWS | {
+    "n_cols": ({"n_cols": 0}, "n_cols must be positive"),
+    "too long": ({"n_cols": 8193}, "rows of at most 8192 columns"),
+    "threshold": ({"threshold": 257}, "threshold must lie in"),
+    "mean": ({"mean": 0}, "must be given"),
+    "x dtype": ({"x_dtype": 3}, "float32, float16 or bfloat16"),
+    "residual dtype": ({"residual_dtype": 4}, "float32, float16 or bfloat16"),
+    "weight dtype": ({"weight_dtype": 3}, "float32, float16 or bfloat16"),
+}
+OF_SUMS = {
+    "programs": ({"programs": 0}, "partial and programs"),
+    "partial": ({"partial": 0}, "partial and programs"),
+    "bias dtype": ({"bias_dtype": 4}, "float32, float16 or bfloat16"),
+}
+REFUSED = {
+    "dropout_add_layer_norm_fwd": NORM
+    | {"out": ({"out": 0}, "out must be given"), "bias dtype": ({"bias_dtype": 4}, "float32, float16 or bfloat16")},
+    "dropout_add_layer_norm_bwd": NORM | OF_SUMS | {"dout": ({"dout": 0}, "dout must be given")},
+}
+
+
+@pytest.mark.parametrize("name, what", [(name, what) for name in REFUSED for what in REFUSED[name]])
+def test_what_would_corrupt_memory_is_refused_again(name, what):
+    """All tensors at address 16, every number 1: a launcher refuses before it launches."""
+    changed, message = REFUSED[name][what]
+    module, _ = host_module.load("plain")
+    names = host_module.signatures()[name]
+    numbers = (
+        "dtype", "is_long", "n_", "stride", "threshold", "keep_scale", "eps", "programs", "stream",
+    )  # fmt: skip
+    given = {key: 1 if any(part in key for part in numbers) else 16 for key in names} | {"stream": 0}
+    given |= {key: False for key in names if key.endswith("is_long")} | {"threshold": 1}
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        getattr(module, name)(**given | {key: value for key, value in changed.items() if key in names})
