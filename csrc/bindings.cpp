@@ -9,6 +9,7 @@
 #include <array>
 #include <cstdint>
 
+#include "bias_gelu/bias_gelu.h"
 #include "common/types.h"
 #include "dropout_add_layer_norm/dropout_add_layer_norm.h"
 #include "softmax/softmax.h"
@@ -150,6 +151,48 @@ void dropout_add_layer_norm_bwd(Address dx, Address dresidual, Address dweight, 
   py::gil_scoped_release released;
   fasttx::dropout_add_layer_norm_bwd(params, pointer(stream));
 }
+
+void bias_gelu_fwd(Address out, Address x, Address bias, Address row_index, Address rng_state, int dtype,
+                   int bias_dtype, bool row_index_is_long, int64_t n_rows, int64_t n_cols, int64_t stride_xm,
+                   int threshold, float keep_scale, bool tanh, Address stream) {
+  const fasttx::BiasGeluFwdParams params{
+      .out = pointer(out),
+      .x = pointer(x),
+      .bias = in(bias, bias_dtype),
+      .dropout = dropout_of(rng_state, row_index, row_index_is_long, threshold, keep_scale),
+      .dtype = static_cast<DType>(dtype),
+      .n_rows = n_rows,
+      .n_cols = n_cols,
+      .stride_xm = stride_xm,
+      .tanh = tanh,
+  };
+  py::gil_scoped_release released;
+  fasttx::bias_gelu_fwd(params, pointer(stream));
+}
+
+void bias_gelu_bwd(Address dx, Address dbias, Address partial, Address dout, Address x, Address bias, Address row_index,
+                   Address rng_state, int dtype, int dout_dtype, int bias_dtype, bool row_index_is_long, int64_t n_rows,
+                   int64_t n_cols, int64_t stride_dm, int64_t stride_xm, int64_t row_programs, int threshold,
+                   float keep_scale, bool tanh, Address stream) {
+  const fasttx::BiasGeluBwdParams params{
+      .dx = pointer(dx),
+      .dbias = out_of(dbias, bias_dtype),
+      .partial = pointer<float>(partial),
+      .dout = in(dout, dout_dtype),
+      .x = pointer(x),
+      .bias = in(bias, bias_dtype),
+      .dropout = dropout_of(rng_state, row_index, row_index_is_long, threshold, keep_scale),
+      .dtype = static_cast<DType>(dtype),
+      .n_rows = n_rows,
+      .n_cols = n_cols,
+      .stride_dm = stride_dm,
+      .stride_xm = stride_xm,
+      .row_programs = row_programs,
+      .tanh = tanh,
+  };
+  py::gil_scoped_release released;
+  fasttx::bias_gelu_bwd(params, pointer(stream));
+}
 }  // namespace
 
 PYBIND11_MODULE(FASTTX_MODULE, m) {
@@ -176,4 +219,11 @@ PYBIND11_MODULE(FASTTX_MODULE, m) {
         "rng_state"_a, "dout_dtype"_a, "x_dtype"_a, "residual_dtype"_a, "weight_dtype"_a, "bias_dtype"_a,
         "row_index_is_long"_a, "n_rows"_a, "n_cols"_a, "stride_dm"_a, "stride_xm"_a, "stride_rm"_a, "programs"_a,
         "threshold"_a, "keep_scale"_a, "stream"_a);
+  m.def("bias_gelu_fwd", bias_gelu_fwd, py::kw_only(), "out"_a, "x"_a, "bias"_a, "row_index"_a, "rng_state"_a,
+        "dtype"_a, "bias_dtype"_a, "row_index_is_long"_a, "n_rows"_a, "n_cols"_a, "stride_xm"_a, "threshold"_a,
+        "keep_scale"_a, "tanh"_a, "stream"_a);
+  m.def("bias_gelu_bwd", bias_gelu_bwd, py::kw_only(), "dx"_a, "dbias"_a, "partial"_a, "dout"_a, "x"_a, "bias"_a,
+        "row_index"_a, "rng_state"_a, "dtype"_a, "dout_dtype"_a, "bias_dtype"_a, "row_index_is_long"_a, "n_rows"_a,
+        "n_cols"_a, "stride_dm"_a, "stride_xm"_a, "row_programs"_a, "threshold"_a, "keep_scale"_a, "tanh"_a,
+        "stream"_a);
 }

@@ -17,7 +17,7 @@ namespace fasttx {
 
 constexpr int kSumColumns = 32, kSumWarps = 8;
 
-inline __global__ void __launch_bounds__(kSumColumns* kSumWarps) column_sum_kernel(ColumnSumParams p) {
+__global__ void __launch_bounds__(kSumColumns* kSumWarps) column_sum_kernel(ColumnSumParams p) {
   FTX_SHARED(float, sums, kSumColumns* kSumWarps);
   const int lane = threadIdx.x % kSumColumns, warp = threadIdx.x / kSumColumns;
   const int64_t col = static_cast<int64_t>(blockIdx.x) * kSumColumns + lane;

@@ -18,12 +18,14 @@ needs_nvcc = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str
 COUNT = {
     "softmax": 3 * 4 * (2 * 2),  # with dropout and without
     "column_sum": 1,
+    "bias_gelu": 3 + 3 * 2,  # forward; backward with dout of that dtype, and of another
     "dropout_add_layer_norm": 4 * 4 * 2,  # of three dtypes, and of several
 }
 # bytes of shared memory: 128 a reduction, and sums of the rows of a block
 SHARED = {
     "softmax": 3 * 128,
     "column_sum": 8 * 32 * 4,
+    "bias_gelu": 8 * 128 * 4,
     "dropout_add_layer_norm": 2 * 128 + 4 * 1024,
 }
 WITHOUT_VECTORS = {"column_sum"}  # 128 bytes of a row of float32 are a warp's access
