@@ -18,6 +18,7 @@ needs_nvcc = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str
 COUNT = {
     "softmax": 3 * 4 * (2 * 2),  # with dropout and without
     "column_sum": 1,
+    "embedding_layer_norm": 4 * 3 * 2,
     "bias_gelu": 3 + 3 * 2,  # forward; backward with dout of that dtype, and of another
     "dropout_add_layer_norm": 4 * 4 * 2,  # of three dtypes, and of several
 }
@@ -25,6 +26,7 @@ COUNT = {
 SHARED = {
     "softmax": 3 * 128,
     "column_sum": 8 * 32 * 4,
+    "embedding_layer_norm": 3 * 128 + 4 * 512,
     "bias_gelu": 8 * 128 * 4,
     "dropout_add_layer_norm": 2 * 128 + 4 * 1024,
 }

@@ -10,7 +10,15 @@ import host_module
 import pytest
 import torch
 
-from fasttx.ops import _bias_gelu_cuda, _cuda, _dropout_add_layer_norm_cuda, bias_gelu, dropout_add_layer_norm
+from fasttx.ops import (
+    _bias_gelu_cuda,
+    _cuda,
+    _dropout_add_layer_norm_cuda,
+    _embedding_layer_norm_cuda,
+    bias_gelu,
+    dropout_add_layer_norm,
+    embedding_layer_norm,
+)
 from fasttx.testing import assert_as_accurate
 
 pytestmark = pytest.mark.skipif(host_build.lacks() is not None, reason=str(host_build.lacks()))
@@ -77,6 +85,30 @@ def test_bias_gelu(race, monkeypatch, n_rows, n_cols, p, tanh):
     run(race, bias_gelu.BIAS_GELU, "bwd", dout, x, bias, *mask, tanh, True, True)
 
 
+# a warp a row, 128 threads and 512 in backward; whole runs of 8 columns and not
+@pytest.mark.parametrize("n_rows, n_cols", [(6, 37), (4, 600), (2, 1032)])
+@pytest.mark.parametrize("p", [0.0, 0.25])
+def test_embedding_layer_norm(race, monkeypatch, n_rows, n_cols, p):
+    monkeypatch.setattr(_embedding_layer_norm_cuda, "PROGRAMS", 2)
+    ids, types = torch.randint(0, 5, (n_rows,)), torch.tensor([0, 1], dtype=torch.int32)
+    word, position, token_type = torch.randn(7, n_cols).to(BF16).split([4 + 1, 1, 1])
+    tables = ids, word, ids[:2] * 0, position, types, torch.cat([token_type, position])
+    weight, bias = torch.randn(2, n_cols)
+    mask = (None, STATE, p) if p else (None, None, 0.0)
+    op, dout = embedding_layer_norm.EMBEDDING_LAYER_NORM, torch.randn(n_rows, n_cols).to(BF16)
+    _, mean, rstd = run(race, op, "fwd", *tables, weight, bias, *mask, 1e-5, BF16)
+    run(race, op, "bwd", dout, *tables, weight, bias, mean, rstd, *mask, *(True,) * 4)
+
+
+def test_ids_outside_of_their_tables_are_not_followed(race, monkeypatch):
+    monkeypatch.setattr(embedding_layer_norm, "check_index_values", lambda *_: None)
+    ids = torch.tensor([0, -1, 2, 5, 10**12, 4])
+    out = torch.ops.fasttx.embedding_layer_norm_fwd(
+        ids, torch.randn(5, 40), *(None,) * 8, 0.0, 1e-5, FP32, "cuda"
+    )[0]  # fmt: skip
+    assert out.isnan().all(1).tolist() == [False, True, False, True, True, False]
+
+
 # ------------------------------------------------------------------------------------------------------- boundary
 
 ROWS = {"n_rows": ({"n_rows": 0}, "n_rows must lie in"), "rows": ({"n_rows": 2**31}, "n_rows must lie in")}
@@ -97,6 +129,17 @@ GELU = ROWS | {
     "dtype": ({"dtype": 3}, "float32, float16 or bfloat16"),
     "bias dtype": ({"bias_dtype": 4}, "float32, float16 or bfloat16"),
 }
+EMBEDDING = ROWS | {
+    "n_cols": ({"n_cols": 0}, "n_cols must be positive"),
+    "too long": ({"n_cols": 4097}, "rows of at most 4096 columns"),
+    "threshold": ({"threshold": 257}, "threshold must lie in"),
+    "word": ({"word": 0}, "must be given"),
+    "ids": ({"type_ids": 0}, "each table needs its ids"),
+    "period": ({"position_period": 0}, "at least one id"),
+    "table": ({"n_words": 2**31}, "tables have 1 .. "),
+    "table dtype": ({"position_dtype": 3}, "float32, float16 or bfloat16"),
+    "weight dtype": ({"weight_dtype": 4}, "float32, float16 or bfloat16"),
+}
 OF_SUMS = {
     "programs": ({"programs": 0}, "partial and programs"),
     "partial": ({"partial": 0}, "partial and programs"),
@@ -113,6 +156,14 @@ REFUSED = {
         "dout": ({"dout": 0}, "dout must be given"),
         "dout dtype": ({"dout_dtype": 3}, "float32, float16 or bfloat16"),
         "grid": ({"row_programs": 2**30, "n_cols": 2**20}, "more tiles than a grid has blocks"),
+    },
+    "embedding_layer_norm_fwd": EMBEDDING | {"out": ({"out": 0}, "out must be given")},
+    "embedding_layer_norm_bwd": EMBEDDING
+    | OF_SUMS
+    | {
+        "dout": ({"dout": 0}, "dout must be given"),
+        "types": ({"n_types": 3}, "tables of at most 2 rows"),
+        "no types": ({"token_type": 0}, "tables of at most 2 rows"),
     },
     "dropout_add_layer_norm_bwd": NORM | OF_SUMS | {"dout": ({"dout": 0}, "dout must be given")},
 }
