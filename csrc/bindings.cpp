@@ -13,6 +13,7 @@
 #include "common/types.h"
 #include "dropout_add_layer_norm/dropout_add_layer_norm.h"
 #include "embedding_layer_norm/embedding_layer_norm.h"
+#include "quantize_per_token/quantize_per_token.h"
 #include "softmax/softmax.h"
 
 namespace py = pybind11;
@@ -262,6 +263,22 @@ void embedding_layer_norm_bwd(Address dz, Address dtoken_type, Address dweight, 
   py::gil_scoped_release released;
   fasttx::embedding_layer_norm_bwd(params, pointer(stream));
 }
+
+void quantize_per_token_fwd(Address x_q, Address x_scale, Address x, Address scale, int dtype, int64_t n_rows,
+                            int64_t n_cols, int64_t stride_xm, Address stream) {
+  const fasttx::QuantizePerTokenParams params{
+      .x_q = pointer<int8_t>(x_q),
+      .x_scale = pointer<float>(x_scale),
+      .x = pointer(x),
+      .scale = pointer<const float>(scale),
+      .dtype = static_cast<DType>(dtype),
+      .n_rows = n_rows,
+      .n_cols = n_cols,
+      .stride_xm = stride_xm,
+  };
+  py::gil_scoped_release released;
+  fasttx::quantize_per_token_fwd(params, pointer(stream));
+}
 }  // namespace
 
 PYBIND11_MODULE(FASTTX_MODULE, m) {
@@ -308,4 +325,6 @@ PYBIND11_MODULE(FASTTX_MODULE, m) {
         "position_ids_is_long"_a, "type_ids_is_long"_a, "row_index_is_long"_a, "n_rows"_a, "n_cols"_a, "stride_dm"_a,
         "n_words"_a, "position_period"_a, "n_positions"_a, "type_period"_a, "n_types"_a, "programs"_a, "threshold"_a,
         "keep_scale"_a, "stream"_a);
+  m.def("quantize_per_token_fwd", quantize_per_token_fwd, py::kw_only(), "x_q"_a, "x_scale"_a, "x"_a, "scale"_a,
+        "dtype"_a, "n_rows"_a, "n_cols"_a, "stride_xm"_a, "stream"_a);
 }

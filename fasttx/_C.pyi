@@ -222,3 +222,15 @@ def embedding_layer_norm_bwd(
     keep_scale: float,
     stream: int,
 ) -> None: ...
+def quantize_per_token_fwd(
+    *,
+    x_q: int,
+    x_scale: int,
+    x: int,
+    scale: float,
+    dtype: int,
+    n_rows: int,
+    n_cols: int,
+    stride_xm: int,
+    stream: int,
+) -> None: ...

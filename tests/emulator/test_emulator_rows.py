@@ -18,6 +18,7 @@ from fasttx.ops import (
     bias_gelu,
     dropout_add_layer_norm,
     embedding_layer_norm,
+    quantize_per_token,
 )
 from fasttx.testing import assert_as_accurate
 
@@ -109,6 +110,13 @@ def test_ids_outside_of_their_tables_are_not_followed(race, monkeypatch):
     assert out.isnan().all(1).tolist() == [False, True, False, True, True, False]
 
 
+# a warp a row, 16 and 32 columns a thread; 128 threads and 512; whole runs of 8 columns and not
+@pytest.mark.parametrize("n_rows, n_cols", [(5, 37), (3, 520), (2, 1030), (1, 4104)])
+@pytest.mark.parametrize("scale", [None, torch.tensor(0.02)], ids=["own", "given"])
+def test_quantize_per_token(race, n_rows, n_cols, scale):
+    run(race, quantize_per_token.QUANTIZE_PER_TOKEN, "fwd", torch.randn(n_rows, n_cols).to(BF16), scale)
+
+
 # ------------------------------------------------------------------------------------------------------- boundary
 
 ROWS = {"n_rows": ({"n_rows": 0}, "n_rows must lie in"), "rows": ({"n_rows": 2**31}, "n_rows must lie in")}
@@ -157,6 +165,13 @@ REFUSED = {
         "dout dtype": ({"dout_dtype": 3}, "float32, float16 or bfloat16"),
         "grid": ({"row_programs": 2**30, "n_cols": 2**20}, "more tiles than a grid has blocks"),
     },
+    "quantize_per_token_fwd": ROWS
+    | {
+        "n_cols": ({"n_cols": 0}, "n_cols must be positive"),
+        "too long": ({"n_cols": 16385}, "rows of at most 16384 columns"),
+        "x_q": ({"x_q": 0}, "must be given"),
+        "dtype": ({"dtype": 4}, "float32, float16 or bfloat16"),
+    },
     "embedding_layer_norm_fwd": EMBEDDING | {"out": ({"out": 0}, "out must be given")},
     "embedding_layer_norm_bwd": EMBEDDING
     | OF_SUMS
@@ -175,10 +190,8 @@ def test_what_would_corrupt_memory_is_refused_again(name, what):
     changed, message = REFUSED[name][what]
     module, _ = host_module.load("plain")
     names = host_module.signatures()[name]
-    numbers = (
-        "dtype", "is_long", "n_", "stride", "threshold", "keep_scale", "eps", "programs", "stream",
-    )  # fmt: skip
+    numbers = ("dtype", "n_", "stride", "keep_scale", "eps", "programs", "threshold")
     given = {key: 1 if any(part in key for part in numbers) else 16 for key in names} | {"stream": 0}
-    given |= {key: False for key in names if key.endswith("is_long")} | {"threshold": 1}
+    given |= {key: False for key in names if key == "tanh" or key.endswith("is_long")}
     with pytest.raises(ValueError, match=f"{name}: .*{message}"):
         getattr(module, name)(**given | {key: value for key, value in changed.items() if key in names})
