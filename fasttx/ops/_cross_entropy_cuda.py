@@ -48,9 +48,7 @@ def cross_entropy_fwd(
         outputs["partials"] = loss.new_empty(n_partials)
     else:
         inputs["partials"] = None
-    _cuda.launch(
-        "cross_entropy_fwd", outputs, inputs, dtypes, **numbers, n_partials=n_partials, mean=reduction == MEAN
-    )
+    _cuda.launch("cross_entropy_fwd", outputs, inputs, dtypes, **numbers, n_partials=n_partials, mean=reduction == MEAN)
 
 
 def cross_entropy_bwd(
