@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../common/types.h"
+#include "../common/float_array.h"
 
 namespace fasttx {
 

@@ -1,15 +1,9 @@
 // Reads of a FloatArray: one branch a run, the same for all threads.
 #pragma once
-#include "checks.h"
+#include "float_array.h"
 #include "vectors.cuh"
 
 namespace fasttx {
-
-inline void require_floats(const FloatArray& array, const char* kernel, const char* what) {
-  const bool floats =
-      array.dtype == DType::kFloat32 || array.dtype == DType::kFloat16 || array.dtype == DType::kBFloat16;
-  require(array.data == nullptr || floats, kernel, what);
-}
 
 template <int kRun, class T>
 FTX_DEVICE void load_typed(const T* p, uint32_t low, uint32_t high, float* out) {

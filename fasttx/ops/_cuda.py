@@ -88,12 +88,6 @@ def _module(device: torch.device) -> ModuleType:
     return module
 
 
-def as_rows(x: Tensor) -> Tensor:
-    """x as (n_rows, n_cols) with columns at stride 1; a copy only where its rows do not lie at one stride."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
-
-
 def launch(
     name: str, outputs: dict[str, Tensor], inputs: dict[str, Tensor | None], dtypes: dict[str, torch.dtype],
     **numbers: Any,

@@ -10,6 +10,12 @@ from torch import Tensor
 from . import _cuda, _row_dropout
 
 
+def _as_rows(x: Tensor) -> Tensor:
+    """x as (n_rows, n_cols) with columns at stride 1; a copy only where its rows do not lie at one stride."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
 def _mask_numbers(mask: Tensor | None, shape: torch.Size) -> dict[str, Any]:
     """How the rows of x, of this shape, find theirs in the mask: its leading dims filled up to four, by stride."""
     if mask is None:
@@ -30,7 +36,7 @@ def softmax_fwd(
     out: Tensor, x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
 ) -> None:
     """Writes out; arguments as of the op (fasttx/ops/softmax.py)."""
-    rows = _cuda.as_rows(x)
+    rows = _as_rows(x)
     _cuda.launch(
         "softmax_fwd",
         {"out": out},
@@ -46,7 +52,7 @@ def softmax_bwd(
     dropout_p: float, log: bool,
 ) -> None:  # fmt: skip
     """Writes dx; saved is out without dropout, x with it."""
-    dout_rows, rows = _cuda.as_rows(dout), _cuda.as_rows(saved)
+    dout_rows, rows = _as_rows(dout), _as_rows(saved)
     _cuda.launch(
         "softmax_bwd",
         {"dx": dx},
