@@ -151,7 +151,12 @@ def test_the_tests_of_the_ops_pass_in_every_variant(variant):
             "LD_PRELOAD": " ".join(library.stdout.strip() for library in libraries),
             "ASAN_OPTIONS": "detect_leaks=0",
         }
-    tests = ["tests/test_ops.py", "tests/ops/test_softmax.py"]
+    tests = [
+        "tests/test_ops.py",
+        "tests/ops/test_softmax.py",
+        "tests/ops/test_cross_entropy.py",
+        "tests/ops/test_binary_cross_entropy.py",
+    ]
     chosen = "cuda and not 65536 and not 262144"  # their hooks take minutes, and other lengths have the same paths
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *tests, "-k", chosen]
     done = subprocess.run(command, cwd=host_build.ROOT, env=environment, capture_output=True, text=True)

@@ -114,6 +114,12 @@ def test_every_regime(shape: tuple[int, int], dtype: torch.dtype, backend: str, 
     verify(backend, logits, target, weight, 0.0, MEAN)
 
 
+@pytest.mark.parametrize("probs", [False, True], ids=["index", "probs"])
+@pytest.mark.parametrize("written", WRITTEN)
+def test_a_row_of_262144_columns_and_some(written: str, probs: bool, device: torch.device) -> None:
+    verify(written, *make(2, 262_147, torch.bfloat16, probs, False, device), 0.1 if probs else 0.0, SUM)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS, ids=REDUCTIONS.values())
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weight"])
