@@ -75,6 +75,28 @@ def test_a_label_outside_gives_nan_and_reads_nothing(race, bad, n_cols):
             assert bool(rows[1].isnan().all()) and bool(rows[::2].isfinite().all())
 
 
+@pytest.mark.parametrize("n_cols", [3, 37, 1031])
+def test_an_ignored_row_is_not_read(race, n_cols):
+    """The buffer of logits ends behind the first row, the second is ignored: a read of it would be outside."""
+    module, logits, dlogits = _cross_entropy_cuda, torch.randn(2, n_cols), torch.empty(2, n_cols)
+    loss, lse, one, dloss = torch.empty(2), torch.empty(2), torch.ones(()), torch.ones(2)
+    target, options = torch.tensor([0, -100]), (-100, 0.1, NONE)
+    tensors = {"logits": logits[:1], "labels": target, "loss": loss, "lse": lse, "total_weight": one}
+    tensors |= {"dloss": dloss, "dlogits": dlogits}
+
+    def forward():
+        module.cross_entropy_fwd(loss, lse, one, logits, target, None, *options)
+
+    def backward():
+        module.cross_entropy_bwd(dlogits, dloss, logits, target, None, lse, one, *options)
+
+    for name, call in (("cross_entropy_fwd", forward), ("cross_entropy_bwd", backward)):
+        launcher, given = recorded(name, call, "race")
+        race.watch(tensors, frozenset(tensors) - {"logits", "labels", "dloss"})
+        launcher(**given)
+    assert float(loss[1]) == 0.0 and bool((dlogits[1] == 0.0).all())
+
+
 # elements: less than a run; some tiles, more than there are blocks to add them up. Weights: one, a whole number of runs
 # that repeats, one that does not fit runs, as many as there are elements
 @pytest.mark.parametrize("shape", [(5,), (45, 104), (45, 107)], ids=str)
@@ -91,10 +113,10 @@ def test_binary_cross_entropy_has_no_race(race, monkeypatch, shape, reduction):
 # ------------------------------------------------------------------------------------------------------- boundary
 
 
-def recorded(name, call):
-    """What `call` hands to the launcher `name`, without launching it."""
+def recorded(name, call, variant="plain"):
+    """The launcher `name`, and what `call` would hand to it."""
     given = {}
-    before, module = _cuda._stand_in, host_module.load("plain")[0]
+    before, module = _cuda._stand_in, host_module.load(variant)[0]
     _cuda.set_stand_in(SimpleNamespace(DTYPES=module.DTYPES, **{name: lambda **numbers: given.update(numbers)}))
     call()
     _cuda.set_stand_in(*before)
