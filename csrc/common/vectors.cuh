@@ -1,8 +1,10 @@
 // Runs of consecutive elements between memory and float registers, 16 bytes an access where the address allows it.
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 #include "../arch/launch.cuh"
+#include "../arch/store.cuh"
 
 namespace fasttx {
 
@@ -67,7 +69,9 @@ FTX_DEVICE void store_part(T* p, uint32_t low, uint32_t high, bool aligned, cons
       Vector<T> vector;
 #pragma unroll
       for (int i = 0; i < kWidth; i++) from_float(in[v + i], &vector.values[i]);
-      *reinterpret_cast<Vector<T>*>(p + v) = vector;
+      uint4 words;
+      memcpy(&words, &vector, sizeof words);
+      store_vector(p + v, words);
     }
   } else {
 #pragma unroll

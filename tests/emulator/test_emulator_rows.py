@@ -12,7 +12,6 @@ import torch
 
 from fasttx.ops import (
     _bias_gelu_cuda,
-    _cuda,
     _dropout_add_layer_norm_cuda,
     _embedding_layer_norm_cuda,
     bias_gelu,
@@ -26,20 +25,6 @@ pytestmark = pytest.mark.skipif(host_build.lacks() is not None, reason=str(host_
 FP32, BF16 = torch.float32, torch.bfloat16
 STATE = torch.tensor([3, 4])
 SEEDS = (1, 2, 3)  # odd ones run a warp as far as it gets, even ones switch at random
-
-
-@pytest.fixture
-def race(device):
-    """The kernels with hooks stand in; afterwards those that stood there before."""
-    if device.type == "cuda":
-        pytest.skip("on a GPU compute-sanitizer does this")
-    module, emulator = host_module.load("race")
-    assert emulator.has_hooks
-    before = _cuda._stand_in
-    _cuda.set_stand_in(module, emulator.watch)
-    yield emulator
-    emulator.configure()
-    _cuda.set_stand_in(*before)
 
 
 def run(race, op, direction, *arguments):
