@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -89,8 +89,8 @@ def _module(device: torch.device) -> ModuleType:
 
 
 def launch(
-    name: str, outputs: dict[str, Tensor | None], inputs: dict[str, Tensor | None], dtypes: dict[str, torch.dtype],
-    **numbers: Any,
+    name: str, outputs: Mapping[str, Tensor | None], inputs: Mapping[str, Tensor | None],
+    dtypes: dict[str, torch.dtype], **numbers: Any,
 ) -> None:  # fmt: skip
     """Calls the launcher `name` on the current stream of the tensors' device.
 
