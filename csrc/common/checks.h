@@ -3,10 +3,21 @@
 #include <stdexcept>
 #include <string>
 
+#include "types.h"
+
 namespace fasttx {
 
 inline void require(bool holds, const char* kernel, const char* what) {
   if (!holds) throw std::invalid_argument(std::string(kernel) + ": " + what);
+}
+
+inline void require_float(DType dtype, const char* kernel) {
+  require(dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16, kernel,
+          "tensors must be float32, float16 or bfloat16");
+}
+
+inline void check_dropout(const char* kernel, const Dropout& dropout) {
+  require(dropout.threshold >= 0 && dropout.threshold <= 256, kernel, "threshold must lie in 0 .. 256");
 }
 
 }  // namespace fasttx

@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
 #include "checks.h"
@@ -16,6 +17,9 @@ struct Type {
   using type = T;
 };
 
+// Stands for an element type that is known when a kernel runs, not when it is compiled.
+struct Any {};
+
 // f(Type<T>) for the element type of a tensor.
 template <class F>
 void dispatch_float(DType dtype, const char* kernel, F&& f) {
@@ -27,8 +31,19 @@ void dispatch_float(DType dtype, const char* kernel, F&& f) {
     case DType::kBFloat16:
       return f(Type<__nv_bfloat16>{});
     default:
-      require(false, kernel, "tensors must be float32, float16 or bfloat16");
+      require_float(dtype, kernel);  // throws
   }
+}
+
+// f(Type<T>) for the element type that all these tensors have, f(Type<Any>) where they differ.
+template <class F>
+void dispatch_floats(std::initializer_list<DType> dtypes, const char* kernel, F&& f) {
+  bool differ = false;
+  for (DType dtype : dtypes) {
+    require_float(dtype, kernel);
+    differ = differ || dtype != *dtypes.begin();
+  }
+  differ ? f(Type<Any>{}) : dispatch_float(*dtypes.begin(), kernel, f);
 }
 
 template <class F>

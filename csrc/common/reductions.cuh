@@ -25,12 +25,13 @@ FTX_DEVICE float warp_reduce(float value) {
   return value;
 }
 
-// Over a group of kGroup threads: one warp, or the whole block. `partials` holds kMaxWarps floats of shared memory that
-// no other reduction of the same kernel uses: then one barrier is enough, the one between writing and reading them.
+// Over a group of kGroup threads: one, a warp, or the whole block. `partials` holds kMaxWarps floats of shared memory
+// that no other reduction of the same kernel uses: then one barrier is enough, the one between writing and reading
+// them.
 template <class Op, int kGroup>
 FTX_DEVICE float group_reduce(float value, float* partials) {
-  static_assert(kGroup % 32 == 0 && kGroup / 32 <= kMaxWarps, "whole warps, and one value of each for a lane to read");
-  value = warp_reduce<Op>(value);
+  static_assert(kGroup == 1 || (kGroup % 32 == 0 && kGroup / 32 <= kMaxWarps), "a lane reads the value of each warp");
+  if constexpr (kGroup > 1) value = warp_reduce<Op>(value);
   if constexpr (kGroup > 32) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (lane == 0) partials[warp] = value;

@@ -11,7 +11,7 @@
 namespace fasttx {
 
 constexpr int kDropoutRun = 16;  // columns of one call
-constexpr uint32_t kSoftmaxTag = 0;
+constexpr uint32_t kSoftmaxTag = 0, kLayerNormTag = 1, kEmbeddingTag = 2, kGeluTag = 3;
 
 struct RowDropout {
   uint64_t seed;
@@ -25,9 +25,12 @@ struct RowDropout {
         threshold(threshold),
         keep_scale(keep_scale) {}
 
-  // Drops or scales values[0 .. 16), the columns from `col` on; col is a multiple of 16.
-  FTX_DEVICE void apply(uint32_t row, uint32_t col, float* values) const {
-    uint32_t c[4] = {col / kDropoutRun, row, tag, offset};
+  // The four words of the call that column `col` is in.
+  FTX_DEVICE void draw(uint32_t row, uint32_t col, uint32_t (&c)[4]) const {
+    c[0] = col / kDropoutRun;
+    c[1] = row;
+    c[2] = tag;
+    c[3] = offset;
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
 #pragma unroll
     for (int round = 0; round < 7; round++) {
@@ -40,11 +43,32 @@ struct RowDropout {
       k0 += 0x9E3779B9u;
       k1 += 0xBB67AE85u;
     }
+  }
+
+  // Drops or scales values[0 .. 16), the columns from `col` on; col is a multiple of 16.
+  FTX_DEVICE void apply(uint32_t row, uint32_t col, float* values) const {
+    uint32_t c[4];
+    draw(row, col, c);
 #pragma unroll
     for (int i = 0; i < kDropoutRun; i++) {
       const uint32_t byte = c[i / 4] >> (8 * (i % 4)) & 255u;
       values[i] = byte >= threshold ? values[i] * keep_scale : 0.0f;
     }
+  }
+
+  // Bit i tells whether column col + i is kept; col is a multiple of kRun = 8: half of a call.
+  template <int kRun>
+  FTX_DEVICE uint32_t keep(uint32_t row, uint32_t col) const {
+    static_assert(kRun == kDropoutRun / 2, "the words of either half are chosen below");
+    uint32_t c[4], bits = 0;
+    draw(row, col, c);
+    const bool second = col % kDropoutRun != 0;
+    const uint32_t words[2] = {second ? c[2] : c[0], second ? c[3] : c[1]};
+#pragma unroll
+    for (int i = 0; i < kRun; i++) {
+      bits |= static_cast<uint32_t>((words[i / 4] >> (8 * (i % 4)) & 255u) >= threshold) << i;
+    }
+    return bits;
   }
 };
 

@@ -1,8 +1,10 @@
 // Runs of consecutive elements between memory and float registers, 16 bytes an access where the address allows it.
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 #include "../arch/launch.cuh"
+#include "../arch/store.cuh"
 
 namespace fasttx {
 
@@ -28,51 +30,67 @@ FTX_DEVICE void from_float(float x, __nv_bfloat16* out) {
 template <class T>
 constexpr int kVectorWidth = 16 / sizeof(T);
 
-template <class T>
-struct alignas(16) Vector {
-  T values[kVectorWidth<T>];
+template <class T, int kWidth = kVectorWidth<T>>
+struct alignas(sizeof(T) * kWidth) Vector {
+  T values[kWidth];
 };
 
 FTX_DEVICE bool is_vector_aligned(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
 
-// out = p[0 .. kRun), 0 from `valid` on. `aligned` says that p lies at a multiple of 16 bytes.
+// out[i] = p[i] for low <= i < high, `other` for the rest of 0 .. kRun. `aligned` says that p lies at a multiple of 16
+// bytes, or of the run's where it has less.
 template <int kRun, class T>
-FTX_DEVICE void load_run(const T* p, uint32_t valid, bool aligned, float* out) {
-  constexpr int kWidth = kVectorWidth<T>;
+FTX_DEVICE void load_part(const T* p, uint32_t low, uint32_t high, bool aligned, float other, float* out) {
+  constexpr int kWidth = kRun < kVectorWidth<T> ? kRun : kVectorWidth<T>;
   static_assert(kRun % kWidth == 0, "a run is made of whole vectors");
-  if (aligned && valid >= kRun) {
+  if (aligned && low == 0 && high >= kRun) {
 #pragma unroll
     for (int v = 0; v < kRun; v += kWidth) {
-      Vector<T> vector = *reinterpret_cast<const Vector<T>*>(p + v);
+      const auto vector = *reinterpret_cast<const Vector<T, kWidth>*>(p + v);
 #pragma unroll
       for (int i = 0; i < kWidth; i++) out[v + i] = to_float(vector.values[i]);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < kRun; i++) out[i] = static_cast<uint32_t>(i) < valid ? to_float(p[i]) : 0.0f;
+    for (uint32_t i = 0; i < kRun; i++) out[i] = i >= low && i < high ? to_float(p[i]) : other;
   }
 }
 
-// p[0 .. min(kRun, valid)) = in, rounded to nearest.
+// p[i] = in[i] for low <= i < high, rounded to nearest.
 template <int kRun, class T>
-FTX_DEVICE void store_run(T* p, uint32_t valid, bool aligned, const float* in) {
+FTX_DEVICE void store_part(T* p, uint32_t low, uint32_t high, bool aligned, const float* in) {
   constexpr int kWidth = kVectorWidth<T>;
-  if (aligned && valid >= kRun) {
+  static_assert(kRun % kWidth == 0, "a run is made of whole vectors");
+  if (aligned && low == 0 && high >= kRun) {
 #pragma unroll
     for (int v = 0; v < kRun; v += kWidth) {
       Vector<T> vector;
 #pragma unroll
       for (int i = 0; i < kWidth; i++) from_float(in[v + i], &vector.values[i]);
-      *reinterpret_cast<Vector<T>*>(p + v) = vector;
+      uint4 words;
+      memcpy(&words, &vector, sizeof words);
+      store_vector(p + v, words);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < kRun; i++) {
-      if (static_cast<uint32_t>(i) < valid) from_float(in[i], p + i);
+    for (uint32_t i = 0; i < kRun; i++) {
+      if (i >= low && i < high) from_float(in[i], p + i);
     }
   }
+}
+
+// out = p[0 .. kRun), 0 from `valid` on.
+template <int kRun, class T>
+FTX_DEVICE void load_run(const T* p, uint32_t valid, bool aligned, float* out) {
+  load_part<kRun>(p, 0, valid, aligned, 0.0f, out);
+}
+
+// p[0 .. min(kRun, valid)) = in.
+template <int kRun, class T>
+FTX_DEVICE void store_run(T* p, uint32_t valid, bool aligned, const float* in) {
+  store_part<kRun>(p, 0, valid, aligned, in);
 }
 
 }  // namespace fasttx

@@ -1,8 +1,6 @@
 // Launchers of the softmax op: which kernel, how many threads a row, and every instantiation.
 #include "softmax.cuh"
 
-#include <string>
-
 #include "../common/checks.h"
 #include "../common/dispatch.h"
 
@@ -26,13 +24,6 @@ void check(const char* name, const Params& p) {
   for (int64_t size : p.mask.sizes) require(size > 0, name, "mask sizes must be positive");
 }
 
-template <class Params>
-void start(const char* name, const Params& p, void (*kernel)(Params), int group, Stream stream) {
-  const int threads = softmax_threads(group), rows = threads / group;
-  const std::string shape = std::to_string(p.n_rows) + " x " + std::to_string(p.n_cols);
-  launch(name, shape, kernel, dim3((p.n_rows + rows - 1) / rows), dim3(threads), stream, p);
-}
-
 }  // namespace
 
 void softmax_fwd(const SoftmaxFwdParams& p, Stream stream) {
@@ -42,7 +33,7 @@ void softmax_fwd(const SoftmaxFwdParams& p, Stream stream) {
     using T = typename decltype(type)::type;
     dispatch_bool(p.rng_state != nullptr, [&](auto dropout) {
       with_group(p.n_cols, [&](auto group, auto stream_row) {
-        start("softmax_fwd", p, softmax_fwd_kernel<T, group(), stream_row(), dropout()>, group, stream);
+        launch_rows("softmax_fwd", p, softmax_fwd_kernel<T, group(), stream_row(), dropout()>, group, stream);
       });
     });
   });
@@ -57,7 +48,7 @@ void softmax_bwd(const SoftmaxBwdParams& p, Stream stream) {
     with_group(p.n_cols, [&](auto group, auto stream_row) {
       auto kernel = p.rng_state != nullptr ? softmax_dropout_bwd_kernel<T, group(), stream_row()>
                                            : softmax_bwd_kernel<T, group(), stream_row()>;
-      start("softmax_bwd", p, kernel, group, stream);
+      launch_rows("softmax_bwd", p, kernel, group, stream);
     });
   });
 }

@@ -5,9 +5,8 @@
 //   forward:  out = p,  keep p / (1 - p_hat) with dropout,  or log p
 //   backward: ds = p (dp - sum_j dp_j p_j) with dp = dout, or keep dout / (1 - p_hat);
 //             log: ds = dout - p sum_j dout_j;   dx = scale ds
-//   Each thread keeps (m, l), and d = sum_j exp(s_j - m) dp_j with dropout, of the columns that it reads, and
-//   multiplies them by exp(m_old - m_new) where its maximum moves (Milakov and Gimelshein, "Online normalizer
-//   calculation for softmax", 2018); the group's (m, l, d) follow by the same rule.
+//   Each thread keeps (m, l), and d = sum_j exp(s_j - m) dp_j with dropout, of the columns that it reads
+//   (common/online_sum.cuh).
 //
 // Contract
 //   A group of kGroup threads computes a row and is its only writer: no atomics, bitwise deterministic. A group is a
@@ -21,8 +20,10 @@
 //   scores in a register. Bytes: x and out, or dout, saved and dx, once; a second read of a long row from L2 where the
 //   rows in flight fit it. Shared memory: 128 bytes a reduction.
 #pragma once
+#include "../common/online_sum.cuh"
 #include "../common/reductions.cuh"
 #include "../common/row_dropout.cuh"
+#include "../common/rows.cuh"
 #include "../common/vectors.cuh"
 #include "softmax.h"
 
@@ -30,36 +31,10 @@ namespace fasttx {
 
 constexpr int kSoftmaxItems = 16;  // columns that a thread holds: those of one Philox call
 
-constexpr int softmax_threads(int group) {
-  return group == 32 ? 128 : group;
-}
-
 // Blocks a multiprocessor must hold: 512 threads or more, so that up to 80 registers are free. Left to itself ptxas
 // squeezes blocks of 512 threads into 40 registers, and spills.
 constexpr int softmax_blocks(int group) {
-  return 768 / softmax_threads(group);
-}
-
-// The row of this thread's group, and which of its threads this one is.
-template <int kGroup>
-struct RowPlace {
-  static constexpr int kRowsPerBlock = softmax_threads(kGroup) / kGroup;
-  int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / kGroup;
-  uint32_t thread = threadIdx.x % kGroup;
-
-  template <int kRun>
-  FTX_DEVICE uint32_t column(uint32_t start, int item) const {  // item: first of a run
-    return start + (item / kRun * kGroup + thread) * kRun;
-  }
-};
-
-FTX_DEVICE uint32_t left_of(uint32_t n_cols, uint32_t col) {
-  return col < n_cols ? n_cols - col : 0;
-}
-
-// 0 for the -inf of a row without a score, so that differences from it are no NaN.
-FTX_DEVICE float finite_max(float m) {
-  return m == -INFINITY ? 0.0f : m;
+  return 768 / block_threads(group);
 }
 
 // Rows are counted in 32 bits: a division of 64 bits would be a call.
@@ -118,40 +93,13 @@ struct Scores {
   }
 };
 
-// (m, l) of the columns seen so far, and d = sum exp(s - m) dp where it is asked for.
-struct OnlineSum {
-  float m = -INFINITY, l = 0.0f, d = 0.0f;
-
-  FTX_DEVICE void add(const float* s, const float* dp) {
-    float m_new = m;
-#pragma unroll
-    for (int i = 0; i < kSoftmaxItems; i++) m_new = fmaxf(m_new, s[i]);
-    const float m_safe = finite_max(m_new), alpha = __expf(m - m_safe);
-    m = m_new;
-    l *= alpha;
-    d *= alpha;
-#pragma unroll
-    for (int i = 0; i < kSoftmaxItems; i++) {
-      const float e = __expf(s[i] - m_safe);
-      l += e;
-      if (dp != nullptr) d += e * dp[i];
-    }
-  }
-
-  // Of the whole row, in every thread of its group; m is finite, l is 1 where a mask leaves a row without a score.
-  template <int kGroup, bool kWithD>
-  FTX_DEVICE void reduce(float* partials, bool has_mask) {
-    const float own = m;
-    m = finite_max(group_reduce<Max, kGroup>(own, partials));
-    const float alpha = __expf(own - m);
-    l = group_reduce<Sum, kGroup>(l * alpha, partials + kMaxWarps);
-    if constexpr (kWithD) d = group_reduce<Sum, kGroup>(d * alpha, partials + 2 * kMaxWarps);
-    if (has_mask && l == 0.0f) l = 1.0f;  // elsewhere 0 / 0 and -inf + inf give the NaN that PyTorch gives
-  }
-};
+// Where a mask leaves a row without a score l is 1; elsewhere 0 / 0 and -inf + inf give the NaN that PyTorch gives.
+FTX_DEVICE float safe_sum(const OnlineSum& sum, const SoftmaxMask& mask) {
+  return mask.data != nullptr && sum.l == 0.0f ? 1.0f : sum.l;
+}
 
 template <class T, int kGroup, bool kStream, bool kDropout>
-__global__ void __launch_bounds__(softmax_threads(kGroup), softmax_blocks(kGroup))
+__global__ void __launch_bounds__(block_threads(kGroup), softmax_blocks(kGroup))
     softmax_fwd_kernel(SoftmaxFwdParams p) {
   constexpr int kRun = kDropout ? kDropoutRun : kVectorWidth<T>;
   constexpr uint32_t kTile = kGroup * kSoftmaxItems;
@@ -170,11 +118,11 @@ __global__ void __launch_bounds__(softmax_threads(kGroup), softmax_blocks(kGroup
   OnlineSum sum;
   for (uint32_t start = 0; kStream ? start < scores.n_cols : start == 0; start += kTile) {
     load(start);
-    sum.add(s, nullptr);
+    sum.add<kSoftmaxItems>(s, [](float) {}, [](int, float) {});
   }
-  sum.template reduce<kGroup, false>(partials, p.mask.data != nullptr);
+  sum.reduce<kGroup>(partials);
 
-  const float inv_l = __fdividef(1.0f, sum.l), log_l = logf(sum.l);
+  const float l = safe_sum(sum, p.mask), inv_l = __fdividef(1.0f, l), log_l = logf(l);
   T* out = static_cast<T*>(p.out) + at.row * p.n_cols;
   const bool out_aligned = is_vector_aligned(out);
   for (uint32_t start = 0; kStream ? start < scores.n_cols : start == 0; start += kTile) {
@@ -194,7 +142,7 @@ __global__ void __launch_bounds__(softmax_threads(kGroup), softmax_blocks(kGroup
 
 // dx from out, without dropout.
 template <class T, int kGroup, bool kStream>
-__global__ void __launch_bounds__(softmax_threads(kGroup), softmax_blocks(kGroup))
+__global__ void __launch_bounds__(block_threads(kGroup), softmax_blocks(kGroup))
     softmax_bwd_kernel(SoftmaxBwdParams p) {
   constexpr int kRun = kVectorWidth<T>;
   constexpr uint32_t kTile = kGroup * kSoftmaxItems;
@@ -246,7 +194,7 @@ __global__ void __launch_bounds__(softmax_threads(kGroup), softmax_blocks(kGroup
 
 // dx from x: p is recomputed, because out has lost the elements that were dropped.
 template <class T, int kGroup, bool kStream>
-__global__ void __launch_bounds__(softmax_threads(kGroup), softmax_blocks(kGroup))
+__global__ void __launch_bounds__(block_threads(kGroup), softmax_blocks(kGroup))
     softmax_dropout_bwd_kernel(SoftmaxBwdParams p) {
   constexpr int kRun = kDropoutRun;
   static_assert(kRun == kSoftmaxItems, "a thread draws its columns of a tile by one call");
@@ -268,13 +216,15 @@ __global__ void __launch_bounds__(softmax_threads(kGroup), softmax_blocks(kGroup
   };
 
   OnlineSum sum;
+  float d = 0.0f;  // sum exp(s - m) dp
   for (uint32_t start = 0; kStream ? start < scores.n_cols : start == 0; start += kTile) {
     load(start);
-    sum.add(s, dp);
+    sum.add<kSoftmaxItems>(s, [&](float alpha) { d *= alpha; }, [&](int i, float e) { d += e * dp[i]; });
   }
-  sum.template reduce<kGroup, true>(partials, p.mask.data != nullptr);
+  const float own = sum.reduce<kGroup>(partials);
+  d = group_reduce<Sum, kGroup>(d * own, partials + 2 * kMaxWarps);
 
-  const float inv_l = __fdividef(1.0f, sum.l), total = sum.d * inv_l;
+  const float inv_l = __fdividef(1.0f, safe_sum(sum, p.mask)), total = d * inv_l;
   for (uint32_t start = 0; kStream ? start < scores.n_cols : start == 0; start += kTile) {
     if constexpr (kStream) load(start);
 #pragma unroll

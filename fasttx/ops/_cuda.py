@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -89,15 +89,15 @@ def _module(device: torch.device) -> ModuleType:
 
 
 def launch(
-    name: str, outputs: dict[str, Tensor], inputs: dict[str, Tensor | None], dtypes: dict[str, torch.dtype],
-    **numbers: Any,
+    name: str, outputs: Mapping[str, Tensor | None], inputs: Mapping[str, Tensor | None],
+    dtypes: dict[str, torch.dtype], **numbers: Any,
 ) -> None:  # fmt: skip
-    """Calls the launcher `name` on the current stream of the outputs' device.
+    """Calls the launcher `name` on the current stream of the tensors' device.
 
     Args:
         name: a function of fasttx._C.
-        outputs: what it writes, by the names of its arguments.
-        inputs: what it reads, likewise; None becomes address 0.
+        outputs: what it writes, by the names of its arguments; None becomes address 0.
+        inputs: what it reads, likewise.
         dtypes: arguments that tell a dtype.
         numbers: all others.
 
@@ -105,13 +105,13 @@ def launch(
         RuntimeError: the launch failed; the message names kernel, shape and arch.
     """
     tensors = {key: tensor for key, tensor in (*outputs.items(), *inputs.items()) if tensor is not None}
-    device = next(iter(outputs.values())).device
+    device = next(iter(tensors.values())).device
     module = _module(device)
     if device.type == "cpu" and _stand_in is not None:
         _stand_in[1](tensors, frozenset(outputs))
     if not _dtype_codes:
         _dtype_codes.update(module.DTYPES)
-    addresses = {key: 0 for key in inputs} | {key: tensor.data_ptr() for key, tensor in tensors.items()}
+    addresses = {key: 0 for key in (*outputs, *inputs)} | {key: tensor.data_ptr() for key, tensor in tensors.items()}
     codes = {key: _dtype_codes[str(dtype).removeprefix("torch.")] for key, dtype in dtypes.items()}
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     getattr(module, name)(**addresses, **codes, **numbers, stream=stream)

@@ -7,13 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _cuda, _row_dropout
-
-
-def _as_rows(x: Tensor) -> Tensor:
-    """x as (n_rows, n_cols) with columns at stride 1; a copy only where its rows do not lie at one stride."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+from . import _cuda
+from ._cuda_rows import as_rows, dropout_numbers
 
 
 def _mask_numbers(mask: Tensor | None, shape: torch.Size) -> dict[str, Any]:
@@ -26,24 +21,18 @@ def _mask_numbers(mask: Tensor | None, shape: torch.Size) -> dict[str, Any]:
     return {"mask_sizes": sizes[1:], "mask_strides": (*[0] * len(missing), *strides)}
 
 
-def _dropout_numbers(rng_state: Tensor | None, dropout_p: float) -> dict[str, Any]:
-    if rng_state is None:
-        return {"threshold": 0, "keep_scale": 1.0}
-    return {"threshold": _row_dropout.threshold(dropout_p), "keep_scale": _row_dropout.keep_scale(dropout_p)}
-
-
 def softmax_fwd(
     out: Tensor, x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
 ) -> None:
     """Writes out; arguments as of the op (fasttx/ops/softmax.py)."""
-    rows = _as_rows(x)
+    rows = as_rows(x)
     _cuda.launch(
         "softmax_fwd",
         {"out": out},
         {"x": rows, "mask": mask, "rng_state": rng_state},
         {"dtype": x.dtype, "mask_dtype": torch.bool if mask is None else mask.dtype},
         n_rows=rows.shape[0], n_cols=rows.shape[1], stride_xm=rows.stride(0), scale=scale, log=log,
-        **_mask_numbers(mask, x.shape), **_dropout_numbers(rng_state, dropout_p),
+        **_mask_numbers(mask, x.shape), **dropout_numbers(rng_state, dropout_p),
     )  # fmt: skip
 
 
@@ -52,12 +41,12 @@ def softmax_bwd(
     dropout_p: float, log: bool,
 ) -> None:  # fmt: skip
     """Writes dx; saved is out without dropout, x with it."""
-    dout_rows, rows = _as_rows(dout), _as_rows(saved)
+    dout_rows, rows = as_rows(dout), as_rows(saved)
     _cuda.launch(
         "softmax_bwd",
         {"dx": dx},
         {"dout": dout_rows, "saved": rows, "mask": mask, "rng_state": rng_state},
         {"dtype": saved.dtype, "mask_dtype": torch.bool if mask is None else mask.dtype},
         n_rows=rows.shape[0], n_cols=rows.shape[1], stride_dm=dout_rows.stride(0), stride_sm=rows.stride(0),
-        scale=scale, log=log, **_mask_numbers(mask, saved.shape), **_dropout_numbers(rng_state, dropout_p),
+        scale=scale, log=log, **_mask_numbers(mask, saved.shape), **dropout_numbers(rng_state, dropout_p),
     )  # fmt: skip

@@ -72,3 +72,11 @@ def check_index_values(name: str, index: Tensor, n_table: int) -> None:
     low, high = (int(value) for value in index.aminmax())
     if low < 0 or high >= n_table:
         raise ValueError(f"{name}: allowed are rows 0 to {n_table - 1} of the table, got {low if low < 0 else high}")
+
+
+def not_countable(x: Tensor) -> str | None:
+    """The reason why kernels that count rows and columns in 32 bits cannot run x, or None."""
+    n_cols = x.shape[-1]
+    if n_cols >= 2**31 or x.numel() // max(n_cols, 1) >= 2**31:
+        return f"rows and columns are counted in 32 bits, x has shape {tuple(x.shape)}"
+    return None

@@ -166,6 +166,7 @@ BIAS_GELU = Op(
     ),
     impls=(
         Impl("triton", "fasttx.kernels.bias_gelu:bias_gelu_fwd", "fasttx.kernels.bias_gelu:bias_gelu_bwd", _supports),
+        Impl("cuda", "fasttx.ops._bias_gelu_cuda:bias_gelu_fwd", "fasttx.ops._bias_gelu_cuda:bias_gelu_bwd", _supports),
     ),
 )
 

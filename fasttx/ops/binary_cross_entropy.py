@@ -127,5 +127,11 @@ BINARY_CROSS_ENTROPY = Op(
             "fasttx.kernels.binary_cross_entropy:binary_cross_entropy_bwd",
             _supports,
         ),
+        Impl(
+            "cuda",
+            "fasttx.ops._binary_cross_entropy_cuda:binary_cross_entropy_fwd",
+            "fasttx.ops._binary_cross_entropy_cuda:binary_cross_entropy_bwd",
+            _supports,
+        ),
     ),
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._cross_entropy_composition import composed, composed_bwd, empty_gradient
-from .arguments import FLOATS, MEAN, NONE, REDUCTIONS, check_dloss, check_target_values
+from .arguments import FLOATS, MEAN, NONE, REDUCTIONS, check_dloss, check_target_values, not_countable
 from .registry import Half, Impl, Op
 
 
@@ -156,6 +156,12 @@ CROSS_ENTROPY = Op(
             "fasttx.kernels.cross_entropy:cross_entropy_fwd",
             "fasttx.kernels.cross_entropy_bwd:cross_entropy_bwd",
             _supports,
+        ),
+        Impl(
+            "cuda",
+            "fasttx.ops._cross_entropy_cuda:cross_entropy_fwd",
+            "fasttx.ops._cross_entropy_cuda:cross_entropy_bwd",
+            lambda logits, target: _supports(logits, target) or not_countable(logits),
         ),
     ),
 )  # fmt: skip

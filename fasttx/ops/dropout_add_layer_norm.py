@@ -21,7 +21,7 @@ from .arguments import FLOATS, check_one_device
 from .registry import Half, Impl, Op
 
 MAX_COLS = 8192
-"""The longest row that the Triton kernels hold in registers."""
+"""The longest row that the kernels hold in registers."""
 
 # ------------------------------------------------------------------------------------------------------------- check
 
@@ -225,6 +225,12 @@ DROPOUT_ADD_LAYER_NORM = Op(
             "triton",
             "fasttx.kernels.dropout_add_layer_norm:dropout_add_layer_norm_fwd",
             "fasttx.kernels.dropout_add_layer_norm:dropout_add_layer_norm_bwd",
+            _supports,
+        ),
+        Impl(
+            "cuda",
+            "fasttx.ops._dropout_add_layer_norm_cuda:dropout_add_layer_norm_fwd",
+            "fasttx.ops._dropout_add_layer_norm_cuda:dropout_add_layer_norm_bwd",
             _supports,
         ),
     ),

@@ -23,7 +23,7 @@ from .arguments import FLOATS, check_index_values, check_one_device
 from .registry import Half, Impl, Op
 
 MAX_COLS = 4096
-"""The longest row that the Triton kernels hold in registers."""
+"""The longest row that the kernels hold in registers."""
 MAX_TYPES = 2
 """The most token types of which backward sums the gradient itself."""
 INDICES = (torch.int32, torch.int64)
@@ -239,6 +239,12 @@ EMBEDDING_LAYER_NORM = Op(
             "triton",
             "fasttx.kernels.embedding_layer_norm:embedding_layer_norm_fwd",
             "fasttx.kernels.embedding_layer_norm:embedding_layer_norm_bwd",
+            _supports,
+        ),
+        Impl(
+            "cuda",
+            "fasttx.ops._embedding_layer_norm_cuda:embedding_layer_norm_fwd",
+            "fasttx.ops._embedding_layer_norm_cuda:embedding_layer_norm_bwd",
             _supports,
         ),
     ),

@@ -24,7 +24,7 @@ from .arguments import FLOATS, values_may_be_read
 from .registry import Half, Impl, Op
 
 MAX_COLS = 16384
-"""The longest row that the Triton kernel holds in registers."""
+"""The longest row that the kernels hold in registers."""
 
 
 def _check(x: Tensor, scale: Tensor | None) -> None:
@@ -88,5 +88,8 @@ QUANTIZE_PER_TOKEN = Op(
         _check, _fake, composition.forward, _reference, ("x",), _cost,
     ),
     bwd=None,
-    impls=(Impl("triton", "fasttx.kernels.quantize_per_token:quantize_per_token_fwd", "", _supports),),
+    impls=(
+        Impl("triton", "fasttx.kernels.quantize_per_token:quantize_per_token_fwd", "", _supports),
+        Impl("cuda", "fasttx.ops._quantize_per_token_cuda:quantize_per_token_fwd", "", _supports),
+    ),
 )  # fmt: skip

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import _row_dropout
-from .arguments import FLOATS, broadcasts
+from .arguments import FLOATS, broadcasts, not_countable
 from .registry import Half, Impl, Op
 
 MAX_LEADING_DIMS = 4
@@ -217,13 +217,6 @@ def _cost_bwd(
     )
 
 
-def _countable(x: Tensor) -> str | None:
-    n_cols = x.shape[-1]
-    if n_cols >= 2**31 or x.numel() // max(n_cols, 1) >= 2**31:
-        return f"rows and columns are counted in 32 bits, x has shape {tuple(x.shape)}"
-    return None
-
-
 _ARGUMENTS = "Tensor? mask, Tensor? rng_state, float scale, float dropout_p, bool log, str backend"
 
 SOFTMAX = Op(
@@ -239,8 +232,8 @@ SOFTMAX = Op(
         _cost_bwd,
     ),
     impls=(
-        Impl("triton", "fasttx.kernels.softmax:softmax_fwd", "fasttx.kernels.softmax:softmax_bwd", _countable),
-        Impl("cuda", "fasttx.ops._softmax_cuda:softmax_fwd", "fasttx.ops._softmax_cuda:softmax_bwd", _countable),
+        Impl("triton", "fasttx.kernels.softmax:softmax_fwd", "fasttx.kernels.softmax:softmax_bwd", not_countable),
+        Impl("cuda", "fasttx.ops._softmax_cuda:softmax_fwd", "fasttx.ops._softmax_cuda:softmax_bwd", not_countable),
     ),
 )
 

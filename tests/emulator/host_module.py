@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import functools
 import importlib.util
@@ -51,3 +52,9 @@ def load(variant: str) -> tuple[ModuleType, Emulator]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module, Emulator(library)
+
+
+def signatures() -> dict[str, list[str]]:
+    """The functions of fasttx/_C.pyi and the names of their arguments."""
+    tree = ast.parse((host_build.ROOT / "fasttx" / "_C.pyi").read_text())
+    return {f.name: [a.arg for a in f.args.kwonlyargs] for f in tree.body if isinstance(f, ast.FunctionDef)}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasttx.ops import _row_dropout
+from fasttx.ops import _bias_gelu_cuda, _row_dropout
 from fasttx.ops import bias_gelu as op
 from fasttx.ops.registry import LAUNCHES, BackendError
 from fasttx.testing import assert_as_accurate
@@ -26,7 +26,9 @@ fwd = torch.ops.fasttx.bias_gelu_fwd.default
 bwd = torch.ops.fasttx.bias_gelu_bwd.default
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 DTYPES = [FP32, FP16, BF16]
-each_backend = pytest.mark.parametrize("backend", ["triton", "torch"])
+WRITTEN = ["triton", "cuda"]
+each_backend = pytest.mark.parametrize("backend", [*WRITTEN, "torch"])
+each_written = pytest.mark.parametrize("backend", WRITTEN)
 each_form = pytest.mark.parametrize("tanh", [False, True], ids=["erf", "tanh"])
 NAN, INF = math.nan, math.inf
 SEED, OFFSET = 0x1234567890ABCDE, 99
@@ -95,21 +97,23 @@ WIDTHS += [(n, FP32, False) for n in (1, 15, 101, 256, 700)] + [(n, BF16, True) 
 
 
 @pytest.mark.parametrize("n_cols, dtype, tanh", WIDTHS, ids=str)
-def test_widths(device, n_cols, dtype, tanh):
+@each_written
+def test_widths(device, backend, n_cols, dtype, tanh):
     n_rows = 131 if n_cols < 18 else 35 if n_cols < 200 else 9  # more than one tile of rows, the last one not full
     x, bias = tensors_for(n_rows, n_cols, dtype, device)
-    hold("triton", x, bias, 0.1, tanh)
-    hold("triton", x, None, 0.0, tanh)
+    hold(backend, x, bias, 0.1, tanh)
+    hold(backend, x, None, 0.0, tanh)
 
 
 @pytest.mark.slow
 @each_form
 @pytest.mark.parametrize("n_cols", [1536, 3072, 4096, 5003])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_widths_of_models(device, n_cols, dtype, tanh):
+@each_written
+def test_widths_of_models(device, backend, n_cols, dtype, tanh):
     x, bias = tensors_for(37, n_cols, dtype, device)
     for p in (0.0, 0.1):
-        hold("triton", x, bias, p, tanh)
+        hold(backend, x, bias, p, tanh)
 
 
 @pytest.mark.parametrize("n_cols, tile", [(300, 4), (16, 64)])
@@ -129,6 +133,18 @@ def test_more_programs_than_one_tile_of_the_second_kernel(device, monkeypatch):
     hold("triton", x, bias)
 
 
+@pytest.mark.parametrize("n_cols, group", [(300, 4), (16, 64), (40, 16)])
+def test_a_block_takes_several_tiles(device, monkeypatch, n_cols, group):
+    """As above in CUDA C++: `group` rows of 256, 16 and 64 columns are one pass of a block."""
+    monkeypatch.setattr(_bias_gelu_cuda, "PROGRAMS", 5)
+    x, bias = tensors_for(5 * group + 3, n_cols, FP32, device)
+    hold("cuda", x, bias, 0.1)
+    monkeypatch.setattr(_bias_gelu_cuda, "PROGRAMS", 1)  # fewer than there are tiles in a row of 300
+    hold("cuda", x, bias)
+    monkeypatch.setattr(_bias_gelu_cuda, "PROGRAMS", 21)  # more than a warp each of the second kernel
+    hold("cuda", x, bias)
+
+
 def test_plain_gelu_runs_over_all_elements_as_rows_of_the_tile(device):
     """Rows of 12 would leave a quarter of the lanes idle; where memory has gaps they remain rows of 12."""
     x = torch.randn(128, 12, device=device)
@@ -136,9 +152,13 @@ def test_plain_gelu_runs_over_all_elements_as_rows_of_the_tile(device):
     assert kernels._length_of_rows(x, False) == kernels._length_of_rows(x[:127], True) == 12
     gaps = torch.randn(128, 13, device=device)[:, :12]
     assert kernels._length_of_rows(gaps, True) == kernels._length_of_rows(x, True, gaps) == 12
-    hold("triton", x, dout=x.flip(0))
-    hold("triton", gaps, dout=x)
-    hold("triton", x, dout=gaps)
+    for backend in WRITTEN:
+        hold(backend, x, dout=x.flip(0))
+        hold(backend, gaps, dout=x)
+        hold(backend, x, dout=gaps)
+    assert [t.shape[1] for t in _bias_gelu_cuda._in_rows(True, x, x)] == [256, 256]
+    assert [t.shape[1] for t in _bias_gelu_cuda._in_rows(True, x, gaps)] == [12, 12]
+    assert [t.shape[1] for t in _bias_gelu_cuda._in_rows(False, x)] == [12]
 
 
 def test_the_configuration_is_a_function_of_the_width():
@@ -197,10 +217,11 @@ def test_tails(device, backend, tanh, dtype):
 
 
 @each_form
-def test_the_negative_tail(device, tanh):
+@each_written
+def test_the_negative_tail(device, backend, tanh):
     """tanh in the form that is used has no cancellation: the small numbers of the tail keep their digits."""
     x = -torch.linspace(0.0, 6.0, 301, device=device)[None]
-    out = fwd(x, None, None, None, 0.0, tanh, "triton")
+    out = fwd(x, None, None, None, 0.0, tanh, backend)
     ref = op._reference(x, None, None, None, 0.0, tanh)
     torch.testing.assert_close(out.double(), ref, **({"atol": 0, "rtol": 2e-5} if tanh else {"atol": 4e-7, "rtol": 0}))
     assert bool((out <= 0).all())
@@ -243,11 +264,12 @@ def test_the_sum_with_a_float32_bias_is_not_rounded(device, backend):
     assert torch.equal(fwd(x, bias, None, None, 0.0, False, backend), expected.expand(2, 8))
 
 
-def test_dbias_sums_what_was_not_rounded(device):
+@each_written
+def test_dbias_sums_what_was_not_rounded(device, backend):
     """dx in bfloat16 holds 1 + 2^-8 as 1; 512 rows of it add up to 514 nevertheless."""
     x, bias = torch.full((512, 3), 100.0, device=device, dtype=BF16), torch.zeros(3, device=device)
     dout = torch.full((512, 3), 1 + 2.0**-8, device=device)
-    dx, dbias = bwd(dout, x, bias, None, None, 0.0, False, True, True, "triton")
+    dx, dbias = bwd(dout, x, bias, None, None, 0.0, False, True, True, backend)
     assert dbias.tolist() == [514.0] * 3 and bool((dx == 1).all())
 
 
@@ -275,7 +297,7 @@ def test_numbered_rows_drop_the_same_packed_and_padded(device, backend, index_dt
     packed, packed_number = padded[real], number[real.flatten()]
     whole = hold(backend, padded, bias, 0.4, row_index=number)[0]
     assert torch.equal(hold(backend, packed, bias, 0.4, row_index=packed_number)[0], whole[real])
-    if backend == "triton":
+    if backend != "torch":
         assert torch.equal(fwd(padded, bias, None, state_on(device), 0.4, False, backend), whole)
     strided = torch.stack([packed_number, packed_number + 5], 1)[:, 0]
     hold(backend, packed, None, 0.4, row_index=strided)
@@ -291,9 +313,10 @@ def surrounded(shape, fill, device, offset=24):
     return buffer[offset : offset + numel].view(shape), buffer
 
 
+@pytest.mark.parametrize("kernels", [kernels, _bias_gelu_cuda], ids=WRITTEN)
 @pytest.mark.parametrize("n_cols", [13, 257])
 @pytest.mark.parametrize("p", [0.0, 0.5])
-def test_nothing_outside_of_the_tensors_is_read_or_written(device, n_cols, p):
+def test_nothing_outside_of_the_tensors_is_read_or_written(device, kernels, n_cols, p):
     x, dout, bias = (surrounded(shape, NAN, device)[0].normal_() for shape in [(3, n_cols)] * 2 + [(n_cols,)])
     state = state_on(device) if p else None
     inner, buffers = zip(*(surrounded(shape, 7.0, device) for shape in [(3, n_cols)] * 2 + [(n_cols,)]))
@@ -320,9 +343,10 @@ def test_strided_and_misaligned_inputs(device, backend):
     hold(backend, base[0, 0], base[0, 1])  # one row
 
 
-def test_bitwise_deterministic(device):
+@each_written
+def test_bitwise_deterministic(device, backend):
     x, bias = tensors_for(19, 300, FP32, device)
-    runs = [hold("triton", x, bias, 0.1, dout=x) for _ in range(2)]
+    runs = [hold(backend, x, bias, 0.1, dout=x) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs))
 
 
@@ -347,7 +371,7 @@ def calls(draw):
         "p": draw(st.sampled_from([0.0, 0.2])),
         "tanh": draw(st.booleans()),
         "numbered": draw(st.booleans()),
-        "backend": draw(st.sampled_from(["triton", "torch"])),
+        "backend": draw(st.sampled_from([*WRITTEN, "torch"])),
         "seed": draw(st.integers(0, 2**31)),
     }
 

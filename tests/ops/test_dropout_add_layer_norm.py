@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasttx.ops import _row_dropout
+from fasttx.ops import _dropout_add_layer_norm_cuda, _row_dropout
 from fasttx.ops import dropout_add_layer_norm as op
 from fasttx.ops.registry import LAUNCHES, BackendError
 from fasttx.testing import assert_as_accurate
@@ -25,7 +25,8 @@ fwd = torch.ops.fasttx.dropout_add_layer_norm_fwd.default
 bwd = torch.ops.fasttx.dropout_add_layer_norm_bwd.default
 FP32, BF16 = torch.float32, torch.bfloat16
 DTYPES = [FP32, torch.float16, BF16]
-BACKENDS = ["triton", "torch"]
+BACKENDS = ["triton", "cuda", "torch"]
+WRITTEN = ["triton", "cuda"]
 NAN = math.nan
 SEED, OFFSET = 0x1234567890ABCDE, 99
 
@@ -107,15 +108,23 @@ LENGTHS = [(n, dtype) for n in (1, 2, 15, 16, 17, 127, 128, 129, 384, 768, 1024,
 LENGTHS += [(2048, BF16), (2049, FP32), (4096, FP32), (8191, BF16), (8192, FP32)]
 
 
-@pytest.mark.parametrize("n_cols, dtype", LENGTHS, ids=str)
-def test_lengths(device, n_cols, dtype):
+# lengths at which CUDA C++ takes other threads, and the last of them; 8-column runs whole and not; the longest row slow
+CUDA_LENGTHS = [(n, dtype) for n in (1, 7, 8, 9, 17, 512) for dtype in DTYPES]
+CUDA_LENGTHS += [(513, BF16), (768, torch.float16), (1024, FP32), (1025, BF16), (2047, FP32), (2056, BF16)]
+LENGTHS = [pytest.param("triton", *length) for length in LENGTHS]
+LENGTHS += [pytest.param("cuda", *length) for length in CUDA_LENGTHS]
+LENGTHS += [pytest.param("cuda", 8192, FP32, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("backend, n_cols, dtype", LENGTHS, ids=str)
+def test_lengths(device, backend, n_cols, dtype):
     n_rows = (
         35 if n_cols < 512 else 3 if n_cols < 2048 else 2
     )  # more than one program, the last one partly beyond the tensor
     eps = 1e-2 if n_cols < 3 else 1e-5  # else rstd is as large as 1 / sqrt(eps), and no dtype is accurate
     x, residual, weight, bias = tensors_for(n_rows, n_cols, dtype, device)
-    hold("triton", x, residual, weight, bias, 0.1, eps)
-    hold("triton", x, weight=weight, bias=bias, eps=eps)
+    hold(backend, x, residual, weight, bias, 0.1, eps)
+    hold(backend, x, weight=weight, bias=bias, eps=eps)
 
 
 @pytest.mark.parametrize("n_cols, tile", [(768, 2), (2048, 1)])
@@ -130,10 +139,22 @@ def test_a_program_takes_several_tiles(device, monkeypatch, n_cols, tile):
     hold("triton", x, residual, None, bias)
 
 
-def test_rows_beyond_the_kernel_are_refused_with_the_reason(device):
+@pytest.mark.parametrize("n_cols, programs", [(40, 3), (768, 2), (1030, 5)])
+def test_a_block_takes_several_rows(device, monkeypatch, n_cols, programs):
+    """As above in CUDA C++: of a warp a row, four rows a block, and of one row a block."""
+    monkeypatch.setattr(_dropout_add_layer_norm_cuda, "PROGRAMS", programs)
+    x, residual, weight, bias = tensors_for(13, n_cols, FP32, device)
+    hold("cuda", x, residual, weight, bias, 0.1)
+    hold("cuda", x, residual, None, bias)
+    monkeypatch.setattr(_dropout_add_layer_norm_cuda, "PROGRAMS", 11)  # more than a warp each of the second kernel
+    hold("cuda", x[:, :37], residual[:, :37], weight[:37], None)
+
+
+@pytest.mark.parametrize("backend", WRITTEN)
+def test_rows_beyond_the_kernel_are_refused_with_the_reason(device, backend):
     x = torch.randn(2, 8193, device=device)
     with pytest.raises(BackendError, match="at most 8192 columns"):
-        fwd(x, None, None, None, None, None, 0.0, 1e-5, FP32, "triton")
+        fwd(x, None, None, None, None, None, 0.0, 1e-5, FP32, backend)
     hold("torch", x, x, x[0], x[1], 0.1)
 
 
@@ -184,7 +205,7 @@ def test_a_large_mean_cancels_nothing(device, backend, n_cols, mean):
     x = torch.randn(7, n_cols, device=device) + mean
     _, residual, weight, bias = tensors_for(7, n_cols, FP32, device)
     hold(backend, x, None, weight, bias)
-    out = fwd(x, None, None, None, None, None, 0.0, 1e-12, FP32, "triton")[0]
+    out = fwd(x, None, None, None, None, None, 0.0, 1e-12, FP32, "triton" if backend == "torch" else backend)[0]
     # of what x holds: the bound of the rule would also allow torch's own cancellation
     assert (out.double() - own(x, None, None, None, None, 1e-12, torch.float64)).abs().max() < 3e-6
 
@@ -197,7 +218,8 @@ def test_constant_rows_give_the_bias(device, backend):
         x = torch.full((2, 768), value, device=device)
         out, dx, *_ = hold(backend, x, None, torch.ones(768, device=device), bias, eps=1e-5)
         assert torch.isfinite(out).all() and torch.isfinite(dx).all()
-    assert torch.isfinite(fwd(x, None, None, bias, None, None, 0.0, 0.0, FP32, "triton")[1]).all()
+    for written in WRITTEN:
+        assert torch.isfinite(fwd(x, None, None, bias, None, None, 0.0, 0.0, FP32, written)[1]).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -258,7 +280,7 @@ def test_numbered_rows_drop_the_same_packed_and_padded(device, backend, index_dt
     packed, packed_number = padded[real], number[real.flatten()]
     whole = hold(backend, padded, None, None, None, 0.4, row_index=number)[0]
     assert torch.equal(hold(backend, packed, None, None, None, 0.4, row_index=packed_number)[0], whole[real])
-    if backend == "triton":
+    if backend != "torch":
         counted = fwd(padded, None, None, None, None, state_on(device), 0.4, 1e-5, FP32, backend)[0]
         assert torch.equal(counted, whole)
     strided = torch.stack([packed_number, packed_number + 5], 1)[:, 0]
@@ -275,9 +297,10 @@ def surrounded(shape, fill, device, offset=24):
     return buffer[offset : offset + numel].view(shape), buffer
 
 
+@pytest.mark.parametrize("kernels", [kernels, _dropout_add_layer_norm_cuda], ids=WRITTEN)
 @pytest.mark.parametrize("n_cols", [13, 768, 1025])
 @pytest.mark.parametrize("p", [0.0, 0.5])
-def test_nothing_outside_of_the_tensors_is_read_or_written(device, n_cols, p):
+def test_nothing_outside_of_the_tensors_is_read_or_written(device, kernels, n_cols, p):
     x, residual, dout, weight, bias = (
         surrounded(shape, NAN, device)[0].normal_() for shape in [(3, n_cols)] * 3 + [(n_cols,)] * 2
     )
@@ -314,9 +337,10 @@ def test_strided_and_misaligned_inputs(device, backend):
     hold(backend, base[:1, :1].expand(4, 6, 50), base, dout=base)
 
 
-def test_bitwise_deterministic(device):
+@pytest.mark.parametrize("backend", WRITTEN)
+def test_bitwise_deterministic(device, backend):
     x, residual, weight, bias = tensors_for(71, 384, FP32, device)
-    runs = [hold("triton", x, residual, weight, bias, 0.1, dout=residual) for _ in range(2)]
+    runs = [hold(backend, x, residual, weight, bias, 0.1, dout=residual) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs))
 
 

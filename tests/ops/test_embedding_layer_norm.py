@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.test_row_dropout import numpy_keep
 
-from fasttx.ops import _row_dropout
+from fasttx.ops import _embedding_layer_norm_cuda, _row_dropout
 from fasttx.ops import embedding_layer_norm as op
 from fasttx.ops._embedding_layer_norm_composition import sum_dtype, table_gradient
 from fasttx.ops.registry import LAUNCHES, BackendError
@@ -26,7 +26,9 @@ fwd = torch.ops.fasttx.embedding_layer_norm_fwd.default
 bwd = torch.ops.fasttx.embedding_layer_norm_bwd.default
 FP32, BF16 = torch.float32, torch.bfloat16
 DTYPES = [FP32, torch.float16, BF16]
-BACKENDS = ["triton", "torch"]
+BACKENDS = ["triton", "cuda", "torch"]
+WRITTEN = ["triton", "cuda"]
+each_written = pytest.mark.parametrize("backend", WRITTEN)
 NAN = math.nan
 SEED, OFFSET, TAG = 0x1234567890ABCDE, 99, 2
 TABLES = ("word", "position", "token_type", "weight", "bias")
@@ -120,12 +122,20 @@ LENGTHS = [(n, dtype) for n in (1, 2, 15, 16, 17, 127, 128, 129, 384, 768, 1024,
 LENGTHS += [(768, torch.float16), (2048, BF16), (2049, FP32), (4095, BF16), (4096, FP32)]
 
 
-@pytest.mark.parametrize("n_cols, dtype", LENGTHS, ids=str)
-def test_lengths(device, n_cols, dtype):
+# lengths at which CUDA C++ takes other threads, forward or backward; 8-column runs whole and not; the longest row slow
+CUDA_LENGTHS = [(n, dtype) for n in (1, 7, 8, 9, 17, 384, 512, 513) for dtype in (FP32, BF16)]
+CUDA_LENGTHS += [(768, torch.float16), (1024, FP32), (1025, BF16), (2056, FP32)]
+LENGTHS = [pytest.param("triton", *length) for length in LENGTHS]
+LENGTHS += [pytest.param("cuda", *length) for length in CUDA_LENGTHS]
+LENGTHS += [pytest.param("cuda", 4096, BF16, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("backend, n_cols, dtype", LENGTHS, ids=str)
+def test_lengths(device, backend, n_cols, dtype):
     n_rows = 35 if n_cols < 512 else 3 if n_cols < 2048 else 2  # more than one program, the last one partly beyond
     eps = 1e-2 if n_cols < 3 else 1e-5  # else rstd is as large as 1 / sqrt(eps), and no dtype is accurate
-    hold("triton", *case(n_rows, n_cols, device, dtype), 0.1, eps)
-    hold("triton", *case(n_rows, n_cols, device, dtype, types=1), 0.0, eps)
+    hold(backend, *case(n_rows, n_cols, device, dtype), 0.1, eps)
+    hold(backend, *case(n_rows, n_cols, device, dtype, types=1), 0.0, eps)
 
 
 @pytest.mark.parametrize("n_cols, n_rows, programs", [(200, 74, 3), (768, 23, 5), (2048, 11, 4)])
@@ -133,6 +143,17 @@ def test_a_program_takes_several_tiles(device, monkeypatch, n_cols, n_rows, prog
     """More tiles than programs, and a number of rows that neither divides: sums run over tiles, programs and rows."""
     monkeypatch.setattr(kernels, "PROGRAMS", programs)
     hold("triton", *case(n_rows, n_cols, device), 0.1)
+
+
+@pytest.mark.parametrize("n_cols, programs", [(40, 3), (600, 2), (1030, 5)])
+def test_a_block_takes_several_rows(device, monkeypatch, n_cols, programs):
+    """As above in CUDA C++: of a warp a row, four rows a block, and of one row a block."""
+    monkeypatch.setattr(_embedding_layer_norm_cuda, "PROGRAMS", programs)
+    ids, tensors = case(13, n_cols, device)
+    hold("cuda", ids, tensors, 0.1)
+    hold("cuda", ids, [*tensors[:3], None, tensors[4]])
+    monkeypatch.setattr(_embedding_layer_norm_cuda, "PROGRAMS", 11)  # more than a warp each of the second kernel
+    hold("cuda", ids, [*tensors[:4], None])
 
 
 @pytest.mark.parametrize("absent", [3, 4])
@@ -144,10 +165,11 @@ def test_sums_of_many_programs(device, absent):
     hold("triton", ids, tensors)
 
 
-def test_rows_beyond_the_kernel_are_refused_with_the_reason(device):
+@each_written
+def test_rows_beyond_the_kernel_are_refused_with_the_reason(device, backend):
     ids, tensors = case(2, 4097, device)
     with pytest.raises(BackendError, match="at most 4096 columns"):
-        hold("triton", ids, tensors)
+        hold(backend, ids, tensors)
     hold("torch", ids, tensors, 0.1)
 
 
@@ -212,15 +234,16 @@ def test_the_sum_is_not_rounded(device, backend):
 
 @pytest.mark.parametrize("which", range(3))
 @pytest.mark.parametrize("bad", [-1, 10**9, None], ids=str)
-def test_an_id_outside_of_its_table_reads_nothing_and_gives_nan(device, monkeypatch, which, bad):
+@each_written
+def test_an_id_outside_of_its_table_reads_nothing_and_gives_nan(device, monkeypatch, backend, which, bad):
     """On a GPU, where the values are not read; None stands for the first number that is too large."""
     monkeypatch.setattr(op, "check_index_values", lambda *_: None)
     ids, (word, position, token_type, weight, bias) = case(7, 33, device)
     table = (word, position, token_type)[which]
     ids[which][2] = table.shape[0] if bad is None else bad
     arguments = (ids[0], word, ids[1], position, ids[2], token_type, weight, bias)
-    out, mean, rstd = fwd(*arguments, None, None, 0.0, 1e-5, FP32, "triton")
-    dz = bwd(torch.ones_like(out), *arguments, mean, rstd, None, None, 0.0, True, False, False, False, "triton")[0]
+    out, mean, rstd = fwd(*arguments, None, None, 0.0, 1e-5, FP32, backend)
+    dz = bwd(torch.ones_like(out), *arguments, mean, rstd, None, None, 0.0, True, False, False, False, backend)[0]
     for t in (out, dz):
         assert t[2].isnan().all() and t[[0, 1, 3, 4, 5, 6]].isfinite().all()
 
@@ -289,9 +312,10 @@ def surrounded(shape, fill, device, offset=24):
     return buffer[offset : offset + numel].view(shape), buffer
 
 
+@pytest.mark.parametrize("kernels", [kernels, _embedding_layer_norm_cuda], ids=WRITTEN)
 @pytest.mark.parametrize("n_cols", [13, 768, 1025])
 @pytest.mark.parametrize("p", [0.0, 0.5])
-def test_nothing_outside_of_the_tensors_is_read_or_written(device, n_cols, p):
+def test_nothing_outside_of_the_tensors_is_read_or_written(device, kernels, n_cols, p):
     ids, random = case(3, n_cols, device)
     tensors = [surrounded(t.shape, NAN, device)[0].copy_(t) for t in random]
     dout = surrounded((3, n_cols), NAN, device)[0].normal_()
@@ -319,10 +343,11 @@ def test_strided_and_misaligned_inputs(device, backend):
     hold(backend, ids, tensors, dout=torch.randn(1, 1, device=device).expand(12, 41))
 
 
-def test_bitwise_deterministic(device):
+@each_written
+def test_bitwise_deterministic(device, backend):
     ids, tensors = case(19, 384, device)
     dout = torch.randn(19, 384, device=device)
-    runs = [hold("triton", ids, tensors, 0.1, dout=dout) for _ in range(2)]
+    runs = [hold(backend, ids, tensors, 0.1, dout=dout) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs))
 
 

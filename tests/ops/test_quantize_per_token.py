@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fasttx.ops.quantize_per_token import LEAST_ABSMAX, MAX_COLS, QUANTIZE_PER_TOKEN
-from fasttx.ops.registry import BackendError
+from fasttx.ops.registry import BackendError, _resolve
 
 op = torch.ops.fasttx.quantize_per_token_fwd
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-BACKENDS = ["torch", "triton"]
+BACKENDS = ["torch", "triton", "cuda"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, of inf * 0
 
 
@@ -25,7 +25,7 @@ def runnable(backend: str, x: Tensor) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n_cols", [1, 31, 32, 33, 384, 1025, 4097])
+@pytest.mark.parametrize("n_cols", [1, 8, 31, 32, 33, 384, 513, 1025, 1032, 4097])
 def test_integers_and_scales(device: torch.device, n_cols: int, dtype: torch.dtype, backend: str) -> None:
     """Over many magnitudes: an inverse or a product rounded otherwise shows in some integer."""
     n_rows = max(3, 4000 // n_cols)
@@ -100,11 +100,13 @@ def test_layouts(device: torch.device, backend: str) -> None:
         assert x_q.is_contiguous() and x_scale.shape == x.shape[:-1]
 
 
-def test_nothing_is_written_outside(device: torch.device) -> None:
-    runnable("triton", torch.empty(1, device=device))
-    from fasttx.kernels.quantize_per_token import config, quantize_per_token_fwd
-
-    n_rows, n_cols = config(101).rows + 3, 101  # ragged in both directions
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize("n_cols", [101, 104])
+def test_nothing_is_written_outside(device: torch.device, backend: str, n_cols: int) -> None:
+    runnable(backend, torch.empty(1, device=device))
+    impl = next(i for i in QUANTIZE_PER_TOKEN.impls if i.backend == backend)
+    quantize_per_token_fwd = _resolve(impl.fwd)
+    n_rows = 4096 // 128 + 3  # ragged in both directions
     x = torch.randn(n_rows, n_cols, device=device)
     room_q = torch.full((n_rows * n_cols + 128,), 99, dtype=torch.int8, device=device)
     room_s = torch.full((n_rows + 128,), -7.0, device=device)
@@ -126,10 +128,11 @@ def test_tiles() -> None:
         assert tile.block_n >= n_cols and tile.rows * tile.block_n == tile.num_warps * 32 * 32
 
 
-def test_rows_too_long_for_the_kernel(device: torch.device) -> None:
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_rows_too_long_for_the_kernel(device: torch.device, backend: str) -> None:
     x = torch.randn(2, MAX_COLS + 1, device=device)
     with pytest.raises(BackendError, match=f"rows of at most {MAX_COLS} columns"):
-        op(x, None, "triton")
+        op(x, None, backend)
     assert op(x, None, "torch")[0].abs().max() == 127
 
 

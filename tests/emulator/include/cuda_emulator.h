@@ -141,3 +141,23 @@ inline float __fdividef(float a, float b) {
 inline float __expf(float x) {
   return expf(x);
 }
+inline float rsqrtf(float x) {
+  return 1.0f / sqrtf(x);
+}
+// Each rounded once: a volatile result is contracted with nothing.
+inline float __fmul_rn(float a, float b) {
+  volatile float product = a * b;
+  return product;
+}
+inline float __fadd_rn(float a, float b) {
+  volatile float sum = a + b;
+  return sum;
+}
+inline float __fdiv_rn(float a, float b) {
+  return a / b;
+}
+inline int __float_as_int(float x) {
+  int bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}

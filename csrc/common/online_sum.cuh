@@ -1,0 +1,49 @@
+// The maximum and the sum of exponentials of a row, in one pass.
+//
+// Each thread keeps (m, l) of the scores that it sees and multiplies l by exp(m_old - m_new) where its maximum moves
+// (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018); its group's follow by the same rule.
+#pragma once
+#include "reductions.cuh"
+
+namespace fasttx {
+
+// 0 for the -inf of a row without a score, so that differences from it are no NaN.
+FTX_DEVICE float finite_max(float m) {
+  return m == -INFINITY ? 0.0f : m;
+}
+
+struct OnlineSum {
+  float m = -INFINITY, l = 0.0f;
+
+  // Adds kItems scores. For sums of exponentials that the caller keeps: rescale(alpha), what they are to be multiplied
+  // by, then each(i, exp(s[i] - m)).
+  template <int kItems, class Rescale, class Each>
+  FTX_DEVICE void add(const float* s, Rescale rescale, Each each) {
+    float m_new = m;
+#pragma unroll
+    for (int i = 0; i < kItems; i++) m_new = fmaxf(m_new, s[i]);
+    const float m_safe = finite_max(m_new), alpha = __expf(m - m_safe);
+    m = m_new;
+    l *= alpha;
+    rescale(alpha);
+#pragma unroll
+    for (int i = 0; i < kItems; i++) {
+      const float e = __expf(s[i] - m_safe);
+      l += e;
+      each(i, e);
+    }
+  }
+
+  // Makes (m, l) those of the group's row in every thread; m is then finite. Returns what the thread's own sums are to
+  // be multiplied by. `partials` holds 2 kMaxWarps floats.
+  template <int kGroup>
+  FTX_DEVICE float reduce(float* partials) {
+    const float own = m;
+    m = finite_max(group_reduce<Max, kGroup>(own, partials));
+    const float alpha = __expf(own - m);
+    l = group_reduce<Sum, kGroup>(l * alpha, partials + kMaxWarps);
+    return alpha;
+  }
+};
+
+}  // namespace fasttx
