@@ -29,7 +29,15 @@ sys.path.insert(0, str(ROOT))  # the package need not be installed
 ORDER = ("tests/gpu", "tests/ops", "tests/functional", "tests/nn", "tests/models", "tests/distributed", "tests")
 """Folders by value: what only a GPU can show first."""
 
-ELSEWHERE = ("tests/ahead_of_time", "tests/emulator", "tests/scripts", "tests/cli", "tests/bench")
+ELSEWHERE = (
+    "tests/ahead_of_time",
+    "tests/emulator",
+    "tests/cuda",
+    "tests/mutations",
+    "tests/scripts",
+    "tests/cli",
+    "tests/bench",
+)
 """Tests that a GPU adds nothing to, or that need packages this command does without."""
 
 TEST_SECONDS = 120

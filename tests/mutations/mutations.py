@@ -222,18 +222,101 @@ CUDA = [
         "",
         RACES,
     ),
-    Mutation("csrc/common/row_dropout.cuh", "(8 * (i % 4))", "(8 * (3 - i % 4))", SOFTMAX),
+    Mutation("csrc/common/row_dropout.cuh", "c[i / 4] >> (8 * (i % 4))", "c[i % 4] >> (8 * (i / 4))", SOFTMAX),
+    Mutation("csrc/common/row_dropout.cuh", "second ? c[2] : c[0]", "c[0]", LAYER_NORM),
+    Mutation("csrc/common/vectors.cuh", "out[i] = i >= low && i < high ?", "out[i] = i < high ?", CROSS_ENTROPY),
+    Mutation("csrc/common/online_sum.cuh", "    l *= alpha;\n", "", SOFTMAX),
     Mutation(
-        "csrc/common/vectors.cuh", "static_cast<uint32_t>(i) < valid ? to_float(p[i]) : 0.0f", "to_float(p[i])", RACES
-    ),
-    Mutation("csrc/softmax/softmax.cuh", "    l *= alpha;\n", "", SOFTMAX),
-    Mutation("csrc/softmax/softmax.cuh", "o[i] * (d[i] - total)", "o[i] * d[i]", SOFTMAX),
-    Mutation(
-        "csrc/softmax/softmax.cuh",
-        "if (at.row >= p.n_rows) return;  // a whole warp: a block of several warps has one row, which exists",
+        "csrc/common/column_sum.cuh",
+        "  __syncthreads();  // sums: written by each warp, read by the first\n",
         "",
         RACES,
     ),
+    Mutation(
+        "csrc/common/column_sum.cuh", "for (int w = 1; w < kSumWarps; w++)", "for (int w = 2; w < kSumWarps; w++)", GELU
+    ),
+    Mutation(
+        "csrc/common/layer_norm.cuh",
+        "z[i] = part.column(i) + i % kRowRun < part.n_cols ? z[i] - first : 0.0f;",
+        "z[i] = z[i] - first;",
+        LAYER_NORM,
+    ),
+    Mutation(
+        "csrc/common/layer_norm.cuh",
+        "    __syncthreads();  // shared: written by group `turn`, read by the next\n",
+        "",
+        RACES,
+    ),
+    Mutation("csrc/softmax/softmax.cuh", "o[i] * (d[i] - total)", "o[i] * d[i]", SOFTMAX),
+    Mutation(
+        "csrc/softmax/softmax.cuh",
+        "    softmax_bwd_kernel(SoftmaxBwdParams p) {\n",
+        "    softmax_bwd_kernel(SoftmaxBwdParams p) {\n  p.n_rows += 1;\n",
+        RACES,
+    ),
+    Mutation(
+        "csrc/cross_entropy/cross_entropy.cuh",
+        "label = row.shift + static_cast<uint32_t>(y);",
+        "label = static_cast<uint32_t>(y);",
+        CROSS_ENTROPY,
+    ),
+    Mutation("csrc/cross_entropy/cross_entropy.cuh", "        s += (before - after) * c;\n", "", CROSS_ENTROPY),
+    Mutation(
+        "csrc/cross_entropy/cross_entropy.cuh",
+        "const bool read = written && (p.labels == nullptr || y != p.ignore_index);",
+        "const bool read = written;",
+        CROSS_ENTROPY,
+    ),
+    Mutation(
+        "csrc/binary_cross_entropy/binary_cross_entropy.cuh",
+        "if (static_cast<uint32_t>(k) < run.valid) total",
+        "total",
+        BINARY,
+    ),
+    Mutation(
+        "csrc/binary_cross_entropy/binary_cross_entropy.cuh",
+        "at = at + 1 == period ? 0 : at + 1;",
+        "at = at + 1;",
+        BINARY,
+    ),
+    Mutation(
+        "csrc/dropout_add_layer_norm/dropout_add_layer_norm.cuh",
+        "partial += p.programs * p.n_cols;",
+        "partial += p.n_cols;",
+        LAYER_NORM,
+    ),
+    Mutation(
+        "csrc/dropout_add_layer_norm/dropout_add_layer_norm.cuh",
+        "    apply_kept(bits, p.dropout, dy);\n",
+        "",
+        LAYER_NORM,
+    ),
+    Mutation(
+        "csrc/bias_gelu/bias_gelu.cuh",
+        "  __syncthreads();  // sums: written by every thread, read by the first group\n",
+        "",
+        RACES,
+    ),
+    Mutation("csrc/bias_gelu/bias_gelu.cuh", "      drop(p.dropout, row, at.col, dx[r]);\n", "", GELU),
+    Mutation(
+        "csrc/embedding_layer_norm/embedding_layer_norm.cuh",
+        "dtype1[i] += type == 1 ? dy[i] : 0.0f;",
+        "dtype1[i] += dy[i];",
+        EMBEDDING,
+    ),
+    Mutation(
+        "csrc/embedding_layer_norm/embedding_layer_norm.cuh",
+        "kEmbeddingTag, row), p.dropout, dy",
+        "kLayerNormTag, row), p.dropout, dy",
+        EMBEDDING,
+    ),
+    Mutation(
+        "csrc/quantize_per_token/quantize_per_token.cuh",
+        "fminf(fmaxf(__fmul_rn(x, inverse), -127.0f), 127.0f)",
+        "__fmul_rn(x, inverse)",
+        QUANTIZE,
+    ),
+    Mutation("csrc/quantize_per_token/quantize_per_token.cuh", "size < INFINITY ? size : INFINITY", "size", QUANTIZE),
 ]
 
 PADDING = ("tests/models/test_models_padding_free.py", "tests/models/test_models_padding_kept.py")
