@@ -182,6 +182,19 @@ def test_strides(layout: str, n_cols: int, written: str, device: torch.device) -
     assert torch.equal(wide.nan_to_num(7.0), before.nan_to_num(7.0)), "the caller's tensor was written"
 
 
+@pytest.mark.parametrize("written", WRITTEN)
+def test_what_goes_with_the_logits_may_be_strided_too(written: str, device: torch.device) -> None:
+    logits, weight = torch.randn(4, 37, device=device), torch.rand(74, device=device)[::2]
+    labels, probs = torch.randint(37, (8,), device=device)[::2], torch.randn(37, 4, device=device).softmax(0).t()
+    dloss = torch.tensor(2.0, device=device).expand(4)
+    for target in (labels, probs):
+        options = (-100, 0.1, NONE)
+        loss, lse, total = fwd(logits, target, weight, *options, written)
+        assert error(loss, CROSS_ENTROPY.fwd.reference(logits, target, weight, *options)[0]) < 1e-5
+        arguments = (dloss, logits, target, weight, torch.stack((lse, loss), 1)[:, 0], total, *options)
+        assert error(bwd(*arguments, written), CROSS_ENTROPY.bwd.reference(*arguments)) < 1e-5
+
+
 def test_gradient_keeps_the_padding_of_rows(device: torch.device) -> None:
     """A decoder that pads its 30,522 columns to 30,528 gets a gradient with the same alignment."""
     logits = torch.randn(2, 304, device=device)[:, :300]
