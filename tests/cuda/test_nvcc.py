@@ -30,7 +30,7 @@ COUNT = {
 SHARED = {
     "softmax": 3 * 128,
     "column_sum": 8 * 32 * 4,
-    "loss_sum": 128,
+    "loss_sum": 2 * 128,
     "binary_cross_entropy": 128,
     "cross_entropy": 4 * 128,
     "quantize_per_token": 128,
