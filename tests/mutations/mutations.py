@@ -28,7 +28,7 @@ class Mutation(NamedTuple):
     @property
     def name(self) -> str:
         old, new = self.old.splitlines(), self.new.splitlines()
-        changed = next(line for line in old if line not in new)
+        changed = next((line for line in old if line not in new), old[0])
         return f"{self.file}: {changed.strip()}"
 
 
