@@ -11,6 +11,7 @@ def subclass_of(original: type, forward: Callable[..., Any], module: str) -> typ
 
     Args:
         original: the class; the new one has its name (config.architectures, pipelines, Trainer and FSDP go by it).
+            It may be such a subclass itself, where several parts of one module are replaced.
         forward: wraps ``original.forward``, whose signature it shows. On an instance that carries no patch it must do
             what the original does: such instances are left where a copy was made and unpatched by other means.
         module: where pickle finds the class, as an attribute of the original's name.
@@ -23,6 +24,6 @@ def subclass_of(original: type, forward: Callable[..., Any], module: str) -> typ
             "__qualname__": original.__name__,
             "__doc__": original.__doc__,
             "forward": forward,
-            "_fasttx_original": original,
+            "_fasttx_original": original.__dict__.get("_fasttx_original", original),
         },
     )
