@@ -38,6 +38,7 @@ class Family:
         encoder: the module that runs packed; None if batches stay as they are.
         qkv: the products of self-attention; None if they stay separate.
         vocabulary: the parts of a head over the vocabulary; None if there is no such head.
+        other_heads: class of a head whose loss stays transformers' -> why; None if it has no loss.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Family:
     encoder: Encoder | None = None
     qkv: Projections | None = None
     vocabulary: VocabularyHead | None = None
+    other_heads: Mapping[str, str | None] = field(default_factory=dict, hash=False)
 
     def forwards(self) -> Forwards:
         """transformers' own forwards of what passes on where sequences start."""

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import bert, data2vec, electra, ernie, roberta
+from . import albert, bert, data2vec, distilbert, electra, ernie, roberta, vit
 from .expected import expected_backend
 from .family import Family
 from .heads import KINDS
@@ -22,7 +23,7 @@ from .qkv import separate_reason
 from .report import Report, Row
 from .torch_modules import holds_any, plan_torch_module
 
-DATA = (bert, roberta, electra, ernie, data2vec)
+DATA = (bert, roberta, electra, ernie, data2vec, distilbert, albert, vit)
 FAMILIES: tuple[Family, ...] = tuple(family for module in DATA for family in module.FAMILIES)
 
 _ATTENTION = {(family.source, name): family for family in FAMILIES for name in family.attention}
@@ -31,6 +32,13 @@ _HEADS = {
     for module in DATA
     for family in module.FAMILIES
     for name, kind in family.heads.items()
+}
+_OTHER_HEADS = {
+    (family.source, name): reason
+    for module in DATA
+    for family in module.FAMILIES
+    for name, reason in family.other_heads.items()
+    if reason is not None
 }
 _SELF_ATTENTION = {
     (family.source, family.attention[0]): (module, family.qkv)
@@ -87,7 +95,10 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
         if options.attention:
             plan.classes += plan_torch_module(plan.report, name, module, options)
         cls = _unwrapped(type(module))
-        if _key(cls) in _ATTENTION:
+        if _key(cls) in _ATTENTION and "config" not in module.__dict__:
+            reason = f"transformers {transformers.__version__} builds it otherwise than the versions that fasttx knows"
+            plan.report.rows.append(Row(name, cls.__name__, None, "", reason))
+        elif _key(cls) in _ATTENTION:
             known.add(id(module.config))
             if options.attention:
                 taken = _plan_attention(plan, name, module, options)
@@ -178,6 +189,8 @@ def _plan_parts(plan: Plan, name: str, module: nn.Module, options: Options) -> N
         if not getattr(options, part.option):
             continue
         reason = _fixed(module) or part.apart(module)
+        if part.needs_attention and not any(taken is module for taken in plan.attention):
+            reason = "is fused with fasttx's attention alone, which this patch leaves out"
         if reason is not None:
             plan.report.rows.append(Row(name, part.before, None, "", reason))
             continue
@@ -205,6 +218,8 @@ def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
 def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options) -> None:
     cls = type(module)
     entry = _HEADS.get(_key(cls))
+    if _key(cls) in _OTHER_HEADS:
+        plan.report.rows.append(Row(name, f"loss of {cls.__name__}", None, "", _OTHER_HEADS[_key(cls)]))
     if entry is None:
         base = _known_base(cls, _HEADS)
         if base is not None:

@@ -1,4 +1,4 @@
-"""Query, key and value of self-attention as one product.
+"""Query, key and value of self-attention as one product, and the end of the half of a layer where that is its own.
 
 A patched self-attention passes over its three layers and joins their weights, in every forward anew: no copy is kept
 that an optimizer or a loaded checkpoint would leave behind. Where a layer is not exactly ``torch.nn.Linear`` (LoRA,
@@ -23,6 +23,8 @@ from ..ops.decisions import note
 from .hf_attention import NAME, fasttx_attention
 from .options import ModulePatch
 from .replacement import subclass_of
+from .residual_norm import NAME as END_NAME
+from .residual_norm import End, add_and_norm, end_apart_now, one_by_one
 
 SEPARATE_ON = frozenset(("cpu",))
 """Types of device on which the three products stay separate."""
@@ -36,14 +38,16 @@ class Projections:
         layers: the names of its three linear layers, for query, key and value.
         head_dim: the name of the width of a head.
         dropout: of the module: the probability of dropout in training.
-        finish: of the module, its input and what attention gives, (batch, seqlen, heads * head_dim): the module's
-            output.
+        finish: of the module and what attention gives, (batch, seqlen, heads * head_dim): the module's output, or what
+            comes before its end.
+        end: what the module does then, with its input as the residual; None if that is done elsewhere.
     """
 
     layers: tuple[str, str, str] = ("query", "key", "value")
     head_dim: str = "attention_head_size"
     dropout: Callable[[Any], float] = lambda module: module.dropout.p  # dynamo cannot trace an attrgetter
-    finish: Callable[[Any, Tensor, Tensor], Tensor] = lambda module, hidden, out: out
+    finish: Callable[[Any, Tensor], Tensor] = lambda module, out: out
+    end: End | None = None
 
 
 def separate_reason(attention: Any, names: Sequence[str]) -> str | None:
@@ -62,16 +66,21 @@ def separate_reason(attention: Any, names: Sequence[str]) -> str | None:
     return None
 
 
-def _separate_now(attention: Any, names: Sequence[str], hidden_states: Tensor, cache: Any) -> str | None:
-    """Why this call runs the three layers one by one, or None."""
-    if hidden_states.device.type in SEPARATE_ON:
-        return f"on a {hidden_states.device.type} they are as fast"
+def _their_call(attention: Any, cache: Any) -> str | None:
+    """Why fasttx's attention cannot be called in place of this self-attention's, or None."""
     if cache is not None:
         return "the call has a cache"
     if attention.config._attn_implementation != NAME:
         return f"attn_implementation is {attention.config._attn_implementation!r}"
+    return None
+
+
+def _separate_now(attention: Any, names: Sequence[str], hidden_states: Tensor, cache: Any) -> str | None:
+    """Why this call runs the three layers one by one, or None."""
+    if hidden_states.device.type in SEPARATE_ON:
+        return f"on a {hidden_states.device.type} they are as fast"
     weights = (getattr(attention, name).weight for name in names)
-    return separate_reason(attention, names) or uncovered(hidden_states, *weights)
+    return _their_call(attention, cache) or separate_reason(attention, names) or uncovered(hidden_states, *weights)
 
 
 def joint_qkv_class(original: type, module: str, projections: Projections) -> type:
@@ -85,30 +94,45 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
     """
     original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
     names = tuple(inspect.signature(original_forward).parameters)[3:]
-    linear, head_dim, dropout_of, finish = (getattr(projections, f.name) for f in fields(projections))
+    linear, head_dim, dropout_of, finish, end = (getattr(projections, f.name) for f in fields(projections))
 
     @functools.wraps(original_forward)
     def forward(
         self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *rest: Any, **kwargs: Any
     ) -> Any:
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
-        if patch is None or not patch.options.qkv:
+        joins = patch is not None and patch.options.qkv
+        fuses = patch is not None and patch.options.norm and end is not None
+        if patch is None or not (joins or fuses):
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         given = dict(zip(names, rest)) | kwargs
-        reason = _separate_now(self, linear, hidden_states, given.pop("past_key_values", None))
-        note("query, key, value", "one product" if reason is None else "three products", reason or "")
-        if reason is not None:
+        cache = given.pop("past_key_values", None)
+        if joins:
+            reason = _separate_now(self, linear, hidden_states, cache)
+            note("query, key, value", "one product" if reason is None else "three products", reason or "")
+            joins = reason is None
+        if fuses:
+            reason = end_apart_now(self, end, hidden_states, patch) or _their_call(self, cache)
+            note(END_NAME, "three calls" if reason else "one call", reason or "")
+            fuses = reason is None
+        if not (joins or fuses):
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         layers = [getattr(self, name) for name in linear]
-        biases = None if layers[0].bias is None else [layer.bias for layer in layers]
+        if joins:
+            biases = None if layers[0].bias is None else [layer.bias for layer in layers]
+            products = joint_linear(hidden_states, [layer.weight for layer in layers], biases)
+        else:
+            products = tuple(layer(hidden_states) for layer in layers)
         lead = hidden_states.shape[:-1]
-        q, k, v = (
-            x.view(*lead, -1, getattr(self, head_dim)).transpose(1, 2)
-            for x in joint_linear(hidden_states, [layer.weight for layer in layers], biases)
-        )
+        q, k, v = (x.view(*lead, -1, getattr(self, head_dim)).transpose(1, 2) for x in products)
         dropout = dropout_of(self) if self.training else 0.0
         out, weights = fasttx_attention(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **given)
-        return finish(self, hidden_states, out.reshape(*lead, -1)), weights
+        out = finish(self, out.reshape(*lead, -1))
+        if fuses:
+            out = add_and_norm(self, end, patch, out, hidden_states)
+        elif end is not None:
+            out = one_by_one(self, end, out, hidden_states)
+        return out, weights
 
     forward._fasttx_packs = original_forward  # type: ignore[attr-defined]
     return subclass_of(original, forward, module)
