@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +26,10 @@ from .options import ModulePatch
 from .part import Part, as_fast_apart
 from .replacement import subclass_of
 
-TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
-
-def separate_embeddings_reason(module: Any) -> str | None:
+def separate_embeddings_reason(module: Any, tables: Sequence[str]) -> str | None:
     """Why the parts of this module must be called one by one, or None."""
-    for name in TABLES:
+    for name in tables:
         table = getattr(module, name, None)
         reason = bypass_reason(table, name, cls="Embedding")
         if reason is not None:
@@ -43,7 +41,7 @@ def separate_embeddings_reason(module: Any) -> str | None:
         reason = bypass_reason(getattr(module, name, None), name, cls=kind)
         if reason is not None:
             return reason
-    widths = {(getattr(module, name).weight.shape[1],) for name in TABLES}
+    widths = {(getattr(module, name).weight.shape[1],) for name in tables}
     if widths != {module.LayerNorm.normalized_shape}:
         return "the tables and LayerNorm differ in width"
     if not 0.0 <= module.dropout.p < 1.0:
@@ -55,7 +53,7 @@ def separate_embeddings_reason(module: Any) -> str | None:
     return None
 
 
-def _separate_now(module: Any, given: dict[str, Any], backend: str) -> str | None:
+def _separate_now(module: Any, tables: Sequence[str], given: dict[str, Any], backend: str) -> str | None:
     """Why this call runs the parts one by one, or None."""
     ids = given.get("input_ids")
     if not isinstance(ids, Tensor) or given.get("inputs_embeds") is not None:
@@ -67,14 +65,14 @@ def _separate_now(module: Any, given: dict[str, Any], backend: str) -> str | Non
         if index is not None and not broadcasts(index.shape, ids.shape):
             return f"{name} does not broadcast to input_ids"
     reason = as_fast_apart(ids) if backend in ("auto", "torch") else None
-    reason = reason or separate_embeddings_reason(module)
+    reason = reason or separate_embeddings_reason(module, tables)
     if reason is not None or backend not in ("auto", "torch"):
         return reason
-    return uncovered(ids, module.LayerNorm.weight, *(getattr(module, name).weight for name in TABLES))
+    return uncovered(ids, module.LayerNorm.weight, *(getattr(module, name).weight for name in tables))
 
 
-def _indices(module: Any, ids: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Position ids and token types, as transformers' forward makes them where they are not given."""
+def _indices(module: Any, ids: Tensor, given: dict[str, Any], typed: bool) -> tuple[Tensor, Tensor | None]:
+    """Position ids and token types, where there are any, as transformers' forward makes them where not given."""
     past = given.get("past_key_values_length", 0)
     position_ids: Tensor | None = given.get("position_ids")
     types: Tensor | None = given.get("token_type_ids")
@@ -84,7 +82,7 @@ def _indices(module: Any, ids: Tensor, given: dict[str, Any]) -> tuple[Tensor, T
             position_ids = counted(ids, module.padding_idx, past)
         else:
             position_ids = module.position_ids[:, past : ids.shape[1] + past]
-    if types is None:
+    if types is None and typed:
         buffer = getattr(module, "token_type_ids", None)
         if buffer is None:
             types = torch.zeros((1, 1), dtype=torch.int64, device=ids.device)
@@ -94,13 +92,14 @@ def _indices(module: Any, ids: Tensor, given: dict[str, Any]) -> tuple[Tensor, T
     return position_ids, types
 
 
-def fused_embeddings_class(original: type, module: str) -> type:
+def fused_embeddings_class(original: type, module: str, tables: Sequence[str]) -> type:
     """The subclass of a family's embeddings that computes them in one.
 
     Args:
-        original: the class, with the three tables, ``LayerNorm``, ``dropout`` and
-            ``forward(input_ids, token_type_ids, ..., position_ids, inputs_embeds, past_key_values_length)``.
+        original: the class, with the tables, ``LayerNorm``, ``dropout`` and a forward whose arguments are among
+            input_ids, token_type_ids, position_ids, inputs_embeds and past_key_values_length.
         module: where pickle finds the class.
+        tables: names of the tables of words, positions and, where there are any, token types.
     """
     original_forward: Callable[..., Tensor] = original.forward  # type: ignore[attr-defined]
     names = tuple(inspect.signature(original_forward).parameters)[1:]
@@ -112,31 +111,40 @@ def fused_embeddings_class(original: type, module: str) -> type:
             return original_forward(self, *args, **kwargs)
         given = dict(zip(names, args)) | kwargs
         backend = patch.options.forced or forced_backend()
-        reason = _separate_now(self, given, backend)
+        reason = _separate_now(self, tables, given, backend)
         note("embeddings", "one kernel" if reason is None else "one by one", reason or "")
         if reason is not None:
             return original_forward(self, *args, **kwargs)
         ids: Tensor = given["input_ids"]
-        position_ids, types = _indices(self, ids, given)
-        word, position, token_type = (getattr(self, name) for name in TABLES)
+        typed = len(tables) > 2
+        position_ids, types = _indices(self, ids, given, typed)
+        word, position = (getattr(self, name) for name in tables[:2])
+        token_type = getattr(self, tables[2]) if typed else None
         word_padding, position_padding, type_padding = (
-            NO_PADDING if table.padding_idx is None else table.padding_idx for table in (word, position, token_type)
+            NO_PADDING if table is None or table.padding_idx is None else table.padding_idx
+            for table in (word, position, token_type)
         )
         return embed(
-            ids, word.weight, position_ids, position.weight, types, token_type.weight, self.LayerNorm.weight,
-            self.LayerNorm.bias, (word_padding, position_padding, type_padding),
+            ids, word.weight, position_ids, position.weight, types, None if token_type is None else token_type.weight,
+            self.LayerNorm.weight, self.LayerNorm.bias, (word_padding, position_padding, type_padding),
             self.dropout.p if self.dropout.training else 0.0, self.LayerNorm.eps, None, None, backend,
         )  # fmt: skip
 
     return subclass_of(original, forward, module)
 
 
-EMBEDDINGS = Part(
-    option="norm",
-    before="embeddings, norm, dropout",
-    after="embedding_layer_norm",
-    op="embedding_layer_norm",
-    where="on a GPU; on a CPU one by one, which is as fast there",
-    apart=separate_embeddings_reason,
-    replace=fused_embeddings_class,
-)
+def fused_embeddings(tables: Sequence[str]) -> Part:
+    """The part of a family whose embeddings are the sum of these tables."""
+    return Part(
+        option="norm",
+        before="embeddings, norm, dropout",
+        after="embedding_layer_norm",
+        op="embedding_layer_norm",
+        where="on a GPU; on a CPU one by one, which is as fast there",
+        apart=lambda module: separate_embeddings_reason(module, tables),
+        replace=lambda original, module: fused_embeddings_class(original, module, tables),
+    )
+
+
+EMBEDDINGS = fused_embeddings(("word_embeddings", "position_embeddings", "token_type_embeddings"))
+UNTYPED_EMBEDDINGS = fused_embeddings(("word_embeddings", "position_embeddings"))

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from ..ops.registry import OPS, Op, forced_backend
 
 ORDER = ("cuda", "triton")
+HEAD_DIM = ("attention_head_size", "head_dim")
+"""What attention modules call the width of a head."""
 
 
 def _examples(op: Op, module: Any, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Tensors like those on which the table of ops decides, without any memory behind their shapes."""
     one = torch.empty(1, device=device, dtype=dtype)
     if op.name == "attention":
-        own = isinstance(module, nn.MultiheadAttention)
-        heads = (module.num_heads, module.head_dim) if own else (module.num_attention_heads, module.attention_head_size)
-        shape = (1, 128, *heads)
+        head_dim = next(getattr(module, name) for name in HEAD_DIM if hasattr(module, name))
+        shape = (1, 128, 1, head_dim)
         return tuple(one.expand(shape) for _ in op.fwd.keys)
     if op.name == "embedding_layer_norm":
         table = module.word_embeddings.weight

@@ -6,6 +6,7 @@ before a model of that family exists.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping
@@ -15,9 +16,9 @@ from .embeddings import EMBEDDINGS
 from .head_class import replacement_class
 from .mlm_head import BERT_HEAD, VocabularyHead
 from .mlp import LINEAR_GELU
-from .padding_free import Forwards, padding_free_class
+from .padding_free import Encoder, Forwards, padding_free_class
 from .part import Part
-from .qkv import joint_qkv_class
+from .qkv import Projections, joint_qkv_class
 from .residual_norm import RESIDUAL_NORM
 
 
@@ -32,10 +33,12 @@ class Family:
         attention: classes that call transformers' attention interface; the first one is self-attention.
         heads: class with a loss of its own -> kind of loss, a key of :data:`fasttx.models.heads.KINDS`.
         bare: the model without a head.
-        encoder: the stack of layers, ``.layer``.
-        layer: one of them.
-        vocabulary: the parts of a head over the vocabulary.
-        parts: class of the embeddings or of a module within a layer -> what takes its place.
+        layer: one layer of its encoder.
+        parts: class of the embeddings, of a layer or of a module within -> what in it is replaced.
+        encoder: the module that runs packed; None if batches stay as they are.
+        qkv: the products of self-attention; None if they stay separate.
+        vocabulary: the parts of a head over the vocabulary; None if there is no such head.
+        other_heads: class of a head whose loss stays transformers' -> why; None if it has no loss.
     """
 
     name: str
@@ -44,16 +47,18 @@ class Family:
     attention: tuple[str, ...]
     heads: Mapping[str, str] = field(hash=False)
     bare: str
-    encoder: str
     layer: str
-    vocabulary: VocabularyHead
-    parts: Mapping[str, Part] = field(hash=False)
+    parts: Mapping[str, tuple[Part, ...]] = field(hash=False)
+    encoder: Encoder | None = None
+    qkv: Projections | None = None
+    vocabulary: VocabularyHead | None = None
+    other_heads: Mapping[str, str | None] = field(default_factory=dict, hash=False)
 
     def forwards(self) -> Forwards:
-        """transformers' own forwards of the parts of a layer."""
+        """transformers' own forwards of what passes on where sequences start."""
+        assert self.encoder is not None
         source = importlib.import_module(self.source)
-        names = (self.layer, self.layer.removesuffix("Layer") + "Attention", self.attention[0])
-        return Forwards(*(getattr(source, name).forward for name in names))
+        return tuple((path.split("."), getattr(source, cls).forward) for path, cls in self.encoder.passing.items())
 
 
 def bert_like(
@@ -72,15 +77,23 @@ def bert_like(
         attention=(f"{prefix}SelfAttention", f"{prefix}CrossAttention"),
         heads={prefix + suffix: kind for suffix, kind in heads.items()},
         bare=f"{prefix}Model",
-        encoder=f"{prefix}Encoder",
         layer=f"{prefix}Layer",
-        vocabulary=vocabulary,
         parts={
-            f"{prefix}Embeddings": EMBEDDINGS,
-            f"{prefix}SelfOutput": RESIDUAL_NORM,
-            f"{prefix}Intermediate": LINEAR_GELU,
-            f"{prefix}Output": RESIDUAL_NORM,
+            f"{prefix}Embeddings": (EMBEDDINGS,),
+            f"{prefix}SelfOutput": (RESIDUAL_NORM,),
+            f"{prefix}Intermediate": (LINEAR_GELU,),
+            f"{prefix}Output": (RESIDUAL_NORM,),
         },
+        encoder=Encoder(
+            f"{prefix}Encoder",
+            {
+                "layer.*": f"{prefix}Layer",
+                "layer.*.attention": f"{prefix}Attention",
+                "layer.*.attention.self": f"{prefix}SelfAttention",
+            },
+        ),
+        qkv=Projections(),
+        vocabulary=vocabulary,
     )
 
 
@@ -92,19 +105,19 @@ def replacements(module: str, *families: Family) -> Callable[[str], type]:
 
     def lookup(attribute: str) -> type:
         for family in families:
-            kind, part = family.heads.get(attribute), family.parts.get(attribute)
-            if kind is None and part is None and attribute not in (family.encoder, family.attention[0]):
+            makers: list[Callable[[type, str], type]] = [part.replace for part in family.parts.get(attribute, ())]
+            if attribute in family.heads:
+                kind = family.heads[attribute]
+                makers.append(functools.partial(replacement_class, kind_name=kind, head=family.vocabulary))
+            if family.qkv is not None and attribute == family.attention[0]:
+                makers.append(functools.partial(joint_qkv_class, projections=family.qkv))
+            if family.encoder is not None and attribute == family.encoder.cls:
+                makers.append(functools.partial(padding_free_class, encoder=family.encoder, forwards=family.forwards()))
+            if not makers:
                 continue
-            source = importlib.import_module(family.source)
-            original = getattr(source, attribute)
-            if kind is not None:
-                made = replacement_class(original, kind, module, family.vocabulary)
-            elif part is not None:
-                made = part.replace(original, module)
-            elif attribute == family.attention[0]:
-                made = joint_qkv_class(original, module)
-            else:
-                made = padding_free_class(original, family.forwards(), module)
+            made = getattr(importlib.import_module(family.source), attribute)
+            for make in makers:
+                made = make(made, module)
             setattr(sys.modules[module], attribute, made)
             return made
         raise AttributeError(f"module {module!r} has no attribute {attribute!r}")

@@ -37,12 +37,12 @@ def _needs_padding(kind: Kind, arguments: Mapping[str, Any]) -> bool:
     return graph_in_the_making(labels) or any_at_padding(labels, arguments)
 
 
-def replacement_class(original: type, kind_name: str, module: str, head: VocabularyHead) -> type:
+def replacement_class(original: type, module: str, kind_name: str, head: VocabularyHead | None) -> type:
     """The subclass of a transformers head that a patched model's class is set to.
 
     It has the same name (config.architectures, pipelines and Trainer go by it), the same signature of forward, and is
     found by pickle as an attribute of `module`. An instance that carries no patch behaves as `original` does. `head`
-    says where the family keeps its head over the vocabulary.
+    says where the family keeps its head over the vocabulary, if it has one.
     """
     kind = KINDS[kind_name]
     original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
@@ -68,6 +68,7 @@ def replacement_class(original: type, kind_name: str, module: str, head: Vocabul
             kwargs[STAY_PADDED] = True
         if (
             kind.vocabulary is not None
+            and head is not None
             and self.training
             and patch.options.labelled_rows
             and (not graph_in_the_making(arguments[kind.labels[0]]) or plain_linear(head.decoder(self)))

@@ -120,11 +120,37 @@ def _classification(call: Call) -> Tensor:
     return _mean_cross_entropy(call, "labels", call.output.logits, call.arguments["labels"])
 
 
-def _pretraining(call: Call) -> Tensor:
-    tokens, pair = call.output.prediction_logits, call.output.seq_relationship_logits
-    token_loss = _mean_cross_entropy(call, "labels", tokens, call.arguments["labels"])
-    name = "next_sentence_label"
-    return token_loss + _mean_cross_entropy(call, name, pair, call.arguments[name])
+@dataclass(frozen=True)
+class Pair:
+    """The second task of a pretraining head, about a pair of sentences.
+
+    Attributes:
+        label: its argument.
+        logits: their name in the output.
+        classifier: of a model: gives them from the pooled output.
+    """
+
+    label: str
+    logits: str
+    classifier: Callable[[Any], Any]
+
+    def loss(self, call: Call, logits: Tensor) -> Tensor:
+        return _mean_cross_entropy(call, self.label, logits, call.arguments[self.label])
+
+    def full(self, call: Call) -> Tensor:
+        tokens = call.output.prediction_logits
+        token_loss = _mean_cross_entropy(call, "labels", tokens, call.arguments["labels"])
+        return token_loss + self.loss(call, call.output[self.logits])
+
+    def rows(self, call: LabelledCall) -> tuple[Any, Tensor]:
+        original = type(call.model)._fasttx_original
+        output_class = getattr(sys.modules[original.__module__], f"{original.__name__}Output")
+        logits = self.classifier(call.model)(call.output.pooler_output)
+        kept = {"hidden_states": call.output.hidden_states, "attentions": call.output.attentions}
+        return output_class(**{self.logits: logits}, **kept), _labelled_rows(call) + self.loss(call, logits)
+
+    def kind(self) -> Kind:
+        return Kind(self.full, labels=("labels", self.label), vocabulary=self.rows, per_token=True)
 
 
 def _labelled_rows(call: LabelledCall) -> Tensor:
@@ -156,18 +182,7 @@ def _masked_lm_rows(call: LabelledCall) -> tuple[Any, Tensor]:
     return output, _labelled_rows(call)
 
 
-def _pretraining_rows(call: LabelledCall) -> tuple[Any, Tensor]:
-    original = type(call.model)._fasttx_original
-    output_class = getattr(sys.modules[original.__module__], f"{original.__name__}Output")
-    pair = call.model.cls.seq_relationship(call.output.pooler_output)
-    output = output_class(
-        seq_relationship_logits=pair, hidden_states=call.output.hidden_states, attentions=call.output.attentions
-    )
-    name = "next_sentence_label"
-    return output, _labelled_rows(call) + _mean_cross_entropy(call, name, pair, call.arguments[name])
-
-
-def _sequence_classification(call: Call) -> Tensor:
+def _sequence_classification(call: Call, of_classes: Callable[..., Tensor] = _mean_cross_entropy) -> Tensor:
     config, num_labels, logits = call.model.config, call.model.num_labels, call.output.logits
     labels = call.arguments["labels"].to(logits.device)
     if config.problem_type is None:  # inferred from the first labels and kept, as transformers does
@@ -183,7 +198,7 @@ def _sequence_classification(call: Call) -> Tensor:
         with Named("labels", labels, logits.shape):
             return torch.nn.functional.mse_loss(logits, labels)
     if config.problem_type == "single_label_classification":
-        return _mean_cross_entropy(call, "labels", logits, labels)
+        return of_classes(call, "labels", logits, labels)
     if config.problem_type == "multi_label_classification":
         with Named("labels", labels, logits.shape, floating=True):
             if not call.correct or not labels.is_floating_point():
@@ -257,7 +272,14 @@ def _causal_lm(call: Call) -> Tensor:
             raise shape_error(name, labels, logits.shape[:-1])
         labels = torch.nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     logits = logits.float()  # as transformers does before this loss, and so returns it in fp32
-    num_items = arguments.get("num_items_in_batch")
+    return _cross_entropy_of_items(call, name, logits, labels, ignore_index)
+
+
+def _cross_entropy_of_items(
+    call: Call, name: str, logits: Tensor, labels: Tensor, ignore_index: int = IGNORE
+) -> Tensor:
+    """Cross-entropy, summed over labels and divided by num_items_in_batch; their mean without that number."""
+    num_items = call.arguments.get("num_items_in_batch")
     if num_items is None:
         return _mean_cross_entropy(call, name, logits, labels, ignore_index)
     labels = labels.to(logits.device)
@@ -270,28 +292,40 @@ def _causal_lm(call: Call) -> Tensor:
     return total / (max(num_items, 1) if call.correct else num_items)
 
 
-def _has_another_loss(model: Any) -> bool:
-    """Whether a causal language model was given a loss function that is not transformers' default one."""
-    from transformers.loss.loss_utils import ForCausalLMLoss
+def _image_classification(call: Call) -> Tensor:
+    """Transformers' ForSequenceClassificationLoss, which honours num_items_in_batch for class indices alone."""
+    return _sequence_classification(call, _mean_cross_entropy if call.correct else _cross_entropy_of_items)
 
-    return model.loss_function is not ForCausalLMLoss
 
+def _another_loss(usual: str) -> Callable[[Any], bool]:
+    """Whether a model was given a loss function that is not transformers' `usual` one."""
+
+    def own(model: Any) -> bool:
+        from transformers.loss import loss_utils
+
+        return model.loss_function is not getattr(loss_utils, usual)
+
+    return own
+
+
+_ANY_TARGET = ("cross_entropy", "binary_cross_entropy", "torch mse_loss")
+_UNLABELLED = "nothing is labelled (regression has no such label)"
 
 KINDS: dict[str, Kind] = {
     "masked_lm": Kind(_classification, vocabulary=_masked_lm_rows, per_token=True),
-    "pretraining": Kind(
-        _pretraining,
-        labels=("labels", "next_sentence_label"),
-        vocabulary=_pretraining_rows,
-        per_token=True,
-    ),
+    "pretraining": Pair(
+        "next_sentence_label", "seq_relationship_logits", lambda model: model.cls.seq_relationship
+    ).kind(),
+    "sentence_order_pretraining": Pair("sentence_order_label", "sop_logits", lambda model: model.sop_classifier).kind(),
     "next_sentence": Kind(_classification),
     "multiple_choice": Kind(_classification),
     "token_classification": Kind(_classification, per_token=True),
-    "sequence_classification": Kind(
-        _sequence_classification,
-        ops=("cross_entropy", "binary_cross_entropy", "torch mse_loss"),
-        zero="nothing is labelled (regression has no such label)",
+    "sequence_classification": Kind(_sequence_classification, ops=_ANY_TARGET, zero=_UNLABELLED),
+    "image_classification": Kind(
+        _image_classification,
+        ops=_ANY_TARGET,
+        zero=_UNLABELLED,
+        own=_another_loss("ForSequenceClassificationLoss"),
     ),
     "question_answering": Kind(
         _question_answering,
@@ -305,5 +339,7 @@ KINDS: dict[str, Kind] = {
         ops=("binary_cross_entropy",),
         zero="no token is both labelled and shown by attention_mask",
     ),
-    "causal_lm": Kind(_causal_lm, counted=None, without_labels={"use_cache": False}, own=_has_another_loss),
+    "causal_lm": Kind(
+        _causal_lm, counted=None, without_labels={"use_cache": False}, own=_another_loss("ForCausalLMLoss")
+    ),
 }

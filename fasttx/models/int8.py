@@ -25,7 +25,7 @@ from .report import Report, Row
 
 LAYERS = frozenset((family.source, family.layer) for family in FAMILIES)
 """Classes of the layers of encoders."""
-OWN = ("transformers.", "torch.nn.modules.", "fasttx.models.")
+OWN = ("transformers.", "torch.nn.modules.")
 """Where classes come from that call their linear layers as they are."""
 MARK = "hf_quantizer"
 """The attribute by which transformers knows a quantised model: with a stranger there it refuses to save."""
@@ -39,6 +39,13 @@ class _NotSaved:
             "fasttx.quantize, which from_pretrained cannot read yet (save its state_dict() and load that into a model "
             "quantised in the same way, or call fasttx.dequantize first),"
         )
+
+
+def _class(module: nn.Module) -> type:
+    """transformers' class of a module that may be patched or wrapped."""
+    cls = _unwrapped(type(module))
+    original: type = cls.__dict__.get("_fasttx_original", cls)
+    return original
 
 
 def _mark(root: nn.Module) -> None:
@@ -59,7 +66,7 @@ def _float_reason(name: str, linear: Any, inside: list[nn.Module]) -> str | None
         inside: the modules around it, from the layer of the encoder inwards.
     """
     for module in inside:
-        if not _unwrapped(type(module)).__module__.startswith(OWN):
+        if not _class(module).__module__.startswith(OWN):
             return f"is part of a {type(module).__module__}.{type(module).__name__}"
     reason = bypass_reason(linear, "it", cls="Linear")
     if reason is not None:
@@ -76,7 +83,7 @@ def _around(root: nn.Module, name: str) -> list[nn.Module]:
     """The modules that hold the one of that name, from the innermost layer of an encoder inwards; [] outside of any."""
     parts = name.split(".")
     above = [root.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
-    starts = [i for i, module in enumerate(above) if _key(_unwrapped(type(module))) in LAYERS]
+    starts = [i for i, module in enumerate(above) if _key(_class(module)) in LAYERS]
     return above[starts[-1] :] if starts else []
 
 
@@ -105,7 +112,7 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
     if not isinstance(config, Int8Config):
         raise TypeError(f"config: got {type(config).__name__}; allowed are fasttx.Int8Config and None")
     root = _root(model)
-    if not any(_key(_unwrapped(type(module))) in LAYERS for module in root.modules()):
+    if not any(_key(_class(module)) in LAYERS for module in root.modules()):
         names = ", ".join(family.name for family in FAMILIES)
         raise ValueError(f"model: {type(root).__name__} holds no encoder layer of {names}")
     report = Report(type(root).__name__, call="fasttx.quantize")

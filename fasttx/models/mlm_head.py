@@ -46,6 +46,17 @@ def _roberta_features(model: Any, hidden: Tensor) -> Tensor:
     return head.layer_norm(nn.functional.gelu(head.dense(hidden)))
 
 
+def _distilbert_features(model: Any, hidden: Tensor) -> Tensor:
+    out: Tensor = model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
+    return out
+
+
+def _albert_features(model: Any, hidden: Tensor) -> Tensor:
+    head = model.predictions
+    out: Tensor = head.LayerNorm(head.activation(head.dense(hidden)))
+    return out
+
+
 BERT_HEAD = VocabularyHead(
     features=lambda model, hidden: model.cls.predictions.transform(hidden),
     decoder=lambda model: model.cls.predictions.decoder,
@@ -58,6 +69,14 @@ ELECTRA_HEAD = VocabularyHead(
     features=lambda model, hidden: model.generator_predictions(hidden),
     decoder=lambda model: model.generator_lm_head,
     containers=(),
+)
+
+
+DISTILBERT_HEAD = VocabularyHead(
+    features=_distilbert_features, decoder=lambda model: model.vocab_projector, containers=()
+)
+ALBERT_HEAD = VocabularyHead(
+    features=_albert_features, decoder=lambda model: model.predictions.decoder, containers=("predictions",)
 )
 
 

@@ -1,7 +1,7 @@
-"""The first half of a BERT layer's MLP: the product, then its bias and GELU as one kernel.
+"""The first half of a layer's MLP: the product, then its bias and GELU as one kernel.
 
 A patched module passes over its linear layer and its activation. Where one of these is not plain (LoRA, quantised,
-hooks, another activation), and where no kernel would run, transformers' own forward runs.
+hooks, another activation), and where no kernel would run, transformers' own method runs.
 """
 
 from __future__ import annotations
@@ -26,51 +26,66 @@ APPROXIMATE = {"GELUActivation": "none", "NewGELUActivation": "tanh", "GELUTanh"
 """Class of transformers' activation -> the form of GELU that it computes."""
 
 
-def apart_reason(intermediate: Any) -> str | None:
+def _apart_reason(module: Any, linear: str, activation: str) -> str | None:
     """Why product and activation of this module must be called one by one, or None."""
-    reason = bypass_reason(intermediate.dense, "dense", cls="Linear")
+    reason = bypass_reason(getattr(module, linear), linear, cls="Linear")
     if reason is not None:
         return reason
-    activation = intermediate.intermediate_act_fn
-    if type(activation).__name__ not in APPROXIMATE:
-        name = getattr(activation, "__name__", type(activation).__name__)
+    function = getattr(module, activation)
+    if type(function).__name__ not in APPROXIMATE:
+        name = getattr(function, "__name__", type(function).__name__)
         return f"the activation is {name}, no form of GELU that the kernel has"
-    return bypass_reason(activation, "the activation", source="transformers.activations")
+    return bypass_reason(function, "the activation", source="transformers.activations")
 
 
-def linear_gelu_class(original: type, module: str) -> type:
-    """The subclass of a transformers module that widens the hidden states.
+def linear_gelu(
+    linear: str,
+    activation: str,
+    method: str = "forward",
+    finish: Callable[[Any, Tensor], Tensor] = lambda module, wide: wide,
+) -> Part:
+    """The part of a module that widens the hidden states.
 
     Args:
-        original: with ``dense``, ``intermediate_act_fn`` and ``forward(hidden_states)``.
-        module: where pickle finds the class.
+        linear, activation: names of the module's linear layer and of its activation.
+        method: the name of the method that calls both, ``(hidden_states) -> Tensor``.
+        finish: of the module and the wide hidden states: what else the method does with them.
     """
-    original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
 
-    @functools.wraps(original_forward)
-    def forward(self: Any, hidden_states: Tensor) -> Any:
-        patch: ModulePatch | None = getattr(self, "_fasttx", None)
-        if patch is None or not patch.options.mlp:
-            return original_forward(self, hidden_states)
-        backend = patch.options.forced or forced_backend()
-        reason = apart_now(self, hidden_states, backend, apart_reason, attrgetter("dense"))
-        note(NAME, "two calls" if reason else "one call", reason or "")
-        if reason is not None:
-            return original_forward(self, hidden_states)
-        return linear_gelu_on(
-            patch.options.forced, hidden_states, self.dense.weight, self.dense.bias,
-            approximate=APPROXIMATE[type(self.intermediate_act_fn).__name__],
-        )  # fmt: skip
+    def apart(module: Any) -> str | None:
+        return _apart_reason(module, linear, activation)
 
-    return subclass_of(original, forward, module)
+    def replace(original: type, module: str) -> type:
+        theirs: Callable[..., Any] = getattr(original, method)
+
+        @functools.wraps(theirs)
+        def ours(self: Any, hidden_states: Tensor) -> Any:
+            patch: ModulePatch | None = getattr(self, "_fasttx", None)
+            if patch is None or not patch.options.mlp:
+                return theirs(self, hidden_states)
+            backend = patch.options.forced or forced_backend()
+            reason = apart_now(self, hidden_states, backend, apart, attrgetter(linear))
+            note(NAME, "two calls" if reason else "one call", reason or "")
+            if reason is not None:
+                return theirs(self, hidden_states)
+            product = getattr(self, linear)
+            wide = linear_gelu_on(
+                patch.options.forced, hidden_states, product.weight, product.bias,
+                approximate=APPROXIMATE[type(getattr(self, activation)).__name__],
+            )  # fmt: skip
+            return finish(self, wide)
+
+        return subclass_of(original, ours, module, method)
+
+    return Part(
+        option="mlp",
+        before=NAME,
+        after="linear_gelu",
+        op="bias_gelu",
+        where="on a GPU; on a CPU two calls, which are as fast there",
+        apart=apart,
+        replace=replace,
+    )
 
 
-LINEAR_GELU = Part(
-    option="mlp",
-    before=NAME,
-    after="linear_gelu",
-    op="bias_gelu",
-    where="on a GPU; on a CPU two calls, which are as fast there",
-    apart=apart_reason,
-    replace=linear_gelu_class,
-)
+LINEAR_GELU = linear_gelu("dense", "intermediate_act_fn")

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+RATES = ("attention_dropout",)
+"""What attention modules that hold a probability, not a Dropout, call it."""
+
 
 def call(model: nn.Module, batch: Any) -> Any:
     """The output of the model for a batch: a mapping of arguments, as a tokenizer or collator gives it.
@@ -49,14 +52,19 @@ def without_trace(model: nn.Module) -> Iterator[None]:
 def training_without_dropout(model: nn.Module) -> Iterator[None]:
     """Training mode, every dropout at 0: the way of a training step, with a result that can be compared."""
     modes = [(module, module.training) for module in model.modules()]
-    drops = [(module, module.p) for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+    drops = [
+        (module, name, value)
+        for module in model.modules()
+        for name in (("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else RATES)
+        if isinstance(value := getattr(module, name, None), float)
+    ]
     try:
         model.train()
-        for drop, _ in drops:
-            drop.p = 0.0
+        for module, name, _ in drops:
+            setattr(module, name, 0.0)
         yield
     finally:
-        for drop, p in drops:
-            drop.p = p
+        for module, name, value in drops:
+            setattr(module, name, value)
         for module, training in modes:
             module.training = training

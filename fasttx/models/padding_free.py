@@ -17,8 +17,9 @@ transformers has them read the hidden state of a padding token there, so that su
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,10 +50,9 @@ token has 12 hidden^2 in the products, 4 hidden seqlen in attention, and element
 hidden. Measured by ``python -m bench.padding``."""
 
 
-def static_reason(encoder: Any) -> str | None:
-    """Why this encoder can never run packed as it is configured now, or None."""
-    config = encoder.config
-    if config.is_decoder:
+def static_reason(config: Any) -> str | None:
+    """Why an encoder can never run packed as it is configured now, or None."""
+    if getattr(config, "is_decoder", False):
         return "is a decoder: causal masks and caches are padded"
     if config.chunk_size_feed_forward:
         return f"config.chunk_size_feed_forward is {config.chunk_size_feed_forward}: chunks are cut from padded rows"
@@ -61,10 +61,10 @@ def static_reason(encoder: Any) -> str | None:
     return None
 
 
-def _padded_call(encoder: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any], asked: dict[str, Any]) -> str | None:
+def _padded_call(config: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any], asked: dict[str, Any]) -> str | None:
     """Why this call has to run padded, whatever its mask says, or None."""
-    if encoder.config._attn_implementation != NAME:  # another one would let sequences see each other
-        return f"attn_implementation is {encoder.config._attn_implementation!r}"
+    if config._attn_implementation != NAME:  # another one would let sequences see each other
+        return f"attn_implementation is {config._attn_implementation!r}"
     cross_or_cache = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
     if any(value is not None for value in rest) or any(asked.get(name) is not None for name in cross_or_cache):
         return "the call has encoder states or a cache"
@@ -76,12 +76,12 @@ def _padded_call(encoder: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any]
         return "there is no element"
     if mask.shape != hidden.shape[:2]:
         return "the mask has a row for every query"
-    return uncovered(hidden) or static_reason(encoder)
+    return uncovered(hidden) or static_reason(config)
 
 
-def _enough_for_a_cpu(hidden: Tensor, tokens: int) -> bool:
+def _enough_for_a_cpu(config: Any, hidden: Tensor, tokens: int) -> bool:
     """Whether it pays to save `tokens` on hidden's device, as far as it is a CPU."""
-    seqlen, width = hidden.shape[-2:]
+    seqlen, width = hidden.shape[-2], config.hidden_size
     return hidden.device.type != "cpu" or tokens * width * (12 * width + 4 * seqlen + 500) >= WORTH_IT_ON_CPU
 
 
@@ -118,7 +118,7 @@ def _checked_lengths(seq_lens: Any, hidden: Tensor) -> Sequence[int] | Tensor:
     return given
 
 
-def _mask_with_lengths(encoder: Any, mask: Tensor | None, lengths: Sequence[int] | Tensor, hidden: Tensor) -> Any:
+def _mask_with_lengths(config: Any, mask: Tensor | None, lengths: Sequence[int] | Tensor, hidden: Tensor) -> Any:
     """The mask of a call with lengths: the one given, or one that says the same as they do.
 
     Raises:
@@ -137,38 +137,54 @@ def _mask_with_lengths(encoder: Any, mask: Tensor | None, lengths: Sequence[int]
                 "padded on the right"
             )
         return mask
-    if encoder.config.is_decoder or encoder.config._attn_implementation != NAME or captured(hidden):
+    if getattr(config, "is_decoder", False) or config._attn_implementation != NAME or captured(hidden):
         refuse_lengths_alone(lengths, hidden.shape[1])
         return None
     return first_tokens(lengths, hidden.shape[1], hidden.device)
 
 
-class Forwards(NamedTuple):
-    """transformers' own forward functions of the parts that pass on where sequences start.
+@dataclass(frozen=True)
+class Encoder:
+    """The module of a family that a patch makes run on real tokens only.
 
     Attributes:
-        layer: of ``encoder.layer[i]``.
-        attention: of ``encoder.layer[i].attention``.
-        self_attention: of ``encoder.layer[i].attention.self``.
+        cls: its class; ``forward(hidden_states, attention_mask=None, ...)`` returns an output with a last_hidden_state.
+        passing: what hands on to attention where sequences start: path below the encoder -> class. The layers come
+            first, and each path after those above it; ``*`` stands for every entry of a list.
+        config: finds the config, of an encoder.
     """
 
-    layer: Callable[..., Any]
-    attention: Callable[..., Any]
-    self_attention: Callable[..., Any]
+    cls: str
+    passing: Mapping[str, str] = field(hash=False)
+    config: Callable[[Any], Any] = lambda encoder: encoder.config  # dynamo cannot trace an attrgetter
+
+
+Forwards = tuple[tuple[list[str], Callable[..., Any]], ...]
+"""transformers' own forward functions of what passes on where sequences start, by the steps of its path."""
+
+
+def _below(encoder: Any, steps: Sequence[str]) -> list[tuple[str, Any]]:
+    """The modules at a path, with their names."""
+    found = [("", encoder)]
+    for step in steps:
+        if step == "*":
+            found = [(f"{name}.{i}", child) for name, module in found for i, child in enumerate(module)]
+        else:
+            found = [(f"{name}.{step}" if name else step, getattr(module, step)) for name, module in found]
+    return found
 
 
 def strange_part(encoder: Any, forwards: Forwards) -> str | None:
     """What in a layer is a user's own and might not cope with a packed batch, or None: a forward that may lose where
     sequences start; a hook, which would see one row of all tokens."""
-    for i, layer in enumerate(encoder.layer):
-        if not _has_forward(layer, forwards.layer):
-            return f"layer.{i}"
-        if not _has_forward(layer.attention, forwards.attention):
-            return f"layer.{i}.attention"
-        if not _has_forward(layer.attention.self, forwards.self_attention):
-            return f"layer.{i}.attention.self"
-        if not torch.compiler.is_compiling() and _has_foreign_hook(layer):
-            return f"a hook in layer.{i}"
+    for steps, forward in forwards:
+        for name, module in _below(encoder, steps):
+            if not _has_forward(module, forward):
+                return name
+    if not torch.compiler.is_compiling():
+        for name, layer in _below(encoder, forwards[0][0]):
+            if _has_foreign_hook(layer):
+                return f"a hook in {name}"
     return None
 
 
@@ -189,19 +205,21 @@ def _is_known(hook: Any) -> bool:
 
 def _has_forward(module: Any, forward: Callable[..., Any]) -> bool:
     found = type(module).forward
-    ours = getattr(found, "_fasttx_packs", None) is forward  # qkv.py: passes on where sequences start
+    ours = getattr(found, "_fasttx_packs", None) is forward  # one of ours that passes on where sequences start
     return (found is forward or ours) and "forward" not in module.__dict__
 
 
-def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
+def padding_free_class(original: type, module: str, encoder: Encoder, forwards: Forwards) -> type:
     """The subclass of a transformers encoder that runs on real tokens only.
 
     Args:
-        original: the encoder; ``forward(hidden_states, attention_mask=None, ...)``, its layers in ``self.layer``.
-        forwards: transformers' own; a layer with another one is not given a packed batch.
+        original: the encoder.
         module: where pickle finds the class.
+        encoder: what is known of it.
+        forwards: transformers' own; a layer with another one is not given a packed batch.
     """
     original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
+    config_of = encoder.config
 
     @functools.wraps(original_forward)
     def forward(
@@ -211,10 +229,11 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
         if patch is None:
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         seq_lens, stay_padded = kwargs.pop("seq_lens", None), kwargs.pop(STAY_PADDED, False)
+        config = config_of(self)
         lengths: Sequence[int] | None = None
         if seq_lens is not None:
             given = _checked_lengths(seq_lens, hidden_states)
-            attention_mask = _mask_with_lengths(self, attention_mask, given, hidden_states)
+            attention_mask = _mask_with_lengths(config, attention_mask, given, hidden_states)
             lengths = None if isinstance(given, Tensor) or captured(hidden_states) else given
         auto = patch.options.unpad == "auto"
         reason: str | None
@@ -224,12 +243,12 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
             reason, attention_mask = NO_PADDING, None
         elif stay_padded:
             reason = "transformers' value of the loss depends on what stands at padding (loss='hf')"
-        elif auto and not _enough_for_a_cpu(hidden_states, hidden_states.shape[:-1].numel()):
+        elif auto and not _enough_for_a_cpu(config, hidden_states, hidden_states.shape[:-1].numel()):
             reason = TOO_SMALL
         elif lengths is None and graph_in_the_making(hidden_states):
             reason = "a graph without seq_lens must not depend on the mask"
         else:
-            reason = _padded_call(self, hidden_states, attention_mask, rest, kwargs) or strange_part(self, forwards)
+            reason = _padded_call(config, hidden_states, attention_mask, rest, kwargs) or strange_part(self, forwards)
         if reason is not None:
             note(PART, "padded", reason)
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
@@ -247,7 +266,7 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
         if padding == 0:
             note(PART, "padded", NO_PADDING)
             return original_forward(self, hidden_states, None, *rest, **kwargs)
-        pays = padding > WORTH_IT * batch * seqlen and all(starts) and _enough_for_a_cpu(hidden_states, padding)
+        pays = padding > WORTH_IT * batch * seqlen and all(starts) and _enough_for_a_cpu(config, hidden_states, padding)
         if sum(lengths) == 0 or (auto and not pays):
             note(PART, "padded", "a row begins with padding" if not all(starts) else TOO_SMALL)
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
@@ -263,7 +282,7 @@ def padding_free_class(original: type, forwards: Forwards, module: str) -> type:
         packed = take_rows(hidden_states.reshape(batch * seqlen, width), layout.indices)
         output = original_forward(self, packed[None], None, *rest, **kwargs)
         last = output.last_hidden_state[0]  # on another device where layers are spread over several
-        padded = put_rows(last, layout.indices.to(last.device), batch * seqlen).view(batch, seqlen, width)
+        padded = put_rows(last, layout.indices.to(last.device), batch * seqlen).view(batch, seqlen, last.shape[-1])
         return type(output)(**{**output, "last_hidden_state": padded})
 
     return subclass_of(original, forward, module)

@@ -25,6 +25,7 @@ class Part:
         where: on which devices, for the report.
         apart: why this module has to be called as transformers does, or None.
         replace: makes the subclass, from transformers' class and the module where pickle finds the new one.
+        needs_attention: whether the part belongs to a module that has to call fasttx's attention for it.
     """
 
     option: str
@@ -34,6 +35,7 @@ class Part:
     where: str
     apart: Callable[[Any], str | None]
     replace: Callable[[type, str], type]
+    needs_attention: bool = False
 
 
 def as_fast_apart(x: Tensor) -> str | None:

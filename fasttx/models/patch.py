@@ -225,11 +225,13 @@ def supported() -> list[dict[str, str]]:
 
     Returns:
         Dictionaries with ``family``, ``model_type``, ``class``, ``attention`` (attn_implementation) and ``loss`` (the
-        functions that compute it, "" for a model without a head).
+        functions that compute it, "" for a model without any, "transformers' own" where that stays).
     """
     rows = []
     for family in FAMILIES:
-        for cls, ops in [(family.bare, ""), *((cls, ", ".join(KINDS[kind].ops)) for cls, kind in family.heads.items())]:
+        losses = {cls: ", ".join(KINDS[kind].ops) for cls, kind in family.heads.items()}
+        losses |= {cls: "" if why is None else "transformers' own" for cls, why in family.other_heads.items()}
+        for cls, ops in ({family.bare: ""} | losses).items():
             rows.append(
                 {"family": family.name, "model_type": family.model_type, "class": cls, "attention": NAME, "loss": ops}
             )

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import bert, data2vec, electra, ernie, roberta
+from . import albert, bert, data2vec, distilbert, electra, ernie, roberta, vit
 from .expected import expected_backend
 from .family import Family
 from .heads import KINDS
@@ -22,7 +23,7 @@ from .qkv import separate_reason
 from .report import Report, Row
 from .torch_modules import holds_any, plan_torch_module
 
-DATA = (bert, roberta, electra, ernie, data2vec)
+DATA = (bert, roberta, electra, ernie, data2vec, distilbert, albert, vit)
 FAMILIES: tuple[Family, ...] = tuple(family for module in DATA for family in module.FAMILIES)
 
 _ATTENTION = {(family.source, name): family for family in FAMILIES for name in family.attention}
@@ -32,14 +33,31 @@ _HEADS = {
     for family in module.FAMILIES
     for name, kind in family.heads.items()
 }
-_SELF_ATTENTION = {(family.source, family.attention[0]): module for module in DATA for family in module.FAMILIES}
-_PARTS = {
-    (family.source, name): (module, part)
+_OTHER_HEADS = {
+    (family.source, name): reason
     for module in DATA
     for family in module.FAMILIES
-    for name, part in family.parts.items()
+    for name, reason in family.other_heads.items()
+    if reason is not None
 }
-_ENCODERS = {(family.source, family.encoder): (module, family) for module in DATA for family in module.FAMILIES}
+_SELF_ATTENTION = {
+    (family.source, family.attention[0]): (module, family.qkv)
+    for module in DATA
+    for family in module.FAMILIES
+    if family.qkv is not None
+}
+_PARTS = {
+    (family.source, name): (module, parts)
+    for module in DATA
+    for family in module.FAMILIES
+    for name, parts in family.parts.items()
+}
+_ENCODERS = {
+    (family.source, family.encoder.cls): (module, family, family.encoder)
+    for module in DATA
+    for family in module.FAMILIES
+    if family.encoder is not None
+}
 ATTENTION_SETTING = "_attn_implementation_internal"
 
 
@@ -77,7 +95,10 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
         if options.attention:
             plan.classes += plan_torch_module(plan.report, name, module, options)
         cls = _unwrapped(type(module))
-        if _key(cls) in _ATTENTION:
+        if _key(cls) in _ATTENTION and "config" not in module.__dict__:
+            reason = f"transformers {transformers.__version__} builds it otherwise than the versions that fasttx knows"
+            plan.report.rows.append(Row(name, cls.__name__, None, "", reason))
+        elif _key(cls) in _ATTENTION:
             known.add(id(module.config))
             if options.attention:
                 taken = _plan_attention(plan, name, module, options)
@@ -89,7 +110,7 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
         if options.attention and options.unpad and _key(cls) in _ENCODERS:
             _plan_encoder(plan, name, module)
         if _key(cls) in _PARTS:
-            _plan_part(plan, name, module, options)
+            _plan_parts(plan, name, module, options)
         if isinstance(module, PreTrainedModel) and options.loss is not None:
             _plan_head(plan, name, module, options)
     for name, module in models:
@@ -151,34 +172,37 @@ def _plan_attention(plan: Plan, name: str, module: nn.Module, options: Options) 
 
 def _plan_qkv(plan: Plan, name: str, module: nn.Module) -> None:
     cls = type(module)
-    reason = _fixed(module) or separate_reason(module)
+    data, projections = _SELF_ATTENTION[_key(cls)]
+    reason = _fixed(module) or separate_reason(module, projections.layers)
     if reason is None:
-        plan.classes.append((module, getattr(_SELF_ATTENTION[_key(cls)], cls.__name__)))
+        plan.classes.append((module, getattr(data, cls.__name__)))
         after, backend, reason = "one product", "torch", "on a GPU; on a CPU three, which are as fast there"
     else:
         after, backend = None, ""
     plan.report.rows.append(Row(name, "three products for q, k, v", after, backend, reason))
 
 
-def _plan_part(plan: Plan, name: str, module: nn.Module, options: Options) -> None:
+def _plan_parts(plan: Plan, name: str, module: nn.Module, options: Options) -> None:
     cls = type(module)
-    data, part = _PARTS[_key(_unwrapped(cls))]
-    if not getattr(options, part.option):
-        return
-    reason = _fixed(module) or part.apart(module)
-    if reason is not None:
-        plan.report.rows.append(Row(name, part.before, None, "", reason))
-        return
-    plan.classes.append((module, getattr(data, cls.__name__)))
-    plan.report.rows.append(
-        Row(name, part.before, part.after, expected_backend(part.op, options.backend, module), part.where)
-    )
+    data, parts = _PARTS[_key(_unwrapped(cls))]
+    for part in parts:
+        if not getattr(options, part.option):
+            continue
+        reason = _fixed(module) or part.apart(module)
+        if part.needs_attention and not any(taken is module for taken in plan.attention):
+            reason = "is fused with fasttx's attention alone, which this patch leaves out"
+        if reason is not None:
+            plan.report.rows.append(Row(name, part.before, None, "", reason))
+            continue
+        plan.classes.append((module, getattr(data, cls.__name__)))
+        backend = expected_backend(part.op, options.backend, module)
+        plan.report.rows.append(Row(name, part.before, part.after, backend, part.where))
 
 
 def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
     cls = type(module)
-    data, family = _ENCODERS[_key(_unwrapped(cls))]
-    reason = static_reason(module)
+    data, family, encoder = _ENCODERS[_key(_unwrapped(cls))]
+    reason = static_reason(encoder.config(module))
     strange = strange_part(module, family.forwards())
     if strange is not None:
         reason = f"{strange} is not transformers' own, and may not cope with a packed batch"
@@ -194,6 +218,8 @@ def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
 def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options) -> None:
     cls = type(module)
     entry = _HEADS.get(_key(cls))
+    if _key(cls) in _OTHER_HEADS:
+        plan.report.rows.append(Row(name, f"loss of {cls.__name__}", None, "", _OTHER_HEADS[_key(cls)]))
     if entry is None:
         base = _known_base(cls, _HEADS)
         if base is not None:
@@ -217,7 +243,7 @@ def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options)
         reason = f"loss='correct': honours num_items_in_batch; 0 where {kind.zero}"
     backend = expected_backend(kind.ops[0], options.backend, module)
     plan.report.rows.append(Row(name, f"loss of {cls.__name__}", ", ".join(kind.ops), backend, reason))
-    if kind.vocabulary is not None and options.labelled_rows:
+    if kind.vocabulary is not None and family.vocabulary is not None and options.labelled_rows:
         full = full_head_reason(module, family.vocabulary)
         if full is None:
             reason = "linear_cross_entropy; in training with labels, where logits are None"

@@ -1,4 +1,4 @@
-"""Query, key and value of self-attention as one product.
+"""Query, key and value of self-attention as one product, and the end of the half of a layer where that is its own.
 
 A patched self-attention passes over its three layers and joins their weights, in every forward anew: no copy is kept
 that an optimizer or a loaded checkpoint would leave behind. Where a layer is not exactly ``torch.nn.Linear`` (LoRA,
@@ -9,7 +9,9 @@ forward runs. So it does on a CPU, where joining the weights costs more than two
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -21,16 +23,37 @@ from ..ops.decisions import note
 from .hf_attention import NAME, fasttx_attention
 from .options import ModulePatch
 from .replacement import subclass_of
+from .residual_norm import NAME as END_NAME
+from .residual_norm import End, add_and_norm, end_apart_now, one_by_one
 
-LAYERS = ("query", "key", "value")
 SEPARATE_ON = frozenset(("cpu",))
 """Types of device on which the three products stay separate."""
 
 
-def separate_reason(attention: Any) -> str | None:
-    """Why the layers of this self-attention must be called one by one, or None."""
-    layers = [getattr(attention, name, None) for name in LAYERS]
-    for name, layer in zip(LAYERS, layers, strict=True):
+@dataclass(frozen=True)
+class Projections:
+    """What a family's self-attention does around the attention function.
+
+    Attributes:
+        layers: the names of its three linear layers, for query, key and value.
+        head_dim: the name of the width of a head.
+        dropout: of the module: the probability of dropout in training.
+        finish: of the module and what attention gives, (batch, seqlen, heads * head_dim): the module's output, or what
+            comes before its end.
+        end: what the module does then, with its input as the residual; None if that is done elsewhere.
+    """
+
+    layers: tuple[str, str, str] = ("query", "key", "value")
+    head_dim: str = "attention_head_size"
+    dropout: Callable[[Any], float] = lambda module: module.dropout.p  # dynamo cannot trace an attrgetter
+    finish: Callable[[Any, Tensor], Tensor] = lambda module, out: out
+    end: End | None = None
+
+
+def separate_reason(attention: Any, names: Sequence[str]) -> str | None:
+    """Why the layers of this self-attention, of these names, must be called one by one, or None."""
+    layers = [getattr(attention, name, None) for name in names]
+    for name, layer in zip(names, layers, strict=True):
         reason = bypass_reason(layer, name, cls="Linear")
         if reason is not None:
             return reason
@@ -43,49 +66,73 @@ def separate_reason(attention: Any) -> str | None:
     return None
 
 
-def _separate_now(attention: Any, hidden_states: Tensor, cache: Any) -> str | None:
-    """Why this call runs the three layers one by one, or None."""
-    if hidden_states.device.type in SEPARATE_ON:
-        return f"on a {hidden_states.device.type} they are as fast"
+def _their_call(attention: Any, cache: Any) -> str | None:
+    """Why fasttx's attention cannot be called in place of this self-attention's, or None."""
     if cache is not None:
         return "the call has a cache"
     if attention.config._attn_implementation != NAME:
         return f"attn_implementation is {attention.config._attn_implementation!r}"
-    return separate_reason(attention) or uncovered(hidden_states, *(getattr(attention, n).weight for n in LAYERS))
+    return None
 
 
-def joint_qkv_class(original: type, module: str) -> type:
+def _separate_now(attention: Any, names: Sequence[str], hidden_states: Tensor, cache: Any) -> str | None:
+    """Why this call runs the three layers one by one, or None."""
+    if hidden_states.device.type in SEPARATE_ON:
+        return f"on a {hidden_states.device.type} they are as fast"
+    weights = (getattr(attention, name).weight for name in names)
+    return _their_call(attention, cache) or separate_reason(attention, names) or uncovered(hidden_states, *weights)
+
+
+def joint_qkv_class(original: type, module: str, projections: Projections) -> type:
     """The subclass of a transformers self-attention that computes query, key and value in one product.
 
     Args:
-        original: the self-attention, with ``query``, ``key``, ``value``, ``dropout``, ``scaling``,
-            ``attention_head_size`` and ``forward(hidden_states, attention_mask=None, past_key_values=None, ...)``.
+        original: the self-attention, with ``scaling`` and ``forward(hidden_states, attention_mask=None, ...)``, which
+            may take ``past_key_values``.
         module: where pickle finds the class.
+        projections: what else is in it.
     """
     original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
+    names = tuple(inspect.signature(original_forward).parameters)[3:]
+    linear, head_dim, dropout_of, finish, end = (getattr(projections, f.name) for f in fields(projections))
 
     @functools.wraps(original_forward)
     def forward(
-        self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> Any:  # fmt: skip
+        self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *rest: Any, **kwargs: Any
+    ) -> Any:
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
-        if patch is None or not patch.options.qkv:
-            return original_forward(self, hidden_states, attention_mask, past_key_values, **kwargs)
-        reason = _separate_now(self, hidden_states, past_key_values)
-        note("query, key, value", "one product" if reason is None else "three products", reason or "")
-        if reason is not None:
-            return original_forward(self, hidden_states, attention_mask, past_key_values, **kwargs)
-        layers = [getattr(self, name) for name in LAYERS]
-        biases = None if layers[0].bias is None else [layer.bias for layer in layers]
+        joins = patch is not None and patch.options.qkv
+        fuses = patch is not None and patch.options.norm and end is not None
+        if patch is None or not (joins or fuses):
+            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        given = dict(zip(names, rest)) | kwargs
+        cache = given.pop("past_key_values", None)
+        if joins:
+            reason = _separate_now(self, linear, hidden_states, cache)
+            note("query, key, value", "one product" if reason is None else "three products", reason or "")
+            joins = reason is None
+        if fuses:
+            reason = end_apart_now(self, end, hidden_states, patch) or _their_call(self, cache)
+            note(END_NAME, "three calls" if reason else "one call", reason or "")
+            fuses = reason is None
+        if not (joins or fuses):
+            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        layers = [getattr(self, name) for name in linear]
+        if joins:
+            biases = None if layers[0].bias is None else [layer.bias for layer in layers]
+            products = joint_linear(hidden_states, [layer.weight for layer in layers], biases)
+        else:
+            products = tuple(layer(hidden_states) for layer in layers)
         lead = hidden_states.shape[:-1]
-        q, k, v = (
-            x.view(*lead, -1, self.attention_head_size).transpose(1, 2)
-            for x in joint_linear(hidden_states, [layer.weight for layer in layers], biases)
-        )
-        dropout = self.dropout.p if self.training else 0.0
-        out, weights = fasttx_attention(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
-        return out.reshape(*lead, -1), weights
+        q, k, v = (x.view(*lead, -1, getattr(self, head_dim)).transpose(1, 2) for x in products)
+        dropout = dropout_of(self) if self.training else 0.0
+        out, weights = fasttx_attention(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **given)
+        out = finish(self, out.reshape(*lead, -1))
+        if fuses:
+            out = add_and_norm(self, end, patch, out, hidden_states)
+        elif end is not None:
+            out = one_by_one(self, end, out, hidden_states)
+        return out, weights
 
     forward._fasttx_packs = original_forward  # type: ignore[attr-defined]
     return subclass_of(original, forward, module)

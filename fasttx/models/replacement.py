@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 
-def subclass_of(original: type, forward: Callable[..., Any], module: str) -> type:
-    """A subclass of transformers' class with another forward, which :func:`fasttx.unpatch` can take back.
+def subclass_of(original: type, ours: Callable[..., Any], module: str, method: str = "forward") -> type:
+    """A subclass of transformers' class with another method, which :func:`fasttx.unpatch` can take back.
 
     Args:
         original: the class; the new one has its name (config.architectures, pipelines, Trainer and FSDP go by it).
-        forward: wraps ``original.forward``, whose signature it shows. On an instance that carries no patch it must do
+            It may be such a subclass itself, where several parts of one module are replaced.
+        ours: wraps the original's method, whose signature it shows. On an instance that carries no patch it must do
             what the original does: such instances are left where a copy was made and unpatched by other means.
         module: where pickle finds the class, as an attribute of the original's name.
+        method: the name of the method.
     """
     return type(original)(
         original.__name__,
@@ -22,7 +24,7 @@ def subclass_of(original: type, forward: Callable[..., Any], module: str) -> typ
             "__module__": module,
             "__qualname__": original.__name__,
             "__doc__": original.__doc__,
-            "forward": forward,
-            "_fasttx_original": original,
+            method: ours,
+            "_fasttx_original": original.__dict__.get("_fasttx_original", original),
         },
     )

@@ -15,7 +15,9 @@ import fasttx
 
 def hidden_and_gradients(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """The hidden states of real tokens, and the gradients of a random combination of them."""
-    hidden = model(**inputs).last_hidden_state[inputs["attention_mask"].bool()]
+    hidden = model(**inputs).last_hidden_state
+    if "attention_mask" in inputs:
+        hidden = hidden[inputs["attention_mask"].bool()]
     hidden.backward(torch.randn(hidden.shape, generator=torch.Generator().manual_seed(3)).to(hidden))
     return hidden.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -28,19 +30,21 @@ def assert_like(found: tuple[Tensor, dict[str, Tensor]], wanted: tuple[Tensor, d
 
 
 def assert_stays_apart(
-    mutate: Callable[[Any], Any], reason: str, before: str, where: str, fused: list[Any], all_parts: int
-) -> None:
+    mutate: Callable[[Any], Any], reason: str, before: str, where: str, fused: list[Any], all_parts: int,
+    family: Any = zoo.BERT, fewer: int = 1,
+) -> None:  # fmt: skip
     """A module that `mutate` changed stays apart, whether before the patch or after it; the result is transformers'.
 
     Args:
         mutate, reason: the change, and a pattern of what the report says of it.
         before: what the report calls the part.
-        where: the module, by its name in a BertModel.
+        where: the module, by its name in the family's bare model.
         fused: gets an entry for each fused call.
-        all_parts: how many parts a model has.
+        all_parts: how many fused calls a model makes.
+        fewer: how many of them the change prevents.
     """
     inputs, real = zoo.inputs_for(zoo.BERT, "BertModel"), zoo.padding_mask().bool()
-    early, late = (zoo.tiny_model(zoo.BERT, "BertModel") for _ in range(2))
+    early, late = (zoo.tiny_model(family, family.bare) for _ in range(2))
     mutate(early.get_submodule(where))
     report = fasttx.patch(early, unpad=False)
     left = [row for row in report.left_alone if row.before == before]
@@ -51,7 +55,7 @@ def assert_stays_apart(
     for model in (early, late):
         fused.clear()
         found.append(model(**inputs).last_hidden_state[real])
-        assert len(fused) == all_parts - 1
+        assert len(fused) == all_parts - fewer
     fasttx.unpatch(late)
     want = late(**inputs).last_hidden_state[real]
     for hidden in found:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from fasttx.models.family import Family
+from fasttx.models.heads import KINDS
 from fasttx.models.plan import FAMILIES
 
 VOCAB = 99
@@ -20,9 +21,42 @@ WATCHES: list[Any] = []
 LENGTHS = (11, 4, 7)  # padded to the longest, which is odd
 CHOICES = 2
 
-CLASSES: list[tuple[Family, str]] = [(family, cls) for family in FAMILIES for cls in (family.bare, *family.heads)]
+CLASSES: list[tuple[Family, str]] = [
+    (family, cls) for family in FAMILIES for cls in (family.bare, *family.heads, *family.other_heads)
+]
 IDS = [cls for _, cls in CLASSES]
 BERT = FAMILIES[0]
+BY_NAME = {family.name: family for family in FAMILIES}
+IMAGES = frozenset(("vit", "deit"))
+"""``model_type`` of families that look at images, which have no padding."""
+OVER_VOCABULARY = [
+    (family, cls) for family, cls in CLASSES if cls in family.heads and KINDS[family.heads[cls]].vocabulary is not None
+]
+TEXT_CLASSES = [(family, cls) for family, cls in CLASSES if family.model_type not in IMAGES]
+TEXT_IDS = [cls for _, cls in TEXT_CLASSES]
+TEXT_FAMILIES = [family for family in FAMILIES if family.model_type not in IMAGES]
+
+OTHER_LOSSES = frozenset(reason for family in FAMILIES for reason in family.other_heads.values() if reason)
+"""Why losses are left to transformers."""
+DISTINCT = {"albert": 1}
+"""How many layers there are in a tiny model, where these are not two: ALBERT calls one of them twice."""
+ENDS = {"distilbert": 2, "albert": 2} | dict.fromkeys(IMAGES, 0)
+"""In how many modules of a tiny model sums and norms are fused, where these are not four."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "distilbert": {"seq_classif_dropout": 0.0, "qa_dropout": 0.0},
+    "albert": {"embedding_size": 20, "classifier_dropout_prob": 0.0},
+    "vit": {"image_size": 8, "patch_size": 4, "encoder_stride": 4},
+    "deit": {"image_size": 8, "patch_size": 4, "encoder_stride": 4},
+}
+"""What a family's configuration needs besides."""
+OPTION_NAMES = {
+    "distilbert": {
+        "intermediate_size": "hidden_dim", "hidden_dropout_prob": "dropout", "hidden_act": "activation",
+        "attention_probs_dropout_prob": "attention_dropout",
+    },
+}  # fmt: skip
+"""What a family calls an option that BERT has under another name."""
 
 
 def tiny_config(family: Family, **changes: Any) -> Any:
@@ -41,15 +75,17 @@ def tiny_config(family: Family, **changes: Any) -> Any:
         initializer_range=0.3,  # wide enough that attention is far from uniform
         num_labels=3,
     )
-    return transformers.AutoConfig.for_model(family.model_type, **(options | changes))
+    names = OPTION_NAMES.get(family.model_type, {})
+    options |= OPTIONS.get(family.model_type, {}) | changes
+    return transformers.AutoConfig.for_model(family.model_type, **{names.get(k, k): v for k, v in options.items()})
 
 
 def tiny_model(family: Family, cls: str, seed: int = 0, **changes: Any) -> Any:
     """A random model of `cls` in eval mode; causal language models become decoders."""
     if family.heads.get(cls) == "causal_lm":
         changes = {"is_decoder": True} | changes
-    if family.heads.get(cls) == "question_answering":
-        changes = {"num_labels": 2} | changes  # start and end
+    if family.heads.get(cls) in ("question_answering", "sentence_order_pretraining"):
+        changes = {"num_labels": 2} | changes  # start and end; in order or not
     config = tiny_config(family, **changes)
     torch.manual_seed(seed)
     model = getattr(importlib.import_module(family.source), cls)(config).eval()
@@ -72,6 +108,8 @@ def inputs_for(family: Family, cls: str, labels: bool = True) -> dict[str, Tenso
     def draw(high: int, *shape: int) -> Tensor:
         return torch.randint(0, high, shape, generator=generator)
 
+    if family.model_type in IMAGES:
+        return images_for(family, cls, labels, generator)
     ids = draw(VOCAB - 2, batch, length) + 2
     inputs = {"input_ids": torch.where(mask.bool(), ids, 1), "attention_mask": mask}
     kind = family.heads.get(cls)
@@ -83,13 +121,23 @@ def inputs_for(family: Family, cls: str, labels: bool = True) -> dict[str, Tenso
     return inputs
 
 
+def images_for(family: Family, cls: str, labels: bool, generator: torch.Generator) -> dict[str, Tensor]:
+    """Images of four patches, with labels for the head of `cls`."""
+    inputs = {"pixel_values": torch.randn(3, 3, 8, 8, generator=generator)}
+    if labels and cls in family.heads:
+        inputs["labels"] = torch.randint(0, 3, (3,), generator=generator)
+    elif labels and cls.endswith("MaskedImageModeling"):
+        inputs["bool_masked_pos"] = torch.randint(0, 2, (3, 4), generator=generator).bool()
+    return inputs
+
+
 def labels_for(kind: str, draw: Any, mask: Tensor) -> dict[str, Tensor]:
     batch, length = mask.shape
     tokens = torch.where((mask == 1) & (draw(2, batch, length) == 1), draw(VOCAB, batch, length), -100)
     if kind in ("masked_lm", "causal_lm"):
         return {"labels": tokens}
-    if kind == "pretraining":
-        return {"labels": tokens, "next_sentence_label": draw(2, batch)}
+    if kind in ("pretraining", "sentence_order_pretraining"):
+        return {"labels": tokens, KINDS[kind].labels[1]: draw(2, batch)}
     if kind == "next_sentence":
         return {"labels": draw(2, batch)}
     if kind == "sequence_classification":
@@ -102,6 +150,12 @@ def labels_for(kind: str, draw: Any, mask: Tensor) -> dict[str, Tensor]:
         return {"start_positions": draw(4, batch), "end_positions": torch.tensor([3, 30, 2])}  # 30: cut off
     assert kind == "replaced_token_detection", kind
     return {"labels": draw(2, batch, length)}
+
+
+def layers_of(model: Any) -> list[Any]:
+    """The layers of an encoder, in their order."""
+    names = {family.layer for family in FAMILIES}
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def to_double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -130,10 +184,12 @@ def attention_of(model: Any) -> str:
     return model.config._attn_implementation
 
 
-def distilbert() -> Any:
-    return transformers.DistilBertModel(
-        transformers.DistilBertConfig(vocab_size=9, dim=8, n_heads=2, n_layers=1, hidden_dim=8)
+def stranger() -> Any:
+    """A model of a family that fasttx does not know."""
+    config = transformers.LayoutLMConfig(
+        vocab_size=9, hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8
     )
+    return transformers.LayoutLMModel(config)
 
 
 def before(module: nn.Module, look: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import re
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from fasttx.testing import assert_as_accurate
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in rows beyond the tensor
 FUSED: list[tuple[int, ...]] = []
-FAMILIES = list({family: None for family, _ in zoo.CLASSES})
+FAMILIES = zoo.TEXT_FAMILIES
 ROBERTA = next(family for family in FAMILIES if family.name == "RoBERTa")
 ERNIE = next(family for family in FAMILIES if family.name == "ERNIE")
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -50,7 +51,14 @@ def part_of(model: Any) -> Any:
     return next(m for name, m in model.named_modules() if name.split(".")[-1] == "embeddings")
 
 
-def calls() -> dict[str, dict[str, Any]]:
+def calls(module: Any = None) -> dict[str, dict[str, Any]]:
+    """Arguments of embeddings, or those of them that `module` takes."""
+    taken = None if module is None else inspect.signature(module.forward).parameters
+    if taken is not None:
+        return {
+            name: {argument: value for argument, value in call.items() if argument in taken}
+            for name, call in calls().items()
+        }
     ids = zoo.inputs_for(zoo.BERT, "BertModel")["input_ids"]
     types = (torch.arange(ids.numel()) % 2).view(ids.shape)
     return {
@@ -86,15 +94,18 @@ def test_every_family_gives_its_own_embeddings_and_gradients(family: Any, backen
     assert type(module) is not type(plain) and type(module).__name__ == type(plain).__name__
     exact = copy.deepcopy(plain).double()
     dout = torch.randn(3, 11, plain.LayerNorm.weight.shape[0])
-    for number, given in enumerate(calls().values(), 1):
+    for number, given in enumerate(calls(plain).values(), 1):
         found, same, reference = (
             run_with_gradients(m, lambda m, g=given: m(**g), dout) for m in (module, plain, exact)
         )
         assert len(FUSED) == number
         hold(found, same, reference)
-        assert len(found) == 6 and not found["word_embeddings.weight"][1].any()  # the padding
-    positional = module(given["input_ids"], calls()["types"]["token_type_ids"])
-    torch.testing.assert_close(positional, plain(**calls()["types"]), rtol=1e-4, atol=1e-5)
+        tables = sum(isinstance(m, nn.Embedding) for m in plain.modules())
+        assert len(found) == tables + 3 and not found["word_embeddings.weight"][1].any()  # the padding
+    given = calls(plain)["positions"]
+    names = list(inspect.signature(plain.forward).parameters)
+    positional = module(*(given.get(name) for name in names[: names.index("position_ids") + 1]))
+    torch.testing.assert_close(positional, plain(**given), rtol=1e-4, atol=1e-5)
 
 
 @every_family
@@ -102,7 +113,7 @@ def test_every_family_gives_its_own_outputs_and_gradients(family: Any) -> None:
     plain, model = model_of(family).train(), model_of(family)
     exact = zoo.double_of(plain)
     fasttx.patch(model.train())
-    inputs = zoo.inputs_for(family, family.bare) | {"token_type_ids": calls()["types"]["token_type_ids"]}
+    inputs = zoo.inputs_for(family, family.bare) | calls(part_of(plain))["types"]
     real = inputs["attention_mask"].bool()
     dout = torch.randn(int(real.sum()), 32)
     found, same, reference = (
@@ -116,7 +127,7 @@ def test_every_family_gives_its_own_outputs_and_gradients(family: Any) -> None:
 def test_dropout_in_training(family: Any) -> None:
     plain, model = (model_of(family, hidden_dropout_prob=0.5).train() for _ in range(2))
     fasttx.patch(model)
-    given = calls()["types"]
+    given = calls(part_of(plain))["types"]
     outs = []
     for m in (plain, model):
         torch.manual_seed(3)

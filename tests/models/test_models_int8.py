@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from test_models_pretrained import directory, embeddings
 from torch import Tensor, nn
 
 import fasttx
+from fasttx.models.family import Family
 from fasttx.models.plan import FAMILIES
 from fasttx.nn import Int8Linear
 from fasttx.ops.registry import LAUNCHES
@@ -40,31 +42,41 @@ def int8_names(model: nn.Module) -> set[str]:
 @pytest.mark.parametrize("family", BARE)
 def test_the_linear_layers_of_encoders(family) -> None:
     """Exactly those, in every family; and the result is that of the rounded weights and activations, roughly."""
-    cls = next(name for name, kind in family.heads.items() if kind == "sequence_classification")
+    kinds = ("sequence_classification", "image_classification")
+    cls = next(name for name, kind in family.heads.items() if kind in kinds)
     model = zoo.tiny_model(family, cls)
-    wanted = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".encoder.layer." in n}
+    wanted = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and re.search(r"layers?\.\d\.", n)}
     others = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)} - wanted
     inputs = zoo.inputs_for(family, cls, labels=False)
     before = model(**inputs)[0]
     report = fasttx.quantize(model)
-    assert int8_names(model) == wanted == {row.module for row in report.replaced} and len(wanted) == 12
+    count = 6 * zoo.DISTINCT.get(family.model_type, 2)
+    assert int8_names(model) == wanted == {row.module for row in report.replaced} and len(wanted) == count
     assert {row.module for row in report.left_alone} == others and others
     assert all("pooler or a head" in row.reason for row in report.left_alone)
-    assert str(report).startswith(f"fasttx.quantize({cls}): 12 replaced")
+    assert str(report).startswith(f"fasttx.quantize({cls}): {count} replaced")
     LAUNCHES.clear()
     after = model(**inputs)[0]
     assert LAUNCHES["int8_linear_fwd", "torch"] == 12
     assert 0 < (after - before).abs().max() < 0.3 * before.abs().max()
 
 
+@pytest.mark.parametrize("family", [zoo.BY_NAME[name] for name in ("BERT", "DistilBERT", "ALBERT", "ViT")], ids=str)
 @pytest.mark.parametrize("patch_first", [False, True])
-def test_before_and_after_the_patch(patch_first: bool) -> None:
-    model, inputs = tiny(), zoo.inputs_for(zoo.BERT, "BertModel")
-    alone = tiny()
+def test_before_and_after_the_patch(patch_first: bool, family: Family) -> None:
+    inputs = zoo.inputs_for(family, family.bare)
+    model, alone = (zoo.tiny_model(family, family.bare) for _ in range(2))
+
+    def run(model: Any) -> Tensor:
+        with torch.no_grad():
+            hidden = model(**inputs).last_hidden_state
+        return hidden[inputs["attention_mask"].bool()] if "attention_mask" in inputs else hidden
+
     fasttx.quantize(alone)
     want = run(alone)
     steps = (fasttx.patch, fasttx.quantize) if patch_first else (fasttx.quantize, fasttx.patch)
     reports = [step(model) for step in steps]
+    assert int8_names(model) == int8_names(alone)
     torch.testing.assert_close(run(model), want, rtol=1e-3, atol=2e-2)  # attention's last bits move a rounding
     if patch_first:  # the patched self-attention notices; patched afterwards, it is not replaced at all
         with torch.no_grad():
@@ -72,7 +84,8 @@ def test_before_and_after_the_patch(patch_first: bool) -> None:
         assert {d.choice for d in found} == {"three products"} and all("Int8Linear" in d.reason for d in found)
     else:
         rows = [row for row in reports[1].rows if row.before == "three products for q, k, v"]
-        assert len(rows) == 2 and all(not row.replaced and "Int8Linear" in row.reason for row in rows)
+        assert len(rows) == zoo.DISTINCT.get(family.model_type, 2)
+        assert all(not row.replaced and "Int8Linear" in row.reason for row in rows)
     fasttx.unpatch(model)
     assert torch.equal(run(model), want)
     fasttx.dequantize(model)
@@ -209,8 +222,8 @@ def test_refusals(config: Any, error: type[Exception], message: str) -> None:
 
 
 def test_models_of_other_families_are_refused() -> None:
-    with pytest.raises(ValueError, match="DistilBertModel holds no encoder layer of BERT, RoBERTa"):
-        fasttx.quantize(zoo.distilbert())
+    with pytest.raises(ValueError, match="LayoutLMModel holds no encoder layer of BERT, RoBERTa"):
+        fasttx.quantize(zoo.stranger())
     with pytest.raises(ValueError, match="model: got int"):
         fasttx.quantize(3)
 

@@ -27,7 +27,7 @@ def test_micro_batches_add_up(family: Family, cls: str) -> None:
     fasttx.patch(model)
     if family.heads[cls] == "replaced_token_detection":
         inputs["labels"][inputs["attention_mask"] == 0] = -100  # as a collator pads them
-    if family.heads[cls] == "pretraining":
+    if len(kind.labels) == 2 and kind.per_token:
         inputs["labels"][:, :4] = 3  # so that every sequence has labels of both kinds
     whole = model(**inputs).loss
     rows = [{name: t[i : i + 1] for name, t in inputs.items()} for i in range(len(zoo.LENGTHS))]
@@ -38,7 +38,7 @@ def test_micro_batches_add_up(family: Family, cls: str) -> None:
     labels = inputs["labels"][:, 1:] if family.heads[cls] == "causal_lm" else inputs["labels"]
     count = (labels != -100).sum()
     parts = [model(**row, num_items_in_batch=count).loss for row in rows]
-    if family.heads[cls] == "pretraining":
+    if len(kind.labels) == 2 and kind.per_token:
         expected = sum(model(**row).loss * (row["labels"] != -100).sum() / count for row in rows)
         torch.testing.assert_close(sum(parts), expected)
     else:
@@ -59,13 +59,38 @@ def test_hf_is_transformers(family: Family, cls: str) -> None:
 
 def unlabelled(inputs: dict[str, Any]) -> dict[str, Any]:
     inputs = dict(inputs)
-    for name in ("labels", "next_sentence_label"):
+    for name in ("labels", "next_sentence_label", "sentence_order_label"):
         if name in inputs:
             inputs[name] = torch.full_like(inputs[name], -100)
     for name in ("start_positions", "end_positions"):
         if name in inputs:
             inputs[name] = torch.full_like(inputs[name], 10_000)
     return inputs
+
+
+@pytest.mark.parametrize("count", [None, torch.tensor(17), 17], ids=["mean", "tensor", "int"])
+@pytest.mark.parametrize(
+    ("problem", "num_labels", "labels"),
+    [
+        ("regression", 1, torch.tensor([0.5, -1.0, 2.0])),
+        ("multi_label_classification", 3, torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 0.0]])),
+        ("single_label_classification", 3, torch.tensor([2, -100, 1])),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_losses_of_images(problem: str, num_labels: int, labels: torch.Tensor, count: Any) -> None:
+    """transformers honours the number of items for class indices alone; "correct" does for all."""
+    family, cls = zoo.BY_NAME["ViT"], "ViTForImageClassification"
+    model = zoo.tiny_model(family, cls, problem_type=problem, num_labels=num_labels)
+    inputs = zoo.inputs_for(family, cls) | {"labels": labels}
+    more = {} if count is None else {"num_items_in_batch": count}
+    want, mean = model(**inputs, **more).loss, model(**inputs).loss
+    fasttx.patch(model, loss="hf")
+    torch.testing.assert_close(model(**inputs, **more).loss, want)
+    fasttx.patch(model)
+    share = 1.0 if count is None else float((labels != -100).sum()) / 17
+    torch.testing.assert_close(model(**inputs, **more).loss, mean * share)
+    assert count is None or (problem == "single_label_classification") == torch.allclose(mean * share, want)
 
 
 @pytest.mark.parametrize(("family", "cls"), HEADS, ids=HEAD_IDS)
@@ -97,11 +122,12 @@ def test_pretraining_head_with_one_of_its_two_labels() -> None:
     assert model(**inputs).loss is None
 
 
-def test_a_users_own_loss_function_is_respected() -> None:
-    model = zoo.tiny_model(zoo.BERT, "BertLMHeadModel")
-    model.loss_function = lambda logits, labels, vocab_size, **kwargs: logits.sum() * 0 + 42.0
+@pytest.mark.parametrize(("name", "cls"), [("BERT", "BertLMHeadModel"), ("ViT", "ViTForImageClassification")])
+def test_a_users_own_loss_function_is_respected(name: str, cls: str) -> None:
+    model = zoo.tiny_model(zoo.BY_NAME[name], cls)
+    model.loss_function = lambda *args, **kwargs: torch.tensor(42.0)
     fasttx.patch(model)
-    assert model(**zoo.inputs_for(zoo.BERT, "BertLMHeadModel")).loss == 42.0
+    assert model(**zoo.inputs_for(zoo.BY_NAME[name], cls)).loss == 42.0
 
 
 @pytest.mark.parametrize("more", [{"shift_labels": True}, {"ignore_index": 5}], ids=["shift_labels", "ignore_index"])

@@ -19,7 +19,7 @@ from fasttx.models.mlm_head import labelled, plain_linear
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
-HEADS = [(family, cls) for family, cls in zoo.CLASSES if family.heads.get(cls) in ("masked_lm", "pretraining")]
+HEADS = zoo.OVER_VOCABULARY
 IDS = [cls for _, cls in HEADS]
 
 
@@ -48,10 +48,8 @@ def test_same_loss_and_gradients(family: Family, cls: str, loss: str) -> None:
     assert found.keys() == grads.keys()
     for name, value in found.items():
         assert_as_accurate(value, grads[name], grads64[name], f"gradient of {name}")
-    if "next_sentence_label" in inputs:
-        assert_as_accurate(
-            got.seq_relationship_logits, want.seq_relationship_logits, want64.seq_relationship_logits, "pair"
-        )
+    for name in {"seq_relationship_logits", "sop_logits"} & set(want):
+        assert_as_accurate(got[name], want[name], want64[name], name)
 
 
 @pytest.mark.parametrize(("family", "cls"), HEADS, ids=IDS)
@@ -130,7 +128,7 @@ def test_nothing_labelled(family: Family, cls: str) -> None:
     fasttx.patch(model, loss="hf")
     assert torch.isnan(want.loss) and torch.isnan(model(**inputs).loss)
     fasttx.patch(model)
-    if "next_sentence_label" in inputs:
+    if len(inputs.keys() & {"next_sentence_label", "sentence_order_label"}):
         assert torch.isfinite(model(**inputs).loss)
         return
     got, grads = run(model, inputs)

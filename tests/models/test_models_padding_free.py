@@ -36,7 +36,7 @@ def batch(*lengths: int, seqlen: int = LENGTH, seed: int = 1) -> dict[str, Tenso
 def layer_inputs(model: Any) -> list[tuple[int, ...]]:
     """A list to which each call of the first layer will add the shape of its hidden states."""
     shapes: list[tuple[int, ...]] = []
-    zoo.before(model.base_model.encoder.layer[0], lambda args: shapes.append(tuple(args[0].shape)))
+    zoo.before(zoo.layers_of(model)[0], lambda args: shapes.append(tuple(args[0].shape)))
     return shapes
 
 

@@ -12,7 +12,7 @@ import model_zoo as zoo
 import pytest
 import torch
 import transformers
-from model_zoo import attention_of, distilbert
+from model_zoo import attention_of, stranger
 from torch import nn
 from transformers.models.bert import modeling_bert
 
@@ -21,6 +21,8 @@ from fasttx.models.family import Family
 
 A_LAYER = 5
 """Rows of the report: attention; query, key and value; two ends with dropout, sum and norm; the MLP."""
+ROWS = {"distilbert": 2 * 4 + 2, "albert": A_LAYER + 2, "vit": 2 * 3, "deit": 2 * 3}
+"""Of a bare model, where they are not two layers', the embeddings' and the encoder's."""
 
 
 def fingerprint(model: nn.Module) -> list[Any]:
@@ -40,10 +42,10 @@ def test_unpatch_restores_the_same_objects(family: Family, cls: str) -> None:
     assert attention_of(model) == "fasttx"
     assert type(model).__name__ == cls
     assert list(model.state_dict()) == list(state)
-    decoder = model.config.is_decoder
-    over_vocabulary = family.heads.get(cls) in ("masked_lm", "pretraining")
-    assert len(report.replaced) == 2 * A_LAYER + 1 + (not decoder) + (cls in family.heads) + over_vocabulary
-    assert len(report.left_alone) == decoder
+    decoder = family.heads.get(cls) == "causal_lm"
+    rows = ROWS.get(family.model_type, 2 * A_LAYER + 2) - decoder
+    assert len(report.replaced) == rows + (cls in family.heads) + ((family, cls) in zoo.OVER_VOCABULARY)
+    assert len(report.left_alone) == decoder + (family.other_heads.get(cls) is not None)
     fasttx.unpatch(model)
     assert not fasttx.is_patched(model)
     assert fingerprint(model) == before
@@ -54,6 +56,9 @@ def test_every_class_that_supported_lists_exists() -> None:
     rows = fasttx.supported()
     assert len(rows) == len(zoo.CLASSES)
     assert {row["class"] for row in rows} == set(zoo.IDS)
+    losses = {row["class"]: row["loss"] for row in rows}
+    assert losses["ViTForMaskedImageModeling"] == "transformers' own"
+    assert losses["ViTModel"] == losses["DeiTForImageClassificationWithTeacher"] == ""
     for row in rows:
         assert hasattr(transformers, row["class"])
     json.dumps(rows)
@@ -64,7 +69,7 @@ def test_every_head_of_transformers_is_known() -> None:
     for family in {family for family, _ in zoo.CLASSES}:
         module = sys.modules.get(family.source) or __import__(family.source, fromlist=["x"])
         heads = {name for name in module.__all__ if "For" in name or name.endswith("LMHeadModel")}
-        assert heads == set(family.heads)
+        assert heads == {*family.heads, *family.other_heads}
 
 
 def test_a_shared_config_stays_as_it_was() -> None:
@@ -162,18 +167,18 @@ def test_what_is_left_alone_says_why() -> None:
 
 
 def test_nothing_replaced() -> None:
-    model = distilbert()
+    model = stranger()
     before = fingerprint(model)
-    with pytest.warns(UserWarning, match="replaced nothing.*distilbert"):
+    with pytest.warns(UserWarning, match="replaced nothing.*layoutlm"):
         report = fasttx.patch(model)
     assert not report.replaced and len(report.left_alone) == 1
-    with pytest.raises(ValueError, match="replaced nothing.*distilbert"):
+    with pytest.raises(ValueError, match="replaced nothing.*layoutlm"):
         fasttx.patch(model, strict=True)
     assert fingerprint(model) == before and not fasttx.is_patched(model)
 
 
 def test_mixed_container() -> None:
-    both = nn.ModuleList([zoo.tiny_model(zoo.BERT, "BertModel"), distilbert()])
+    both = nn.ModuleList([zoo.tiny_model(zoo.BERT, "BertModel"), stranger()])
     report = fasttx.patch(both)
     assert len(report.replaced) == 2 * A_LAYER + 2
     assert [row.module for row in report.left_alone] == ["1"]

@@ -14,7 +14,7 @@ from torch import Tensor
 import fasttx
 from fasttx.models import graphs, padding_free
 
-ENCODERS = [(family, cls) for family, cls in zoo.CLASSES if family.heads.get(cls) != "causal_lm"]
+ENCODERS = [(family, cls) for family, cls in zoo.TEXT_CLASSES if family.heads.get(cls) != "causal_lm"]
 
 
 def close(got: Tensor, want: Tensor, at: Tensor) -> None:

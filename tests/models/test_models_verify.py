@@ -18,6 +18,7 @@ from fasttx.models.verify import _rows
 from fasttx.ops.registry import LAUNCHES
 
 HEAD = "BertForMaskedLM"
+OTHERS = ("DistilBertForMaskedLM", "AlbertForPreTraining", "ViTForImageClassification", "ViTForMaskedImageModeling")
 
 
 def patched(cls: str = HEAD, dtype: torch.dtype = torch.float32, family: Family = zoo.BERT, **options: Any) -> Any:
@@ -28,7 +29,9 @@ def patched(cls: str = HEAD, dtype: torch.dtype = torch.float32, family: Family 
 
 def state(model: nn.Module) -> list[Any]:
     """All that a step might change."""
-    modules = [(m.training, getattr(m, "p", None), type(m)) for m in model.modules()]
+    modules = [
+        (m.training, getattr(m, "p", None), getattr(m, "attention_dropout", None), type(m)) for m in model.modules()
+    ]
     grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     return [modules, grads, [p.detach().clone() for p in model.parameters()], torch.get_rng_state()]
 
@@ -42,14 +45,25 @@ def unchanged(before: list[Any], after: list[Any]) -> None:
 # -------------------------------------------------------------------------------------------------------------- verify
 
 
-@pytest.mark.parametrize(("family", "cls"), [c for c in zoo.CLASSES if c[0] is zoo.BERT], ids=lambda x: str(x)[:40])
+VERIFIED = [c for c in zoo.CLASSES if c[0] is zoo.BERT or c[1] in OTHERS]
+
+
+@pytest.mark.parametrize(("family", "cls"), VERIFIED, ids=lambda x: str(x)[:40])
 def test_a_patched_model_is_right(family: Family, cls: str) -> None:
     found = fasttx.verify(patched(cls, family=family), zoo.inputs_for(family, cls))
     assert found.ok, str(found)
     kinds = {row.kind for row in found.rows}
-    assert kinds == ({"output", "loss", "gradient"} if cls in family.heads else {"output"})
+    assert kinds == ({"output"} if cls == family.bare else {"output", "loss", "gradient"})
     assert "ok; largest errors against float64" in str(found)
     assert json.loads(json.dumps(found.to_dict()))["ok"] is True
+
+
+def test_probabilities_that_modules_hold_as_numbers_are_zero_too() -> None:
+    model, inputs = patched("ViTModel", family=zoo.BY_NAME["ViT"]), zoo.inputs_for(zoo.BY_NAME["ViT"], "ViTModel")
+    attention, seen = model.layers[0].attention, set()
+    zoo.before(attention, lambda args: seen.add((attention.training, attention.attention_dropout)))
+    fasttx.verify(model, inputs)
+    assert seen == {(False, 0.3), (True, 0.0)} and attention.attention_dropout == 0.3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
