@@ -108,7 +108,7 @@ def test_dropout_of_albert_is_fused_and_that_of_distilbert_is_its_mlps_own() -> 
         model.train()
         unused: list[Any] = []
         if family is ALBERT:  # a layer's own dropout is in no forward of transformers' either
-            model.get_submodule(LAYER).dropout.register_forward_hook(lambda *_, seen=unused: seen.append(1))
+            model.get_submodule(LAYER).dropout.register_forward_hook(lambda *_: unused.append(1))
         drawn = [model(**inputs).last_hidden_state for _ in range(2)]
         assert FUSED == wanted * 2 and not torch.allclose(*drawn) and not unused
         FUSED.clear()
