@@ -114,8 +114,7 @@ def _forward(
     n_out = weight_int8.shape[0]
     x_q, x_scale = _quantize(input.reshape(-1, input.shape[-1]), act_scale, backend)
     residual = None if residual is None else residual.reshape(-1, n_out)
-    out = _linear(x_q, weight_int8, x_scale, weight_scale, bias, residual, activation, out_dtype, backend)
-    return out.view(*input.shape[:-1], n_out)
+    return _linear(x_q, weight_int8, x_scale, weight_scale, bias, residual, activation, out_dtype, backend)
 
 
 def _scale_tensor(act_scale: Tensor | float, device: torch.device) -> Tensor:
@@ -198,5 +197,7 @@ def int8_linear(
     out_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
     rest = (weight_int8, weight_scale, activation, scale, out_dtype, forced_backend())
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, bias, residual)):
-        return Int8LinearFunction.apply(input, bias, residual, *rest)
-    return _forward(input, bias, residual, *rest)
+        out = Int8LinearFunction.apply(input, bias, residual, *rest)
+    else:
+        out = _forward(input, bias, residual, *rest)
+    return out.view(full)  # here, as what a Function returns as a view must not be written to

@@ -71,17 +71,30 @@ def _separate_now(module: Any, tables: Sequence[str], given: dict[str, Any], bac
     return uncovered(ids, module.LayerNorm.weight, *(getattr(module, name).weight for name in tables))
 
 
-def _indices(module: Any, ids: Tensor, given: dict[str, Any], typed: bool) -> tuple[Tensor, Tensor | None]:
+def usual_positions(module: Any, ids: Tensor, past: int) -> Tensor:
+    """Positions from `past` on; RoBERTa's, in which padding has none, where the module counts them."""
+    counted = getattr(module, "create_position_ids_from_input_ids", None)
+    positions: Tensor = (
+        module.position_ids[:, past : ids.shape[1] + past]
+        if counted is None
+        else counted(ids, module.padding_idx, past)
+    )
+    return positions
+
+
+Positions = Callable[[Any, Tensor, int], Tensor]
+"""Of embeddings, input ids and the number of tokens before them: position ids, as transformers makes them."""
+
+
+def _indices(
+    module: Any, ids: Tensor, given: dict[str, Any], typed: bool, positions: Positions
+) -> tuple[Tensor, Tensor | None]:
     """Position ids and token types, where there are any, as transformers' forward makes them where not given."""
     past = given.get("past_key_values_length", 0)
     position_ids: Tensor | None = given.get("position_ids")
     types: Tensor | None = given.get("token_type_ids")
     if position_ids is None:
-        counted = getattr(module, "create_position_ids_from_input_ids", None)  # RoBERTa's: padding has no position
-        if counted is not None:
-            position_ids = counted(ids, module.padding_idx, past)
-        else:
-            position_ids = module.position_ids[:, past : ids.shape[1] + past]
+        position_ids = positions(module, ids, past)
     if types is None and typed:
         buffer = getattr(module, "token_type_ids", None)
         if buffer is None:
@@ -92,7 +105,7 @@ def _indices(module: Any, ids: Tensor, given: dict[str, Any], typed: bool) -> tu
     return position_ids, types
 
 
-def fused_embeddings_class(original: type, module: str, tables: Sequence[str]) -> type:
+def fused_embeddings_class(original: type, module: str, tables: Sequence[str], positions: Positions) -> type:
     """The subclass of a family's embeddings that computes them in one.
 
     Args:
@@ -100,6 +113,7 @@ def fused_embeddings_class(original: type, module: str, tables: Sequence[str]) -
             input_ids, token_type_ids, position_ids, inputs_embeds and past_key_values_length.
         module: where pickle finds the class.
         tables: names of the tables of words, positions and, where there are any, token types.
+        positions: makes the position ids that are not given.
     """
     original_forward: Callable[..., Tensor] = original.forward  # type: ignore[attr-defined]
     names = tuple(inspect.signature(original_forward).parameters)[1:]
@@ -117,7 +131,7 @@ def fused_embeddings_class(original: type, module: str, tables: Sequence[str]) -
             return original_forward(self, *args, **kwargs)
         ids: Tensor = given["input_ids"]
         typed = len(tables) > 2
-        position_ids, types = _indices(self, ids, given, typed)
+        position_ids, types = _indices(self, ids, given, typed, positions)
         word, position = (getattr(self, name) for name in tables[:2])
         token_type = getattr(self, tables[2]) if typed else None
         word_padding, position_padding, type_padding = (
@@ -133,7 +147,7 @@ def fused_embeddings_class(original: type, module: str, tables: Sequence[str]) -
     return subclass_of(original, forward, module)
 
 
-def fused_embeddings(tables: Sequence[str]) -> Part:
+def fused_embeddings(tables: Sequence[str], positions: Positions = usual_positions) -> Part:
     """The part of a family whose embeddings are the sum of these tables."""
     return Part(
         option="norm",
@@ -142,7 +156,7 @@ def fused_embeddings(tables: Sequence[str]) -> Part:
         op="embedding_layer_norm",
         where="on a GPU; on a CPU one by one, which is as fast there",
         apart=lambda module: separate_embeddings_reason(module, tables),
-        replace=lambda original, module: fused_embeddings_class(original, module, tables),
+        replace=lambda original, module: fused_embeddings_class(original, module, tables, positions),
     )
 
 

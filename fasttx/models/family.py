@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .embeddings import EMBEDDINGS
-from .head_class import replacement_class
+from .head_class import refusing_class, replacement_class
 from .mlm_head import BERT_HEAD, VocabularyHead
 from .mlp import LINEAR_GELU
 from .padding_free import Encoder, Forwards, padding_free_class
@@ -30,7 +30,8 @@ class Family:
         name: as people write it.
         model_type: ``config.model_type``.
         source: transformers' modelling module.
-        attention: classes that call transformers' attention interface; the first one is self-attention.
+        attention: classes that call transformers' attention interface; the first one is self-attention. None of them
+            where attention is a part, or stays as it is.
         heads: class with a loss of its own -> kind of loss, a key of :data:`fasttx.models.heads.KINDS`.
         bare: the model without a head.
         layer: one layer of its encoder.
@@ -38,6 +39,9 @@ class Family:
         encoder: the module that runs packed; None if batches stay as they are.
         qkv: the products of self-attention; None if they stay separate.
         vocabulary: the parts of a head over the vocabulary; None if there is no such head.
+        stays: class of what stays transformers' own -> the argument of :func:`fasttx.patch` that asks for it, what it
+            is, and why, for the report.
+        passes_on: whether a head's and the bare model's forward hand arguments that they do not know to the encoder.
         other_heads: class of a head whose loss stays transformers' -> why; None if it has no loss.
     """
 
@@ -52,7 +56,14 @@ class Family:
     encoder: Encoder | None = None
     qkv: Projections | None = None
     vocabulary: VocabularyHead | None = None
+    stays: Mapping[str, tuple[str, str, str]] = field(default_factory=dict, hash=False)
+    passes_on: bool = True
     other_heads: Mapping[str, str | None] = field(default_factory=dict, hash=False)
+
+    @property
+    def replaces_attention(self) -> bool:
+        """Whether its attention is fasttx's where it is patched."""
+        return bool(self.attention) or any(part.option == "attention" for ps in self.parts.values() for part in ps)
 
     def forwards(self) -> Forwards:
         """transformers' own forwards of what passes on where sequences start."""
@@ -107,8 +118,14 @@ def replacements(module: str, *families: Family) -> Callable[[str], type]:
         for family in families:
             makers: list[Callable[[type, str], type]] = [part.replace for part in family.parts.get(attribute, ())]
             if attribute in family.heads:
-                kind = family.heads[attribute]
-                makers.append(functools.partial(replacement_class, kind_name=kind, head=family.vocabulary))
+                makers.append(
+                    functools.partial(
+                        replacement_class, kind_name=family.heads[attribute], head=family.vocabulary,
+                        packs=family.encoder is not None, passes_on=family.passes_on,
+                    )
+                )  # fmt: skip
+            if attribute == family.bare and not family.passes_on:
+                makers.append(refusing_class)
             if family.qkv is not None and attribute == family.attention[0]:
                 makers.append(functools.partial(joint_qkv_class, projections=family.qkv))
             if family.encoder is not None and attribute == family.encoder.cls:

@@ -12,6 +12,7 @@ target like any other in the binary losses.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ class Kind:
             ``"hf"`` needs a padded batch.
         vocabulary: for heads over the vocabulary: the output and the loss from the labelled rows alone.
         own: a condition under which transformers' forward computes the loss itself.
+        honours: transformers' own loss honours num_items_in_batch, which ``loss="hf"`` then does too.
     """
 
     loss: Callable[[Call], Tensor]
@@ -88,6 +90,7 @@ class Kind:
     per_token: bool = False
     vocabulary: Callable[[LabelledCall], tuple[Any, Tensor]] | None = None
     own: Callable[[Any], bool] = lambda model: False
+    honours: bool = False
 
 
 # --------------------------------------------------------------------------------------------------------- the losses
@@ -213,7 +216,37 @@ def _sequence_classification(call: Call, of_classes: Callable[..., Tensor] = _me
     )
 
 
-def _question_answering(call: Call) -> Tensor:
+def _counted_masked_lm(call: Call) -> Tensor:
+    """Transformers' ForMaskedLMLoss, which is in fp32; num_items_in_batch is left to the caller."""
+    return _mean_cross_entropy(call, "labels", call.output.logits.float(), call.arguments["labels"])
+
+
+def _counted_masked_lm_rows(call: LabelledCall) -> tuple[Any, Tensor]:
+    dtype = call.output.last_hidden_state.dtype
+    if dtype not in (torch.float16, torch.bfloat16):
+        return _masked_lm_rows(call)
+    with torch.autocast(call.output.last_hidden_state.device.type, dtype):  # under which the loss is in fp32
+        return _masked_lm_rows(call)
+
+
+def _inferred_classification(call: Call) -> Tensor:
+    """DeBERTa's: without a problem_type, the labels of each call tell, and a negative class index is ignored."""
+    logits, labels = call.output.logits, call.arguments["labels"].to(call.output.logits.device)
+    if call.model.config.problem_type is not None:
+        return _sequence_classification(call)
+    if call.model.num_labels == 1:
+        with Named("labels", labels.view(-1), torch.Size([logits.numel()])):
+            return torch.nn.functional.mse_loss(logits.view(-1).to(labels.dtype), labels.view(-1))
+    if labels.dim() == 1 or labels.shape[-1] == 1:
+        target = labels.long().masked_fill(labels < 0, IGNORE)
+        with Named("labels", target, logits.shape[:-1], logits.shape[-1]):
+            # 0 where nothing is labelled, whatever `loss` says
+            return _mean(lambda index: cross_entropy_on(call.backend, logits.float(), index), target.view(-1), True)
+    with Named("labels", labels, logits.shape):
+        return cross_entropy_on(call.backend, logits, labels.to(logits.dtype))
+
+
+def _question_answering(call: Call, mean: Callable[..., Tensor] = _mean_cross_entropy) -> Tensor:
     length = call.output.start_logits.shape[1]
     shown = tokens(call.arguments, call.output.start_logits.shape) if call.correct else None
     losses = []
@@ -231,7 +264,7 @@ def _question_answering(call: Call) -> Tensor:
             logits = logits.masked_fill(~shown, torch.finfo(logits.dtype).min)
             inside = torch.nn.functional.pad(shown, (0, 1)).gather(1, positions.long()[:, None])[:, 0]
             positions = torch.where(inside, positions, length)
-        losses.append(_mean_cross_entropy(call, argument, logits, positions, ignore_index=length))
+        losses.append(mean(call, argument, logits, positions, ignore_index=length))
     return (losses[0] + losses[1]) / 2
 
 
@@ -313,6 +346,13 @@ _UNLABELLED = "nothing is labelled (regression has no such label)"
 
 KINDS: dict[str, Kind] = {
     "masked_lm": Kind(_classification, vocabulary=_masked_lm_rows, per_token=True),
+    "counted_masked_lm": Kind(
+        _counted_masked_lm,
+        vocabulary=_counted_masked_lm_rows,
+        per_token=True,
+        own=lambda model: model.sparse_prediction or _another_loss("ForMaskedLMLoss")(model),
+        honours=True,
+    ),
     "pretraining": Pair(
         "next_sentence_label", "seq_relationship_logits", lambda model: model.cls.seq_relationship
     ).kind(),
@@ -327,12 +367,22 @@ KINDS: dict[str, Kind] = {
         zero=_UNLABELLED,
         own=_another_loss("ForSequenceClassificationLoss"),
     ),
+    "inferred_classification": Kind(_inferred_classification, ops=_ANY_TARGET, zero=_UNLABELLED),
     "question_answering": Kind(
         _question_answering,
         labels=("start_positions", "end_positions"),
         counted=None,
         zero="no answer lies within the tokens",
         reads_padding=True,
+    ),
+    "counted_question_answering": Kind(
+        functools.partial(_question_answering, mean=_cross_entropy_of_items),
+        labels=("start_positions", "end_positions"),
+        counted=None,
+        zero="no answer lies within the tokens",
+        reads_padding=True,
+        own=_another_loss("ForQuestionAnsweringLoss"),
+        honours=True,
     ),
     "replaced_token_detection": Kind(
         _replaced_token_detection,

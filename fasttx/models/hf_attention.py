@@ -11,93 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from ..functional.attention_layouts import attention_packed, attention_padded
 from ..functional.probabilities import masked_softmax_on
 from ..ops.arguments import is_index
 from ..ops.attention_masks import with_infinities
+from .attention_masks import as_bias, checked_position_bias, fasttx_mask, with_position_bias
 from .options import ModulePatch, Options
 
 NAME = "fasttx"
 
-UNSUPPORTED = frozenset(("softcap", "position_bias", "s_aux", "sinks", "head_mask", "block_mask"))
+UNSUPPORTED = frozenset(("softcap", "s_aux", "sinks", "head_mask", "block_mask", "block_indices", "indices"))
 """Arguments of other models' attention that change the result and are not implemented: only None is allowed."""
-
-PASS_ON_THEIR_WINDOW = frozenset(("modernbert",))
-"""``model_type`` of encoders whose local layers call attention with ``sliding_window``, so that no mask of every pair
-of tokens need say the same."""
 
 _UNASKED = Options()  # of a module that nobody patched: attn_implementation="fasttx" alone
 
 
-def fasttx_mask(**arguments: Any) -> Tensor | None:
-    """The mask that :func:`fasttx_attention` gets, from what transformers knows about it.
-
-    A padding mask alone, (batch, kv_length) bool, is returned as it is: it stays two-dimensional, and nothing
-    depends on its values, so that ``torch.compile(fullgraph=True)`` works. So it is beside the window of a model whose
-    layers pass that on. A causal or composed mask is made by transformers' sdpa_mask.
-    """
-    mask = arguments.get("attention_mask")
-    windowed = arguments.get("local_size") is not None
-    padding_only = not arguments.get("use_vmap", False) and (
-        arguments.get("mask_function") is bidirectional_mask_function
-        if not windowed
-        else getattr(arguments.get("config"), "model_type", None) in PASS_ON_THEIR_WINDOW
-    )
-    if padding_only and mask is None:
-        return None
-    if padding_only and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[-1] == arguments["kv_length"]:
-        return mask
-    return sdpa_mask(**arguments)
-
-
-def _bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """`mask` as the four-dimensional attn_bias of fasttx's attention."""
-    if mask is None:
-        return None
-    batch, heads, query_length, _ = query.shape
-    key_length = key.shape[2]
-    if mask.dim() == 2:
-        if mask.shape != (batch, key_length):
-            raise ValueError(
-                f"attention_mask: got shape {tuple(mask.shape)}; a two-dimensional mask must be (batch, key length) = "
-                f"({batch}, {key_length})"
-            )
-        return (mask if mask.dtype == torch.bool else mask != 0).view(batch, 1, 1, key_length)
-    if mask.dim() != 4:
-        raise ValueError(
-            f"attention_mask: got {mask.dim()} dimensions; allowed are (batch, key length) and "
-            "(batch, heads, query length, key length), each of which but the last may be 1"
-        )
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise ValueError(
-            f"attention_mask: got dtype {mask.dtype}; a four-dimensional mask is bool (True = attend) or floating "
-            "(added to the scores)"
-        )
-    b, h, rows, columns = mask.shape
-    if (
-        (b != 1 and b != batch)
-        or (h != 1 and h != heads)
-        or (rows != 1 and rows != query_length)
-        or (columns != 1 and columns != key_length)
-    ):
-        raise ValueError(
-            f"attention_mask: got shape {tuple(mask.shape)}; a four-dimensional mask must be (batch, heads, query "
-            f"length, key length) = ({batch}, {heads}, {query_length}, {key_length}) or 1 in any dimension"
-        )
-    return mask
-
-
 def _visible_weights(
-    query: Tensor, key: Tensor, bias: Tensor | None, window: tuple[int, int], scale: float, dropout_p: float,
-    backend: str | None,
+    query: Tensor, key: Tensor, bias: Tensor | None, position_bias: Tensor | None, window: tuple[int, int],
+    scale: float, dropout_p: float, backend: str | None,
 ) -> Tensor:  # fmt: skip
-    """softmax(scale QK' + bias) after dropout, (batch, heads, query length, key length)."""
+    """softmax(scale QK' + position_bias + bias) after dropout, (batch, heads, query length, key length)."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
     scores = torch.matmul(query, key.transpose(2, 3))
+    if position_bias is not None:  # apart from the mask: softmax gives masks no gradient
+        scores, scale = (scores * scale + position_bias).to(scores.dtype), 1.0
     if max(window) >= 0:  # there is no mask then, or a bool one of keys
         left, right = window
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
@@ -118,9 +58,10 @@ def fasttx_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """out = dropout(softmax(scaling QK' + mask)) V, as transformers calls it.
+    """out = dropout(softmax(scaling QK' + position_bias + mask)) V, as transformers calls it.
 
     Args:
         module: the attention module; its ``is_causal`` holds where the argument is None.
@@ -131,6 +72,9 @@ def fasttx_attention(
         dropout: probability; transformers passes 0 outside training.
         scaling: multiplies QK'; head_dim ** -0.5 by default.
         is_causal: used where there is no mask and more than one query, as transformers' sdpa does; aligned top left.
+        position_bias: None or floating (batch, num_heads, seqlen_q, seqlen_k) or 1 in any dim, of a packed batch
+            (sequences, num_heads, max_length_q, max_length_k), indexed within each sequence. Where it needs a gradient,
+            PyTorch's own attention runs, which has one; of a packed batch, that is an error.
         **kwargs: ``output_attentions`` (or ``module.config.output_attentions``) returns the weights;
             ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q``, ``max_length_k`` mark a packed batch of one row.
             ``sliding_window`` n: a query sees keys less than n away (before it alone where causal); with a
@@ -155,7 +99,9 @@ def fasttx_attention(
     asked: ModulePatch | None = getattr(module, "_fasttx", None)
     options = _UNASKED if asked is None else asked.options
     window = _window(kwargs.get("sliding_window"), causal)
-    return _attend(module, query, key, value, attention_mask, dropout, scale, causal, window, options, kwargs)
+    return _attend(
+        module, query, key, value, attention_mask, position_bias, dropout, scale, causal, window, options, kwargs
+    )
 
 
 def _window(sliding_window: Any, causal: bool) -> tuple[int, int]:
@@ -184,6 +130,7 @@ def _attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    position_bias: Tensor | None,
     dropout: float,
     scale: float,
     causal: bool,
@@ -200,16 +147,18 @@ def _attend(
                 "output_attentions: got True with a packed batch (cu_seq_lens_q), whose weights have no rectangular "
                 "shape; allowed is False, or a padded batch with attention_mask"
             )
-        return _packed(query, key, value, attention_mask, dropout, scale, window, options, kwargs), None
+        return _packed(query, key, value, attention_mask, position_bias, dropout, scale, window, options, kwargs), None
     if attention_mask is None and kwargs.get("seq_lens") is not None:
         refuse_lengths_alone(kwargs["seq_lens"], key.shape[2])
     causal = query.shape[2] > 1 and attention_mask is None and causal
     if query.shape[2] != key.shape[2] or (attention_mask is not None and attention_mask.dim() != 2):
         window = (-1, -1)  # as far as there is one, the mask knows it, and what transformers excepts from it
     window = (window[0], 0 if causal else window[0])
-    bias = _bias(attention_mask, query, key)
+    bias = as_bias(attention_mask, query, key)
+    if position_bias is not None:
+        position_bias = checked_position_bias(position_bias, query, key)
     if weights_wanted:
-        weights = _visible_weights(query, key, bias, window, scale, dropout, options.forced)
+        weights = _visible_weights(query, key, bias, position_bias, window, scale, dropout, options.forced)
         groups = query.shape[1] // value.shape[1]
         out = torch.matmul(weights, value.repeat_interleave(groups, dim=1) if groups > 1 else value)
         return out.transpose(1, 2).contiguous(), weights
@@ -217,7 +166,7 @@ def _attend(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
-        attn_bias=bias,
+        attn_bias=bias if position_bias is None else with_position_bias(bias, position_bias),
         dropout_p=dropout,
         window=window,
         softmax_scale=scale,
@@ -232,6 +181,7 @@ def _packed(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
+    position_bias: Tensor | None,
     dropout_p: float,
     scale: float,
     window: tuple[int, int],
@@ -252,6 +202,8 @@ def _packed(
         raise ValueError(f"cu_seq_lens_q: the batch has {query.shape[0]} rows; a packed batch has exactly 1")
     if mask is not None:
         raise ValueError("attention_mask: a packed batch (cu_seq_lens_q) is described by its lengths; pass no mask")
+    if position_bias is not None and position_bias.requires_grad and torch.is_grad_enabled():
+        raise ValueError("position_bias: got one that requires a gradient with a packed batch; pass a padded one")
     return attention_packed(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
@@ -261,6 +213,7 @@ def _packed(
         int(kwargs["max_length_q"]),
         int(kwargs["max_length_k"]),
         dropout_p=dropout_p,
+        attn_bias=position_bias,
         window_size=window,
         scale=scale,
         backend=options.forced,

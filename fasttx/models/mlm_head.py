@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,21 @@ from .graphs import graph_in_the_making
 from .labels import IGNORE
 
 
+class Decoder(NamedTuple):
+    """A product with the vocabulary that is no module: a forward of transformers' uses these tensors by themselves."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
 @dataclass(frozen=True)
 class VocabularyHead:
     """How a family gets from hidden states to logits: ``decoder(features(hidden))``.
 
     Attributes:
         features: of (model, hidden rows); calls the modules under the containers.
-        decoder: of a model: the product with the vocabulary.
-        containers: paths of modules that are passed over, which must be transformers' own.
+        decoder: of a model: the product with the vocabulary, a module or a :class:`Decoder`.
+        containers: paths of modules that are passed over, as far as a model has them, which must be transformers' own.
     """
 
     features: Callable[[Any, Tensor], Tensor]
@@ -83,15 +90,18 @@ ALBERT_HEAD = VocabularyHead(
 def full_head_reason(model: Any, head: VocabularyHead) -> str | None:
     """Why the head must be called as it is, so that all rows are computed; None if rows can be selected."""
     for path in head.containers:
-        reason = bypass_reason(model.get_submodule(path), path, source="transformers.models")
+        module = model
+        for step in path.split("."):
+            module = getattr(module, step, None)
+        reason = None if module is None else bypass_reason(module, path, source="transformers.models")
         if reason is not None:
             return reason
     return None
 
 
 def plain_linear(module: Any) -> bool:
-    """Whether the module's weight and bias say all about it."""
-    return bypass_reason(module, "decoder", cls="Linear") is None
+    """Whether the decoder's weight and bias say all about it."""
+    return isinstance(module, Decoder) or bypass_reason(module, "decoder", cls="Linear") is None
 
 
 def labelled(hidden: Tensor, labels: Tensor, capacity: str | None = None) -> tuple[Tensor, Tensor, Tensor | None]:

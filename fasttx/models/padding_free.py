@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from ..functional.eligibility import uncovered
-from ..functional.packing import first_tokens, layout_of, put_rows, take_rows
+from ..functional.packing import Layout, first_tokens, layout_of, put_rows, take_rows
 from ..ops.arguments import values_may_be_read
 from ..ops.decisions import note, recording
 from .graphs import captured, graph_in_the_making
@@ -39,6 +40,7 @@ STAY_PADDED = "fasttx_stay_padded"
 PART = "padded batch"
 TOO_SMALL = "too little padding for packing to pay"
 NO_PADDING = "there is no padding"
+PAIRS = "the mask has a row for every query"
 
 WORTH_IT = 1 / 32
 """Share of padding from which packing pays under ``unpad="auto"``: two gathers of the hidden states against that share
@@ -75,7 +77,7 @@ def _padded_call(config: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any],
     if hidden.numel() == 0:
         return "there is no element"
     if mask.shape != hidden.shape[:2]:
-        return "the mask has a row for every query"
+        return PAIRS
     return uncovered(hidden) or static_reason(config)
 
 
@@ -152,11 +154,20 @@ class Encoder:
         passing: what hands on to attention where sequences start: path below the encoder -> class. The layers come
             first, and each path after those above it; ``*`` stands for every entry of a list.
         config: finds the config, of an encoder.
+        key_mask: where the encoder does not get the mask of keys itself: that mask, of the mask that it gets, or None.
+        run: where its forward cannot run packed: the last hidden states (total, width) of an encoder, a packed batch
+            (total, width) and its layout.
+        not_ready: why the parts of an encoder cannot run packed as they are now, or None.
+        distances: whether its layers look at how far apart tokens are, so that none may be taken out between them.
     """
 
     cls: str
     passing: Mapping[str, str] = field(hash=False)
     config: Callable[[Any], Any] = lambda encoder: encoder.config  # dynamo cannot trace an attrgetter
+    key_mask: Callable[[Tensor], Tensor | None] = lambda mask: mask
+    run: Callable[[Any, Tensor, Layout], Tensor] | None = None
+    not_ready: Callable[[Any], str | None] = lambda encoder: None
+    distances: bool = False
 
 
 Forwards = tuple[tuple[list[str], Callable[..., Any]], ...]
@@ -226,7 +237,7 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
         self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *rest: Any, **kwargs: Any
     ) -> Any:
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
-        if patch is None:
+        if patch is None or not patch.options.unpad:
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         seq_lens, stay_padded = kwargs.pop("seq_lens", None), kwargs.pop(STAY_PADDED, False)
         config = config_of(self)
@@ -236,10 +247,13 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
             attention_mask = _mask_with_lengths(config, attention_mask, given, hidden_states)
             lengths = None if isinstance(given, Tensor) or captured(hidden_states) else given
         auto = patch.options.unpad == "auto"
+        keys = None if attention_mask is None else encoder.key_mask(attention_mask)
         reason: str | None
         if attention_mask is None:
             reason = "there is no mask"
-        elif _full_on_a_cpu(hidden_states, attention_mask):
+        elif keys is None:
+            reason = PAIRS
+        elif _full_on_a_cpu(hidden_states, keys):
             reason, attention_mask = NO_PADDING, None
         elif stay_padded:
             reason = "transformers' value of the loss depends on what stands at padding (loss='hf')"
@@ -248,17 +262,24 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
         elif lengths is None and graph_in_the_making(hidden_states):
             reason = "a graph without seq_lens must not depend on the mask"
         else:
-            reason = _padded_call(config, hidden_states, attention_mask, rest, kwargs) or strange_part(self, forwards)
+            reason = _padded_call(config, hidden_states, keys, rest, kwargs) or strange_part(self, forwards)
+            reason = reason or encoder.not_ready(self)
         if reason is not None:
             note(PART, "padded", reason)
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
-        assert attention_mask is not None  # or there were a reason
+        assert keys is not None  # or there were a reason
         batch, seqlen, width = hidden_states.shape
         counts = None
         if lengths is None:
-            real = attention_mask if attention_mask.dtype == torch.bool else attention_mask != 0
+            real = keys if keys.dtype == torch.bool else keys != 0
             counts = real.sum(-1, dtype=torch.int32)
-            lengths, starts = torch.stack((counts, real[:, 0])).tolist()
+            looks = [counts, real[:, 0]]
+            if encoder.distances:  # how often tokens begin after padding
+                looks.append((real[:, 1:] & ~real[:, :-1]).sum(-1) + real[:, 0])
+            lengths, starts, *pieces = torch.stack(looks).tolist()
+            if pieces and max(pieces[0]) > 1:
+                note(PART, "padded", "there is padding between tokens, whose distances count")
+                return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         else:  # the mask is not read: were it to say something else, sequences would be cut at wrong places
             real = first_tokens(lengths, seqlen, hidden_states.device)
             starts = lengths  # padded on the right: only an empty row begins with padding
@@ -271,17 +292,20 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
             note(PART, "padded", "a row begins with padding" if not all(starts) else TOO_SMALL)
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         layout = layout_of(real, lengths, counts)
-        kwargs.update(
-            cu_seq_lens_q=layout.cu_seqlens,
-            cu_seq_lens_k=layout.cu_seqlens,
-            max_length_q=layout.max_seqlen,
-            max_length_k=layout.max_seqlen,
-        )
         if recording():  # in a graph with symbolic lengths a text of them would make constants of them
             note(PART, "real tokens only", f"{layout.total} of {batch * seqlen} tokens")
         packed = take_rows(hidden_states.reshape(batch * seqlen, width), layout.indices)
-        output = original_forward(self, packed[None], None, *rest, **kwargs)
-        last = output.last_hidden_state[0]  # on another device where layers are spread over several
+        if encoder.run is None:
+            kwargs.update(
+                cu_seq_lens_q=layout.cu_seqlens,
+                cu_seq_lens_k=layout.cu_seqlens,
+                max_length_q=layout.max_seqlen,
+                max_length_k=layout.max_seqlen,
+            )
+            output = original_forward(self, packed[None], None, *rest, **kwargs)
+            last = output.last_hidden_state[0]  # on another device where layers are spread over several
+        else:
+            output, last = BaseModelOutput(), encoder.run(self, packed, layout)
         padded = put_rows(last, layout.indices.to(last.device), batch * seqlen).view(batch, seqlen, last.shape[-1])
         return type(output)(**{**output, "last_hidden_state": padded})
 

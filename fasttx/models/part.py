@@ -21,7 +21,7 @@ class Part:
     Attributes:
         option: the argument of :func:`fasttx.patch` that asks for it.
         before, after: what transformers calls there and what a patched module does, for the report.
-        op: the op in the table that decides on the backend.
+        op: the op in the table that decides on the backend, or "" if none does.
         where: on which devices, for the report.
         apart: why this module has to be called as transformers does, or None.
         replace: makes the subclass, from transformers' class and the module where pickle finds the new one.

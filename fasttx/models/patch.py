@@ -225,14 +225,14 @@ def supported() -> list[dict[str, str]]:
 
     Returns:
         Dictionaries with ``family``, ``model_type``, ``class``, ``attention`` (attn_implementation) and ``loss`` (the
-        functions that compute it, "" for a model without any, "transformers' own" where that stays).
+        functions that compute it, "" for a model without any); either is "transformers' own" where that stays.
     """
     rows = []
     for family in FAMILIES:
         losses = {cls: ", ".join(KINDS[kind].ops) for cls, kind in family.heads.items()}
         losses |= {cls: "" if why is None else "transformers' own" for cls, why in family.other_heads.items()}
+        attention = NAME if family.replaces_attention else "transformers' own"
         for cls, ops in ({family.bare: ""} | losses).items():
-            rows.append(
-                {"family": family.name, "model_type": family.model_type, "class": cls, "attention": NAME, "loss": ops}
-            )
+            row = {"family": family.name, "model_type": family.model_type, "class": cls, "attention": attention}
+            rows.append(row | {"loss": ops})
     return rows

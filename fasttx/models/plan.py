@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import albert, bert, data2vec, distilbert, electra, ernie, roberta, vit
+from . import albert, bert, data2vec, deberta, distilbert, electra, ernie, modernbert, mpnet, roberta, vit
 from .expected import expected_backend
 from .family import Family
 from .heads import KINDS
@@ -23,7 +23,7 @@ from .qkv import separate_reason
 from .report import Report, Row
 from .torch_modules import holds_any, plan_torch_module
 
-DATA = (bert, roberta, electra, ernie, data2vec, distilbert, albert, vit)
+DATA = (bert, roberta, electra, ernie, data2vec, distilbert, albert, mpnet, deberta, modernbert, vit)
 FAMILIES: tuple[Family, ...] = tuple(family for module in DATA for family in module.FAMILIES)
 
 _ATTENTION = {(family.source, name): family for family in FAMILIES for name in family.attention}
@@ -58,12 +58,24 @@ _ENCODERS = {
     for family in module.FAMILIES
     if family.encoder is not None
 }
+_STAYS = {(family.source, name): stays for family in FAMILIES for name, stays in family.stays.items()}
+_MODELS = frozenset((family.source, name) for family in FAMILIES for name in (family.bare, *family.heads))
+_DROPPING = {
+    (family.source, family.bare): module for module in DATA for family in module.FAMILIES if not family.passes_on
+}
 ATTENTION_SETTING = "_attn_implementation_internal"
 
 
 @dataclass
 class Plan:
-    """Everything that a patch will assign, and the report of it."""
+    """Everything that a patch will assign, and the report of it.
+
+    Attributes:
+        report: what is replaced, and what is not.
+        configs: modules with a config object that is exchanged, with what they will carry.
+        attention: modules whose config is to say ``attn_implementation="fasttx"``.
+        classes: modules with the class that they will have.
+    """
 
     report: Report
     configs: list[tuple[nn.Module, ModulePatch]] = field(default_factory=list)
@@ -90,11 +102,21 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
             "TransformerEncoderLayer and TransformerEncoder"
         )
     plan = Plan(Report(type(root).__name__))
-    known: set[int] = set()  # ids of the configs of models that have attention of a known family
+    known: set[int] = set()  # ids of the configs of models of a known family
     for name, module in root.named_modules():
         if options.attention:
             plan.classes += plan_torch_module(plan.report, name, module, options)
         cls = _unwrapped(type(module))
+        if _key(cls) in _MODELS:
+            known.add(id(module.config))
+        if options.attention and _key(cls) in _DROPPING and _fixed(module) is None:
+            plan.classes.append((module, getattr(_DROPPING[_key(cls)], cls.__name__)))
+            why = "transformers' forward drops seq_lens and cu_seq_lens_q"
+            plan.report.rows.append(Row(name, "lengths of a batch", "refused without a mask", "torch", why))
+        if _key(cls) in _STAYS:
+            option, what, why = _STAYS[_key(cls)]
+            if getattr(options, option):
+                plan.report.rows.append(Row(name, what, None, "", why))
         if _key(cls) in _ATTENTION and "config" not in module.__dict__:
             reason = f"transformers {transformers.__version__} builds it otherwise than the versions that fasttx knows"
             plan.report.rows.append(Row(name, cls.__name__, None, "", reason))
@@ -117,10 +139,11 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
         family_known = id(module.config) in known
         inside_known = any(name.startswith(f"{outer}.") or not outer for outer, m in models if id(m.config) in known)
         if not family_known and not inside_known and not _covers_known(module, known):
-            reason = (
-                f"model_type {module.config.model_type!r} is not one of fasttx's families; its attention alone may "
-                f"work with model.set_attn_implementation({NAME!r})"
-            )
+            reason = f"model_type {module.config.model_type!r} is not one of fasttx's families; its attention "
+            if module._can_set_attn_implementation():
+                reason += f"alone can be fasttx's: model.set_attn_implementation({NAME!r})"
+            else:
+                reason += "is its own, and not looked up in transformers' registry"
             plan.report.rows.append(Row(name, type(module).__name__, None, "", reason))
     if plan.attention:
         marks = {id(m.config): _exchange(m.config, options) for m in plan.attention}
@@ -195,7 +218,7 @@ def _plan_parts(plan: Plan, name: str, module: nn.Module, options: Options) -> N
             plan.report.rows.append(Row(name, part.before, None, "", reason))
             continue
         plan.classes.append((module, getattr(data, cls.__name__)))
-        backend = expected_backend(part.op, options.backend, module)
+        backend = expected_backend(part.op, options.backend, module) if part.op else "torch"
         plan.report.rows.append(Row(name, part.before, part.after, backend, part.where))
 
 
@@ -211,6 +234,8 @@ def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
         plan.report.rows.append(Row(name, "padded batch", None, "", reason))
         return
     plan.classes.append((module, getattr(data, cls.__name__)))
+    if not family.attention:  # an encoder that reads the mask of keys for its layers
+        plan.attention.append(module)
     reason = "padded for attentions or hidden states, and in graphs without seq_lens"
     plan.report.rows.append(Row(name, "padded batch", "real tokens only", "torch", reason))
 
@@ -234,11 +259,15 @@ def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options)
         plan.report.rows.append(Row(name, f"loss of {cls.__name__}", None, "", fixed))
         return
     plan.classes.append((module, getattr(data, cls.__name__)))
+    if kind.own(module):
+        reason = "transformers' forward selects labelled rows by itself, or the model has a loss function of its own"
+        plan.report.rows.append(Row(name, f"loss of {cls.__name__}", None, "", reason))
+        return
     if kind.counted is None:
         but = ", but padding takes no part in the softmax" if kind.reads_padding else ""
         reason = "as in transformers" if options.loss == "hf" else f"as in transformers{but}; 0 where {kind.zero}"
     elif options.loss == "hf":
-        reason = "loss='hf': transformers' value, which ignores num_items_in_batch"
+        reason = "loss='hf': transformers' value" + ("" if kind.honours else ", which ignores num_items_in_batch")
     else:
         reason = f"loss='correct': honours num_items_in_batch; 0 where {kind.zero}"
     backend = expected_backend(kind.ops[0], options.backend, module)

@@ -66,6 +66,14 @@ def separate_reason(attention: Any, names: Sequence[str]) -> str | None:
     return None
 
 
+def apart_on_device(attention: Any, names: Sequence[str], hidden_states: Tensor) -> str | None:
+    """Why the layers of these names are called one by one on such an input, or None."""
+    if hidden_states.device.type in SEPARATE_ON:
+        return f"on a {hidden_states.device.type} they are as fast"
+    reason = separate_reason(attention, names)
+    return reason or uncovered(hidden_states, *(getattr(attention, name).weight for name in names))
+
+
 def _their_call(attention: Any, cache: Any) -> str | None:
     """Why fasttx's attention cannot be called in place of this self-attention's, or None."""
     if cache is not None:
@@ -77,10 +85,7 @@ def _their_call(attention: Any, cache: Any) -> str | None:
 
 def _separate_now(attention: Any, names: Sequence[str], hidden_states: Tensor, cache: Any) -> str | None:
     """Why this call runs the three layers one by one, or None."""
-    if hidden_states.device.type in SEPARATE_ON:
-        return f"on a {hidden_states.device.type} they are as fast"
-    weights = (getattr(attention, name).weight for name in names)
-    return _their_call(attention, cache) or separate_reason(attention, names) or uncovered(hidden_states, *weights)
+    return _their_call(attention, cache) or apart_on_device(attention, names, hidden_states)
 
 
 def joint_qkv_class(original: type, module: str, projections: Projections) -> type:

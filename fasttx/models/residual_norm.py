@@ -36,21 +36,26 @@ class End:
     Attributes:
         norm: name of its layer norm.
         dropout: name of its dropout; None if there is none.
+        source, kind: the module and the name of the class of its layer norm.
+        eps: what that class calls the number under the square root.
     """
 
     norm: str = "LayerNorm"
     dropout: str | None = "dropout"
+    source: str = "torch.nn.modules"
+    kind: str = "LayerNorm"
+    eps: str = "eps"
 
 
 def apart_reason(module: Any, end: End) -> str | None:
     """Why dropout and norm of this module must be called one by one, or None."""
     norm = getattr(module, end.norm)
-    reason = bypass_reason(norm, end.norm, cls="LayerNorm")
+    reason = bypass_reason(norm, end.norm, source=end.source, cls=end.kind)
     if reason is None and end.dropout is not None:
         reason = bypass_reason(getattr(module, end.dropout), end.dropout, cls="Dropout")
     if reason is not None:
         return reason
-    if len(norm.normalized_shape) != 1:
+    if len(getattr(norm, "normalized_shape", (1,))) != 1:
         return f"{end.norm} is over several dimensions"
     if end.dropout is not None and getattr(module, end.dropout).p >= 1.0:
         return "dropout drops everything"
@@ -70,7 +75,7 @@ def add_and_norm(module: Any, end: End, patch: ModulePatch, x: Tensor, residual:
         dropout = getattr(module, end.dropout)
         p = dropout.p if dropout.training else 0.0
     return dropout_add_layer_norm_on(
-        patch.options.forced, x, residual, norm.weight, norm.bias, dropout_p=p, eps=norm.eps
+        patch.options.forced, x, residual, norm.weight, norm.bias, dropout_p=p, eps=getattr(norm, end.eps)
     )
 
 
@@ -88,12 +93,13 @@ def one_by_one(module: Any, end: End, x: Tensor, residual: Tensor) -> Tensor:
 BERT_END = End()
 
 
-def residual_norm_class(original: type, module: str) -> type:
+def residual_norm_class(original: type, module: str, end: End) -> type:
     """The subclass of a transformers module that ends one half of a layer.
 
     Args:
-        original: with ``dense``, ``dropout``, ``LayerNorm`` and ``forward(hidden_states, input_tensor)``.
+        original: with ``dense``, dropout, layer norm and ``forward(hidden_states, input_tensor)``.
         module: where pickle finds the class.
+        end: its dropout and layer norm.
     """
     original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
 
@@ -102,24 +108,29 @@ def residual_norm_class(original: type, module: str) -> type:
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
         if patch is None or not patch.options.norm:
             return original_forward(self, hidden_states, input_tensor)
-        reason = end_apart_now(self, BERT_END, input_tensor, patch)
+        reason = end_apart_now(self, end, input_tensor, patch)
         note(NAME, "three calls" if reason else "one call", reason or "")
         if reason is not None:
             return original_forward(self, hidden_states, input_tensor)
-        return add_and_norm(self, BERT_END, patch, self.dense(hidden_states), input_tensor)
+        return add_and_norm(self, end, patch, self.dense(hidden_states), input_tensor)
 
     return subclass_of(original, forward, module)
 
 
-RESIDUAL_NORM = Part(
-    option="norm",
-    before=NAME,
-    after="dropout_add_layer_norm",
-    op="dropout_add_layer_norm",
-    where=WHERE.format("three"),
-    apart=lambda module: apart_reason(module, BERT_END),
-    replace=residual_norm_class,
-)
+def residual_norm(end: End) -> Part:
+    """The part of a module that is a product and this end."""
+    return Part(
+        option="norm",
+        before=NAME,
+        after="dropout_add_layer_norm",
+        op="dropout_add_layer_norm",
+        where=WHERE.format("three"),
+        apart=lambda module: apart_reason(module, end),
+        replace=lambda original, module: residual_norm_class(original, module, end),
+    )
+
+
+RESIDUAL_NORM = residual_norm(BERT_END)
 
 
 # --------------------------------------------------------- a self-attention, or a layer, that ends its halves by itself

@@ -38,21 +38,36 @@ TEXT_FAMILIES = [family for family in FAMILIES if family.model_type not in IMAGE
 
 OTHER_LOSSES = frozenset(reason for family in FAMILIES for reason in family.other_heads.values() if reason)
 """Why losses are left to transformers."""
+LEFT = OTHER_LOSSES | {reason for family in FAMILIES for _, _, reason in family.stays.values()}
+"""Why that and parts of models are."""
 DISTINCT = {"albert": 1}
 """How many layers there are in a tiny model, where these are not two: ALBERT calls one of them twice."""
-ENDS = {"distilbert": 2, "albert": 2} | dict.fromkeys(IMAGES, 0)
+ENDS = {"distilbert": 2, "albert": 2, "modernbert": 0} | dict.fromkeys(IMAGES, 0)
 """In how many modules of a tiny model sums and norms are fused, where these are not four."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "distilbert": {"seq_classif_dropout": 0.0, "qa_dropout": 0.0},
     "albert": {"embedding_size": 20, "classifier_dropout_prob": 0.0},
+    "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "deberta-v2": {
+        "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "norm_rel_ebd": "layer_norm",
+        "share_att_key": True, "conv_kernel_size": 3,
+    },
+    "modernbert": {
+        "local_attention": 6, "global_attn_every_n_layers": 2, "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3,
+        "sep_token_id": 3,
+    },
     "vit": {"image_size": 8, "patch_size": 4, "encoder_stride": 4},
     "deit": {"image_size": 8, "patch_size": 4, "encoder_stride": 4},
-}
+}  # fmt: skip
 """What a family's configuration needs besides."""
 OPTION_NAMES = {
     "distilbert": {
         "intermediate_size": "hidden_dim", "hidden_dropout_prob": "dropout", "hidden_act": "activation",
+        "attention_probs_dropout_prob": "attention_dropout",
+    },
+    "modernbert": {
+        "hidden_dropout_prob": "mlp_dropout", "hidden_act": "hidden_activation",
         "attention_probs_dropout_prob": "attention_dropout",
     },
 }  # fmt: skip
@@ -84,7 +99,7 @@ def tiny_model(family: Family, cls: str, seed: int = 0, **changes: Any) -> Any:
     """A random model of `cls` in eval mode; causal language models become decoders."""
     if family.heads.get(cls) == "causal_lm":
         changes = {"is_decoder": True} | changes
-    if family.heads.get(cls) in ("question_answering", "sentence_order_pretraining"):
+    if family.heads.get(cls) in ("question_answering", "counted_question_answering", "sentence_order_pretraining"):
         changes = {"num_labels": 2} | changes  # start and end; in order or not
     config = tiny_config(family, **changes)
     torch.manual_seed(seed)
@@ -134,19 +149,19 @@ def images_for(family: Family, cls: str, labels: bool, generator: torch.Generato
 def labels_for(kind: str, draw: Any, mask: Tensor) -> dict[str, Tensor]:
     batch, length = mask.shape
     tokens = torch.where((mask == 1) & (draw(2, batch, length) == 1), draw(VOCAB, batch, length), -100)
-    if kind in ("masked_lm", "causal_lm"):
+    if kind in ("masked_lm", "counted_masked_lm", "causal_lm"):
         return {"labels": tokens}
     if kind in ("pretraining", "sentence_order_pretraining"):
         return {"labels": tokens, KINDS[kind].labels[1]: draw(2, batch)}
     if kind == "next_sentence":
         return {"labels": draw(2, batch)}
-    if kind == "sequence_classification":
+    if kind in ("sequence_classification", "inferred_classification"):
         return {"labels": draw(3, batch)}
     if kind == "multiple_choice":
         return {"labels": draw(CHOICES, batch)}
     if kind == "token_classification":
         return {"labels": torch.where(mask == 1, draw(3, batch, length), -100)}
-    if kind == "question_answering":
+    if kind in ("question_answering", "counted_question_answering"):
         return {"start_positions": draw(4, batch), "end_positions": torch.tensor([3, 30, 2])}  # 30: cut off
     assert kind == "replaced_token_detection", kind
     return {"labels": draw(2, batch, length)}

@@ -31,6 +31,10 @@ def test_micro_batches_add_up(family: Family, cls: str) -> None:
         inputs["labels"][:, :4] = 3  # so that every sequence has labels of both kinds
     whole = model(**inputs).loss
     rows = [{name: t[i : i + 1] for name, t in inputs.items()} for i in range(len(zoo.LENGTHS))]
+    if family.heads[cls] == "counted_question_answering":  # a mean of two losses, each with items of its own
+        for row in rows:
+            torch.testing.assert_close(model(**row, num_items_in_batch=4).loss * 4, model(**row).loss)
+        return
     if kind.counted is None and family.heads[cls] != "causal_lm":
         for row in rows:  # Trainer does not count these labels: the number is ignored, as in transformers
             assert torch.equal(model(**row, num_items_in_batch=1000).loss, model(**row).loss)
@@ -101,9 +105,9 @@ def test_nothing_labelled(family: Family, cls: str) -> None:
     if kind == "replaced_token_detection":
         inputs["attention_mask"] = torch.zeros_like(inputs["attention_mask"])
     want = model(**inputs).loss
-    assert want.isnan()
+    assert want.isnan() or (kind == "inferred_classification" and want == 0)
     fasttx.patch(model, loss="hf")
-    assert model(**inputs).loss.isnan()
+    torch.testing.assert_close(model(**inputs).loss, want, equal_nan=True)
     fasttx.patch(model, loss="correct")
     for more in ({}, {"num_items_in_batch": torch.tensor(5)}):
         loss = model(**inputs, **more).loss

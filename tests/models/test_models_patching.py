@@ -21,8 +21,13 @@ from fasttx.models.family import Family
 
 A_LAYER = 5
 """Rows of the report: attention; query, key and value; two ends with dropout, sum and norm; the MLP."""
-ROWS = {"distilbert": 2 * 4 + 2, "albert": A_LAYER + 2, "vit": 2 * 3, "deit": 2 * 3}
+ROWS = {
+    "distilbert": 2 * 4 + 2, "albert": A_LAYER + 2, "mpnet": 2 * 4 + 4, "deberta": 2 * 3 + 1, "deberta-v2": 2 * 3 + 1,
+    "modernbert": 2, "vit": 2 * 3, "deit": 2 * 3,
+}  # fmt: skip
 """Of a bare model, where they are not two layers', the embeddings' and the encoder's."""
+LEFT = {"deberta": 2 + 2, "deberta-v2": 2 + 2, "modernbert": 2 + 1}
+"""Of a bare model: what stays transformers' own, and why."""
 
 
 def fingerprint(model: nn.Module) -> list[Any]:
@@ -36,20 +41,22 @@ def fingerprint(model: nn.Module) -> list[Any]:
 @pytest.mark.parametrize(("family", "cls"), zoo.CLASSES, ids=zoo.IDS)
 def test_unpatch_restores_the_same_objects(family: Family, cls: str) -> None:
     model = zoo.tiny_model(family, cls)
-    before, state, config = fingerprint(model), model.state_dict(), model.config
+    before, state, config, attention = fingerprint(model), model.state_dict(), model.config, attention_of(model)
+    assert attention == ("sdpa" if family.attention else "eager")
     report = fasttx.patch(model)
     assert fasttx.is_patched(model)
-    assert attention_of(model) == "fasttx"
+    assert attention_of(model) == ("fasttx" if family.replaces_attention else "eager")
     assert type(model).__name__ == cls
     assert list(model.state_dict()) == list(state)
     decoder = family.heads.get(cls) == "causal_lm"
     rows = ROWS.get(family.model_type, 2 * A_LAYER + 2) - decoder
     assert len(report.replaced) == rows + (cls in family.heads) + ((family, cls) in zoo.OVER_VOCABULARY)
-    assert len(report.left_alone) == decoder + (family.other_heads.get(cls) is not None)
+    left = LEFT.get(family.model_type, 0) + decoder + (family.other_heads.get(cls) is not None)
+    assert len(report.left_alone) == left
     fasttx.unpatch(model)
     assert not fasttx.is_patched(model)
     assert fingerprint(model) == before
-    assert model.config is config and attention_of(model) == "sdpa"
+    assert model.config is config and attention_of(model) == attention
 
 
 def test_every_class_that_supported_lists_exists() -> None:
@@ -58,6 +65,8 @@ def test_every_class_that_supported_lists_exists() -> None:
     assert {row["class"] for row in rows} == set(zoo.IDS)
     losses = {row["class"]: row["loss"] for row in rows}
     assert losses["ViTForMaskedImageModeling"] == "transformers' own"
+    attention = {row["family"]: row["attention"] for row in rows}
+    assert attention["MPNet"] == attention["ModernBERT"] == "fasttx" and attention["DeBERTa"] == "transformers' own"
     assert losses["ViTModel"] == losses["DeiTForImageClassificationWithTeacher"] == ""
     for row in rows:
         assert hasattr(transformers, row["class"])

@@ -56,7 +56,7 @@ def test_every_family_fuses_all_its_ends(family: Any, backend: str) -> None:
     assert all(row.backend.startswith(("torch", "triton")) for row in rows)
     inputs = zoo.inputs_for(family, family.bare)
     found = hidden_and_gradients(model, inputs)
-    assert FUSED == [(None if backend == "auto" else backend, 0.0)] * ENDS
+    assert FUSED == [(None if backend == "auto" else backend, 0.0)] * (ENDS if rows else 0)
     wanted = hidden_and_gradients(plain, inputs)
     assert_like(found, wanted)
 

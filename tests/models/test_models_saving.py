@@ -35,7 +35,7 @@ def test_deepcopy(cls: str) -> None:
 
 
 PICKLED = ("BertModel", "RobertaForTokenClassification", "DistilBertForMaskedLM", "AlbertForPreTraining",
-           "DeiTForImageClassification")  # fmt: skip
+           "DeiTForImageClassification", "MPNetForMaskedLM", "ModernBertForQuestionAnswering")  # fmt: skip
 
 
 def test_pickle_in_another_process(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_pickle_in_another_process(tmp_path: Path) -> None:
         "    fasttx.unpatch(model)\n"
         "    torch.testing.assert_close(model(**inputs)[0], want, rtol=1e-4, atol=1e-4)\n"
         "    assert type(model).__module__.startswith('transformers.'), type(model)\n"
-        "    assert model.config._attn_implementation == 'sdpa'\n"
+        "    assert model.config._attn_implementation in ('sdpa', 'eager')\n"
     )
     subprocess.run([sys.executable, "-c", code, *saved], check=True, cwd=Path(fasttx.__file__).parents[1])
 

@@ -14,7 +14,12 @@ from torch import Tensor
 import fasttx
 from fasttx.models import graphs, padding_free
 
-ENCODERS = [(family, cls) for family, cls in zoo.TEXT_CLASSES if family.heads.get(cls) != "causal_lm"]
+ENCODERS = [
+    (family, cls)
+    for family, cls in zoo.TEXT_CLASSES
+    if family.encoder is not None and family.passes_on and family.heads.get(cls) != "causal_lm"
+]
+OTHERS = [(family, cls) for family, cls in zoo.TEXT_CLASSES if family.encoder is None or not family.passes_on]
 
 
 def close(got: Tensor, want: Tensor, at: Tensor) -> None:
@@ -213,6 +218,23 @@ def test_every_encoder_takes_them(family: Any, cls: str) -> None:
         torch.testing.assert_close(got.loss, want.loss)
     for name, value in zoo.predictions(got, mask).items():
         torch.testing.assert_close(value, zoo.predictions(want, mask)[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "cls"), OTHERS, ids=[cls for _, cls in OTHERS])
+def test_others_refuse_them_where_nothing_else_says_what_is_padding(family: Any, cls: str) -> None:
+    model, inputs = zoo.tiny_model(family, cls), zoo.inputs_for(family, cls)
+    fasttx.patch(model)
+    lengths = inputs["attention_mask"].sum(-1).view(-1).tolist()
+    want = model(**inputs)
+    assert torch.equal(model(**inputs, seq_lens=lengths)[0], want[0])
+    mask = inputs.pop("attention_mask")
+    with pytest.raises(ValueError, match="seq_lens: got them without an attention_mask"):
+        model(**inputs, seq_lens=lengths)
+    full = [mask.shape[-1]] * len(lengths)
+    assert torch.equal(model(**inputs, seq_lens=full)[0], model(**inputs)[0])
+    if not family.passes_on:
+        with pytest.raises(ValueError, match="cu_seq_lens_q: got a packed batch"):
+            model(**inputs, cu_seq_lens_q=torch.tensor([0, 33]))
 
 
 # ------------------------------------------------------------------------------------------------------------ graphs
