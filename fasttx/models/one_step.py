@@ -9,27 +9,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-RATES = ("attention_dropout",)
-"""What attention modules that hold a probability, not a Dropout, call it."""
+RATES = ("attention_dropout", "dropout")
+"""What attention modules that hold a probability, not a Dropout, call it; torch.nn.MultiheadAttention the second."""
 
 
 def call(model: nn.Module, batch: Any) -> Any:
     """The output of the model for a batch: a mapping of arguments, as a tokenizer or collator gives it.
 
-    A Sequential, which SentenceTransformer and CrossEncoder are, gets a copy of it as its one argument.
+    A subclass of Sequential, which SentenceTransformer and CrossEncoder are, gets a copy of it as its one argument.
 
     Raises:
         TypeError: the batch is no mapping.
     """
     if not isinstance(batch, Mapping):
         raise TypeError(f"batch: got {type(batch).__name__}; allowed is a mapping of the model's arguments by name")
-    return model(dict(batch)) if isinstance(model, nn.Sequential) else model(**batch)
+    whole = isinstance(model, nn.Sequential) and type(model) is not nn.Sequential
+    return model(dict(batch)) if whole else model(**batch)
 
 
 def loss_of(output: Any) -> Tensor | None:
-    """The loss in an output that can be differentiated, or None."""
+    """The loss in an output that can be differentiated, or None.
+
+    By its name; where outputs have none (a tensor, a tuple), a single number that is the output or its first item.
+    """
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(output, (Tensor, tuple, list)) and loss is None:
+        first = output if isinstance(output, Tensor) else next(iter(output), None)
+        loss = first if isinstance(first, Tensor) and first.dim() == 0 else None
     return loss if isinstance(loss, Tensor) and loss.requires_grad else None
+
+
+def named_outputs(output: Any) -> dict[str, Tensor]:
+    """The floating tensors of an output by name, the loss left out; those of a tuple are numbered."""
+    if isinstance(output, Mapping):
+        named = dict(output)
+    else:
+        items = output if isinstance(output, (tuple, list)) else (output,)
+        named = {"output" if items is not output else f"output[{i}]": item for i, item in enumerate(items)}
+    tensors = {name: x for name, x in named.items() if isinstance(x, Tensor) and x.is_floating_point()}
+    return {name: x for name, x in tensors.items() if name != "loss" and (isinstance(output, Mapping) or x.dim() > 0)}
 
 
 @contextlib.contextmanager

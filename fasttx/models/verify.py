@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..functional.packing import first_tokens
 from ..testing import FLOOR, bound, error
-from .one_step import call, loss_of, training_without_dropout, without_trace
+from .one_step import call, loss_of, named_outputs, training_without_dropout, without_trace
 from .padding_free import _checked_lengths
 from .patch import _root, is_patched, unpatch
 
@@ -103,8 +103,10 @@ def verify(model: Any, batch: Any) -> Verification:
     random generators are left as they were; memory holds one more model at a time.
 
     Args:
-        model: a patched transformers model, or a module around one whose call returns its output.
-        batch: the arguments of its forward by name; without labels, outputs alone are compared.
+        model: a patched model: of transformers, a module around one whose call returns its output, or one made of
+            torch.nn's modules, whose output may be a tensor, a tuple or a mapping.
+        batch: the arguments of its forward by name; without labels, outputs alone are compared.  The loss is the output
+            of that name, or a single number that is the output or its first item.
 
     Returns:
         A verification; ``ok`` says whether every tensor keeps to the rule of :mod:`fasttx.testing`: at most twice the
@@ -192,9 +194,8 @@ def _results(model: nn.Module, batch: Any, mask: Any) -> Results:
         finally:
             for module, training in modes:
                 module.training = training
-        for name, value in output.items() if isinstance(output, Mapping) else ():
-            if isinstance(value, Tensor) and value.is_floating_point() and name != "loss":
-                found["output", name] = _real(value, mask).cpu()
+        for name, value in named_outputs(output).items():
+            found["output", name] = _real(value, mask).cpu()
         with training_without_dropout(model), _transformers_loss(model), torch.enable_grad():
             output = call(model, batch)
             loss = loss_of(output)
