@@ -127,7 +127,7 @@ def _models_table(known: list[dict[str, str]]) -> Table:
     table.add_column("loss by", no_wrap=True)
     classes: dict[tuple[str, str], list[str]] = {}
     for row in known:
-        family = f"{row['family']}\n[dim]{escape(row['model_type'])}[/]"
+        family = f"{row['family']}\n[dim]{escape(row['model_type'] or 'any model')}[/]"
         classes.setdefault((family, row["loss"].replace(", ", "\n")), []).append(row["class"])
     shown = ""
     for (family, loss), names in classes.items():

@@ -22,6 +22,7 @@ from .hf_attention import NAME
 from .options import ModulePatch, Options
 from .plan import ATTENTION_SETTING, FAMILIES, Plan, make_plan
 from .report import Report
+from .torch_modules import REPLACED
 
 
 def _root(model: Any) -> nn.Module:
@@ -225,7 +226,8 @@ def supported() -> list[dict[str, str]]:
 
     Returns:
         Dictionaries with ``family``, ``model_type``, ``class``, ``attention`` (attn_implementation) and ``loss`` (the
-        functions that compute it, "" for a model without any); either is "transformers' own" where that stays.
+        functions that compute it, "" for a model without any); either is "transformers' own" where that stays. Last
+        come torch.nn's own classes, whose family is "torch.nn" and whose attention is that of ``fasttx.nn``.
     """
     rows = []
     for family in FAMILIES:
@@ -235,4 +237,7 @@ def supported() -> list[dict[str, str]]:
         for cls, ops in ({family.bare: ""} | losses).items():
             row = {"family": family.name, "model_type": family.model_type, "class": cls, "attention": attention}
             rows.append(row | {"loss": ops})
+    for original in REPLACED:
+        row = {"family": "torch.nn", "model_type": "", "class": original.__name__}
+        rows.append({**row, "attention": "fasttx.nn", "loss": ""})
     return rows
