@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ..ops.arguments import broadcasts
 from ..ops.decisions import note
 from ..ops.registry import forced_backend
 from .options import ModulePatch
-from .part import Part, as_fast_apart
+from .part import Part, apart_now
 from .replacement import subclass_of
 
 
@@ -64,11 +65,12 @@ def _separate_now(module: Any, tables: Sequence[str], given: dict[str, Any], bac
         index = given.get(name)
         if index is not None and not broadcasts(index.shape, ids.shape):
             return f"{name} does not broadcast to input_ids"
-    reason = as_fast_apart(ids) if backend in ("auto", "torch") else None
-    reason = reason or separate_embeddings_reason(module, tables)
-    if reason is not None or backend not in ("auto", "torch"):
+    reason = apart_now(
+        module, ids, backend, lambda module: separate_embeddings_reason(module, tables), attrgetter("LayerNorm")
+    )
+    if reason is not None or backend != "auto":
         return reason
-    return uncovered(ids, module.LayerNorm.weight, *(getattr(module, name).weight for name in tables))
+    return uncovered(ids, *(getattr(module, name).weight for name in tables))
 
 
 def usual_positions(module: Any, ids: Tensor, past: int) -> Tensor:

@@ -102,7 +102,7 @@ def test_every_family_gives_its_own_embeddings_and_gradients(family: Any, backen
         found, same, reference = (
             run_with_gradients(m, lambda m, g=given: m(**g), dout) for m in (module, plain, exact)
         )
-        assert len(FUSED) == number
+        assert len(FUSED) == (0 if backend == "torch" else number)
         hold(found, same, reference)
         tables = sum(isinstance(m, nn.Embedding) for m in plain.modules())
         assert len(found) == tables + 3 and not found["word_embeddings.weight"][1].any()  # the padding
