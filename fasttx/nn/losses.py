@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..functional import losses
+from .scripting import prepare_scriptable
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -13,6 +14,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
     Arguments, buffers and state_dict are torch's.
     """
+
+    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return losses.cross_entropy(
@@ -30,6 +33,8 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
 
     Arguments, buffers and state_dict are torch's.
     """
+
+    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return losses.binary_cross_entropy_with_logits(
