@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fasttx.nn as nn
+from fasttx.nn.scripting import prepare_scriptable
 
 BATCH = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
 MODULES = {
@@ -43,3 +44,8 @@ def test_a_subclass_is_scripted_with_its_own_forward():
             return input / 2
 
     torch.testing.assert_close(torch.jit.script(Halved())(BATCH), BATCH / 2)
+
+
+def test_what_is_no_drop_in_keeps_its_class():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, activation=nn.LinearGELU(16, 16))
+    assert type(prepare_scriptable(layer).activation) is nn.LinearGELU  # not torch's Linear, which it extends
