@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..functional import activations
+from .scripting import prepare_scriptable
 
 
 class GELU(torch.nn.GELU):
@@ -16,6 +17,8 @@ class GELU(torch.nn.GELU):
     Args:
         approximate: "none" or "tanh".
     """
+
+    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor) -> Tensor:
         return activations.gelu(input, approximate=self.approximate)

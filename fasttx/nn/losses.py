@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..functional import divergence, losses
+from .scripting import prepare_scriptable
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -13,6 +14,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
     Arguments, buffers and state_dict are torch's.
     """
+
+    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return losses.cross_entropy(
@@ -31,6 +34,8 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
     Arguments, buffers and state_dict are torch's.
     """
 
+    __prepare_scriptable__ = prepare_scriptable
+
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return losses.binary_cross_entropy_with_logits(
             input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
@@ -39,6 +44,8 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
 
 class KLDivLoss(torch.nn.KLDivLoss):
     """torch.nn.KLDivLoss on fasttx kernels; see :func:`fasttx.functional.kl_div`."""
+
+    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return divergence.kl_div(input, target, reduction=self.reduction, log_target=self.log_target)

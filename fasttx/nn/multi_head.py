@@ -10,6 +10,7 @@ from torch import Tensor
 from ..functional.eligibility import refuse_if_forced
 from ..functional.multi_head import Projections, Wants, multi_head, one_mask, why_torch_multi_head
 from ..ops.registry import forced_backend
+from .scripting import prepare_scriptable
 
 _SMALL = 32_768
 """Elements of query below which torch's fused forward of evaluation is faster on a CPU: it is one operator there."""
@@ -57,6 +58,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     """
 
     _fasttx_original = torch.nn.MultiheadAttention
+    __prepare_scriptable__ = prepare_scriptable
 
     def forward(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..functional import normalisation, residual_norm
+from .scripting import prepare_scriptable
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -19,6 +20,7 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     _fasttx_original = torch.nn.LayerNorm
+    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor) -> Tensor:
         return normalisation.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)

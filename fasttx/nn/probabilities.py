@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..functional import probabilities
+from .scripting import prepare_scriptable
 
 
 class Softmax(torch.nn.Softmax):
@@ -14,6 +15,8 @@ class Softmax(torch.nn.Softmax):
     Args:
         dim: the dimension that sums to 1.
     """
+
+    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor) -> Tensor:
         return probabilities.softmax(input, self.dim, _stacklevel=5)
@@ -25,6 +28,8 @@ class LogSoftmax(torch.nn.LogSoftmax):
     Args:
         dim: the dimension whose exponentials sum to 1.
     """
+
+    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor) -> Tensor:
         return probabilities.log_softmax(input, self.dim, _stacklevel=5)

@@ -18,6 +18,7 @@ from ..functional.residual_norm import dropout_add_layer_norm
 from .bypass import bypass_reason
 from .multi_head import SMALL_REASON, MultiheadAttention, every_row_sees, may_be_fused
 from .normalisation import LayerNorm
+from .scripting import prepare_scriptable
 
 _Torchs = torch.nn.TransformerEncoderLayer
 _SMALL = 1_000_000
@@ -41,6 +42,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     """
 
     _fasttx_original = torch.nn.TransformerEncoderLayer
+    __prepare_scriptable__ = prepare_scriptable
 
     def __init__(
         self,
@@ -156,6 +158,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
     """
 
     _fasttx_original = torch.nn.TransformerEncoder
+    __prepare_scriptable__ = prepare_scriptable
 
     def forward(
         self,

@@ -262,6 +262,12 @@ def _body(op: Op, direction: str, half: Half, names: list[str]) -> Callable[...,
     check, composition = half.check, half.torch
     launchers: dict[str, Callable[..., None]] = {}
 
+    def composed(device: str, args: tuple[Any, ...]) -> Any:
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return composition(*args)
+        with torch.autocast(device, enabled=False):  # casts are layer 4's business: a float32 sum would be one in fp16
+            return composition(*args)
+
     def body(*args: Any) -> Any:
         requested, args = args[-1], args[:-1]
         check(*args)
@@ -273,9 +279,9 @@ def _body(op: Op, direction: str, half: Half, names: list[str]) -> Callable[...,
         if impl is None or tensors[0].numel() == 0:  # nothing to launch on: the composition defines empty results
             LAUNCHES[full, "torch"] += 1
             if not torch.is_grad_enabled():
-                return composition(*args)
+                return composed(tensors[0].device.type, args)
             with _below_autograd():  # gradients are layer 4's business: the composition must not record its own
-                return composition(*args)
+                return composed(tensors[0].device.type, args)
         launch = launchers.get(impl.backend)
         if launch is None:
             launch = launchers[impl.backend] = _resolve(getattr(impl, direction))

@@ -171,3 +171,13 @@ def test_ignore_index_may_be_a_symbol() -> None:
             tensors = torch.randn(5, classes), torch.randint(0, classes + 1, (5,)), torch.randn(5, 4)
             w = torch.randn(classes, 4)
             torch.testing.assert_close(compiled(*tensors, w), both(*tensors, w))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_composition_sums_in_float32_under_autocast(dtype: torch.dtype) -> None:
+    """The sum over classes that label smoothing takes with weights overflows in float16 and is rounded in bfloat16."""
+    x, target, weight = 50.0 * torch.randn(4, 100), torch.tensor([0, 3, 99, 7]), torch.linspace(1.0, 100.0, 100)
+    options: Any = {"weight": weight, "label_smoothing": 0.1, "reduction": "none"}
+    with torch.autocast("cpu", dtype=dtype), backend("torch"):
+        found = losses.cross_entropy(x, target, **options)
+    torch.testing.assert_close(found, torch_functional.cross_entropy(x, target, **options))
