@@ -22,6 +22,7 @@ from ..nn.bypass import bypass_reason
 from ..ops.arguments import broadcasts
 from ..ops.decisions import note
 from ..ops.registry import forced_backend
+from .call_names import CACHE_LENGTH, argument
 from .options import ModulePatch
 from .part import Part, as_fast_apart
 from .replacement import subclass_of
@@ -75,7 +76,7 @@ def _separate_now(module: Any, given: dict[str, Any], backend: str) -> str | Non
 
 def _indices(module: Any, ids: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Position ids and token types, as transformers' forward makes them where they are not given."""
-    past = given.get("past_key_values_length", 0)
+    past = argument(given, CACHE_LENGTH) or 0
     position_ids: Tensor | None = given.get("position_ids")
     types: Tensor | None = given.get("token_type_ids")
     if position_ids is None:
@@ -99,7 +100,7 @@ def fused_embeddings_class(original: type, module: str) -> type:
 
     Args:
         original: the class, with the three tables, ``LayerNorm``, ``dropout`` and
-            ``forward(input_ids, token_type_ids, ..., position_ids, inputs_embeds, past_key_values_length)``.
+            ``forward(input_ids, token_type_ids, ..., position_ids, inputs_embeds, ...)``: last, the cache's length.
         module: where pickle finds the class.
     """
     original_forward: Callable[..., Tensor] = original.forward  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from ..functional.eligibility import uncovered
 from ..functional.joint_linear import joint_linear
 from ..nn.bypass import bypass_reason
 from ..ops.decisions import note
+from .call_names import CACHE, argument
 from .hf_attention import NAME, fasttx_attention
 from .options import ModulePatch
 from .replacement import subclass_of
@@ -59,23 +60,23 @@ def joint_qkv_class(original: type, module: str) -> type:
 
     Args:
         original: the self-attention, with ``query``, ``key``, ``value``, ``dropout``, ``scaling``,
-            ``attention_head_size`` and ``forward(hidden_states, attention_mask=None, past_key_values=None, ...)``.
+            ``attention_head_size`` and ``forward(hidden_states, attention_mask=None, cache=None, ...)``, where the
+            cache may be called otherwise.
         module: where pickle finds the class.
     """
     original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
 
     @functools.wraps(original_forward)
     def forward(
-        self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> Any:  # fmt: skip
+        self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *rest: Any, **kwargs: Any
+    ) -> Any:
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
         if patch is None or not patch.options.qkv:
-            return original_forward(self, hidden_states, attention_mask, past_key_values, **kwargs)
-        reason = _separate_now(self, hidden_states, past_key_values)
+            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        reason = _separate_now(self, hidden_states, rest[0] if rest else argument(kwargs, CACHE))
         note("query, key, value", "one product" if reason is None else "three products", reason or "")
         if reason is not None:
-            return original_forward(self, hidden_states, attention_mask, past_key_values, **kwargs)
+            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         layers = [getattr(self, name) for name in LAYERS]
         biases = None if layers[0].bias is None else [layer.bias for layer in layers]
         lead = hidden_states.shape[:-1]
