@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from fasttx.ops.registry import Op
 from fasttx.testing import bound, error, share_of_bound
 
+from .peers import Peer
 from .workloads import Workload
 
 
@@ -106,3 +108,28 @@ def check(workload: Workload, op: Op, device: torch.device, size: str, backend: 
         pairs = [(error(out, ref), limit) for out, ref, limit in zip(results, reference, allowed, strict=True)]
         found[direction] = max(pairs, key=lambda pair: share_of_bound(*pair))
     return found
+
+
+def _with_gradients(fn: Callable[..., Tensor], inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The output, and the gradient of every input for one random dout, rounded to `dtype`."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    out = fn(*leaves)
+    dout = random_dout((out.to(dtype),), 1).to(out.dtype)
+    return [out.detach().clone(), *torch.autograd.grad(out, leaves, dout)]
+
+
+def check_peer(peer: Peer) -> tuple[float, float] | None:
+    """(error, allowed) of the output or gradient of a peer that is nearest to its bound: that it computes the same, and
+    how well. A peer that is compiled when it is timed is checked as it is written. None if it cannot be compared.
+    """
+    if peer.exact is None:
+        return None
+    dtype = peer.inputs[0].dtype
+    reference = _with_gradients(peer.exact, [x.double() for x in peer.inputs], dtype)
+    same = _with_gradients(peer.exact, peer.inputs, dtype)
+    found = same if peer.fn is peer.exact else _with_gradients(peer.fn, peer.inputs, dtype)
+    pairs = [
+        (error(out, ref), bound(plain, ref, plain.dtype))
+        for out, ref, plain in zip(found, reference, same, strict=True)
+    ]
+    return max(pairs, key=lambda pair: share_of_bound(*pair))

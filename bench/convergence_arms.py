@@ -186,7 +186,7 @@ def load(arm: Arm, data: Path = DATA) -> tuple[nn.Module, list[Batch], list[Batc
 
     train, dev, labels = read_pair(data / "train.txt", data / "dev.txt")
     entries = vocabulary(text for _, text in train)
-    tokenizer = BertTokenizerFast(vocab=entries)
+    tokenizer = BertTokenizerFast(vocab=entries, do_lower_case=True)
     config = BertConfig(
         vocab_size=len(entries), hidden_size=HIDDEN, num_attention_heads=HEADS, num_hidden_layers=LAYERS,
         intermediate_size=4 * HIDDEN, max_position_embeddings=LENGTH, num_labels=len(labels),

@@ -11,6 +11,8 @@ import torch
 
 from .timer import interleaved
 
+PEERS = ("liger-kernel", "cut-cross-entropy")
+"""Packages that ops are measured against where they are installed."""
 _CLOCKS = (
     "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,"
     "clocks_throttle_reasons.active"
@@ -40,7 +42,7 @@ def commit() -> str:
 def versions() -> dict[str, str]:
     """Python, and every package a figure may depend on; 'missing' where it is not installed."""
     found = {"python": platform.python_version(), "cuda": str(torch.version.cuda), "os": platform.platform()}
-    for name in ("torch", "triton", "transformers", "numpy", "sentence-transformers"):
+    for name in ("torch", "triton", "transformers", "numpy", "sentence-transformers", *PEERS):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -1,10 +1,12 @@
-"""Every op on its workloads: accuracy first, then its time beside PyTorch's own, one CSV row a peer.
+"""Every op on its workloads: accuracy first, then its time beside its peers' (bench/peers.py), one CSV row each.
 
     python -m bench.kernels [--only NAME] [--out FILE] [--backend triton] [--device cpu] [--quick]
 
 On a GPU the Triton kernels at full size; on a CPU PyTorch's operators as fasttx composes them, at the size that the
 accuracy is checked at, few rows or heads ("check" in the column `size`): what a call costs there, not what kernels do.
-A row whose accuracy check failed has no time: a speed without a right result does not count.
+A row whose accuracy check failed has no time: a speed without a right result does not count.  A peer that computes
+something else, or with more than twice the error of plain PyTorch, is timed, as it is what people use, and its status
+says "inexact" with the error beside it.  One that cannot run is a row with the reason.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch._functorch.config as functorch_config
@@ -24,15 +27,19 @@ from torch import Tensor
 from fasttx.cli.cases import load_ops
 from fasttx.ops.registry import Op
 
-from .accuracy import as_tuple, backward_arguments, call_op, check, random_dout
+from .accuracy import as_tuple, backward_arguments, call_op, check, check_peer, random_dout
+from .peers import Peer
 from .table import Watch, unwatched, write
 from .timer import Call, bytes_of, copies_for, interleaved
-from .workloads import Case, Peer, Workload, select
+from .workloads import Case, Workload, select
 
 
 @dataclass
 class Row:
-    """One peer on one workload. Times in ms; `ratio` is the peer's time over ours, so above 1 we are faster."""
+    """One peer on one workload. Times in ms; `ratio` is the peer's time over ours, so above 1 we are faster.
+
+    `direction` is fwd, bwd, or step: forward and backward timed as one, where a peer makes its gradient in forward.
+    """
 
     workload: str
     direction: str
@@ -56,45 +63,99 @@ class Row:
 # -------------------------------------------------------------------------------------------------------- times
 
 
-def _peer_calls(peers: list[Peer], compile_backend: str, directions: Collection[str]) -> dict[str, Call]:
-    """ "fwd", and "bwd" where it is one of the directions -> call, over one peer's copies."""
+def _reason(problem: Exception) -> str:
+    return f"unavailable: {(str(problem).strip().splitlines() or [type(problem).__name__])[0][:100]}"
+
+
+def _peer_calls(peers: list[Peer], compile_backend: str, directions: Collection[str]) -> dict[str, Call | str]:
+    """Direction -> call over one peer's copies, or why that direction is not timed.
+
+    Raises:
+        Exception: whatever the peer's forward raises.
+    """
     fn: Callable[..., Tensor] = peers[0].fn
     if peers[0].compiled:
         torch._dynamo.reset()
         fn = torch.compile(fn, dynamic=False, backend=compile_backend)
-    differentiable = "bwd" in directions
-    inputs = [[x.detach().requires_grad_(differentiable) for x in peer.inputs] for peer in peers]
+    early = peers[0].early_gradient
+    inputs = [[x.clone() if early else x.detach() for x in peer.inputs] for peer in peers]
 
     def forward(slot: int) -> object:
         with torch.no_grad():
             return fn(*inputs[slot])
 
     forward(0)
-    if not differentiable:
-        return {"fwd": forward}
-    outs = [fn(*x) for x in inputs]
-    douts = [random_dout((out,), 1) for out in outs]
+    calls: dict[str, Call | str] = {"fwd": forward}
+    if "bwd" not in directions:
+        return calls
+    leaves = [[x.detach().requires_grad_() for x in xs] for xs in inputs]
 
-    def backward(slot: int) -> object:
-        return torch.autograd.grad(outs[slot], inputs[slot], douts[slot], retain_graph=True)
+    def step(slot: int) -> object:
+        out = fn(*leaves[slot])
+        return torch.autograd.grad(out, leaves[slot], torch.ones_like(out))
 
-    backward(0)
-    return {"fwd": forward, "bwd": backward}
+    if "step" in directions:
+        calls["step"] = step
+    if early:
+        return calls | {"bwd": "not timed: its gradient is made in forward; the row of `step` has both"}
+    try:
+        outs = [fn(*x) for x in leaves]
+        douts = [random_dout((out,), 1) for out in outs]
+
+        def backward(slot: int) -> object:
+            return torch.autograd.grad(outs[slot], leaves[slot], douts[slot], retain_graph=True)
+
+        backward(0)
+    except Exception as problem:  # an inference kernel: its forward still counts
+        return calls | {"bwd": _reason(problem), "step": _reason(problem)}
+    return calls | {"bwd": backward}
 
 
-def _our_calls(op: Op, cases: list[Case], backend: str) -> dict[str, Call]:
+def _our_calls(op: Op, cases: list[Case], backend: str) -> dict[str, Call | str]:
     fwd = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
-    calls: dict[str, Call] = {"fwd": lambda slot: fwd(*cases[slot].args, backend)}
+    calls: dict[str, Call | str] = {"fwd": lambda slot: fwd(*cases[slot].args, backend)}
     if op.bwd is None:
-        calls["fwd"](0)
+        fwd(*cases[0].args, backend)
         return calls
     bwd = getattr(torch.ops.fasttx, f"{op.name}_bwd").default
     outputs = [as_tuple(fwd(*case.args, backend)) for case in cases]
+    douts = [random_dout(outs, 1) for outs in outputs]
     back = [
-        backward_arguments(op.name, case.args, outs, random_dout(outs, 1))
-        for case, outs in zip(cases, outputs, strict=True)
+        backward_arguments(op.name, case.args, outs, dout)
+        for case, outs, dout in zip(cases, outputs, douts, strict=True)
     ]
-    return calls | {"bwd": lambda slot: bwd(*back[slot], backend)}
+
+    def step(slot: int) -> object:
+        case = cases[slot]
+        outs = as_tuple(fwd(*case.args, backend))
+        return bwd(*backward_arguments(op.name, case.args, outs, douts[slot]), backend)
+
+    return calls | {"bwd": lambda slot: bwd(*back[slot], backend), "step": step}
+
+
+def _peers(
+    workload: Workload, cases: list[Case], device: torch.device, rehearsal: bool, quick: bool,
+    directions: Collection[str],
+) -> tuple[dict[str, dict[str, Call | str]], dict[str, tuple[float, float]]]:  # fmt: skip
+    """By name, the calls or reasons of every peer by direction, and (error, allowed) of those that can be compared."""
+    calls: dict[str, dict[str, Call | str]] = {}
+    errors: dict[str, tuple[float, float]] = {}
+    small = workload.build(device, "tiny" if rehearsal else "check", 0).peers
+    for name, peer in cases[0].peers.items():
+        if isinstance(peer, str):
+            calls[name] = dict.fromkeys(directions, f"unavailable: {peer}")
+        elif quick and peer.compiled:
+            calls[name] = dict.fromkeys(directions, "not run: --quick compiles nothing")
+        else:
+            try:
+                judged = check_peer(cast(Peer, small[name]))
+                if judged is not None:
+                    errors[name] = judged
+                copies = [cast(Peer, case.peers[name]) for case in cases]
+                calls[name] = _peer_calls(copies, "aot_eager" if rehearsal else "inductor", directions)
+            except Exception as problem:  # an SDPA backend that does not take this call, a package that fails here
+                calls[name] = dict.fromkeys(directions, _reason(problem))
+    return calls, errors
 
 
 def _place(device: torch.device, rehearsal: bool) -> str:
@@ -124,40 +185,40 @@ def measure(
         return
     copies = 2 if rehearsal or device.type == "cpu" else copies_for(device, bytes_of(*first.args), limit=8)
     cases = [first, *(workload.build(device, size, i) for i in range(1, copies))]
-    calls, problems = {ours: _our_calls(op, cases, backend)}, {}
-    for name in first.peers:
-        if quick and first.peers[name].compiled:
-            continue
-        try:
-            peers_of = [case.peers[name] for case in cases]
-            calls[name] = _peer_calls(peers_of, "aot_eager" if rehearsal else "inductor", op.halves)
-        except (RuntimeError, torch.OutOfMemoryError) as problem:  # an SDPA backend that does not take this call
-            problems[name] = str(problem).strip().splitlines()[0][:100]
+    directions = [*op.halves, "step"] if first.step else list(op.halves)
+    peers, peer_errors = _peers(workload, cases, device, rehearsal, quick, directions)
+    calls = {ours: _our_calls(op, cases, backend)} | peers
     forward = first.args
     outputs = call_op(op, "fwd", forward, backend)
     costs = {"fwd": op.fwd.cost(*forward)}
     if op.bwd is not None:
         costs["bwd"] = op.bwd.cost(*backward_arguments(op.name, forward, outputs, random_dout(outputs, 1)))
-    for direction in op.halves:
+        costs["step"] = (costs["fwd"][0] + costs["bwd"][0], costs["fwd"][1] + costs["bwd"][1])
+    for direction in directions:
+        found = {name: by_direction[direction] for name, by_direction in calls.items()}
+        timed = {name: call for name, call in found.items() if not isinstance(call, str)}
         for inputs, n in (("cold", copies), ("hot", 1)):
             if inputs == "hot" and not hot:
                 continue
-            peers = {name: by_direction[direction] for name, by_direction in calls.items()}
             timings = interleaved(
-                peers, device, rounds=2 if rehearsal else 3 if quick else 11, copies=n,
+                timed, device, rounds=2 if rehearsal else 3 if quick else 11, copies=n,
                 batch_ms=0.1 if rehearsal else 4, seconds=20.0,
             )  # fmt: skip
             flop, nbytes = costs[direction]
             for name, t in timings.items():
                 row = Row(workload.name, direction, dtype, place, name, size, inputs)
-                if name == ours:
+                if name in peer_errors:
+                    row.error, row.allowed = peer_errors[name]
+                    row.status = "ok" if row.error <= row.allowed else "inexact"
+                elif name == ours and direction in errors:
                     row.error, row.allowed = errors[direction]
                 row.median_ms, row.low_ms, row.high_ms, row.wall_ms = t.median, t.low, t.high, t.wall
                 row.tflops, row.GBps = flop / t.median / 1e9, nbytes / t.median / 1e6
                 row.ratio = t.median / timings[ours].median
                 yield row
-        for name, reason in problems.items():
-            yield Row(workload.name, direction, dtype, place, name, size, "", f"unavailable: {reason}")
+        for name, reason in found.items():
+            if isinstance(reason, str):
+                yield Row(workload.name, direction, dtype, place, name, size, "", reason)
 
 
 def run(

@@ -63,7 +63,8 @@ def _bars(rows: Rows, group: Callable[[dict[str, str]], str], peer: str, title: 
     for row in rows:
         ratio = number(row, "ratio")
         if ratio is not None and not row[peer].startswith("fasttx"):
-            found[group(row)][row[peer]] = ratio
+            exact = "" if row.get("status") != "inexact" else " (inexact)"
+            found[group(row)][row[peer] + exact] = ratio
     if not found:
         return None
     names = sorted({name for ratios in found.values() for name in ratios})
@@ -159,7 +160,7 @@ def draw(table: Path, out: Path) -> list[Path]:
         return stem.with_name(f"{stem.name}-{what}.png")
 
     if kind == "kernels":
-        for direction in ("fwd", "bwd"):
+        for direction in ("fwd", "bwd", "step"):
             some = [row for row in timed if row["direction"] == direction]
             pictures.append(
                 _bars(some, lambda r: r["workload"], "peer", f"{direction}: {where}", path(f"speed-up-{direction}"))

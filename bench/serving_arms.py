@@ -98,7 +98,7 @@ def _made_up_tokenizer(words: list[str]) -> Any:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "vocab.txt"
         path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n", encoding="utf-8")
-        return BertTokenizerFast(vocab=str(path))
+        return BertTokenizerFast(vocab=str(path), do_lower_case=True)
 
 
 def embedder(model: nn.Module, requests: Requests, limit: int, device: torch.device, known: bool = False) -> Embed:

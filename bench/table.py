@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .environment import commit, versions
+from .environment import PEERS, commit, versions
 
 T = TypeVar("T")
 Watch = Callable[[Sequence[T]], Iterable[T]]
 """Passes on what is to be measured, one by one: a progress bar is drawn in it."""
 
-IDENTITY = ("commit", "python", "torch", "triton", "transformers")
+IDENTITY = ("commit", "python", "torch", "triton", "transformers", *PEERS)
 
 
 @functools.cache

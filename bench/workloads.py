@@ -6,6 +6,7 @@ but few of them, so that a float64 reference fits beside it, "tiny" runs anywher
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,33 +14,33 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-SDPA = {
-    "sdpa[cudnn]": SDPBackend.CUDNN_ATTENTION,
-    "sdpa[flash]": SDPBackend.FLASH_ATTENTION,
-    "sdpa[efficient]": SDPBackend.EFFICIENT_ATTENTION,
-    "sdpa[math]": SDPBackend.MATH,
-}
+from .peers import (
+    Peer,
+    Peers,
+    attention_peers,
+    liger_cross_entropy,
+    liger_layer_norm,
+    liger_softmax,
+    packed_peers,
+    vocabulary_losses,
+    wide,
+    written_out,
+)  # fmt: skip
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
 @dataclass
-class Peer:
-    """`fn(*inputs)` gives what the op gives, in PyTorch's own operators; every input is differentiated."""
-
-    fn: Callable[..., Tensor]
-    inputs: tuple[Tensor, ...]
-    compiled: bool = False
-
-
-@dataclass
 class Case:
-    """Arguments of ``<op>_fwd`` without ``backend``, and the peers on the same values."""
+    """Arguments of ``<op>_fwd`` without ``backend``, and the peers on the same values.
+
+    `step` has forward and backward timed as one besides: a loss whose peers make their gradient in forward.
+    """
 
     args: list[Any]
-    peers: dict[str, Peer]
+    peers: Peers
+    step: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,33 +61,6 @@ def _randn(device: torch.device, dtype: torch.dtype, seed: int, *shape: int) -> 
 # ---------------------------------------------------------------------------------------------------- attention
 
 
-def _sdpa(backend: SDPBackend, mask: Tensor | None, dropout_p: float, causal: bool) -> Callable[..., Tensor]:
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        with sdpa_kernel(backend):
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal)
-        return out.transpose(1, 2)
-
-    return call
-
-
-def _written_out(mask: Tensor | None, dropout_p: float, causal: bool) -> Callable[..., Tensor]:
-    """Attention as transformers' eager path writes it."""
-
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        if causal:
-            rows, cols = (torch.arange(n, device=q.device) for n in scores.shape[-2:])
-            scores = scores.masked_fill(cols > rows[:, None], float("-inf"))
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        p = F.dropout(torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype), dropout_p)
-        return (p @ v).transpose(1, 2)
-
-    return call
-
-
 def _lengths(batch: int, seqlen: int) -> list[int]:
     """Uniform from 1/batch of seqlen to all of it, in an order that is not sorted."""
     return [seqlen * ((i * 7) % batch + 1) // batch for i in range(batch)] if batch > 1 else [seqlen * 3 // 4]
@@ -94,7 +68,7 @@ def _lengths(batch: int, seqlen: int) -> list[int]:
 
 def attention(
     name: str, batch: int, seqlen: int, heads: int, head_dim: int, dtype: torch.dtype = BF16, *,
-    dropout_p: float = 0.0, causal: bool = False, ragged: str = "", written_out: bool = False,
+    dropout_p: float = 0.0, causal: bool = False, ragged: str = "", eager: bool = False,
 ) -> Workload:  # fmt: skip
     """`ragged`: "" all tokens are real, "mask" padded with per-sequence lengths, "packed" varlen."""
 
@@ -103,19 +77,14 @@ def attention(
         q, k, v = (_randn(device, dtype, seed * 3 + i, b, s, h, head_dim) for i in range(3))
         rng = torch.tensor([seed + 7, 3], device=device) if dropout_p else None
         tail = [s, s, head_dim**-0.5, dropout_p, -1, 0 if causal else -1]
-        lengths = torch.tensor(_lengths(b, s), dtype=torch.int32, device=device)
-        mask = None
-        if ragged:
-            mask = (torch.arange(s, device=device) < lengths[:, None])[:, None, None, :]
-        peers = {n: Peer(_sdpa(kind, mask, dropout_p, causal), (q, k, v)) for n, kind in SDPA.items()}
-        if written_out:
-            peers["eager"] = Peer(_written_out(mask, dropout_p, causal), (q, k, v))
-            peers["torch.compile"] = Peer(_written_out(mask, dropout_p, causal), (q, k, v), compiled=True)
+        lengths = torch.tensor(_lengths(b, s), dtype=torch.int32, device=device) if ragged else None
+        peers = attention_peers(q, k, v, lengths, dropout_p=dropout_p, causal=causal, eager=eager)
         if ragged == "packed":
-            flat = tuple(torch.cat([x[i, :n] for i, n in enumerate(lengths.tolist())]) for x in (q, k, v))
+            flat = tuple(torch.cat([x[i, :n] for i, n in enumerate(_lengths(b, s))]) for x in (q, k, v))
             cu = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+            peers |= packed_peers(flat, cu, s, dropout_p=dropout_p)
             return Case([*flat, None, None, cu, cu, rng, *tail], peers)
-        return Case([q, k, v, None, lengths if ragged else None, None, None, rng, *tail], peers)
+        return Case([q, k, v, None, lengths, None, None, rng, *tail], peers)
 
     return Workload(name, "attention", build, dropout_p > 0)
 
@@ -127,10 +96,8 @@ def softmax(name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16) -> W
     def build(device: torch.device, size: str, seed: int) -> Case:
         rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (4, min(n_cols, 100))}[size]
         x = _randn(device, dtype, seed, rows, cols)
-        peers = {
-            "eager": Peer(lambda x: F.softmax(x, -1), (x,)),
-            "torch.compile": Peer(lambda x: F.softmax(x, -1), (x,), compiled=True),
-        }
+        fn = functools.partial(F.softmax, dim=-1)
+        peers = written_out(fn, (x,)) | liger_softmax(x, fn)
         return Case([x, None, None, 1.0, 0.0, False], peers)
 
     return Workload(name, "softmax", build)
@@ -146,30 +113,33 @@ def cross_entropy(name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16
         target[::7] = -100
 
         def loss(logits: Tensor) -> Tensor:
-            return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
+            return F.cross_entropy(wide(logits), target, label_smoothing=smoothing)
 
-        peers = {"eager": Peer(loss, (logits,)), "torch.compile": Peer(loss, (logits,), compiled=True)}
-        return Case([logits, target, None, -100, smoothing, 1], peers)
+        peers = written_out(loss, (logits,)) | liger_cross_entropy(logits, target, smoothing, loss)
+        return Case([logits, target, None, -100, smoothing, 1], peers, step=True)
 
     return Workload(name, "cross_entropy", build)
 
 
-def linear_cross_entropy(name: str, n_rows: int, n_cols: int, in_features: int, dtype: torch.dtype = BF16) -> Workload:
-    """Mean loss of a vocabulary with a bias; one target in seven is ignored."""
+def linear_cross_entropy(
+    name: str, n_rows: int, n_cols: int, in_features: int, dtype: torch.dtype = BF16, *, bias: bool = True
+) -> Workload:
+    """Mean loss of a vocabulary; one target in seven is ignored."""
 
     def build(device: torch.device, size: str, seed: int) -> Case:
         rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
-        x, bias = _randn(device, dtype, seed, rows, in_features), _randn(device, dtype, seed + 2, cols)
+        x = _randn(device, dtype, seed, rows, in_features)
+        rest = (_randn(device, dtype, seed + 2, cols),) if bias else ()
         weight = _randn(device, dtype, seed + 1, cols, in_features) * in_features**-0.5
         target = torch.arange(rows, device=device) * 7919 % cols
         target[::7] = -100
 
-        def loss(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return F.cross_entropy(F.linear(x, weight, bias).float(), target)
+        def loss(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            return F.cross_entropy(wide(F.linear(x, weight, bias)), target)
 
-        inputs = (x, weight, bias)
-        peers = {"eager": Peer(loss, inputs), "torch.compile": Peer(loss, inputs, compiled=True)}
-        return Case([x, weight, bias, target, None, -100, 0.0, 1], peers)
+        inputs = (x, weight, *rest)
+        peers = written_out(loss, inputs) | vocabulary_losses(inputs, target, loss)
+        return Case([x, weight, rest[0] if bias else None, target, None, -100, 0.0, 1], peers, step=True)
 
     return Workload(name, "linear_cross_entropy", build)
 
@@ -181,10 +151,9 @@ def binary_cross_entropy(name: str, n_rows: int, n_cols: int, dtype: torch.dtype
         target = (_randn(device, dtype, seed + 1, rows, cols) > 0).to(dtype)
 
         def loss(x: Tensor) -> Tensor:
-            return F.binary_cross_entropy_with_logits(x.float(), target.float())
+            return F.binary_cross_entropy_with_logits(wide(x), target.to(wide(x).dtype))
 
-        peers = {"eager": Peer(loss, (x,)), "torch.compile": Peer(loss, (x,), compiled=True)}
-        return Case([x, target, None, None, 1], peers)
+        return Case([x, target, None, None, 1], written_out(loss, (x,)))
 
     return Workload(name, "binary_cross_entropy", build)
 
@@ -221,7 +190,9 @@ def dropout_add_layer_norm(
             z = F.dropout(x, dropout_p) if dropout_p else x
             return F.layer_norm(z if residual is None else z + residual, (cols,), weight, bias, 1e-12)
 
-        peers = {"eager": Peer(norm, (x, *rest)), "torch.compile": Peer(norm, (x, *rest), compiled=True)}
+        exact = None if dropout_p else norm
+        peers = written_out(norm, (x, *rest), judged=not dropout_p)
+        peers |= liger_layer_norm((x, *rest), 1e-12, dropout_p, exact)
         added = rest[2] if residual else None
         return Case([x, added, weight, bias, None, rng, dropout_p, 1e-12, dtype], peers)
 
@@ -244,7 +215,8 @@ def bias_gelu(
             out = F.gelu(x if bias is None else x + bias, approximate="tanh" if tanh else "none")
             return F.dropout(out, dropout_p) if dropout_p else out
 
-        peers = {"eager": Peer(gelu, (x, *rest)), "torch.compile": Peer(gelu, (x, *rest), compiled=True)}
+        peers = written_out(gelu, (x, *rest), judged=not dropout_p)
+        peers["liger"] = "has GEGLU alone, whose GELU multiplies a second input"
         return Case([x, rest[0] if bias else None, None, rng, dropout_p, tanh], peers)
 
     return Workload(name, "bias_gelu", build, dropout_p > 0)
@@ -274,7 +246,7 @@ def embedding_layer_norm(
             out = F.layer_norm(z + F.embedding(places, position), (cols,), weight, bias, 1e-12)
             return (F.dropout(out, dropout_p) if dropout_p else out).view(b * n, cols)
 
-        peers = {"eager": Peer(embeddings, leaves), "torch.compile": Peer(embeddings, leaves, compiled=True)}
+        peers = written_out(embeddings, leaves, judged=False)  # the tables, which stay as they are, are no inputs
         token_type, weight, bias = leaves
         args = [ids, word, places, position, kinds, token_type, weight, bias, None, rng, dropout_p, 1e-12, dtype]
         return Case(args, peers)
@@ -287,12 +259,11 @@ def quantize_per_token(name: str, n_rows: int, n_cols: int, dtype: torch.dtype =
         rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
         x = _randn(device, dtype, seed, rows, cols)
 
-        def written_out(x: Tensor) -> Tensor:
+        def quantise(x: Tensor) -> Tensor:
             absmax = x.float().abs().amax(-1, keepdim=True)
             return (x.float() * (127.0 / absmax)).round().to(torch.int8)
 
-        peers = {"eager": Peer(written_out, (x,)), "torch.compile": Peer(written_out, (x,), compiled=True)}
-        return Case([x, None], peers)
+        return Case([x, None], written_out(quantise, (x,), judged=False))
 
     return Workload(name, "quantize_per_token", build)
 
@@ -318,7 +289,7 @@ def int8_linear(name: str, n_rows: int, n_in: int, n_out: int, activation: str =
             return (F.gelu(y) if activation == "gelu" else y).to(BF16)
 
         eager, compiled = (x, weight, bias), (x_q, w_q, x_scale, w_scale, bias)
-        peers = {
+        peers: Peers = {
             "bf16 eager": Peer(half_precision, eager),
             "bf16 torch.compile": Peer(half_precision, eager, compiled=True),
             "_int_mm eager": Peer(unfused, compiled),
@@ -331,7 +302,7 @@ def int8_linear(name: str, n_rows: int, n_in: int, n_out: int, activation: str =
 
 WORKLOADS: tuple[Workload, ...] = (
     # most telling first: a run that is short of time stops somewhere along this list
-    attention("attention-bert-base-s512", 32, 512, 12, 64, written_out=True),
+    attention("attention-bert-base-s512", 32, 512, 12, 64, eager=True),
     attention("attention-bert-base-s512-dropout", 32, 512, 12, 64, dropout_p=0.1),
     attention("attention-bert-base-s512-ragged-mask", 32, 512, 12, 64, ragged="mask"),
     attention("attention-bert-base-s512-ragged-packed", 32, 512, 12, 64, ragged="packed"),
@@ -345,7 +316,8 @@ WORKLOADS: tuple[Workload, ...] = (
     int8_linear("int8_linear-bert-base-mlp-16384x3072x768", 16384, 3072, 768),
     quantize_per_token("quantize_per_token-16384x768", 16384, 768),
     linear_cross_entropy("linear_cross_entropy-bert-mlm-4096x30522", 4096, 30522, 768),
-    attention("attention-bert-base-s128", 128, 128, 12, 64, written_out=True),
+    linear_cross_entropy("linear_cross_entropy-no-bias-4096x30522", 4096, 30522, 768, bias=False),
+    attention("attention-bert-base-s128", 128, 128, 12, 64, eager=True),
     attention("attention-d64-s256", 64, 256, 32, 64),
     attention("attention-d64-s1024", 16, 1024, 32, 64),
     attention("attention-d64-s4096", 4, 4096, 32, 64),

@@ -49,10 +49,11 @@ def repair() -> None:
     patch_tensor = interpreter._patch_lang_tensor
     dot, cast, fp_to_fp, binary = builder.create_dot, builder.cast_impl, builder.create_fp_to_fp, builder.binary_op
 
-    def patched_tensor(tensor: Any, scope: Any, *args: Any, **kwargs: Any) -> None:
-        """int(array([n])) raises from numpy 2.4 on; Triton 3.9 squeezes by itself."""
-        patch_tensor(tensor, scope, *args, **kwargs)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+    def patched_tensor(tensor: Any, *scope: Any) -> None:
+        """int(array([n])) raises from numpy 2.4 on; Triton 3.9 squeezes by itself, 3.4 has no scope to undo it by."""
+        patch_tensor(tensor, *scope)
+        set_attribute = scope[0].set_attr if scope else setattr
+        set_attribute(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
         return dot(self, _widened(a), _widened(b), d, *rest)

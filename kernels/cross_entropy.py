@@ -91,7 +91,8 @@ def coefficients(t_ptr, w_ptr, cols, valid, smoothing, per_class, PROBS: tl.cons
     tile.
     """
     if WEIGHTED:
-        w = tl.load(w_ptr + cols, mask=valid, other=0.0).to(tl.float32)
+        # Triton 3.4 does not widen pointers to the shape of their mask
+        w = tl.load(w_ptr + tl.broadcast_to(cols, valid.shape), mask=valid, other=0.0).to(tl.float32)
     else:
         w = tl.full(valid.shape, 1.0, tl.float32)
     if PROBS:

@@ -137,8 +137,9 @@ def load_tokenizer(directory: Path) -> Any:
     entries = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("vocab_size", len(words))
     if len(words) > entries:
         raise InputError(f"{path}: {len(words)} entries, more than the {entries} of config.json's vocab_size")
-    # vocab=, because transformers 5 ignores vocab_file= without a word and maps everything to [UNK]
-    return BertTokenizerFast(vocab=str(path))
+    # vocab=, because transformers 5 ignores vocab_file= without a word and maps everything to [UNK]; and before 5.3 it
+    # leaves capitals alone unless it is told otherwise
+    return BertTokenizerFast(vocab=str(path), do_lower_case=True)
 
 
 def load_model(cls: Any, directory: Path, **options: Any) -> Any:

@@ -23,6 +23,7 @@ from ..nn.bypass import bypass_reason
 from ..ops.arguments import broadcasts
 from ..ops.decisions import note
 from ..ops.registry import forced_backend
+from .call_names import CACHE_LENGTH, argument
 from .options import ModulePatch
 from .part import Part, apart_now
 from .replacement import subclass_of
@@ -92,7 +93,7 @@ def _indices(
     module: Any, ids: Tensor, given: dict[str, Any], typed: bool, positions: Positions
 ) -> tuple[Tensor, Tensor | None]:
     """Position ids and token types, where there are any, as transformers' forward makes them where not given."""
-    past = given.get("past_key_values_length", 0)
+    past = argument(given, CACHE_LENGTH) or 0
     position_ids: Tensor | None = given.get("position_ids")
     types: Tensor | None = given.get("token_type_ids")
     if position_ids is None:
@@ -112,7 +113,7 @@ def fused_embeddings_class(original: type, module: str, tables: Sequence[str], p
 
     Args:
         original: the class, with the tables, ``LayerNorm``, ``dropout`` and a forward whose arguments are among
-            input_ids, token_type_ids, position_ids, inputs_embeds and past_key_values_length.
+            input_ids, token_type_ids, position_ids, inputs_embeds and the length of the cache.
         module: where pickle finds the class.
         tables: names of the tables of words, positions and, where there are any, token types.
         positions: makes the position ids that are not given.

@@ -29,10 +29,11 @@ from ..functional.eligibility import uncovered
 from ..functional.packing import Layout, first_tokens, layout_of, put_rows, take_rows
 from ..ops.arguments import values_may_be_read
 from ..ops.decisions import note, recording
+from .call_names import CACHE
 from .graphs import captured, graph_in_the_making
 from .hf_attention import NAME, refuse_lengths_alone
 from .options import ModulePatch
-from .replacement import subclass_of
+from .replacement import has_own_forward, subclass_of
 
 STAY_PADDED = "fasttx_stay_padded"
 """Argument of a call, from a patched head to its encoder: True keeps the batch padded."""
@@ -67,7 +68,7 @@ def _padded_call(config: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any],
     """Why this call has to run padded, whatever its mask says, or None."""
     if config._attn_implementation != NAME:  # another one would let sequences see each other
         return f"attn_implementation is {config._attn_implementation!r}"
-    cross_or_cache = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
+    cross_or_cache = ("encoder_hidden_states", "encoder_attention_mask", *CACHE)
     if any(value is not None for value in rest) or any(asked.get(name) is not None for name in cross_or_cache):
         return "the call has encoder states or a cache"
     if asked.get("cu_seq_lens_q") is not None:
@@ -217,7 +218,7 @@ def _is_known(hook: Any) -> bool:
 def _has_forward(module: Any, forward: Callable[..., Any]) -> bool:
     found = type(module).forward
     ours = getattr(found, "_fasttx_packs", None) is forward  # one of ours that passes on where sequences start
-    return (found is forward or ours) and "forward" not in module.__dict__
+    return (found is forward or ours) and not has_own_forward(module)
 
 
 def padding_free_class(original: type, module: str, encoder: Encoder, forwards: Forwards) -> type:

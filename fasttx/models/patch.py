@@ -21,6 +21,7 @@ from .heads import KINDS
 from .hf_attention import NAME
 from .options import ModulePatch, Options
 from .plan import ATTENTION_SETTING, FAMILIES, Plan, make_plan
+from .replacement import become
 from .report import Report
 from .torch_modules import REPLACED
 
@@ -54,7 +55,7 @@ def _carry_out(plan: Plan, options: Options) -> None:
             done.append(module)
             module.__dict__.setdefault("_fasttx", plain)
         for module, cls in plan.classes:
-            module.__class__ = cls
+            become(module, cls)
     except BaseException:
         for module in done:
             _restore(module)
@@ -70,7 +71,7 @@ def _restore(module: nn.Module) -> None:
         module.__dict__["config"] = mark.original_config
     original = type(module).__dict__.get("_fasttx_original")
     if original is not None:
-        module.__class__ = original
+        become(module, original)
 
 
 def _carry_back(mark: ModulePatch) -> None:

@@ -20,6 +20,7 @@ from .mlm_head import full_head_reason
 from .options import ModulePatch, Options
 from .padding_free import static_reason, strange_part
 from .qkv import separate_reason
+from .replacement import has_own_forward
 from .report import Report, Row
 from .torch_modules import holds_any, plan_torch_module
 
@@ -174,7 +175,7 @@ def _fixed(module: nn.Module) -> str | None:
     """Why the class of this module cannot be exchanged any more, or None."""
     if _unwrapped(type(module)) is not type(module):
         return "was wrapped by fully_shard; patch first, then fully_shard"
-    if "forward" in module.__dict__:
+    if has_own_forward(module):
         return "its forward was replaced on the instance (accelerate does that); patch before it is prepared"
     return None
 

@@ -20,6 +20,7 @@ from ..functional.eligibility import uncovered
 from ..functional.joint_linear import joint_linear
 from ..nn.bypass import bypass_reason
 from ..ops.decisions import note
+from .call_names import CACHE, argument
 from .hf_attention import NAME, fasttx_attention
 from .options import ModulePatch
 from .replacement import subclass_of
@@ -93,7 +94,7 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
 
     Args:
         original: the self-attention, with ``scaling`` and ``forward(hidden_states, attention_mask=None, ...)``, which
-            may take ``past_key_values``.
+            may take a cache.
         module: where pickle finds the class.
         projections: what else is in it.
     """
@@ -111,7 +112,9 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
         if patch is None or not (joins or fuses):
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         given = dict(zip(names, rest)) | kwargs
-        cache = given.pop("past_key_values", None)
+        cache = argument(given, CACHE)
+        for name in CACHE:
+            given.pop(name, None)
         if joins:
             reason = _separate_now(self, linear, hidden_states, cache)
             note("query, key, value", "one product" if reason is None else "three products", reason or "")

@@ -5,6 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether `module` itself has another forward than its class. transformers 5.0 puts the class's own on an instance,
+    after a call that asked for attentions or hidden states.
+    """
+    own = module.__dict__.get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
+
+
+def become(module: nn.Module, cls: type) -> None:
+    """Sets the class; a forward of the old one that stands on the instance would hide the new one's."""
+    if "forward" in module.__dict__ and not has_own_forward(module):
+        del module.__dict__["forward"]
+    module.__class__ = cls
+
 
 def subclass_of(original: type, ours: Callable[..., Any], module: str, method: str = "forward") -> type:
     """A subclass of transformers' class with another method, which :func:`fasttx.unpatch` can take back.

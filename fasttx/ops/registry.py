@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 
 from .availability import cannot_run_on
 from .decisions import note, recording
@@ -253,8 +254,16 @@ def _without_backend(fn: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _runs(impl: Impl | None, tensors: tuple[Tensor, ...]) -> str:
+    """The backend that computes these: a launcher is not called for tensors without elements."""
+    return impl.backend if impl is not None and tensors[0].numel() else "torch"
+
+
 def _body(op: Op, direction: str, half: Half, names: list[str]) -> Callable[..., Any]:
-    """The operator's implementation: check, choose, allocate, launch."""
+    """The operator's implementation: check, choose, allocate, launch.
+
+    A profiler sees the operator by its own name, and within it a range that names the backend.
+    """
     full = f"{op.name}_{direction}"
     where = [names.index(k) for k in half.keys]
     first = where[0]
@@ -274,8 +283,13 @@ def _body(op: Op, direction: str, half: Half, names: list[str]) -> Callable[...,
         tensors = keys_of(args)
         impl = op.pick(requested, *tensors)
         if recording():
-            runs = impl.backend if impl is not None and tensors[0].numel() else "torch"
-            note(full, runs, op.why(requested, impl, tensors))
+            note(full, _runs(impl, tensors), op.why(requested, impl, tensors))
+        if profiler._is_profiler_enabled:
+            with torch.profiler.record_function(f"fasttx::{full}[{_runs(impl, tensors)}]"):
+                return run(impl, tensors, args)
+        return run(impl, tensors, args)
+
+    def run(impl: Impl | None, tensors: tuple[Tensor, ...], args: tuple[Any, ...]) -> Any:
         if impl is None or tensors[0].numel() == 0:  # nothing to launch on: the composition defines empty results
             LAUNCHES[full, "torch"] += 1
             if not torch.is_grad_enabled():

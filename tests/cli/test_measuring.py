@@ -38,10 +38,14 @@ def test_bench_kernels_on_a_cpu(tmp_path: Path) -> None:
     assert "softmax-65536x256-fp32" in text
     with out.open() as file:
         rows = list(csv.DictReader(file))
-    assert {(row["peer"], row["direction"]) for row in rows} == {
+    timed = [row for row in rows if row["median_ms"]]
+    assert {(row["peer"], row["direction"]) for row in timed} == {
         (peer, direction) for peer in ("fasttx[torch]", "eager") for direction in ("fwd", "bwd")
     }
-    for row in rows:
+    assert {row["peer"] for row in rows if row["status"].startswith(("not run", "unavailable"))} == {
+        "torch.compile", "liger",
+    }  # fmt: skip
+    for row in timed:
         assert row["status"] == "ok" and row["size"] == "check" and float(row["median_ms"]) > 0
         assert row["torch"] == torch.__version__ and row["commit"]
     ours = [row for row in rows if row["peer"] == "fasttx[torch]"]

@@ -12,11 +12,13 @@ from typing import Any
 import model_zoo as zoo
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import fasttx
 from fasttx.functional.embedding import embed
 from fasttx.models import embeddings, part
+from fasttx.models.call_names import CACHE_LENGTH
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
@@ -69,8 +71,14 @@ def calls(module: Any = None) -> dict[str, dict[str, Any]]:
         "ids": {"input_ids": ids}, "types": {"input_ids": ids, "token_type_ids": types},
         "positions": {"input_ids": ids, "position_ids": (torch.arange(11) + 3)[None], "token_type_ids": types},
         "positions of each": {"input_ids": ids, "position_ids": torch.arange(33).view(3, 11)},
-        "past": {"input_ids": ids, "past_key_values_length": 5},
+        "past": {"input_ids": ids, past_name(): 5},
     }  # fmt: skip
+
+
+def past_name() -> str:
+    """transformers has renamed it within version 5."""
+    names = inspect.signature(transformers.models.bert.modeling_bert.BertEmbeddings.forward).parameters
+    return next(name for name in CACHE_LENGTH if name in names)
 
 
 def run_with_gradients(module: Any, call: Callable[[Any], Tensor], dout: Tensor) -> dict[str, Tensor]:

@@ -244,7 +244,7 @@ def test_real_embeddings() -> None:
     path = Path(fasttx.__file__).resolve().parents[1] / "examples" / "data" / "dev.txt"
     text = [line.split("\t", 1)[1] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][:32]
     words = (directory() / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    tokenizer = transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
+    tokenizer = transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True)
     batch = dict(tokenizer(text, padding=True, truncation=True, max_length=96, return_tensors="pt"))
     model = transformers.BertModel.from_pretrained(directory()).eval()
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import model_zoo as zoo
@@ -42,7 +43,8 @@ def test_hooks_see_the_padded_batch(part: str, kind: str, when: str) -> None:
 def test_hooks_of_transformers_and_of_fsdp_leave_a_batch_packed() -> None:
     model = bare()
     model(**batch(11, 4, 7), output_hidden_states=True, output_attentions=True)  # capture hooks stay from now on
-    assert any(layer._forward_hooks for layer in model.encoder.layer)
+    hooks = importlib.util.find_spec("transformers.utils.output_capturing") is not None  # else a forward of its own
+    assert any(layer._forward_hooks for layer in model.encoder.layer) == hooks
 
     def gather(module: Any, args: Any) -> None: ...
 
@@ -51,6 +53,31 @@ def test_hooks_of_transformers_and_of_fsdp_leave_a_batch_packed() -> None:
     seen = layer_inputs(model)
     model(**batch(11, 4, 7))
     assert seen == [(1, 22, 32)]
+
+
+def test_a_forward_that_was_put_back_is_nobodys_own() -> None:
+    """transformers 5.0 leaves it on the instance after a call that asked for attentions."""
+    model = bare(unpad=None)
+    want = model(**batch(11, 4, 7)).last_hidden_state[batch(11, 4, 7)["attention_mask"].bool()]
+
+    def put_back() -> None:
+        for layer in model.encoder.layer:
+            layer.forward, layer.attention.self.forward = layer.forward, layer.attention.self.forward
+
+    put_back()
+    report = fasttx.patch(model)
+    assert not report.left_alone
+    attention = model.encoder.layer[1].attention.self
+    assert "forward" not in attention.__dict__  # it would hide the patch's
+    put_back()
+    seen = layer_inputs(model)
+    torch.testing.assert_close(
+        model(**batch(11, 4, 7)).last_hidden_state[batch(11, 4, 7)["attention_mask"].bool()], want,
+        rtol=1e-4, atol=1e-4,
+    )  # fmt: skip
+    assert seen == [(1, 22, 32)]
+    fasttx.unpatch(model)
+    assert "forward" not in attention.__dict__
 
 
 def test_peft_adapters_by_row() -> None:

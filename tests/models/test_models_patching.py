@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -172,7 +173,7 @@ def test_what_is_left_alone_says_why() -> None:
     ]
     fasttx.unpatch(model)
     model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
-    model.forward = model.forward
+    model.forward = functools.partial(model.forward)  # accelerate's is one too
     report = fasttx.patch(model)
     assert "instance" in report.left_alone[0].reason and len(report.replaced) == 2 * A_LAYER + 2
 

@@ -35,7 +35,7 @@ def directory() -> Path:
 @pytest.fixture(scope="module")
 def batch() -> dict[str, Tensor]:
     words = (directory() / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    tokenizer = transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
+    tokenizer = transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True)
     encoded = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     assert tokenizer.unk_token_id not in encoded["input_ids"]
     return dict(encoded)

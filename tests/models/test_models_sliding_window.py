@@ -111,7 +111,10 @@ def modernbert() -> Any:
         global_attn_every_n_layers=2, local_attention=6, initializer_range=0.3,
         pad_token_id=0, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    return transformers.ModernBertForMaskedLM(config).eval()
+    model = transformers.ModernBertForMaskedLM(config).eval()
+    if not model._can_set_attn_implementation():
+        pytest.skip(f"ModernBERT of transformers {transformers.__version__} has attentions of its own, no registry")
+    return model
 
 
 def test_modernbert() -> None:

@@ -158,7 +158,7 @@ def test_peft_lora(when: str, tmp_path: Path) -> None:
 def saved_encoder(tmp_path: Path, cls: str) -> str:
     """A tiny model with a tokenizer that knows a few words, as a directory."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"the cat sat on a mat and dogs ran far away".split()]
-    tokenizer = transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
+    tokenizer = transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True)
     model = zoo.tiny_model(zoo.BERT, cls, pad_token_id=0, num_labels=1)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
