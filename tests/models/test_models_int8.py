@@ -66,7 +66,9 @@ def test_the_linear_layers_of_encoders(family) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", [zoo.BY_NAME[name] for name in ("BERT", "DistilBERT", "ALBERT", "MPNet", "DeBERTa", "ViT")], ids=str
+    "family",
+    [zoo.BY_NAME[name] for name in ("BERT", "DistilBERT", "ALBERT", "MPNet", "DeBERTa", "ViT")],
+    ids=lambda family: family.name,
 )
 @pytest.mark.parametrize("patch_first", [False, True])
 def test_before_and_after_the_patch(patch_first: bool, family: Family) -> None:
