@@ -48,10 +48,6 @@ fasttx::Dropout dropout_of(Address rng_state, Address row_index, bool row_index_
   };
 }
 
-fasttx::FloatArray floats(Address data, int dtype) {
-  return {.data = pointer(data), .dtype = static_cast<DType>(dtype)};
-}
-
 fasttx::SoftmaxMask softmax_mask(Address data, int dtype, const std::array<int64_t, 3>& sizes,
                                  const std::array<int64_t, 5>& strides) {
   fasttx::SoftmaxMask mask{.data = pointer(data), .dtype = static_cast<DType>(dtype), .sizes = {}, .strides = {}};
@@ -297,8 +293,8 @@ void cross_entropy_fwd(Address loss, Address lse, Address total_weight, Address 
       .partials = pointer<float>(partials),
       .logits = pointer(logits),
       .labels = pointer<const int64_t>(labels),
-      .probabilities = floats(probabilities, probabilities_dtype),
-      .weight = floats(weight, weight_dtype),
+      .probabilities = in(probabilities, probabilities_dtype),
+      .weight = in(weight, weight_dtype),
       .dtype = static_cast<DType>(dtype),
       .n_rows = n_rows,
       .n_cols = n_cols,
@@ -323,8 +319,8 @@ void cross_entropy_bwd(Address dlogits, Address dloss, Address logits, Address l
       .dloss = pointer<const float>(dloss),
       .logits = pointer(logits),
       .labels = pointer<const int64_t>(labels),
-      .probabilities = floats(probabilities, probabilities_dtype),
-      .weight = floats(weight, weight_dtype),
+      .probabilities = in(probabilities, probabilities_dtype),
+      .weight = in(weight, weight_dtype),
       .weight_sum = pointer<const float>(weight_sum),
       .lse = pointer<const float>(lse),
       .total_weight = pointer<const float>(total_weight),
@@ -350,9 +346,9 @@ void binary_cross_entropy_fwd(Address loss, Address partials, Address x, Address
       .loss = pointer<float>(loss),
       .partials = pointer<float>(partials),
       .x = pointer(x),
-      .target = floats(target, target_dtype),
-      .weight = {.values = floats(weight, weight_dtype), .period = weight_period},
-      .pos_weight = {.values = floats(pos_weight, pos_weight_dtype), .period = pos_weight_period},
+      .target = in(target, target_dtype),
+      .weight = {.values = in(weight, weight_dtype), .period = weight_period},
+      .pos_weight = {.values = in(pos_weight, pos_weight_dtype), .period = pos_weight_period},
       .dtype = static_cast<DType>(dtype),
       .n = n,
       .n_partials = n_partials,
@@ -370,9 +366,9 @@ void binary_cross_entropy_bwd(Address dx, Address dloss, Address x, Address targ
       .dx = pointer(dx),
       .dloss = pointer<const float>(dloss),
       .x = pointer(x),
-      .target = floats(target, target_dtype),
-      .weight = {.values = floats(weight, weight_dtype), .period = weight_period},
-      .pos_weight = {.values = floats(pos_weight, pos_weight_dtype), .period = pos_weight_period},
+      .target = in(target, target_dtype),
+      .weight = {.values = in(weight, weight_dtype), .period = weight_period},
+      .pos_weight = {.values = in(pos_weight, pos_weight_dtype), .period = pos_weight_period},
       .dtype = static_cast<DType>(dtype),
       .n = n,
       .one_dloss = one_dloss,

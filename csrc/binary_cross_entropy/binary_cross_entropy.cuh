@@ -14,7 +14,7 @@
 //   About 10 flop, an exponential and a logarithm (forward) or a reciprocal (backward) an element; x, y and the weights
 //   are read once, dx, or n losses, written once. Shared memory: 128 bytes.
 #pragma once
-#include "../common/float_array.cuh"
+#include "../common/elements.cuh"
 #include "../common/reductions.cuh"
 #include "../common/vectors.cuh"
 #include "binary_cross_entropy.h"

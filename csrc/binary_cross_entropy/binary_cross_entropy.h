@@ -3,13 +3,13 @@
 #pragma once
 #include <cstdint>
 
-#include "../common/float_array.h"
+#include "../common/types.h"
 
 namespace fasttx {
 
 // A weight of `period` elements, element i of which weighs i, i + period, ...; below 2^20, or as many as there are.
 struct RepeatedWeight {
-  FloatArray values;
+  In values;
   int64_t period;
 };
 
@@ -18,7 +18,7 @@ struct BinaryCrossEntropyFwdParams {
   float* loss;      // n of them, or one number where there are partials
   float* partials;  // workspace of n_partials floats for a mean or a sum, one for each block; nullptr: n losses
   const void* x;
-  FloatArray target;
+  In target;
   RepeatedWeight weight, pos_weight;
   DType dtype;  // of x
   int64_t n, n_partials;
@@ -29,7 +29,7 @@ struct BinaryCrossEntropyBwdParams {
   void* dx;
   const float* dloss;  // n of them, or one number
   const void* x;
-  FloatArray target;
+  In target;
   RepeatedWeight weight, pos_weight;
   DType dtype;
   int64_t n;

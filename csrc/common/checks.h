@@ -16,6 +16,12 @@ inline void require_float(DType dtype, const char* kernel) {
           "tensors must be float32, float16 or bfloat16");
 }
 
+// Of a tensor that may be absent; its type is not looked at then.
+inline void require_floats(const In& in, const char* kernel, const char* what) {
+  const bool floats = in.dtype == DType::kFloat32 || in.dtype == DType::kFloat16 || in.dtype == DType::kBFloat16;
+  require(in.data == nullptr || floats, kernel, what);
+}
+
 inline void check_dropout(const char* kernel, const Dropout& dropout) {
   require(dropout.threshold >= 0 && dropout.threshold <= 256, kernel, "threshold must lie in 0 .. 256");
 }

@@ -1,43 +1,11 @@
 // What one thread holds of a row that a group of threads keeps in registers: which columns, how they get there, and
 // which of them row-wise dropout keeps.
 #pragma once
-#include "dispatch.h"
+#include "elements.cuh"
 #include "row_dropout.cuh"
 #include "rows.cuh"
-#include "vectors.cuh"
 
 namespace fasttx {
-
-// f(Type<E>): E is T or, where T is Any, the element type that `dtype` names.
-template <class T, class F>
-FTX_DEVICE void with_element(DType dtype, F&& f) {
-  if constexpr (!std::is_same_v<T, Any>) {
-    f(Type<T>{});
-  } else if (dtype == DType::kFloat32) {
-    f(Type<float>{});
-  } else if (dtype == DType::kFloat16) {
-    f(Type<__half>{});
-  } else {
-    f(Type<__nv_bfloat16>{});  // launchers let no other through
-  }
-}
-
-// out = data[at .. at + kRun), 0 from `valid` on.
-template <class T, int kRun>
-FTX_DEVICE void load_run_of(const In& in, int64_t at, uint32_t valid, float* out) {
-  with_element<T>(in.dtype, [&](auto type) {
-    const auto* p = static_cast<const typename decltype(type)::type*>(in.data) + at;
-    load_run<kRun>(p, valid, is_vector_aligned(p), out);
-  });
-}
-
-template <class T, int kRun>
-FTX_DEVICE void store_run_of(const Out& out, int64_t at, uint32_t valid, const float* in) {
-  with_element<T>(out.dtype, [&](auto type) {
-    auto* p = static_cast<typename decltype(type)::type*>(out.data) + at;
-    store_run<kRun>(p, valid, is_vector_aligned(p), in);
-  });
-}
 
 constexpr int kRowRun = 8;  // 16 bytes of halves, side by side in a warp; half of a Philox call
 

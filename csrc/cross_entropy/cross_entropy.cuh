@@ -21,7 +21,7 @@
 //   Forward 4 flop an element and 1 + 1/16 exponentials, one read of x, and of q; backward 4 flop, one exponential, one
 //   read of x, one write of dx; q is read twice, the second time from L1 or L2. Shared memory: 128 bytes a reduction.
 #pragma once
-#include "../common/float_array.cuh"
+#include "../common/elements.cuh"
 #include "../common/online_sum.cuh"
 #include "../common/rows.cuh"
 #include "../common/vectors.cuh"
@@ -33,7 +33,7 @@ constexpr int kLossItems = 16;  // columns that a thread holds
 
 // t_j for probabilities, else w_j, of the columns of one row by their positions.
 struct Coefficients {
-  FloatArray weight, probabilities;
+  In weight, probabilities;
   int64_t weight_origin, origin;  // of position 0; elements before the row's first are not read
   float keep, per_class;
 

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../common/float_array.h"
+#include "../common/types.h"
 
 namespace fasttx {
 
@@ -14,9 +14,9 @@ struct CrossEntropyFwdParams {
   float* partials;      // workspace of n_partials >= 2 n_rows floats for a mean or a sum; nullptr: a loss for each row
   const void* logits;
   const int64_t* labels;
-  FloatArray probabilities;
-  FloatArray weight;  // contiguous
-  DType dtype;        // of the logits
+  In probabilities;
+  In weight;    // contiguous
+  DType dtype;  // of the logits
   int64_t n_rows, n_cols, stride_xm, stride_tm, n_partials;
   int64_t ignore_index;
   float smoothing;
@@ -28,8 +28,8 @@ struct CrossEntropyBwdParams {
   const float* dloss;  // rows at stride_dloss, 0 where the loss is one number
   const void* logits;
   const int64_t* labels;
-  FloatArray probabilities;
-  FloatArray weight;
+  In probabilities;
+  In weight;
   const float* weight_sum;  // for labels with weight and smoothing
   const float* lse;
   const float* total_weight;

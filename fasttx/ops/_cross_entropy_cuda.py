@@ -10,19 +10,16 @@ import torch
 from torch import Tensor
 
 from . import _cuda
+from ._cuda_rows import as_rows
 from .arguments import MEAN, NONE
-
-
-def _by_rows(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 def _common(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
 ) -> tuple[dict[str, Tensor | None], dict[str, torch.dtype], dict[str, Any]]:
     """Inputs, dtypes and numbers that both directions take. Without an array its dtype is not looked at."""
-    rows, probs = _by_rows(logits), target.is_floating_point()
-    target = _by_rows(target) if probs else target.contiguous()
+    rows, probs = as_rows(logits), target.is_floating_point()
+    target = as_rows(target) if probs else target.contiguous()
     weight = None if weight is None else weight.contiguous()
     inputs = {
         "logits": rows, "labels": None if probs else target, "probabilities": target if probs else None,
