@@ -77,7 +77,7 @@ test-pins: ## what depends on them most, with the oldest and the newest transfor
 	$(MAKE) test-pinned PINS=oldest
 	$(MAKE) test-pinned PINS=newest
 
-test-pinned: $(STAMP)
+test-pinned: $(STAMP) ## that selection with PINS=oldest or PINS=newest
 	$(PYTEST) -m "not slow" $(PINNED)
 
 test-all: lint types test test-slow test-pins aot package-check ## everything, a wheel, and the demo at tiny size: what .ci/run calls
