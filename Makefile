@@ -4,6 +4,7 @@
 #   PIP_ARGS=...         more arguments for pip install, e.g. --index-url of a mirror, or of PyTorch's CPU builds
 #   DEMO_ARGS=...        arguments for `make demo`, e.g. DEMO_ARGS="--tiny"
 #   MUTATE_ARGS=...      parts of names of mutations for `make mutate`;  SANITIZE_ARGS="--tool racecheck"
+#   PINS=oldest|newest   the versions of constraints/ in place of those of constraints.txt, in a .venv-oldest of their own
 #   PART=tests|bench     one part of `make gpu-check`;  OUT=dir  where it writes
 
 SHELL := bash
@@ -18,9 +19,11 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 # What gpu-check asks: a Python that was named, else each candidate; one that cannot make environments will do.
 AMBIENT := $(if $(filter file,$(origin PYTHON)),$(CANDIDATES),$(PYTHON))
 
-VENV := .venv
+PINS ?=
+VENV := .venv$(if $(PINS),-$(PINS))
 PY := $(VENV)/bin/python
-PIN := $(shell cat constraints.txt pyproject.toml setup.py buildsystem/*.py | cksum | cut -d ' ' -f 1)
+PIN_FILES := $(if $(PINS),constraints/$(PINS).txt) constraints.txt
+PIN := $(shell cat $(PIN_FILES) pyproject.toml setup.py buildsystem/*.py | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/installed-$(PIN)
 PIP := $(PY) -m pip --disable-pip-version-check install --no-compile $(PIP_ARGS)
 DEMO_ARGS ?=
@@ -35,7 +38,11 @@ WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(PY) -m pytest -n $(WORKERS)
 
-.PHONY: help venv demo test test-slow test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-check clean
+# What depends on transformers and on Triton most, for PINS.
+PINNED := $(addprefix tests/models/test_models_,$(addsuffix .py,attention embeddings padding_free padding_seen parity pretrained qkv \
+	sliding_window)) tests/ops/test_cross_entropy.py tests/ops/test_softmax.py
+
+.PHONY: help venv demo test test-slow test-pins test-pinned test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -43,14 +50,17 @@ help: ## this list
 venv: $(STAMP) ## .venv with fasttx (editable) and everything that the other targets use, at the pinned versions
 
 # torch goes first and alone: with a CUDA build comes its own Triton, and the pin below must not argue with it.
-$(STAMP): constraints.txt pyproject.toml setup.py $(wildcard buildsystem/*.py)
+$(STAMP): $(PIN_FILES) pyproject.toml setup.py $(wildcard buildsystem/*.py)
 	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.10 with venv and ensurepip found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "making $(VENV) with $(PYTHON) ($$($(PYTHON) --version))"
 	rm -f $(VENV)/installed-*
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PIP) -q "$$(grep '^torch==' constraints.txt)" "$$(grep '^numpy' constraints.txt)"
-	grep -v '^triton==' constraints.txt > $(VENV)/constraints.txt
-	if [ "$$(uname -s)" = Linux ] && ! $(PY) -c 'import triton' 2>/dev/null; then $(PIP) -q "$$(grep '^triton==' constraints.txt)"; fi
+	awk -F '[=<>]' 'FILENAME != "constraints.txt" {ours[$$1]} FILENAME != "constraints.txt" || !($$1 in ours)' $(PIN_FILES) > $(VENV)/pins.txt
+	grep '^torch==\|^numpy' $(VENV)/pins.txt > $(VENV)/first.txt
+	grep '^triton==' $(VENV)/pins.txt > $(VENV)/triton.txt
+	grep -v '^triton==' $(VENV)/pins.txt > $(VENV)/constraints.txt
+	$(PIP) -q -r $(VENV)/first.txt
+	if [ "$$(uname -s)" = Linux ] && ! $(PY) -c 'import torch; assert torch.version.cuda or torch.version.hip' 2>/dev/null; then $(PIP) -q -r $(VENV)/triton.txt; fi
 	FASTTX_CUDA=0 $(PIP) -q -c $(VENV)/constraints.txt -e '.[dev]'
 	touch $@
 
@@ -63,7 +73,14 @@ test: $(STAMP) ## the tests; without a GPU the Triton kernels run in Triton's in
 test-slow: $(STAMP) ## the slower cases alone
 	$(PYTEST) -m slow
 
-test-all: lint types test test-slow aot package-check ## everything, a wheel, and the demo at tiny size: what .ci/run calls
+test-pins: ## what depends on them most, with the oldest and the newest transformers and Triton that are supported
+	$(MAKE) test-pinned PINS=oldest
+	$(MAKE) test-pinned PINS=newest
+
+test-pinned: $(STAMP) ## that selection with PINS=oldest or PINS=newest
+	$(PYTEST) -m "not slow" $(PINNED)
+
+test-all: lint types test test-slow test-pins aot package-check ## everything, a wheel, and the demo at tiny size: what .ci/run calls
 	FASTTX_CUDA_ARCHS=90a $(PY) tests/scripts/wheel.py --local-nvcc --out $(VENV)/wheel
 	$(MAKE) demo DEMO_ARGS="--tiny --out $(VENV)/demo-tiny"
 
@@ -112,5 +129,5 @@ gpu-check: ## the tests and a short benchmark on the GPU of this machine
 	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $$py -m bench.gpu_check --out $(OUT) $(if $(PART),--part $(PART))
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) build dist fasttx.egg-info gpu-check-out sanitize-out demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-newest build dist fasttx.egg-info gpu-check-out sanitize-out demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

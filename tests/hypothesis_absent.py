@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import pytest
@@ -46,6 +47,7 @@ def install() -> None:
     """Makes ``from hypothesis import given, settings, strategies`` and the like work, and skip."""
     hypothesis = types.ModuleType("hypothesis")
     strategies = types.ModuleType("hypothesis.strategies")
+    hypothesis.__spec__ = ModuleSpec("hypothesis", None)  # find_spec, which torch._dynamo calls, raises without
     anything = _Anything()
     vars(hypothesis).update(
         given=_given, settings=_Settings(), strategies=strategies, assume=anything, example=_Settings(), note=anything,

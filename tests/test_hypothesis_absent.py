@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 FILE = """
+import importlib.util
 import hypothesis_absent
 hypothesis_absent.install()
+assert importlib.util.find_spec("hypothesis").origin is None  # torch._dynamo asks that
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -88,8 +88,9 @@ def test_rehearsal_of_the_benchmark(tmp_path: Path) -> None:
         assert (tmp_path / name).stat().st_size > 0
     with (tmp_path / "kernels.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {row["peer"] for row in rows} == {"fasttx[triton]", "eager", "torch.compile"}
-    assert all(row["device"] == "rehearsal" and float(row["median_ms"]) > 0 for row in rows)
+    assert {"fasttx[triton]", "eager", "torch.compile"} <= {row["peer"] for row in rows if row["median_ms"]}
+    assert all(row["device"] == "rehearsal" for row in rows)
+    assert all(row["median_ms"] or row["status"].startswith(("unavailable: ", "not timed: ")) for row in rows)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1 << 20  # small enough to commit
 
 

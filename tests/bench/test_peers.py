@@ -82,7 +82,8 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("liger_kernel", "cut_cross_entropy"):
+    roots = ("liger_kernel", "cut_cross_entropy")
+    for name in {*roots, *(name for name in sys.modules if name.partition(".")[0] in roots)}:
         monkeypatch.setitem(sys.modules, name, None)
 
 
