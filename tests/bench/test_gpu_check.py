@@ -144,6 +144,7 @@ def test_sleeps():
 """
 
 
+@pytest.mark.slow
 def test_the_deadline_ends_the_children_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that holds the output open would keep the whole run waiting after the deadline."""
     (tmp_path / "test_child.py").write_text(LEAVES_A_CHILD, encoding="utf-8")
@@ -215,6 +216,7 @@ def test_left_out(): pytest.skip("for a reason")
 """
 
 
+@pytest.mark.slow
 def test_plugin(tmp_path: Path) -> None:
     import json
 

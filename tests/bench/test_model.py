@@ -80,6 +80,7 @@ def test_a_batch_is_padded_to_its_longest_row() -> None:
 # -------------------------------------------------------------------------------------------------------------- rows
 
 
+@pytest.mark.slow
 def test_every_task_has_complete_rows(tmp_path: Path) -> None:
     rows = rehearse(tmp_path, EVERY_TASK, arms=FEW)
     with (tmp_path / "m.csv").open(encoding="utf-8") as file:
@@ -154,6 +155,7 @@ def test_a_comparison_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatc
     assert failed(rows[0]) and (tmp_path / "m.csv").read_text(encoding="utf-8").count("\n") == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", cases_.TASKS)
 def test_an_inexact_arm_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     """A weight that is off by a part in a thousand; a peer that errs keeps its times."""
@@ -178,6 +180,7 @@ def test_time_that_is_up(tmp_path: Path) -> None:
     assert {row["status"] for row in rows} == {"not run: time budget"} and not any(map(failed, rows))
 
 
+@pytest.mark.slow
 def test_max_autotune_is_for_full_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
     monkeypatch.setattr(bench.model, "compare", lambda *a: seen.update({a[0].lengths: [b.name for b in a[2]]}) or [])
@@ -187,6 +190,7 @@ def test_max_autotune_is_for_full_batches(tmp_path: Path, monkeypatch: pytest.Mo
     assert "fasttx + torch.compile" in seen["even"]
 
 
+@pytest.mark.slow
 def test_what_answers_a_target_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled arms of what matters come before what does not matter as much."""
     seen = []

@@ -48,6 +48,7 @@ def test_rows_are_complete(tmp_path: Path) -> None:
     assert not any(map(failed, rows))
 
 
+@pytest.mark.slow
 def test_a_single_request_of_ids(tmp_path: Path) -> None:
     """E3: every request of one length, also in eager attention and compiled; no order to choose."""
     rows = rehearse(tmp_path, IDS)
@@ -55,6 +56,7 @@ def test_a_single_request_of_ids(tmp_path: Path) -> None:
     assert all(row["status"] == "ok" and row["real"] == 1.0 and row["target"] == "E3" for row in rows)
 
 
+@pytest.mark.slow
 def test_an_arm_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def library(*_: Any) -> Any:
         raise RuntimeError("no such model\nand more")
@@ -84,6 +86,7 @@ def test_a_case_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert row["status"] == "RuntimeError: no requests" and failed(row)
 
 
+@pytest.mark.slow
 def test_an_inexact_arm_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Embeddings that are off by a part in ten thousand."""
     original = arms_.embedder

@@ -63,6 +63,7 @@ def test_copies_exceed_the_cache() -> None:
     assert copies_for(cpu, 1) == 64 and copies_for(cpu, 1 << 40) == 1
 
 
+@pytest.mark.slow
 def test_environment(device: torch.device) -> None:
     found = describe(device)
     assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__

@@ -38,10 +38,13 @@ PICKLED = ("BertModel", "RobertaForTokenClassification", "DistilBertForMaskedLM"
            "DeiTForImageClassification", "MPNetForMaskedLM", "ModernBertForQuestionAnswering")  # fmt: skip
 
 
-def test_pickle_in_another_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "classes", [PICKLED[:1], pytest.param(PICKLED[1:], marks=pytest.mark.slow)], ids=["BERT", "others"]
+)
+def test_pickle_in_another_process(classes: tuple[str, ...], tmp_path: Path) -> None:
     """Each saved alone, so that nothing but the pickle itself brings in what it needs."""
     saved = []
-    for family, cls in [c for c in zoo.CLASSES if c[1] in PICKLED]:
+    for family, cls in [c for c in zoo.CLASSES if c[1] in classes]:
         model, inputs = zoo.tiny_model(family, cls), zoo.inputs_for(family, cls)
         fasttx.patch(model, loss="hf")
         again = pickle.loads(pickle.dumps(model))

@@ -39,7 +39,13 @@ def expect_nothing_after(results: list[torch.Tensor], n_q: int, n_k: int) -> Non
 @pytest.mark.parametrize("tile", [None, Config(32, 32, 1, 1)], ids=["one-pass", "blocks"])
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize(
-    "options", [{}, {"dtype": BF16, "window": (-1, 0), "dropout_p": 0.2}, {"dim": 20, "dim_v": 40}], ids=str
+    "options",
+    [
+        {},
+        pytest.param({"dtype": BF16, "window": (-1, 0), "dropout_p": 0.2}, marks=pytest.mark.slow),
+        {"dim": 20, "dim_v": 40},
+    ],
+    ids=str,
 )
 def test_tokens_of_no_sequence_in_the_kernels(
     tile: Config | None, deterministic: bool, options: dict[str, Any], device: torch.device,

@@ -111,7 +111,7 @@ LENGTHS += [(2048, BF16), (2049, FP32), (4096, FP32), (8191, BF16), (8192, FP32)
 # lengths at which CUDA C++ takes other threads, and the last of them; 8-column runs whole and not; the longest row slow
 CUDA_LENGTHS = [(n, dtype) for n in (1, 7, 8, 9, 17, 512) for dtype in DTYPES]
 CUDA_LENGTHS += [(513, BF16), (768, torch.float16), (1024, FP32), (1025, BF16), (2047, FP32), (2056, BF16)]
-LENGTHS = [pytest.param("triton", *length) for length in LENGTHS]
+LENGTHS = [pytest.param("triton", n, dtype, marks=[pytest.mark.slow] * (n > 2049)) for n, dtype in LENGTHS]
 LENGTHS += [pytest.param("cuda", *length) for length in CUDA_LENGTHS]
 LENGTHS += [pytest.param("cuda", 8192, FP32, marks=pytest.mark.slow)]
 

@@ -125,7 +125,7 @@ LENGTHS += [(768, torch.float16), (2048, BF16), (2049, FP32), (4095, BF16), (409
 # lengths at which CUDA C++ takes other threads, forward or backward; 8-column runs whole and not; the longest row slow
 CUDA_LENGTHS = [(n, dtype) for n in (1, 7, 8, 9, 17, 384, 512, 513) for dtype in (FP32, BF16)]
 CUDA_LENGTHS += [(768, torch.float16), (1024, FP32), (1025, BF16), (2056, FP32)]
-LENGTHS = [pytest.param("triton", *length) for length in LENGTHS]
+LENGTHS = [pytest.param("triton", n, dtype, marks=[pytest.mark.slow] * (n > 2049)) for n, dtype in LENGTHS]
 LENGTHS += [pytest.param("cuda", *length) for length in CUDA_LENGTHS]
 LENGTHS += [pytest.param("cuda", 4096, BF16, marks=pytest.mark.slow)]
 
