@@ -113,6 +113,13 @@ def test_adapters_pass_everything_on(case: str, packages: None) -> None:
             assert accurate(peers[name]), name
 
 
+def test_gradients_start_from_rounded_numbers() -> None:
+    """The float64 reference is given the dout of the peer's dtype, else its rounding would widen every bound."""
+    x = torch.randn(9, 9).bfloat16()
+    judged = check_peer(Peer(lambda x: x * 1.0, (x,), exact=lambda x: x * 1.0))
+    assert judged is not None and judged[0] == 0.0
+
+
 def test_biases_are_named_where_a_peer_takes_none(packages: None) -> None:
     assert built(OTHERS["vocabulary with a bias"][0])["cut-cross-entropy"] == "takes no bias"
 

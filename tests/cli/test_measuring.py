@@ -47,7 +47,7 @@ def test_bench_kernels_on_a_cpu(tmp_path: Path) -> None:
     }  # fmt: skip
     for row in timed:
         assert row["status"] == "ok" and row["size"] == "check" and float(row["median_ms"]) > 0
-        assert row["torch"] == torch.__version__ and row["commit"]
+        assert row["torch"] == torch.__version__ and row["commit"] and row["liger-kernel"]
     ours = [row for row in rows if row["peer"] == "fasttx[torch]"]
     assert all(float(row["error"]) <= float(row["allowed"]) for row in ours)
 
@@ -79,6 +79,21 @@ def kernel_rows() -> list[dict[str, Any]]:
         for n in (128, 512)
         for peer, ratio in (("fasttx[triton]", 1.0), ("eager", 2.0))
     ]
+
+
+def test_plot_draws_steps_and_names_what_is_inexact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed: plots need fasttx[bench]")
+    drawn: list[list[str]] = []
+
+    def save(self: Any, path: Path, **options: Any) -> None:
+        drawn.append([text.get_text() for legend in self.axes[0].findobj() for text in getattr(legend, "texts", [])])
+
+    monkeypatch.setattr(figure.Figure, "savefig", save)
+    rows = [{**row, "direction": "step"} for row in kernel_rows()[:2]]
+    rows[1]["status"] = "inexact"
+    written = plots.draw(table(tmp_path / "kernels.csv", rows), tmp_path / "plots")
+    assert [path.name for path in written] == ["kernels-speed-up-step.png"]
+    assert "eager (inexact)" in drawn[0]
 
 
 def colours(path: Path) -> set[str]:
