@@ -1,6 +1,7 @@
 """torch.nn with fasttx inside: our modules under torch's names, and every other name straight from torch.nn.
 
-``import fasttx.nn as nn`` in place of ``import torch.nn as nn`` is the whole change.
+``import fasttx.nn as nn`` in place of ``import torch.nn as nn`` is the whole change; torch.nn's submodules can be imported
+from here, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .losses import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss
 from .multi_head import MultiheadAttention
 from .normalisation import DropoutAddLayerNorm, LayerNorm
 from .probabilities import LogSoftmax, Softmax
+from .submodules import install as _install
 from .transformer import TransformerEncoder, TransformerEncoderLayer
 from .vocabulary_loss import LinearCrossEntropyLoss
 
@@ -38,6 +40,8 @@ __all__ = [
     "TransformerEncoderLayer",
     "functional",
 ]
+
+_install()
 
 
 def __getattr__(name: str) -> Any:
