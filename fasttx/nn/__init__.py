@@ -1,7 +1,7 @@
 """torch.nn with fasttx inside: our modules under torch's names, and every other name straight from torch.nn.
 
-``import fasttx.nn as nn`` in place of ``import torch.nn as nn`` is the whole change; torch.nn's submodules can be imported
-from here, too.
+``import fasttx.nn as nn`` in place of ``import torch.nn as nn`` is the whole change; torch.nn's submodules can be
+imported from here, too.
 """
 
 from __future__ import annotations
