@@ -16,7 +16,7 @@ PASS_ON_THEIR_WINDOW = frozenset(("modernbert",))
 of tokens need say the same."""
 
 
-def _calls_the_interface(config: Any) -> bool:
+def calls_the_interface(config: Any) -> bool:
     """Whether transformers' modelling file of this configuration looks its attention up in the registry.
 
     Many families (MPNet, MegatronBERT, XGLM) have an attention of their own, and yet ask the registry for their masks.
@@ -46,7 +46,7 @@ def fasttx_mask(**arguments: Any) -> Tensor | None:
     )
     if padding_only and mask is None:
         return None
-    own = not _calls_the_interface(arguments.get("config"))
+    own = not calls_the_interface(arguments.get("config"))
     if padding_only and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[-1] == arguments["kv_length"]:
         return additive(mask, arguments.get("dtype", torch.float32)) if own else mask
     return eager_mask(**arguments) if own else sdpa_mask(**arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,13 +40,15 @@ def _needs_padding(kind: Kind, arguments: Mapping[str, Any]) -> bool:
     return graph_in_the_making(labels) or any_at_padding(labels, arguments)
 
 
-def _padded(model: Any, passes_on: bool, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The argument of a call that keeps the encoder's batch padded."""
+def _padded(model: Any, source: str, passes_on: bool, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The argument of a call that keeps the encoder's batch padded; `source` is transformers' modelling file."""
     mask = arguments.get("attention_mask")
     if passes_on:
         return {STAY_PADDED: True}
     if mask is None or mask.dim() != 2:
         return {}
+    if not hasattr(sys.modules[source], "create_bidirectional_mask"):  # transformers 5.0: it makes four dims of three
+        return {"attention_mask": mask[:, None, :].expand(-1, mask.shape[1], -1)}
     return {"attention_mask": additive(mask, model.dtype).expand(-1, -1, mask.shape[1], -1)}  # a mask of pairs
 
 
@@ -106,7 +109,7 @@ def replacement_class(
             if kind.per_token:
                 arguments["labels"] = without_padding(arguments["labels"], arguments)
         elif packs and patch.options.attention and patch.options.unpad and _needs_padding(kind, arguments):
-            replaced |= _padded(self, passes_on, arguments)
+            replaced |= _padded(self, original.__module__, passes_on, arguments)
         args = tuple(replaced.get(name, value) for name, value in zip(names, args))
         kwargs.update((name, value) for name, value in replaced.items() if name not in names[: len(args)])
         if (

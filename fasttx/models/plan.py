@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from . import albert, bert, data2vec, deberta, distilbert, electra, ernie, modernbert, mpnet, roberta, vit
+from .attention_masks import calls_the_interface
 from .expected import expected_backend
 from .family import Family
 from .heads import KINDS
@@ -118,7 +119,7 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
             option, what, why = _STAYS[_key(cls)]
             if getattr(options, option):
                 plan.report.rows.append(Row(name, what, None, "", why))
-        if _key(cls) in _ATTENTION and "config" not in module.__dict__:
+        if _key(cls) in _ATTENTION and not ("config" in module.__dict__ and calls_the_interface(module.config)):
             reason = f"transformers {transformers.__version__} builds it otherwise than the versions that fasttx knows"
             plan.report.rows.append(Row(name, cls.__name__, None, "", reason))
         elif _key(cls) in _ATTENTION:

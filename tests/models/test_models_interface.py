@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import importlib
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import model_zoo as zoo
 import pytest
 import torch
 import transformers
@@ -289,3 +291,20 @@ def test_patch_says_what_can_be_done(name: str, reason: str) -> None:
     assert not report.replaced and len(report.left_alone) == 1
     with pytest.raises(ValueError, match=reason):
         fasttx.patch(model, strict=True)
+
+
+@pytest.mark.parametrize("how", ["no registry", "no config"])
+def test_attention_of_an_older_transformers_is_left_alone(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5.0 looks ModernBERT's attention up in a table of its own, and gives ViT's no config."""
+    family = zoo.BY_NAME["ModernBERT" if how == "no registry" else "ViT"]
+    model = zoo.tiny_model(family, family.bare)
+    if how == "no registry":
+        monkeypatch.delattr(sys.modules[family.source], "ALL_ATTENTION_FUNCTIONS")
+    else:
+        for module in model.modules():
+            if type(module).__name__ == "ViTAttention":
+                del module.config
+    report = fasttx.patch(model)
+    left = [row for row in report.left_alone if row.reason.startswith(zoo.BUILT_OTHERWISE)]
+    assert len(left) == 2 and not [row for row in report.replaced if row.after == "attention: fasttx"]
+    assert zoo.attention_of(model) != "fasttx"
