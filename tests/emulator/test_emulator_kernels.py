@@ -103,7 +103,7 @@ BROKEN = {
     "the bound of a load": (
         "common/vectors.cuh",
         "i >= low && i < high ? to_float(p[i]) : other",
-        "to_float(p[i])",
+        "i >= low ? to_float(p[i]) : other",
         r"out of bounds: read",
     ),
     "the rows of a block": (
