@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .attention_masks import additive
 from .graphs import graph_in_the_making
-from .heads import KINDS, Call, Kind, LabelledCall
+from .head_call import Call, Kind, LabelledCall
+from .heads import KINDS
 from .hf_attention import refuse_lengths_alone
 from .labels import IGNORE, any_at_padding, check_given, without_padding
 from .mlm_head import VocabularyHead, full_head_reason, plain_linear

@@ -37,7 +37,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(rows.shape[0])
         return linear_cross_entropy_on(backend, rows, *rest)
 
-    monkeypatch.setattr("fasttx.models.heads.linear_cross_entropy_on", spy)
+    monkeypatch.setattr("fasttx.models.head_losses.linear_cross_entropy_on", spy)
     return counts
 
 

@@ -77,7 +77,7 @@ def test_the_loss_is_taken_without_logits(
         seen.append((rows.shape[0], weight is decoder.weight, bias is decoder.bias))
         return linear_cross_entropy_on(backend, rows, weight, target, bias)
 
-    monkeypatch.setattr("fasttx.models.heads.linear_cross_entropy_on", spy)
+    monkeypatch.setattr("fasttx.models.head_losses.linear_cross_entropy_on", spy)
     monkeypatch.setattr("fasttx.models.mlm_head.graph_in_the_making", lambda hidden: graph)
     fasttx.patch(model, backend="torch")
     before = LAUNCHES["linear_cross_entropy_fwd", "torch"]
