@@ -67,7 +67,7 @@ def test_the_linear_layers_of_encoders(family) -> None:
 
 @pytest.mark.parametrize(
     "family",
-    [zoo.BY_NAME[name] for name in ("BERT", "DistilBERT", "ALBERT", "MPNet", "DeBERTa", "ViT")],
+    [f for f in zoo.FAMILIES if f.name in ("BERT", "DistilBERT", "ALBERT", "MPNet", "DeBERTa", "ViT")],
     ids=lambda family: family.name,
 )
 @pytest.mark.parametrize("patch_first", [False, True])

@@ -50,6 +50,7 @@ def rows(report: Any, module: str) -> dict[str, str | None]:
 # -------------------------------------------------------------------------------------------------- what takes part
 
 
+@zoo.needs("ViT")
 def test_reports_name_the_parts_where_they_are() -> None:
     report = fasttx.patch(zoo.tiny_model(DISTILBERT, "DistilBertModel"))
     assert rows(report, "transformer") == {"padded batch": "real tokens only"}
@@ -146,6 +147,7 @@ def test_attention_dropout_reaches_the_kernel(monkeypatch: pytest.MonkeyPatch) -
 # ------------------------------------------------------------------------------------------------- what stays apart
 
 
+@zoo.needs("ViT")
 def test_another_version_of_transformers_may_build_attention_otherwise() -> None:
     """5.0 has a ViTAttention that holds the self-attention, of another class, and no config."""
     model = zoo.tiny_model(VIT, "ViTModel")

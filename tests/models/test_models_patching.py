@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import subprocess
 import sys
@@ -60,6 +61,12 @@ def test_unpatch_restores_the_same_objects(family: Family, cls: str) -> None:
     assert model.config is config and attention_of(model) == attention
 
 
+def test_only_an_old_transformers_has_families_that_are_left_out() -> None:
+    modelling = importlib.import_module("transformers.models.modernbert.modeling_modernbert")
+    assert zoo.FAMILIES == zoo.EVERY_FAMILY or not hasattr(modelling, "ALL_ATTENTION_FUNCTIONS")
+
+
+@zoo.needs("ModernBERT", "ViT", "DeiT")
 def test_every_class_that_supported_lists_exists() -> None:
     rows = fasttx.supported()
     torchs = [row["class"] for row in rows if row["family"] == "torch.nn"]

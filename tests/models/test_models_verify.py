@@ -58,6 +58,7 @@ def test_a_patched_model_is_right(family: Family, cls: str) -> None:
     assert json.loads(json.dumps(found.to_dict()))["ok"] is True
 
 
+@zoo.needs("ViT")
 def test_probabilities_that_modules_hold_as_numbers_are_zero_too() -> None:
     model, inputs = patched("ViTModel", family=zoo.BY_NAME["ViT"]), zoo.inputs_for(zoo.BY_NAME["ViT"], "ViTModel")
     attention, seen = model.layers[0].attention, set()
