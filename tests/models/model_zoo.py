@@ -103,7 +103,7 @@ def known(family: Family) -> bool:
     return not any(row.reason.startswith(BUILT_OTHERWISE) for row in report.left_alone)
 
 
-FAMILIES = [family for family in EVERY_FAMILY if known(family)]
+FAMILIES = tuple(family for family in EVERY_FAMILY if known(family))
 BERT = FAMILIES[0]
 BY_NAME = {family.name: family for family in EVERY_FAMILY}
 TEXT_FAMILIES = [family for family in FAMILIES if family.model_type not in IMAGES]
