@@ -50,6 +50,7 @@ EMBEDDING = op_tests("embedding_layer_norm", "test_embedding_layer_norm")
 INT8 = op_tests("int8_linear", "test_int8_linear")
 QUANTIZE = op_tests("quantize_per_token", "test_quantize_per_token")
 RACES = ("tests/emulator/test_emulator_kernels.py", "-m", "not slow")
+RACES_OF_ROWS = ("tests/emulator/test_emulator_rows.py", "-m", "not slow")
 
 TRITON = [
     Mutation(
@@ -230,7 +231,7 @@ CUDA = [
         "csrc/common/column_sum.cuh",
         "  __syncthreads();  // sums: written by each warp, read by the first\n",
         "",
-        RACES,
+        RACES_OF_ROWS,
     ),
     Mutation(
         "csrc/common/column_sum.cuh", "for (int w = 1; w < kSumWarps; w++)", "for (int w = 2; w < kSumWarps; w++)", GELU
@@ -245,7 +246,7 @@ CUDA = [
         "csrc/common/layer_norm.cuh",
         "    __syncthreads();  // shared: written by group `turn`, read by the next\n",
         "",
-        RACES,
+        RACES_OF_ROWS,
     ),
     Mutation("csrc/softmax/softmax.cuh", "o[i] * (d[i] - total)", "o[i] * d[i]", SOFTMAX),
     Mutation(
@@ -295,7 +296,7 @@ CUDA = [
         "csrc/bias_gelu/bias_gelu.cuh",
         "  __syncthreads();  // sums: written by every thread, read by the first group\n",
         "",
-        RACES,
+        RACES_OF_ROWS,
     ),
     Mutation("csrc/bias_gelu/bias_gelu.cuh", "      drop(p.dropout, row, at.col, dx[r]);\n", "", GELU),
     Mutation(
