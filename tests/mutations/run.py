@@ -54,7 +54,13 @@ def run_tests(tree: Path, tests: tuple[str, ...]) -> tuple[int | None, str]:
     except subprocess.TimeoutExpired:
         return None, f"took more than {LIMIT} s"
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    lines.sort(key=lambda line: line.startswith("FAILED"))  # last, and returned, if there is one
     return done.returncode, (lines or done.stdout.splitlines() or [done.stderr.strip()])[-1]
+
+
+def is_noticed(status: int | None, why: str) -> bool:
+    """Whether a test failed. Where there are errors alone the fault did not compile, say, and proves nothing."""
+    return status is None or (status == RED and why.startswith("FAILED"))
 
 
 def mutated(tree: Path, mutation: Mutation) -> tuple[int | None, str]:
@@ -98,7 +104,7 @@ def main() -> int:
                 wrong.append(f"not green without a fault: {' '.join(tests)}: {why}")
         if not wrong:
             for mutation, (status, why, seconds) in zip(chosen, pool.map(lambda m: borrow(mutated, m), chosen)):
-                noticed = status in (RED, None)
+                noticed = is_noticed(status, why)
                 print(
                     f"{seconds:6.0f} s  {'noticed' if noticed else 'MISSED'}  {mutation.name}\n{'':10}{why}", flush=True
                 )

@@ -44,10 +44,19 @@ def tree(tmp_path):
 def test_a_fault_that_a_test_sees_is_noticed_and_taken_back(tree):
     before = (tree / "answer.py").read_text()
     status, why = run.mutated(tree, Mutation("answer.py", "6 * 7", "6 * 9", ("test_answer.py",)))
-    assert status == run.RED and "test_it" in why
+    assert status == run.RED and "test_it" in why and run.is_noticed(status, why)
     assert (tree / "answer.py").read_text() == before
     status, _ = run.mutated(tree, Mutation("answer.py", "UNUSED = 1", "UNUSED = 2", ("test_answer.py",)))
-    assert status == run.GREEN
+    assert status == run.GREEN and not run.is_noticed(status, _)
+
+
+def test_a_fault_that_does_not_build_proves_nothing(tree):
+    (tree / "test_answer.py").write_text(
+        "import answer\nimport pytest\n\n\n@pytest.fixture\ndef built():\n    assert answer.ANSWER == 42\n\n\n"
+        "def test_it(built):\n    pass\n"
+    )
+    status, why = run.mutated(tree, Mutation("answer.py", "6 * 7", "6 * 9", ("test_answer.py",)))
+    assert status == run.RED and why.startswith("ERROR") and not run.is_noticed(status, why)
 
 
 def test_tests_that_do_not_exist_are_no_answer(tree):
