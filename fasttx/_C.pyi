@@ -1,4 +1,4 @@
-"""The compiled kernels (csrc/bindings.cpp). Addresses and streams are integers, 0 for none."""
+"""The compiled kernels (csrc/bindings). Addresses and streams are integers, 0 for none."""
 
 ARCHS: str
 DTYPES: dict[str, int]
