@@ -8,19 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops.guard_bytes import surrounded
 from ops.test_dropout_add_layer_norm import BACKENDS, DTYPES, FP32, NAN, WRITTEN, hold, state_on, tensors_for
 
 from fasttx.kernels import dropout_add_layer_norm as kernels
 from fasttx.ops import _dropout_add_layer_norm_cuda
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in rows beyond the tensor
-
-
-def surrounded(shape, fill, device, offset=24):
-    """A contiguous float32 tensor of `shape`, and the buffer of `fill` that it lies in."""
-    numel = math.prod(shape)
-    buffer = torch.full((numel + 2 * offset,), fill, device=device)
-    return buffer[offset : offset + numel].view(shape), buffer
 
 
 @pytest.mark.parametrize("kernels", [kernels, _dropout_add_layer_norm_cuda], ids=WRITTEN)

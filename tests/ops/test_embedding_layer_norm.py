@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops.guard_bytes import surrounded
 from ops.test_row_dropout import numpy_keep
 
 from fasttx.ops import _embedding_layer_norm_cuda, _row_dropout
@@ -303,13 +304,6 @@ def test_numbered_rows_drop_the_same_packed_and_padded(device, backend, index_dt
 
 
 # --------------------------------------------------------------------------------------------------- memory, bits
-
-
-def surrounded(shape, fill, device, offset=24):
-    """A contiguous float32 tensor of `shape`, and the buffer of `fill` that it lies in."""
-    numel = math.prod(shape)
-    buffer = torch.full((numel + 2 * offset,), fill, device=device)
-    return buffer[offset : offset + numel].view(shape), buffer
 
 
 @pytest.mark.parametrize("kernels", [kernels, _embedding_layer_norm_cuda], ids=WRITTEN)

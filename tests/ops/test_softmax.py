@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops.guard_bytes import surrounded
 
 from fasttx.ops import _row_dropout, _softmax_cuda
 from fasttx.ops import softmax as op
@@ -246,25 +247,18 @@ def test_the_dropout_mask_does_not_depend_on_the_tile(device, backend):
 # --------------------------------------------------------------------------------------------------- memory, bits
 
 
-def surrounded(shape, dtype, device, fill, offset=24):
-    """A contiguous tensor of `shape`, and the buffer of `fill` that it lies in."""
-    numel = math.prod(shape)
-    buffer = torch.full((numel + 2 * offset,), fill, dtype=dtype, device=device)
-    return buffer[offset : offset + numel].view(shape), buffer
-
-
 @pytest.mark.parametrize("n_cols", [13, 1025, 33001])
 @pytest.mark.parametrize("p", [0.0, 0.5])
 @pytest.mark.parametrize("launchers", [kernels, _softmax_cuda], ids=WRITTEN)
 def test_nothing_outside_of_the_tensors_is_read_or_written(device, launchers, n_cols, p):
-    x, _ = surrounded((3, n_cols), torch.float32, device, NAN)
-    dout, _ = surrounded((3, n_cols), torch.float32, device, NAN)
+    x, _ = surrounded((3, n_cols), NAN, device)
+    dout, _ = surrounded((3, n_cols), NAN, device)
     x.normal_(), dout.normal_()
-    mask, _ = surrounded((1, n_cols), torch.float32, device, NAN)
+    mask, _ = surrounded((1, n_cols), NAN, device)
     mask.zero_()
     state = torch.tensor([1, 2], device=device) if p else None
-    out, out_buffer = surrounded((3, n_cols), torch.float32, device, 7.0)
-    dx, dx_buffer = surrounded((3, n_cols), torch.float32, device, 7.0)
+    out, out_buffer = surrounded((3, n_cols), 7.0, device)
+    dx, dx_buffer = surrounded((3, n_cols), 7.0, device)
     out.fill_(NAN), dx.fill_(NAN)
     launchers.softmax_fwd(out, x, mask, state, 1.0, p, False)
     launchers.softmax_bwd(dx, dout, x if p else out, mask, state, 1.0, p, False)
