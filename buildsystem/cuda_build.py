@@ -166,16 +166,17 @@ def build(target: Path, folder: Path) -> None:
     toolkit, names = find_toolkit(), archs()
     assert toolkit is not None
     headers = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cuh"))
+    of_kernels = [p for p in headers if p.parent.name != "bindings"]
     bindings = [
         str(compiler()), "-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DFASTTX_MODULE=_C",
         f'-DFASTTX_ARCHS="{",".join(names)}"', f"-I{CSRC}", "-isystem", str(pybind11_headers()),
         f"-I{sysconfig.get_paths()['include']}", "-c", str(CSRC / "bindings.cpp"),
     ]  # fmt: skip
-    jobs = [(bindings, CSRC / "bindings.cpp")]
-    jobs += [(kernel_command(toolkit, source, names), source) for source in sorted(CSRC.glob("*/*.cu"))]
+    jobs = [(bindings, [CSRC / "bindings.cpp", *headers])]
+    jobs += [(kernel_command(toolkit, source, names), [source, *of_kernels]) for source in sorted(CSRC.glob("*/*.cu"))]
     workers = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
     with ThreadPoolExecutor(workers) as pool:
-        made = list(pool.map(lambda job: made_once(job[0], [job[1], *headers], folder, f"{job[1].stem}.o"), jobs))
+        made = list(pool.map(lambda job: made_once(*job, folder, f"{job[1][0].stem}.o"), jobs))
     link = [str(compiler()), "-shared", "-Wl,--exclude-libs,ALL", *map(str, made), str(toolkit.cudart)]
     module = made_once([*link, "-ldl", "-lrt", "-lpthread"], made, folder, "_C.so")
     target.parent.mkdir(parents=True, exist_ok=True)

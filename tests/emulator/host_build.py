@@ -68,8 +68,9 @@ def _flags(*more: str) -> list[str]:
 
 
 def inputs(source: Path) -> list[Path]:
-    """The source and every header of ours: a superset of what it includes."""
+    """The source and every header of ours, those of the bindings for them alone: a superset of what it includes."""
     headers = [p for folder in (ROOT / "csrc", HERE) for p in folder.rglob("*") if p.suffix in (".h", ".cuh")]
+    headers = [p for p in headers if source == BINDINGS or p.parent.name != "bindings"]
     return [source, HERE / "include" / "nv" / "target", *sorted(headers)]
 
 
