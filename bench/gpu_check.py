@@ -197,18 +197,22 @@ def run_bench(out: Path, log: Log, minutes: float, rehearsal: bool, only: str = 
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which any of the next lines may do
     import torch
 
+    from fasttx.ops import _cuda
+
     from . import arms, compiled, host, kernels, model, serving
 
     if rehearsal:
         kernels.rehearse()
     device = torch.device("cpu" if rehearsal else "cuda")
     begun = time.monotonic()
+    beside = ("cuda",) if _cuda.built_for() is not None and not rehearsal else ()
     rows, left = kernels.run(
-        device, out / "kernels.csv", only=only, rehearsal=rehearsal, deadline=begun + 0.5 * minutes * 60, say=log
-    )
+        device, out / "kernels.csv", only=only, rehearsal=rehearsal, deadline=begun + 0.5 * minutes * 60, say=log,
+        beside=beside,
+    )  # fmt: skip
     if left:
         log(f"bench: no time for the workloads {', '.join(left)}")
-    bad = sum(row.peer.startswith("fasttx") and row.status != "ok" for row in rows)
+    bad = sum(map(kernels.failed, rows))
     soon = [arm for arm in arms.ARMS if arm.mode != "max-autotune"]  # minutes of compilation a model
     models = model.run(
         device, out / "model.csv", arms=soon, rehearsal=rehearsal, deadline=begun + 0.75 * minutes * 60, say=log

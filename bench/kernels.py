@@ -1,12 +1,14 @@
 """Every op on its workloads: accuracy first, then its time beside its peers' (bench/peers.py), one CSV row each.
 
-    python -m bench.kernels [--only NAME] [--out FILE] [--backend triton] [--device cpu] [--quick]
+    python -m bench.kernels [--only NAME] [--out FILE] [--backend triton] [--beside cuda] [--device cpu] [--quick]
 
 On a GPU the Triton kernels at full size; on a CPU PyTorch's operators as fasttx composes them, at the size that the
 accuracy is checked at, few rows or heads ("check" in the column `size`): what a call costs there, not what kernels do.
-A row whose accuracy check failed has no time: a speed without a right result does not count.  A peer that computes
-something else, or with more than twice the error of plain PyTorch, is timed, as it is what people use, and its status
-says "inexact" with the error beside it.  One that cannot run is a row with the reason.
+A row whose accuracy check failed has no time: a speed without a right result does not count.  `--beside` checks and
+times another backend of ours in the same turns.  Where memory decides, the peer "device copy" moves as many bytes as
+the op must: its `ratio` is the share of the copy rate that we reach.  A peer that computes something else, or with more
+than twice the error of plain PyTorch, is timed, as it is what people use, and its status says "inexact" with the error
+beside it.  One that cannot run is a row with the reason.
 """
 
 from __future__ import annotations
@@ -18,20 +20,22 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch._functorch.config as functorch_config
-from torch import Tensor
 
 from fasttx.cli.cases import load_ops
 from fasttx.ops.registry import Op
 
-from .accuracy import as_tuple, backward_arguments, call_op, check, check_peer, random_dout
-from .peers import Peer
+from .accuracy import backward_arguments, call_op, check, random_dout
+from .kernel_calls import copy_call, our_calls, peer_calls, reason_of
 from .table import Watch, unwatched, write
 from .timer import Call, bytes_of, copies_for, interleaved
-from .workloads import Case, Workload, select
+from .workloads import Workload, select
+
+BACKENDS = ("triton", "cuda", "torch")
+OF_PRODUCTS = ("attention", "linear_cross_entropy", "int8_linear")
+"""Ops that tensor cores decide; all others are held to the rate of a device copy."""
 
 
 @dataclass
@@ -60,102 +64,9 @@ class Row:
     ratio: float | str = ""
 
 
-# -------------------------------------------------------------------------------------------------------- times
-
-
-def _reason(problem: Exception) -> str:
-    return f"unavailable: {(str(problem).strip().splitlines() or [type(problem).__name__])[0][:100]}"
-
-
-def _peer_calls(peers: list[Peer], compile_backend: str, directions: Collection[str]) -> dict[str, Call | str]:
-    """Direction -> call over one peer's copies, or why that direction is not timed.
-
-    Raises:
-        Exception: whatever the peer's forward raises.
-    """
-    fn: Callable[..., Tensor] = peers[0].fn
-    if peers[0].compiled:
-        torch._dynamo.reset()
-        fn = torch.compile(fn, dynamic=False, backend=compile_backend)
-    early = peers[0].early_gradient
-    inputs = [[x.clone() if early else x.detach() for x in peer.inputs] for peer in peers]
-
-    def forward(slot: int) -> object:
-        with torch.no_grad():
-            return fn(*inputs[slot])
-
-    forward(0)
-    calls: dict[str, Call | str] = {"fwd": forward}
-    if "bwd" not in directions:
-        return calls
-    leaves = [[x.detach().requires_grad_() for x in xs] for xs in inputs]
-
-    def step(slot: int) -> object:
-        out = fn(*leaves[slot])
-        return torch.autograd.grad(out, leaves[slot], torch.ones_like(out))
-
-    if "step" in directions:
-        calls["step"] = step
-    if early:
-        return calls | {"bwd": "not timed: its gradient is made in forward; the row of `step` has both"}
-    try:
-        outs = [fn(*x) for x in leaves]
-        douts = [random_dout((out,), 1) for out in outs]
-
-        def backward(slot: int) -> object:
-            return torch.autograd.grad(outs[slot], leaves[slot], douts[slot], retain_graph=True)
-
-        backward(0)
-    except Exception as problem:  # an inference kernel: its forward still counts
-        return calls | {"bwd": _reason(problem), "step": _reason(problem)}
-    return calls | {"bwd": backward}
-
-
-def _our_calls(op: Op, cases: list[Case], backend: str) -> dict[str, Call | str]:
-    fwd = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
-    calls: dict[str, Call | str] = {"fwd": lambda slot: fwd(*cases[slot].args, backend)}
-    if op.bwd is None:
-        fwd(*cases[0].args, backend)
-        return calls
-    bwd = getattr(torch.ops.fasttx, f"{op.name}_bwd").default
-    outputs = [as_tuple(fwd(*case.args, backend)) for case in cases]
-    douts = [random_dout(outs, 1) for outs in outputs]
-    back = [
-        backward_arguments(op.name, case.args, outs, dout)
-        for case, outs, dout in zip(cases, outputs, douts, strict=True)
-    ]
-
-    def step(slot: int) -> object:
-        case = cases[slot]
-        outs = as_tuple(fwd(*case.args, backend))
-        return bwd(*backward_arguments(op.name, case.args, outs, douts[slot]), backend)
-
-    return calls | {"bwd": lambda slot: bwd(*back[slot], backend), "step": step}
-
-
-def _peers(
-    workload: Workload, cases: list[Case], device: torch.device, rehearsal: bool, quick: bool,
-    directions: Collection[str],
-) -> tuple[dict[str, dict[str, Call | str]], dict[str, tuple[float, float]]]:  # fmt: skip
-    """By name, the calls or reasons of every peer by direction, and (error, allowed) of those that can be compared."""
-    calls: dict[str, dict[str, Call | str]] = {}
-    errors: dict[str, tuple[float, float]] = {}
-    small = workload.build(device, "tiny" if rehearsal else "check", 0).peers
-    for name, peer in cases[0].peers.items():
-        if isinstance(peer, str):
-            calls[name] = dict.fromkeys(directions, f"unavailable: {peer}")
-        elif quick and peer.compiled:
-            calls[name] = dict.fromkeys(directions, "not run: --quick compiles nothing")
-        else:
-            try:
-                judged = check_peer(cast(Peer, small[name]))
-                if judged is not None:
-                    errors[name] = judged
-                copies = [cast(Peer, case.peers[name]) for case in cases]
-                calls[name] = _peer_calls(copies, "aot_eager" if rehearsal else "inductor", directions)
-            except Exception as problem:  # an SDPA backend that does not take this call, a package that fails here
-                calls[name] = dict.fromkeys(directions, _reason(problem))
-    return calls, errors
+def failed(row: Row) -> bool:
+    """Whether it is a row of ours that ought to have a time; a backend beside may have no kernel for an op."""
+    return row.peer.startswith("fasttx") and not row.status.startswith(("ok", "not ", "unavailable: "))
 
 
 def _place(device: torch.device, rehearsal: bool) -> str:
@@ -163,31 +74,61 @@ def _place(device: torch.device, rehearsal: bool) -> str:
     return "rehearsal" if rehearsal else torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def _check_all(
+    workload: Workload, op: Op, device: torch.device, size: str, backends: Collection[str]
+) -> dict[str, dict[str, tuple[float, float]] | str]:
+    """For each backend (error, allowed) by direction, or why it is not checked. The first must run."""
+    found: dict[str, dict[str, tuple[float, float]] | str] = {}
+    for i, backend in enumerate(backends):
+        if workload.dropout and backend == "torch":
+            found[backend] = "not compared: the torch backend draws masks of its own"
+            continue
+        try:
+            found[backend] = check(workload, op, device, size, backend)
+        except Exception as problem:  # a backend beside that has no kernel for this op, or not for this call
+            if i == 0:
+                raise
+            found[backend] = reason_of(problem)
+    return found
+
+
 def measure(
-    workload: Workload, device: torch.device, backend: str, rehearsal: bool, hot: bool, quick: bool = False
-) -> Iterator[Row]:
+    workload: Workload, device: torch.device, backend: str, rehearsal: bool, hot: bool, quick: bool = False,
+    beside: Collection[str] = (),
+) -> Iterator[Row]:  # fmt: skip
     """Checks and times one workload; yields its rows."""
     op = load_ops()[workload.op]
     size = "tiny" if rehearsal else "full" if device.type == "cuda" else "check"
-    if workload.dropout and backend == "torch":
-        reason = "not compared: the torch backend draws masks of its own"
-        yield Row(workload.name, "", "", _place(device, rehearsal), "fasttx[torch]", size, "", reason)
-        return
-    errors = check(workload, op, device, "tiny" if rehearsal else "check", backend)
+    dtype, place = "", _place(device, rehearsal)
+
+    def row(direction: str, peer: str, inputs: str, status: str = "ok") -> Row:
+        return Row(workload.name, direction, dtype, place, peer, size, inputs, status)
+
+    checked = _check_all(workload, op, device, "tiny" if rehearsal else "check", dict.fromkeys((backend, *beside)))
     first = workload.build(device, size, 0)
-    dtype = str(first.args[0].dtype).removeprefix("torch.")
-    ours, place = f"fasttx[{backend}]", _place(device, rehearsal)
-    wrong = [d for d, (found, allowed) in errors.items() if not found <= allowed]
-    if wrong:
-        for direction, (found, allowed) in errors.items():
+    errors: dict[str, tuple[dict[str, tuple[float, float]], bool]] = {}  # by name, and whether all are right
+    for each, found in checked.items():
+        name = f"fasttx[{each}]"
+        if isinstance(found, str):
+            yield row("", name, "", found)
+            continue
+        dtype = str(first.args[0].dtype).removeprefix("torch.")
+        wrong = [d for d, (error, allowed) in found.items() if not error <= allowed]
+        errors[name] = found, not wrong
+        for direction in found if wrong else ():
             status = "wrong" if direction in wrong else "not timed: the other direction is wrong"
-            yield Row(workload.name, direction, dtype, place, ours, size, "", status, found, allowed)
+            bad = row(direction, name, "", status)
+            bad.error, bad.allowed = found[direction]
+            yield bad
+    ours = f"fasttx[{backend}]"
+    if ours not in errors or not errors[ours][1]:
         return
     copies = 2 if rehearsal or device.type == "cpu" else copies_for(device, bytes_of(*first.args), limit=8)
     cases = [first, *(workload.build(device, size, i) for i in range(1, copies))]
     directions = [*op.halves, "step"] if first.step else list(op.halves)
-    peers, peer_errors = _peers(workload, cases, device, rehearsal, quick, directions)
-    calls = {ours: _our_calls(op, cases, backend)} | peers
+    peers, peer_errors = peer_calls(workload, cases, device, rehearsal, quick, directions)
+    right = [name for name, (_, good) in errors.items() if good]
+    calls = {name: our_calls(op, cases, name[len("fasttx[") : -1]) for name in right} | peers
     forward = first.args
     outputs = call_op(op, "fwd", forward, backend)
     costs = {"fwd": op.fwd.cost(*forward)}
@@ -195,8 +136,11 @@ def measure(
         costs["bwd"] = op.bwd.cost(*backward_arguments(op.name, forward, outputs, random_dout(outputs, 1)))
         costs["step"] = (costs["fwd"][0] + costs["bwd"][0], costs["fwd"][1] + costs["bwd"][1])
     for direction in directions:
-        found = {name: by_direction[direction] for name, by_direction in calls.items()}
-        timed = {name: call for name, call in found.items() if not isinstance(call, str)}
+        flop, nbytes = costs[direction]
+        all_calls: dict[str, Call | str] = {name: by_direction[direction] for name, by_direction in calls.items()}
+        if op.name not in OF_PRODUCTS:
+            all_calls["device copy"] = copy_call(nbytes, device, copies)
+        timed = {name: call for name, call in all_calls.items() if not isinstance(call, str)}
         for inputs, n in (("cold", copies), ("hot", 1)):
             if inputs == "hot" and not hot:
                 continue
@@ -204,27 +148,28 @@ def measure(
                 timed, device, rounds=2 if rehearsal else 3 if quick else 11, copies=n,
                 batch_ms=0.1 if rehearsal else 4, seconds=20.0,
             )  # fmt: skip
-            flop, nbytes = costs[direction]
             for name, t in timings.items():
-                row = Row(workload.name, direction, dtype, place, name, size, inputs)
+                new = row(direction, name, inputs)
                 if name in peer_errors:
-                    row.error, row.allowed = peer_errors[name]
-                    row.status = "ok" if row.error <= row.allowed else "inexact"
-                elif name == ours and direction in errors:
-                    row.error, row.allowed = errors[direction]
-                row.median_ms, row.low_ms, row.high_ms, row.wall_ms = t.median, t.low, t.high, t.wall
-                row.tflops, row.GBps = flop / t.median / 1e9, nbytes / t.median / 1e6
-                row.ratio = t.median / timings[ours].median
-                yield row
-        for name, reason in found.items():
+                    new.error, new.allowed = peer_errors[name]
+                    new.status = "ok" if new.error <= new.allowed else "inexact"
+                elif name in errors and direction in errors[name][0]:
+                    new.error, new.allowed = errors[name][0][direction]
+                new.median_ms, new.low_ms, new.high_ms, new.wall_ms = t.median, t.low, t.high, t.wall
+                new.tflops, new.GBps = flop / t.median / 1e9, nbytes / t.median / 1e6
+                if name == "device copy":
+                    new.tflops = ""
+                new.ratio = t.median / timings[ours].median
+                yield new
+        for name, reason in all_calls.items():
             if isinstance(reason, str):
-                yield Row(workload.name, direction, dtype, place, name, size, "", reason)
+                yield row(direction, name, "", reason)
 
 
 def run(
     device: torch.device, out: Path, *, only: str = "", backend: str = "triton", rehearsal: bool = False,
     hot: bool = False, deadline: float | None = None, say: Callable[[str], None] = print, quick: bool = False,
-    watch: Watch[Workload] = unwatched,
+    watch: Watch[Workload] = unwatched, beside: Collection[str] = (),
 ) -> tuple[list[Row], list[str]]:  # fmt: skip
     """Measures the workloads in order, writes `out` after each; `quick`: the first of each op, without compiled peers.
 
@@ -242,7 +187,7 @@ def run(
             continue
         begun = time.monotonic()
         try:
-            new = list(measure(workload, device, backend, rehearsal, hot, quick))
+            new = list(measure(workload, device, backend, rehearsal, hot, quick, beside))
         except Exception as problem:  # a workload that cannot run is a row, and the others still run
             text = (str(problem).strip().splitlines() or [""])[0][:160]
             new = [
@@ -272,7 +217,8 @@ def main(arguments: list[str] | None = None, watch: Watch[Workload] = unwatched)
     parser.add_argument("--only", default="", help="part of a workload's name")
     parser.add_argument("--out", type=Path, default=Path("kernels.csv"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--backend", choices=("triton", "cuda", "torch"), help="triton on a GPU, torch on a CPU")
+    parser.add_argument("--backend", choices=BACKENDS, help="triton on a GPU, torch on a CPU")
+    parser.add_argument("--beside", choices=BACKENDS, nargs="+", default=(), help="backends timed in the same turns")
     parser.add_argument("--hot", action="store_true", help="time on cached inputs as well")
     parser.add_argument("--quick", action="store_true", help="one workload an op, three rounds, no torch.compile")
     parser.add_argument("--cpu-rehearsal", action="store_true", help="tiny sizes, Triton's interpreter: no figures")
@@ -285,9 +231,9 @@ def main(arguments: list[str] | None = None, watch: Watch[Workload] = unwatched)
         rehearse()
     rows, _ = run(
         device, options.out, only=options.only, backend=backend, rehearsal=options.cpu_rehearsal, hot=options.hot,
-        quick=options.quick, watch=watch,
+        quick=options.quick, watch=watch, beside=options.beside,
     )  # fmt: skip
-    return int(any(row.peer.startswith("fasttx") and not row.status.startswith(("ok", "not ")) for row in rows))
+    return int(any(map(failed, rows)))
 
 
 def rehearse() -> None:

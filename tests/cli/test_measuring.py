@@ -40,7 +40,7 @@ def test_bench_kernels_on_a_cpu(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     timed = [row for row in rows if row["median_ms"]]
     assert {(row["peer"], row["direction"]) for row in timed} == {
-        (peer, direction) for peer in ("fasttx[torch]", "eager") for direction in ("fwd", "bwd")
+        (peer, direction) for peer in ("fasttx[torch]", "eager", "device copy") for direction in ("fwd", "bwd")
     }
     assert {row["peer"] for row in rows if row["status"].startswith(("not run", "unavailable"))} == {
         "torch.compile", "liger",
