@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import bench.kernels
 import pytest
 import torch
+from torch import Tensor
+
+import bench.kernels
 from bench import workloads
 from bench.kernel_calls import copy_call
 from bench.kernels import Row, failed, run
 from bench.workloads import Workload
-from torch import Tensor
-
 from fasttx.ops import _cuda
 
 CPU = torch.device("cpu")
