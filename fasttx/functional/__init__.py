@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from .activations import gelu, linear_gelu
 from .attention import attention_varlen, scaled_dot_product_attention
+from .binary_losses import binary_cross_entropy_with_logits
 from .divergence import kl_div
 from .embedding import embedding_layer_norm
 from .int8 import int8_linear, quantize_per_channel, quantize_per_token
-from .losses import binary_cross_entropy_with_logits, cross_entropy
+from .losses import cross_entropy
 from .multi_head import multi_head_attention_forward
 from .normalisation import layer_norm
 from .packing import repad, unpad

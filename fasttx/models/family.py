@@ -16,7 +16,8 @@ from .embeddings import EMBEDDINGS
 from .head_class import refusing_class, replacement_class
 from .mlm_head import BERT_HEAD, VocabularyHead
 from .mlp import LINEAR_GELU
-from .padding_free import Encoder, Forwards, padding_free_class
+from .packed_parts import Forwards
+from .padding_free import Encoder, padding_free_class
 from .part import Part
 from .qkv import Projections, joint_qkv_class
 from .residual_norm import RESIDUAL_NORM

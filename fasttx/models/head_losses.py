@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import MaskedLMOutput
 
-from ..functional.losses import binary_cross_entropy_on, cross_entropy_on
+from ..functional.binary_losses import binary_cross_entropy_on
+from ..functional.losses import cross_entropy_on
 from ..functional.vocabulary_loss import linear_cross_entropy_on
 from .head_call import Call, Kind, LabelledCall
 from .labels import IGNORE, Named, shape_error, tokens

@@ -19,7 +19,8 @@ from .heads import KINDS
 from .hf_attention import NAME
 from .mlm_head import full_head_reason
 from .options import ModulePatch, Options
-from .padding_free import static_reason, strange_part
+from .packed_parts import strange_part
+from .padding_free import static_reason
 from .qkv import separate_reason
 from .replacement import has_own_forward
 from .report import Report, Row

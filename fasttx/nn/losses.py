@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..functional import divergence, losses
+from ..functional import binary_losses, divergence, losses
 from .scripting import prepare_scriptable
 
 
@@ -37,7 +37,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
     __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return losses.binary_cross_entropy_with_logits(
+        return binary_losses.binary_cross_entropy_with_logits(
             input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
         )
 

@@ -15,7 +15,7 @@ import fasttx
 import fasttx.nn.functional as F
 from fasttx.functional import attention_varlen
 from fasttx.functional.attention_layouts import attention_padded
-from fasttx.ops import attention as op
+from fasttx.ops import _attention_checks as op
 
 NAN, INF = float("nan"), float("inf")
 

@@ -13,7 +13,7 @@ import torch.nn.functional as torch_functional
 from losses_beside_torch import BCE, CROSS_ENTROPY, PAIRS, gradients, launched, same, tokens
 from torch import Tensor
 
-from fasttx.functional import losses
+from fasttx.functional import binary_losses, losses
 from fasttx.ops.registry import LAUNCHES, BackendError, backend
 
 
@@ -191,7 +191,7 @@ def test_without_data_any_backend_counts_as_run(device: torch.device) -> None:
     with backend("triton"):
         assert losses.cross_entropy(x.to("meta"), t.to("meta")).is_meta
         assert losses.cross_entropy(x[:0].double(), t[:0]).dtype == torch.float64
-        assert losses.binary_cross_entropy_with_logits(x[:0].double(), x[:0].double()).dtype == torch.float64
+        assert binary_losses.binary_cross_entropy_with_logits(x[:0].double(), x[:0].double()).dtype == torch.float64
 
 
 def test_torch_words_its_own_refusal_of_a_nested_tensor(device: torch.device) -> None:
@@ -199,7 +199,7 @@ def test_torch_words_its_own_refusal_of_a_nested_tensor(device: torch.device) ->
     nested = torch.nested.nested_tensor([x[:2], x[2:]], layout=torch.strided)
     for name in ("auto", "triton"):
         with backend(name), pytest.raises(RuntimeError) as found:
-            losses.binary_cross_entropy_with_logits(nested, nested)
+            binary_losses.binary_cross_entropy_with_logits(nested, nested)
         assert not isinstance(found.value, BackendError)
 
 
@@ -222,7 +222,7 @@ def test_compiles_to_one_graph(compiler: str, device: torch.device) -> None:
 
     def both(x: Tensor, t: Tensor) -> Tensor:
         smoothed = losses.cross_entropy(x * 1.0, t, weight, label_smoothing=0.1)
-        return smoothed + losses.binary_cross_entropy_with_logits(x, y, pos_weight=weight)
+        return smoothed + binary_losses.binary_cross_entropy_with_logits(x, y, pos_weight=weight)
 
     with backend("triton"):
         compiled = torch.compile(both, fullgraph=True, backend=compiler)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fasttx.ops import _attention_chunks, _attention_cpu, _attention_math, _attention_reference
+from fasttx.ops._attention_checks import check_bwd, check_fwd
 from fasttx.ops._philox import attention_keep, dropout_threshold
-from fasttx.ops.attention import ATTENTION, check_bwd, check_fwd, visible_pairs
+from fasttx.ops.attention import ATTENTION, visible_pairs
 from fasttx.ops.registry import backend
 from fasttx.testing import assert_as_accurate
 
