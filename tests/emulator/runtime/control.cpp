@@ -6,6 +6,9 @@
 CONTROL void emu_configure(uint64_t seed, bool poison, bool race) {
   emu::config = {seed, poison, race};
 }
+CONTROL void emu_set_device(int arch, int multiprocessors) {
+  emu::device = {arch, multiprocessors};
+}
 CONTROL void emu_add_buffer(const void* p, size_t bytes, const char* name, bool writable) {
   emu::add_buffer(p, bytes, name, writable);
 }
