@@ -38,6 +38,10 @@ class Emulator:
         """Sets what launchers are told of the device; it stays so."""
         self._functions.emu_set_device(arch, multiprocessors)
 
+    def last_launch(self) -> tuple[int, int]:
+        """Blocks of a cluster, and bytes of dynamic shared memory of each."""
+        return self._functions.emu_last_cluster(), self._functions.emu_last_shared_bytes()
+
     def watch(self, tensors: dict[str, Tensor], writes: frozenset[str]) -> None:
         """Declares what the next launch may access; only kernels with hooks are held to it."""
         self._functions.emu_clear_buffers()

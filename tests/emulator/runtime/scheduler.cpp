@@ -15,6 +15,7 @@ Config config;
 uint3 thread_index, block_index;
 dim3 grid_size, block_size;
 Device device;
+LastLaunch last_launch;
 std::vector<Block> blocks;
 std::vector<Fiber> fibers;
 unsigned block_fibers = 0;
@@ -207,6 +208,7 @@ void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, unsign
          device.arch);
   }
   find_host_stack();
+  last_launch = {cluster, static_cast<uint32_t>(shared_bytes)};
   grid_size = grid;
   block_size = block;
   kernel_body = body;

@@ -31,6 +31,10 @@ struct Config {
 };
 extern Config config;
 extern Device device;  // what launches believe to run on
+struct LastLaunch {
+  uint32_t cluster, shared_bytes;  // blocks; of dynamic shared memory
+};
+extern LastLaunch last_launch;
 
 // ---- fibers.cpp: one stack a CUDA thread
 struct Fiber {
