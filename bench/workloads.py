@@ -337,6 +337,10 @@ WORKLOADS: tuple[Workload, ...] = (
     embedding_layer_norm("embedding_layer_norm-xlmr-large-32x512-inference", 32, 512, 1024, 250002, types=1),
     linear_cross_entropy("linear_cross_entropy-xlmr-2048x250002", 2048, 250002, 768),
     softmax("softmax-65536x256-fp32", 65536, 256, FP32),
+    softmax("softmax-4096x16384", 4096, 16384),
+    softmax("softmax-1024x65536", 1024, 65536),
+    softmax("softmax-256x262144", 256, 262144),
+    softmax("softmax-4x262144", 4, 262144),
     cross_entropy("cross_entropy-4096x30522-fp32", 4096, 30522, FP32),
 )
 """All workloads, by value."""

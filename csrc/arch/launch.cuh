@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../common/types.h"
+#include "device.h"
 
 #ifdef FASTTX_EMULATE
 #define FTX_DEVICE inline __attribute__((always_inline))  // so that a report's source lines lead up to the kernel
@@ -35,16 +36,16 @@ FTX_DEVICE uint32_t shared_address(const void* p) {
 #endif
 }
 
-// Starts kernel(params), with `shared_bytes` of dynamic shared memory. Throws std::runtime_error, which names the
-// kernel, the launch, `shape` and the device.
+// Starts kernel(params), with `shared_bytes` of dynamic shared memory, in clusters of `cluster` blocks that are
+// neighbours in x. Throws std::runtime_error, which names the kernel, the launch, `shape` and the device.
 template <class Params>
 void launch(const char* name, const std::string& shape, void (*kernel)(Params), dim3 grid, dim3 block, Stream stream,
-            const Params& params, size_t shared_bytes = 0) {
+            const Params& params, size_t shared_bytes = 0, unsigned cluster = 1) {
 #ifdef FASTTX_EMULATE
   static_cast<void>(shape);
   static_cast<void>(stream);
   auto body = [&] { kernel(params); };
-  ::emu::launch_kernel(name, grid, block, shared_bytes, body);
+  ::emu::launch_kernel(name, grid, block, shared_bytes, cluster, body);
 #else
   constexpr size_t kWithoutAsking = 48 << 10;
   cudaError_t error = cudaSuccess;
@@ -52,17 +53,26 @@ void launch(const char* name, const std::string& shape, void (*kernel)(Params), 
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   }
   if (error == cudaSuccess) {
-    kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(params);
-    error = cudaGetLastError();
+    cudaLaunchAttribute in_clusters = {};
+    in_clusters.id = cudaLaunchAttributeClusterDimension;
+    in_clusters.val.clusterDim = {cluster, 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &in_clusters;
+    config.numAttrs = cluster > 1 ? 1 : 0;
+    error = cudaLaunchKernelEx(&config, kernel, params);
   }
   if (error == cudaSuccess) return;
-  int device = 0, major = 0, minor = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  throw std::runtime_error(std::string(name) + " of " + shape + " on device " + std::to_string(device) + ", sm_" +
-                           std::to_string(major * 10 + minor) + ", grid " + std::to_string(grid.x) + ", block " +
-                           std::to_string(block.x) + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
+  const Device device = current_device();
+  cudaGetLastError();  // or the next one who asks would get this error again
+  throw std::runtime_error(
+      std::string(name) + " of " + shape + " on device " + std::to_string(current_device_number()) + ", sm_" +
+      std::to_string(device.arch) + ", grid " + std::to_string(grid.x) + ", block " + std::to_string(block.x) +
+      ", cluster " + std::to_string(cluster) + ", " + std::to_string(shared_bytes) +
+      " bytes of dynamic shared memory: " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
 #endif
 }
 

@@ -34,14 +34,22 @@ struct OnlineSum {
     }
   }
 
-  // Makes (m, l) those of the group's row in every thread; m is then finite. Returns what the thread's own sums are to
-  // be multiplied by. `partials` holds 2 kMaxWarps floats.
+  // Makes (m, l) those of all scores that the group has seen, in every thread. Returns what the thread's own sums are
+  // to be multiplied by. `partials` holds 2 kMaxWarps floats.
+  template <int kGroup>
+  FTX_DEVICE float reduce_part(float* partials) {
+    const float own = m;
+    m = group_reduce<Max, kGroup>(own, partials);
+    const float alpha = __expf(own - finite_max(m));
+    l = group_reduce<Sum, kGroup>(l * alpha, partials + kMaxWarps);
+    return alpha;
+  }
+
+  // Likewise where that is the whole row; m is then finite.
   template <int kGroup>
   FTX_DEVICE float reduce(float* partials) {
-    const float own = m;
-    m = finite_max(group_reduce<Max, kGroup>(own, partials));
-    const float alpha = __expf(own - m);
-    l = group_reduce<Sum, kGroup>(l * alpha, partials + kMaxWarps);
+    const float alpha = reduce_part<kGroup>(partials);
+    m = finite_max(m);
     return alpha;
   }
 };

@@ -46,12 +46,12 @@ struct AlignedRow {
   FTX_DEVICE uint32_t high(uint32_t position) const { return left_of(end, position); }
 };
 
-// Starts a kernel with `blocks` blocks, of groups of `group` threads.
+// Starts a kernel with `blocks` blocks, of groups of `group` threads; `shared_bytes` and `cluster` are launch()'s.
 template <class Params>
 void launch_blocks(const char* name, const Params& params, void (*kernel)(Params), int group, int64_t blocks,
-                   Stream stream, unsigned parts = 1) {
+                   Stream stream, unsigned parts = 1, size_t shared_bytes = 0, unsigned cluster = 1) {
   const std::string shape = std::to_string(params.n_rows) + " x " + std::to_string(params.n_cols);
-  launch(name, shape, kernel, dim3(blocks, parts), dim3(block_threads(group)), stream, params);
+  launch(name, shape, kernel, dim3(blocks, parts), dim3(block_threads(group)), stream, params, shared_bytes, cluster);
 }
 
 // Starts a kernel with a group of threads for each of params.n_rows rows, `parts` times: gridDim.y.

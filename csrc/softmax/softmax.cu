@@ -3,16 +3,32 @@
 
 #include "../common/checks.h"
 #include "../common/dispatch.h"
+#include "held_launch.h"
 
 namespace fasttx {
 namespace {
 
-// Threads of a row, by its length: 16 columns each, so that the row is held in registers; 512 for what is longer.
-template <class Start>
-void with_group(int64_t n_cols, Start&& start) {
-  const bool resident = dispatch_at_least<32 * kSoftmaxItems, 128 * kSoftmaxItems, 512 * kSoftmaxItems>(
-      n_cols, [&](auto columns) { start(std::integral_constant<int, columns / kSoftmaxItems>{}, std::false_type{}); });
-  if (!resident) start(std::integral_constant<int, 512>{}, std::true_type{});
+// A kernel of the row's length: 16 columns a thread, so that the row stays in registers; 512 threads for what is
+// longer, held by a cluster where it can be. kernel_of(integral_constant of the threads, of the form); `column_bytes`
+// are those of all tensors that are read.
+template <class Params, class KernelOf>
+void start(const char* name, const Params& p, int column_bytes, Stream stream, KernelOf&& kernel_of) {
+  const bool resident =
+      dispatch_at_least<32 * kSoftmaxItems, 128 * kSoftmaxItems, 512 * kSoftmaxItems>(p.n_cols, [&](auto columns) {
+        std::integral_constant<int, columns / kSoftmaxItems> group;
+        launch_rows(name, p, kernel_of(group, std::integral_constant<Form, Form::kResident>{}), group, stream);
+      });
+  if (resident) return;
+  std::integral_constant<int, kSoftmaxLongGroup> group;
+  const HeldLaunch held = held_launch(p.n_rows, p.n_cols, column_bytes, current_device());
+  if (held.cluster == 0) {
+    launch_rows(name, p, kernel_of(group, std::integral_constant<Form, Form::kStreamed>{}), group, stream);
+    return;
+  }
+  const int64_t blocks = p.n_rows * held.cluster;
+  require(blocks <= INT32_MAX, name, "n_rows times the blocks of a row must lie below 2^31");
+  launch_blocks(name, p, kernel_of(group, std::integral_constant<Form, Form::kHeld>{}), group, blocks, stream, 1,
+                held.shared_bytes, held.cluster);
 }
 
 template <class Params>
@@ -32,9 +48,8 @@ void softmax_fwd(const SoftmaxFwdParams& p, Stream stream) {
   dispatch_float(p.dtype, "softmax_fwd", [&](auto type) {
     using T = typename decltype(type)::type;
     dispatch_bool(p.rng_state != nullptr, [&](auto dropout) {
-      with_group(p.n_cols, [&](auto group, auto stream_row) {
-        launch_rows("softmax_fwd", p, softmax_fwd_kernel<T, group(), stream_row(), dropout()>, group, stream);
-      });
+      start("softmax_fwd", p, sizeof(T), stream,
+            [&](auto group, auto form) { return softmax_fwd_kernel<T, group(), form(), dropout()>; });
     });
   });
 }
@@ -45,10 +60,9 @@ void softmax_bwd(const SoftmaxBwdParams& p, Stream stream) {
           "dx, dout and saved must be given");
   dispatch_float(p.dtype, "softmax_bwd", [&](auto type) {
     using T = typename decltype(type)::type;
-    with_group(p.n_cols, [&](auto group, auto stream_row) {
-      auto kernel = p.rng_state != nullptr ? softmax_dropout_bwd_kernel<T, group(), stream_row()>
-                                           : softmax_bwd_kernel<T, group(), stream_row()>;
-      launch_rows("softmax_bwd", p, kernel, group, stream);
+    start("softmax_bwd", p, 2 * sizeof(T), stream, [&](auto group, auto form) {
+      return p.rng_state != nullptr ? softmax_dropout_bwd_kernel<T, group(), form()>
+                                    : softmax_bwd_kernel<T, group(), form()>;
     });
   });
 }

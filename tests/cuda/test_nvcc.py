@@ -16,7 +16,7 @@ needs_nvcc = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str
 
 # instantiations of each file: dtypes x (lengths of a row) x (forward and backward)
 COUNT = {
-    "softmax": 3 * 4 * (2 * 2),  # with dropout and without
+    "softmax": 3 * 5 * (2 * 2),  # resident rows of three lengths, held and streamed; with dropout and without
     "binary_cross_entropy": 3 * 2,
     "cross_entropy": 3 * 3 * 2 * 2,  # two forward kernels and two backward ones, rows of three lengths
     "column_sum": 1,
@@ -26,9 +26,9 @@ COUNT = {
     "bias_gelu": 3 + 3 * 2,  # forward; backward with dout of that dtype, and of another
     "dropout_add_layer_norm": 4 * 4 * 2,  # of three dtypes, and of several
 }
-# bytes of shared memory: 128 a reduction, and sums of the rows of a block
+# bytes of shared memory: 128 a reduction, sums of the rows of a block, 32 a value that the blocks of a cluster exchange
 SHARED = {
-    "softmax": 3 * 128,
+    "softmax": 3 * 128 + 3 * 8 * 4,
     "column_sum": 8 * 32 * 4,
     "loss_sum": 2 * 128,
     "binary_cross_entropy": 128,
@@ -61,6 +61,17 @@ class TestMachineCode:
             vectors = {i[:3] for i in kernel.instructions if i.startswith(("LDG", "STG")) and ".128" in i}
             special = [want for name, want in VECTORS.items() if name in kernel.name]
             assert vectors == (special[0] if special else {"LDG", "STG"}), f"{kernel.name} has 16-byte {vectors}"
+
+    @pytest.mark.parametrize("arch", ["80", "90a"])
+    def test_only_rows_that_blocks_share_have_instructions_of_clusters(self, arch):
+        for kernel in machine_code.kernels(cuda_build.CSRC / "softmax" / "softmax.cu", arch):
+            held = "FormE2" in kernel.name
+            found = {i for i in kernel.instructions if "CGABAR" in i or i.startswith(("ST.E", "BPT"))}
+            expected = {"UCGABAR_ARV", "UCGABAR_WAIT", "ST.E"} if held and arch == "90a" else set()
+            assert found == expected, kernel.name
+            assert kernel.registers <= (64 if held else 80)  # held: two blocks of 512 threads on a multiprocessor
+            vectors = sorted(i[:3] for i in kernel.instructions if i.startswith(("LDS", "STS")) and ".128" in i)
+            assert not held or {*vectors} == {"LDS", "STS"}, f"{kernel.name} keeps what it reads by {vectors}"
 
     def test_the_module_loads_without_a_driver_and_launches_fail_with_the_reason(self, tmp_path, monkeypatch):
         monkeypatch.setenv("FASTTX_CUDA_ARCHS", "80,90a")

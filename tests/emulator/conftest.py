@@ -19,4 +19,5 @@ def race(device):
     _cuda.set_stand_in(module, emulator.watch)
     yield emulator
     emulator.configure()
+    emulator.set_device()
     _cuda.set_stand_in(*before)

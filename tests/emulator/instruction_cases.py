@@ -80,6 +80,16 @@ def check_mbarrier(library: Library, rows: int) -> None:
     assert torch.equal(out.cpu(), data.flip(1))
 
 
+def check_cluster(library: Library, size: int) -> None:
+    data = torch.randn(8, 32)
+    out = torch.full((8, 10, 32), torch.nan, device=library.device)
+    library.run("run_cluster", out, {"a": data.to(library.device)}, 8, size)
+    of_clusters = data.view(8 // size, 1, size, 32).expand(-1, size, -1, -1).reshape(8, size, 32)
+    assert torch.equal(out.cpu()[:, :size], of_clusters)
+    assert torch.equal(out.cpu()[:, 8], (torch.arange(8.0) % size)[:, None].expand(8, 32))
+    assert torch.equal(out.cpu()[:, 9], torch.full((8, 32), float(size)))
+
+
 def check_tma(library: Library, dtype: torch.dtype, row: int, column: int) -> None:
     """A box of 64 rows of 128 bytes from (row, column) of a matrix of 70 x 90, zeros where it has none."""
     matrix = torch.randint(1, 100, (70, 96)).to(dtype)
@@ -127,6 +137,7 @@ SM80: dict[str, Case] = {
 }
 SM90: dict[str, Case] = {
     **{f"mbarrier-{rows}": functools.partial(check_mbarrier, rows=rows) for rows in (1, 5)},
+    **{f"cluster-{size}": functools.partial(check_cluster, size=size) for size in (1, 2, 4, 8)},
     **{
         f"tma-{dtype.itemsize}-{row}-{column}": functools.partial(check_tma, dtype=dtype, row=row, column=column)
         for dtype in (torch.int16, torch.int8)

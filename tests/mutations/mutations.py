@@ -51,6 +51,8 @@ INT8 = op_tests("int8_linear", "test_int8_linear")
 QUANTIZE = op_tests("quantize_per_token", "test_quantize_per_token")
 RACES = ("tests/emulator/test_emulator_kernels.py", "-m", "not slow")
 RACES_OF_ROWS = ("tests/emulator/test_emulator_rows.py", "-m", "not slow")
+HELD = ("tests/emulator/test_emulator_held_rows.py", "-m", "not slow", "-k", "not no_race")
+HELD_RACES = ("tests/emulator/test_emulator_held_rows.py", "-m", "not slow", "-k", "no_race")
 
 TRITON = [
     Mutation(
@@ -254,6 +256,35 @@ CUDA = [
         "    softmax_bwd_kernel(SoftmaxBwdParams p) {\n",
         "    softmax_bwd_kernel(SoftmaxBwdParams p) {\n  p.n_rows += 1;\n",
         RACES,
+    ),
+    Mutation(
+        "csrc/softmax/softmax.cuh",
+        "    sum.reduce_part<kGroup>(partials);\n",
+        "    sum.reduce<kGroup>(partials);\n",
+        HELD,
+    ),
+    Mutation("csrc/softmax/held_launch.h", "bytes(cluster) + kHeldBesides > device.shared_bytes", "false", HELD),
+    Mutation(
+        "csrc/common/row_section.cuh",
+        "end = first + columns < end ? first + columns : end;",
+        "end = static_cast<uint32_t>(n_cols);",
+        HELD,
+    ),
+    Mutation("csrc/common/row_section.cuh", "kTile * kTensors + kTensor;", "kTile * kTensors;", HELD),
+    Mutation("csrc/common/row_section.cuh", "(start - first) / kTile", "start / kTile", HELD_RACES),
+    Mutation(
+        "csrc/common/cluster_reduction.cuh",
+        "    cluster_wait();  // values: written by every block, read by all threads\n",
+        "",
+        HELD_RACES,
+    ),
+    Mutation("csrc/common/cluster_reduction.cuh", "    cluster_wait();  // every block has started\n", "", HELD),
+    Mutation("csrc/common/cluster_reduction.cuh", "values + cluster_rank() * kCount", "values", HELD),
+    Mutation(
+        "csrc/common/cluster_reduction.cuh",
+        "    const float alpha = __expf(exchange.of(rank, 0) - sum.m);\n",
+        "    const float alpha = 1.0f;\n",
+        HELD,
     ),
     Mutation(
         "csrc/cross_entropy/cross_entropy.cuh",

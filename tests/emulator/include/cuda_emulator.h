@@ -1,8 +1,8 @@
 // What a kernel's source sees when g++ compiles it for the emulator: the CUDA language, and its functions over a warp.
 //
-// One block runs at a time and each CUDA thread is a fiber. A function over a warp suspends its caller until every lane
-// of the mask has arrived. Types and conversions are those of the CUDA headers, whose host paths round as the device
-// does.
+// The blocks of one cluster run at a time and each CUDA thread is a fiber. A function over a warp suspends its caller
+// until every lane of the mask has arrived. Types and conversions are those of the CUDA headers, whose host paths round
+// as the device does.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -40,8 +40,16 @@ namespace emu {
 extern uint3 thread_index, block_index;
 extern dim3 grid_size, block_size;
 
+struct Device {
+  int arch = 90, multiprocessors = 132;
+  size_t shared_bytes() const;  // that a block may have
+};
+Device current_device();  // as tests have set it
+
 // Runs body(argument) for every thread of every block; throws std::runtime_error with a report on any violation.
-void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument);
+// `cluster` blocks, neighbours in x, run together.
+void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, void (*body)(void*),
+            void* argument);
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 unsigned lane();
@@ -58,8 +66,8 @@ void hook_atomic(const void* p, size_t bytes);
 void hooks_present(const void* address_in_module);
 
 template <class Kernel>
-void launch_kernel(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Kernel& kernel) {
-  launch(name, grid, block, shared_bytes, [](void* p) { (*static_cast<Kernel*>(p))(); }, &kernel);
+void launch_kernel(const char* name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, Kernel& kernel) {
+  launch(name, grid, block, shared_bytes, cluster, [](void* p) { (*static_cast<Kernel*>(p))(); }, &kernel);
 }
 
 template <class T>

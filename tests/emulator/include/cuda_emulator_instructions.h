@@ -32,6 +32,14 @@ TensorMap make_tensor_map(const void* base, int element_bytes, uint64_t rows, ui
                           uint32_t box_rows);
 void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int row, int column);
 
+// ---- cluster.cpp
+uint32_t cluster_rank();
+uint32_t cluster_size();
+void cluster_arrive();
+void cluster_wait();
+uint32_t cluster_address(uint32_t shared, uint32_t rank);
+void cluster_store(uint32_t address, const void* data, size_t bytes);
+
 // ---- wgmma.cpp
 void wgmma_fence();
 void wgmma(Element element, void* d, uint64_t a, uint64_t b, bool accumulate, bool transposed_b);

@@ -6,6 +6,15 @@
 CONTROL void emu_configure(uint64_t seed, bool poison, bool race) {
   emu::config = {seed, poison, race};
 }
+CONTROL void emu_set_device(int arch, int multiprocessors) {
+  emu::device = {arch, multiprocessors};
+}
+CONTROL uint32_t emu_last_cluster() {
+  return emu::last_launch.cluster;
+}
+CONTROL uint32_t emu_last_shared_bytes() {
+  return emu::last_launch.shared_bytes;
+}
 CONTROL void emu_add_buffer(const void* p, size_t bytes, const char* name, bool writable) {
   emu::add_buffer(p, bytes, name, writable);
 }

@@ -91,7 +91,7 @@ constexpr size_t kEntryWord = 11;   // x30, the address to return to
 
 void prepare_fiber(Fiber& fiber, void (*entry)()) {
   if (stacks == nullptr) {
-    void* p = mmap(nullptr, kStackBytes * kMaxThreads, PROT_READ | PROT_WRITE,
+    void* p = mmap(nullptr, kStackBytes * kMaxFibers, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) abort();
     stacks = static_cast<uint8_t*>(p);
@@ -107,7 +107,10 @@ void switch_to(Fiber* next, [[maybe_unused]] bool dying) {
   if (next != nullptr && next == running) return;  // its own wake-up came while it was choosing a successor
   Fiber* before = running;
   running = next;
-  if (next != nullptr) thread_index = next->index;
+  if (next != nullptr) {
+    thread_index = next->index;
+    block_index = next->block;
+  }
 #if EMU_ASAN
   void** fake = dying ? nullptr : before != nullptr ? &before->fake_stack : &host_fake_stack;
   if (next != nullptr) {
@@ -147,6 +150,6 @@ void find_host_stack() {
 
 bool on_a_stack(uintptr_t address) {
   return (address >= host_low && address < host_high) ||
-         address - reinterpret_cast<uintptr_t>(stacks) < kStackBytes * kMaxThreads;
+         address - reinterpret_cast<uintptr_t>(stacks) < kStackBytes * kMaxFibers;
 }
 }  // namespace emu

@@ -153,13 +153,13 @@ void cp_async_wait(int groups_left) {
   Copies& mine = copies[running->thread];
   if (mine.groups.size() <= static_cast<size_t>(groups_left)) return;
   size_t done = mine.groups.size() - static_cast<size_t>(groups_left), landed = mine.groups[done - 1];
-  for (size_t i = 0; i < landed; i++) land_copy(mine.started[i].shared, mine.started[i].data, 16, false);
+  for (size_t i = 0; i < landed; i++) land_copy(running->rank, mine.started[i].shared, mine.started[i].data, 16, false);
   mine.started.erase(mine.started.begin(), mine.started.begin() + static_cast<ptrdiff_t>(landed));
   mine.groups.erase(mine.groups.begin(), mine.groups.begin() + static_cast<ptrdiff_t>(done));
   for (size_t& end : mine.groups) end -= landed;
 }
 
-void copies_of_block() {
+void copies_of_cluster() {
   copies.assign(fibers.size(), {});
 }
 

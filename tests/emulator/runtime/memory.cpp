@@ -1,4 +1,4 @@
-// Memory: the block's shared memory, the extents of the caller's buffers, and where each access lies.
+// Memory: the shared memory of the blocks that run, the extents of the caller's buffers, and where each access lies.
 #include <dlfcn.h>
 #include <link.h>
 #include <sys/mman.h>
@@ -15,11 +15,11 @@ constexpr size_t kRedZone = 32;  // between two shared arrays
 
 struct Shared {
   const void* key;
-  Extent extent;
+  std::vector<Extent> extents;  // at the same place in each block
 };
 
-uint8_t* arena = nullptr;
-size_t arena_used = 0;
+uint8_t* arenas = nullptr;               // of the blocks, one after another
+size_t arena_used = 0, shared_used = 0;  // of each: with the gaps, and without
 std::vector<Shared> shared;
 std::vector<Extent> buffers;
 std::vector<std::pair<uintptr_t, uintptr_t>> modules;  // globals and literals of the kernels' own module
@@ -31,13 +31,18 @@ uintptr_t number(const void* p) {
   return reinterpret_cast<uintptr_t>(p);
 }
 
-// The array that holds these bytes of shared memory; fails where none does.
-Extent& shared_extent(uint32_t address, size_t n, const char* what, void* code) {
-  uintptr_t a = number(arena) + address;
+uint8_t* arena_of(unsigned rank) {
+  return arenas + rank * kArenaBytes;
+}
+
+// The array of a block that holds these bytes of its shared memory; fails where none does.
+Extent& shared_extent(unsigned rank, uint32_t address, size_t n, const char* what, void* code) {
+  uintptr_t a = number(arena_of(rank)) + address;
   Extent* nearest = nullptr;
   for (Shared& s : shared) {
-    if (s.extent.holds(a, n)) return s.extent;
-    if (nearest == nullptr || (s.extent.low <= a && s.extent.low > nearest->low)) nearest = &s.extent;
+    Extent& extent = s.extents[rank];
+    if (extent.holds(a, n)) return extent;
+    if (nearest == nullptr || (extent.low <= a && extent.low > nearest->low)) nearest = &extent;
   }
   if (nearest == nullptr) fail("out of bounds: %s of %zu bytes, but the block has no shared memory", what, n);
   fail("out of bounds: %s of %zu bytes at %s%+ld, an array of %zu bytes%s", what, n, nearest->name.c_str(),
@@ -66,36 +71,44 @@ std::string source_line(void* code) {
 
 void memory_of_launch(size_t shared_bytes) {
   dynamic_bytes = shared_bytes;
-  if (arena == nullptr) {
-    void* p = mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (arenas == nullptr) {
+    void* p = mmap(nullptr, kArenaBytes * kMaxCluster, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) abort();
-    arena = static_cast<uint8_t*>(p);
+    arenas = static_cast<uint8_t*>(p);
   }
   order_of_launch(hooks && config.race);
   for (Extent& buffer : buffers) std::fill(buffer.bytes.begin(), buffer.bytes.end(), Byte{});
 }
 
-void memory_of_block() {
-  __asan_poison_memory_region(arena, kArenaBytes);
+void memory_of_cluster() {
+  __asan_poison_memory_region(arenas, kArenaBytes * blocks.size());
   shared.clear();
   arena_used = kRedZone;
-  order_of_block();
+  shared_used = 0;
+  order_of_cluster();
 }
 
 namespace {
 void* new_array(const void* key, size_t start, size_t bytes, const char* name) {
   arena_used = start + bytes + kRedZone;
-  if (arena_used > kArenaBytes) fail("%zu bytes of shared memory exceed what the emulator has", arena_used);
-  uint8_t* p = arena + start;
-  __asan_unpoison_memory_region(p, bytes);
-  if (config.poison) memset(p, 0xff, bytes);
-  shared.push_back({key, {number(p), number(p) + bytes, name, true, std::vector<Byte>(checks_order() ? bytes : 0)}});
-  return p;
+  shared_used += bytes;
+  if (shared_used > device.shared_bytes() || arena_used > kArenaBytes) {
+    fail("%zu bytes of shared memory, and sm_%d has %zu for a block", shared_used, device.arch, device.shared_bytes());
+  }
+  Shared array{key, {}};
+  for (unsigned rank = 0; rank < blocks.size(); rank++) {
+    uint8_t* p = arena_of(rank) + start;
+    __asan_unpoison_memory_region(p, bytes);
+    if (config.poison) memset(p, 0xff, bytes);
+    array.extents.push_back({number(p), number(p) + bytes, name, true, std::vector<Byte>(checks_order() ? bytes : 0)});
+  }
+  shared.push_back(std::move(array));
+  return arena_of(running->rank) + start;
 }
 
 void* found_array(const void* key) {
   for (const Shared& s : shared) {
-    if (s.key == key) return reinterpret_cast<void*>(s.extent.low);
+    if (s.key == key) return reinterpret_cast<void*>(s.extents[running->rank].low);
   }
   return nullptr;
 }
@@ -114,41 +127,54 @@ void* dynamic_shared(size_t align) {
 }
 
 uint32_t shared_address(const void* p) {
-  if (number(p) - number(arena) >= kArenaBytes) fail("%p is no address of shared memory", p);
-  return static_cast<uint32_t>(number(p) - number(arena));
+  uintptr_t offset = number(p) - number(arena_of(running->rank));
+  if (offset >= kArenaBytes) fail("%p is no address of shared memory", p);
+  return static_cast<uint32_t>(offset);
 }
 
 uint8_t* shared_pointer(uint32_t address, size_t n, size_t align, const char* what, void* code) {
-  shared_extent(address, n, what, code);
+  shared_extent(running->rank, address, n, what, code);
   if (address % align != 0) {
     fail("%s: address 0x%x of shared memory is no multiple of %zu%s", what, address, align, source_line(code).c_str());
   }
-  return arena + address;
+  return arena_of(running->rank) + address;
 }
 
 void access_shared(uint32_t address, size_t n, bool write, void* code) {
   if (!checks_order()) return;
-  Extent& extent = shared_extent(address, n, write ? "write" : "read", code);
-  check_bytes(extent, number(arena) + address, n, by_this_thread(write, false, true, code));
+  Extent& extent = shared_extent(running->rank, address, n, write ? "write" : "read", code);
+  check_bytes(extent, number(arena_of(running->rank)) + address, n, by_this_thread(write, false, true, code));
+}
+
+void write_shared_of(unsigned rank, uint32_t address, const void* data, size_t n, const char* what, void* code) {
+  Extent& extent = shared_extent(rank, address, n, what, code);
+  if (address % n != 0) fail("%s: 0x%x is no multiple of %zu%s", what, address, n, source_line(code).c_str());
+  uint8_t* p = arena_of(rank) + address;
+  if (checks_order()) check_bytes(extent, number(p), n, by_this_thread(true, false, true, code));
+  memcpy(p, data, n);
 }
 
 void start_copy(uint32_t address, size_t n, void* code) {
   access_shared(address, n, true, code);
-  if (config.poison) memset(arena + address, 0xff, n);
-  if (checks_order()) mark_in_flight(shared_extent(address, n, "copy", code), number(arena) + address, n);
+  uint8_t* p = arena_of(running->rank) + address;
+  if (config.poison) memset(p, 0xff, n);
+  if (checks_order()) mark_in_flight(shared_extent(running->rank, address, n, "copy", code), number(p), n);
 }
 
-void land_copy(uint32_t address, const uint8_t* data, size_t n, bool by_engine) {
-  memcpy(arena + address, data, n);
-  if (checks_order()) mark_landed(shared_extent(address, n, "copy", nullptr), number(arena) + address, n, by_engine);
+void land_copy(unsigned rank, uint32_t address, const uint8_t* data, size_t n, bool by_engine) {
+  uint8_t* p = arena_of(rank) + address;
+  memcpy(p, data, n);
+  if (checks_order()) mark_landed(shared_extent(rank, address, n, "copy", nullptr), number(p), n, rank, by_engine);
 }
 
 void read_by_tensor_cores(const std::vector<uint32_t>& addresses, size_t n, unsigned first, uint32_t group,
                           void* code) {
   if (!checks_order()) return;
   const Clock seen = seen_by_all(first, 128);
+  const uintptr_t arena = number(arena_of(running->rank));
   for (uint32_t address : addresses) {
-    check_operand(shared_extent(address, n, "wgmma", code), number(arena) + address, n, first, group, seen, code);
+    Extent& extent = shared_extent(running->rank, address, n, "wgmma", code);
+    check_operand(extent, arena + address, n, first, group, seen, code);
   }
 }
 
@@ -162,10 +188,11 @@ void access(const void* p, size_t n, bool write, bool is_atomic, void* code) {
     }
     return;
   }
-  if (a - number(arena) < kArenaBytes) {
+  if (a - number(arenas) < kArenaBytes * kMaxCluster) {
     for (Shared& s : shared) {
-      if (!s.extent.holds(a, n)) continue;
-      if (checks_order()) check_bytes(s.extent, a, n, by_this_thread(write, is_atomic, true, code));
+      Extent& extent = s.extents[running->rank];
+      if (!extent.holds(a, n)) continue;
+      if (checks_order()) check_bytes(extent, a, n, by_this_thread(write, is_atomic, true, code));
       return;
     }
     fail("out of bounds: %s of %zu bytes between the arrays of shared memory%s", kind, n, source_line(code).c_str());

@@ -2,9 +2,10 @@
 //
 // Vector clocks (Flanagan and Freund, "FastTrack", 2009): a thread's clock holds the latest time of every other thread
 // that is ordered before it. A barrier joins the clocks of all its threads; __syncwarp those of its lanes; an mbarrier
-// those of the threads that arrive, and of copies, with those of the threads that wait; shuffles join none. After the
-// threads a clock has an entry for the copy engine, and one for each warp's tensor core: how many of its groups of
-// wgmma have been waited for.
+// those of the threads that arrive, and of copies, with those of the threads that wait; the barrier of a cluster those
+// of all who arrive with those of who waits; shuffles join none. Threads are those of all blocks of the cluster that
+// runs. After them a clock has an entry for each block's copy engine, and one for each warp's tensor core: how many of
+// its groups of wgmma have been waited for.
 #include "order.h"
 
 #include <algorithm>
@@ -15,30 +16,35 @@ constexpr uint16_t kTensorCores = 0x8000;  // plus the first thread of a warpgro
 
 std::vector<Clock> clocks;
 std::vector<std::vector<uint32_t>> fences;  // of each thread: when it made its writes visible to the other proxy
-uint32_t copies_landed = 0;                 // the copy engine's time
+std::vector<uint32_t> copies_landed;        // each copy engine's time
 bool racing = false;
 
-uint16_t copy_engine() {
-  return static_cast<uint16_t>(fibers.size());
+uint16_t copy_engine(unsigned rank) {
+  return static_cast<uint16_t>(fibers.size() + rank);
+}
+
+size_t tensor_core(unsigned warp) {
+  return fibers.size() + blocks.size() + warp;
 }
 
 size_t clock_size() {
-  return fibers.size() + 1 + (fibers.size() + 31) / 32;
+  return tensor_core((fibers.size() + 31) / 32);
 }
 
 bool ordered(uint16_t other, uint32_t time, const Access& access) {
   if (other == kNobody || other == access.agent) return true;
   if (!(other & kTensorCores)) return time <= access.seen[other];
-  size_t core = copy_engine() + 1 + (other & ~kTensorCores) / 32;
+  size_t core = tensor_core((other & ~kTensorCores) / 32);
   return *std::min_element(&access.seen[core], &access.seen[core] + 4) >= time;  // each warp reads the operands
 }
 
 std::string name_of(uint16_t agent) {
-  if (agent & kTensorCores)
-    return "a wgmma of warp " + std::to_string((agent & ~kTensorCores) / 32) + " and the next 3";
-  if (agent == copy_engine()) return "a TMA load";
-  return "thread " + std::to_string(agent) + " [warp " + std::to_string(agent / 32) + " lane " +
-         std::to_string(agent % 32) + "]";
+  if (agent & kTensorCores) {
+    unsigned first = agent & ~kTensorCores;
+    return "a wgmma of warp " + std::to_string(first % block_fibers / 32) + " and the next 3" +
+           of_rank(first / block_fibers);
+  }
+  return agent >= fibers.size() ? "a TMA load" : name_of_thread(agent);
 }
 
 void check_byte(Byte& byte, const Access& access, const Extent& extent, size_t offset) {
@@ -59,15 +65,16 @@ void check_byte(Byte& byte, const Access& access, const Extent& extent, size_t o
     fail("race: %s %s+%zu, which block %u %s%s", what, extent.name.c_str(), offset, block, did,
          source_line(access.code).c_str());
   };
-  uint32_t block = access.is_shared ? 0 : block_number;  // shared memory is new in each block
+  uint32_t block = access.is_shared ? 0 : blocks[running->rank].number;  // shared memory is new in each block
+  auto is_elsewhere = [&](uint32_t other) { return other / blocks.size() != block / blocks.size(); };
   if (byte.written && !both_atomic) {
-    if (byte.write_block != block) of_another_block("wrote", byte.write_block);
+    if (is_elsewhere(byte.write_block)) of_another_block("wrote", byte.write_block);
     if (!ordered(byte.writer, byte.write_time, access)) unordered(byte.writer);
   }
   if (access.write) {
     for (int i = 0; i < 2; i++) {
       if (byte.reader[i] == kNobody) continue;
-      if (byte.read_block != block) of_another_block("read", byte.read_block);
+      if (is_elsewhere(byte.read_block)) of_another_block("read", byte.read_block);
       if (!ordered(byte.reader[i], byte.read_time[i], access)) unordered(byte.reader[i]);
     }
     byte = Byte{};
@@ -78,7 +85,7 @@ void check_byte(Byte& byte, const Access& access, const Extent& extent, size_t o
     byte.by_atomic = access.is_atomic;
     return;
   }
-  if (byte.read_block != block) byte.reader[0] = byte.reader[1] = kNobody;
+  if (is_elsewhere(byte.read_block)) byte.reader[0] = byte.reader[1] = kNobody;
   if (byte.reader[0] != kNobody && byte.reader[0] / 32 != access.agent / 32) {
     byte.reader[1] = byte.reader[0];
     byte.read_time[1] = byte.read_time[0];
@@ -115,12 +122,12 @@ void mark_in_flight(Extent& extent, uintptr_t a, size_t n) {
   for (size_t i = a - extent.low; i < a - extent.low + n; i++) extent.bytes[i].in_flight = true;
 }
 
-void mark_landed(Extent& extent, uintptr_t a, size_t n, bool by_engine) {
+void mark_landed(Extent& extent, uintptr_t a, size_t n, unsigned rank, bool by_engine) {
   for (size_t i = a - extent.low; i < a - extent.low + n; i++) {
     Byte& byte = extent.bytes[i];
     byte.in_flight = false;
-    byte.writer = by_engine ? copy_engine() : static_cast<uint16_t>(running->thread);
-    byte.write_time = by_engine ? copies_landed : clocks[running->thread][running->thread];
+    byte.writer = by_engine ? copy_engine(rank) : static_cast<uint16_t>(running->thread);
+    byte.write_time = by_engine ? copies_landed[rank] : clocks[running->thread][running->thread];
   }
 }
 
@@ -128,11 +135,11 @@ void order_of_launch(bool checks) {
   racing = checks;
 }
 
-void order_of_block() {
+void order_of_cluster() {
   if (!racing) return;
   clocks.assign(fibers.size(), Clock(clock_size(), 0));
   fences.assign(fibers.size(), {});
-  copies_landed = 0;
+  copies_landed.assign(blocks.size(), 0);
   for (size_t t = 0; t < fibers.size(); t++) clocks[t][t] = 1;
 }
 
@@ -163,18 +170,28 @@ uint32_t now(unsigned thread) {
   return racing ? clocks[thread][thread] : 0;
 }
 
+bool some_thread_saw(unsigned rank, unsigned thread, uint32_t time) {
+  auto first = clocks.begin() + rank * block_fibers;
+  return std::any_of(first, first + block_fibers, [&](const Clock& clock) { return clock[thread] >= time; });
+}
+
+bool some_thread_started(unsigned rank) {
+  auto first = clocks[running->thread].begin() + rank * block_fibers;
+  return std::any_of(first, first + block_fibers, [](uint32_t seen) { return seen > 0; });
+}
+
 uint32_t last_seen(unsigned thread) {
   return clocks[running->thread][thread];
 }
 
-void copy_has_landed(Clock& clock) {
+void copy_has_landed(Clock& clock, unsigned rank) {
   if (!racing) return;
   if (clock.empty()) clock.assign(clock_size(), 0);
-  clock[copy_engine()] = ++copies_landed;
+  clock[copy_engine(rank)] = ++copies_landed[rank];
 }
 
 void tensor_core_has_done(unsigned warp, uint32_t groups) {
-  if (racing) clocks[running->thread][copy_engine() + 1 + warp] = groups;
+  if (racing) clocks[running->thread][tensor_core(warp)] = groups;
 }
 
 void release(Clock& clock, unsigned thread) {

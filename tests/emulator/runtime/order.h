@@ -39,7 +39,7 @@ void check_operand(Extent& extent, uintptr_t address, size_t bytes, unsigned fir
                    const Clock& seen, void* code);
 Clock seen_by_all(unsigned first_thread, unsigned count);  // the latest times that all of them are ordered after
 void mark_in_flight(Extent& extent, uintptr_t address, size_t bytes);
-void mark_landed(Extent& extent, uintptr_t address, size_t bytes, bool by_engine);
+void mark_landed(Extent& extent, uintptr_t address, size_t bytes, unsigned rank, bool by_engine);
 void order_of_launch(bool checks);
-void order_of_block();
+void order_of_cluster();
 }  // namespace emu

@@ -1,5 +1,5 @@
-// The scheduler: runs a grid block by block, its threads in an order drawn from the seed, and finds every wait that
-// nobody ends.
+// The scheduler: runs a grid cluster by cluster (a block where there are none), its threads in an order drawn from the
+// seed, and finds every wait that nobody ends.
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
@@ -14,34 +14,16 @@ namespace emu {
 Config config;
 uint3 thread_index, block_index;
 dim3 grid_size, block_size;
+Device device;
+LastLaunch last_launch;
+std::vector<Block> blocks;
 std::vector<Fiber> fibers;
-unsigned block_number = 0;
-bool exchanging = false;
+unsigned block_fibers = 0;
 
 namespace {
-struct Collective {
-  const char* name;
-  unsigned mask, arrived;
-  void* slots[32];
-};
-
-struct Group {  // a function over a warpgroup
-  const char* name;
-  unsigned first, arrived;
-  void* slots[128];
-};
-
-struct Barrier {
-  unsigned arrived = 0;
-  std::vector<unsigned> waiting;
-  Clock clock;
-};
-
 std::mutex one_launch;        // everything here is of the process; a launch from a second thread waits
 std::vector<uint32_t> ready;  // a bit for each lane of each warp
-std::vector<std::vector<Collective>> collectives;
-std::vector<Group> groups;
-Barrier block_barrier;
+unsigned block_threads = 0;
 unsigned alive = 0;
 uint64_t random_state = 0;
 bool greedy = false;
@@ -50,15 +32,6 @@ std::string report;
 const char* kernel_name = "";
 void (*kernel_body)(void*) = nullptr;
 void* kernel_argument = nullptr;
-
-unsigned warp_of(unsigned thread) {
-  return thread / 32;
-}
-
-unsigned lanes_of(unsigned warp) {  // the lanes that exist: the last warp of a block may be partly empty
-  size_t left = fibers.size() - warp * 32;
-  return left >= 32 ? ~0u : (1u << left) - 1;
-}
 
 [[noreturn]] void deadlock() {
   std::string text = "deadlock: no thread can run";
@@ -75,16 +48,18 @@ unsigned lanes_of(unsigned warp) {  // the lanes that exist: the last warp of a 
     }
     for (const auto& [state, lanes] : groups) {
       char line[128];
-      snprintf(line, sizeof line, "; warp %u lanes %08x: %s", warp, lanes, state.c_str());
+      unsigned rank = warp * 32 / block_fibers;
+      snprintf(line, sizeof line, "; warp %u%s lanes %08x: %s", warp - rank * block_fibers / 32, of_rank(rank).c_str(),
+               lanes, state.c_str());
       text += line;
     }
   }
-  fail("%s%s", text.c_str(), describe_barriers().c_str());
+  fail("%s%s%s", text.c_str(), describe_cluster_barrier().c_str(), describe_barriers().c_str());
 }
 
 Fiber* next_fiber() {
   if (!greedy && draw() % 8 == 0) land_some_copy();
-  unsigned warps = ready.size(), warp = running != nullptr ? warp_of(running->thread) : draw() % warps;
+  unsigned warps = ready.size(), warp = running != nullptr ? running->thread / 32 : draw() % warps;
   if (ready[warp] == 0 || (!greedy && draw() % 8 == 0)) {
     unsigned start = draw() % warps, i = 0;
     while (i < warps && ready[(start + i) % warps] == 0) i++;
@@ -101,59 +76,49 @@ Fiber* next_fiber() {
   return &fibers[warp * 32 + lane];
 }
 
-void open_barrier() {
-  Barrier done = std::exchange(block_barrier, Barrier{});
-  for (unsigned thread : done.waiting) {
-    acquire(done.clock, thread);
-    make_ready(thread);
-  }
-}
-
 void run_thread() {
   entered_fiber();
   kernel_body(kernel_argument);
-  unsigned thread = running->thread;
   running->state = Fiber::kDone;
   alive--;
-  for (const Collective& c : collectives[warp_of(thread)]) {
-    if (c.mask >> (thread % 32) & 1) {
-      fail("lane exited while its warp waits for it in %s (mask %08x, arrived %08x)", c.name, c.mask, c.arrived);
-    }
-  }
-  for (const Group& g : groups) {
-    if (thread - g.first < 128) fail("thread exited while its warpgroup waits for it in %s", g.name);
-  }
+  blocks[running->rank].alive--;
+  rendezvous_of_exit();
   copies_of_exit();
   products_of_exit();
-  // since Volta a barrier counts the threads that have not exited
-  if (block_barrier.arrived != 0 && block_barrier.arrived >= alive) open_barrier();
+  cluster_of_exit();
   switch_to(alive != 0 ? next_fiber() : nullptr, true);
   abort();
 }
 
-void run_block(unsigned number) {
+void run_cluster(unsigned first) {
   dim3 grid = grid_size, block = block_size;
-  block_number = number;
-  block_index = {number % grid.x, number / grid.x % grid.y, number / (grid.x * grid.y)};
-  alive = fibers.size();
+  alive = block_threads * blocks.size();
   ready.assign((fibers.size() + 31) / 32, 0);
-  collectives.assign(ready.size(), {});
-  groups.clear();
-  block_barrier = {};
-  memory_of_block();
-  copies_of_block();
-  barriers_of_block();
-  products_of_block();
-  for (unsigned t = 0; t < fibers.size(); t++) {
-    fibers[t] = Fiber{};
-    fibers[t].thread = t;
-    fibers[t].index = {t % block.x, t / block.x % block.y, t / (block.x * block.y)};
-    prepare_fiber(fibers[t], run_thread);
-    make_ready(t);
+  for (unsigned rank = 0; rank < blocks.size(); rank++) {
+    unsigned number = first + rank;
+    blocks[rank] = {{number % grid.x, number / grid.x % grid.y, number / (grid.x * grid.y)}, number, block_threads};
+  }
+  memory_of_cluster();
+  rendezvous_of_cluster();
+  barrier_of_cluster();
+  copies_of_cluster();
+  barriers_of_cluster();
+  products_of_cluster();
+  for (unsigned i = 0; i < fibers.size(); i++) {
+    unsigned rank = i / block_fibers, t = i % block_fibers;
+    fibers[i] = Fiber{};
+    fibers[i].thread = i;
+    fibers[i].rank = rank;
+    fibers[i].state = Fiber::kDone;
+    if (t >= block_threads) continue;  // absent
+    fibers[i].index = {t % block.x, t / block.x % block.y, t / (block.x * block.y)};
+    fibers[i].block = blocks[rank].index;
+    prepare_fiber(fibers[i], run_thread);
+    make_ready(i);
   }
   switch_to(next_fiber());
   if (failed) throw std::runtime_error(report);
-  barriers_of_block_end();
+  barriers_of_cluster_end();
 }
 }  // namespace
 
@@ -170,7 +135,22 @@ bool is_greedy() {
 
 void make_ready(unsigned thread) {
   fibers[thread].state = Fiber::kReady;
-  ready[warp_of(thread)] |= 1u << (thread % 32);
+  ready[thread / 32] |= 1u << (thread % 32);
+}
+
+unsigned lanes_of(unsigned warp) {
+  unsigned before = warp * 32 % block_fibers, left = block_threads > before ? block_threads - before : 0;
+  return left >= 32 ? ~0u : (1u << left) - 1;
+}
+
+std::string of_rank(unsigned rank) {
+  return blocks.size() > 1 ? " of rank " + std::to_string(rank) : "";
+}
+
+std::string name_of_thread(unsigned thread) {
+  unsigned t = thread % block_fibers;
+  return "thread " + std::to_string(t) + of_rank(thread / block_fibers) + " [warp " + std::to_string(t / 32) +
+         " lane " + std::to_string(t % 32) + "]";
 }
 
 void wait_in(const char* name) {
@@ -184,7 +164,7 @@ std::string where() {
   const uint3 b = block_index, t = running->index;
   char text[160];
   snprintf(text, sizeof text, "block (%u,%u,%u) thread (%u,%u,%u) [warp %u lane %u]", b.x, b.y, b.z, t.x, t.y, t.z,
-           warp_of(running->thread), running->thread % 32);
+           running->thread % block_fibers / 32, running->thread % 32);
   return text;
 }
 
@@ -202,103 +182,47 @@ void fail(const char* format, ...) {
   abort();
 }
 
-void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument) {
+size_t Device::shared_bytes() const {  // CUDA C++ programming guide, table of technical specifications
+  return (arch == 86 || arch == 89 || arch >= 120 ? 99 : arch < 90 ? 163 : 227) << 10;
+}
+
+Device current_device() {
+  return device;
+}
+
+void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, void (*body)(void*),
+            void* argument) {
   std::lock_guard<std::mutex> alone(one_launch);
   kernel_name = name;
   failed = exchanging = false;
   running = nullptr;
   unsigned threads = block.x * block.y * block.z;
-  // limits of the CUDA C++ programming guide, table of technical specifications
+  // limits of the same table
   if (threads == 0 || threads > kMaxThreads || block.z > 64 || grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 ||
-      grid.y > 65535 || grid.z == 0 || grid.z > 65535 || shared_bytes > kMaxSharedBytes) {
+      grid.y > 65535 || grid.z == 0 || grid.z > 65535 || shared_bytes > device.shared_bytes()) {
     fail("invalid launch: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of dynamic shared memory", grid.x, grid.y,
          grid.z, block.x, block.y, block.z, shared_bytes);
   }
+  if (cluster == 0 || cluster > kMaxCluster || grid.x % cluster != 0 || (cluster > 1 && device.arch < 90)) {
+    fail("invalid launch: grid (%u,%u,%u) in clusters of %u blocks on sm_%d", grid.x, grid.y, grid.z, cluster,
+         device.arch);
+  }
   find_host_stack();
+  last_launch = {cluster, static_cast<uint32_t>(shared_bytes)};
   grid_size = grid;
   block_size = block;
   kernel_body = body;
   kernel_argument = argument;
   random_state = config.seed * 0x9E3779B97F4A7C15ull + 88172645463325252ull;
   greedy = config.seed & 1;
-  fibers.resize(threads);
+  block_threads = threads;
+  block_fibers = cluster > 1 ? (threads + 127) / 128 * 128 : threads;
+  blocks.assign(cluster, {});
+  fibers.resize(block_fibers * cluster);
   memory_of_launch(shared_bytes);
-  std::vector<unsigned> order(grid.x * grid.y * grid.z);
+  std::vector<unsigned> order(grid.x / cluster * grid.y * grid.z);
   for (unsigned i = 0; i < order.size(); i++) order[i] = i;
   for (unsigned i = order.size(); i > 1; i--) std::swap(order[i - 1], order[draw() % i]);
-  for (unsigned number : order) run_block(number);
-}
-
-unsigned lane() {
-  return running->thread % 32;
-}
-
-void collective(const char* name, unsigned mask, void* slot, Exchange exchange, bool orders_memory) {
-  unsigned own = lane(), warp = warp_of(running->thread);
-  if (!(mask >> own & 1)) fail("%s: lane %u is not in its own mask %08x", name, own, mask);
-  mask &= lanes_of(warp);
-  for (unsigned i = 0; i < 32; i++) {
-    if ((mask >> i & 1) && fibers[warp * 32 + i].state == Fiber::kDone) {
-      fail("%s: lane %u of mask %08x has exited", name, i, mask);
-    }
-  }
-  std::vector<Collective>& open = collectives[warp];
-  auto mine = open.end();
-  for (auto c = open.begin(); c != open.end(); ++c) {
-    if (!(c->mask & mask)) continue;
-    if (c->mask != mask || strcmp(c->name, name) != 0) {
-      fail("divergent warp: lane %u is at %s (mask %08x) while lanes %08x wait in %s (mask %08x)", own, name, mask,
-           c->arrived, c->name, c->mask);
-    }
-    mine = c;
-  }
-  if (mine == open.end()) mine = open.insert(open.end(), Collective{name, mask, 0, {}});
-  mine->slots[own] = slot;
-  mine->arrived |= 1u << own;
-  if (mine->arrived != mask) return wait_in(name);
-  exchanging = true;
-  if (exchange != nullptr) exchange(mine->slots, mask);
-  exchanging = false;
-  open.erase(mine);
-  Clock clock;
-  for (unsigned i = 0; i < 32 && orders_memory; i++) {
-    if (mask >> i & 1) release(clock, warp * 32 + i);
-  }
-  for (unsigned i = 0; i < 32; i++) {
-    if (!(mask >> i & 1)) continue;
-    if (orders_memory) acquire(clock, warp * 32 + i);
-    if (i != own) make_ready(warp * 32 + i);
-  }
-}
-
-void warpgroup_collective(const char* name, unsigned first, void* slot, void (*exchange)(void** slots)) {
-  unsigned thread = running->thread;
-  if (first + 128 > fibers.size()) fail("%s: a warpgroup is four whole warps", name);
-  for (unsigned t = first; t < first + 128; t++) {
-    if (fibers[t].state == Fiber::kDone) fail("%s: thread %u of the warpgroup has exited", name, t);
-  }
-  auto mine = std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.first == first; });
-  if (mine == groups.end()) mine = groups.insert(groups.end(), Group{name, first, 0, {}});
-  mine->slots[thread - first] = slot;
-  if (++mine->arrived != 128) return wait_in(name);
-  exchanging = true;
-  exchange(mine->slots);
-  exchanging = false;
-  groups.erase(mine);
-  for (unsigned t = first; t < first + 128; t++) {
-    if (t != thread) make_ready(t);
-  }
-}
-
-void barrier() {
-  unsigned thread = running->thread;
-  block_barrier.arrived++;
-  release(block_barrier.clock, thread);
-  if (block_barrier.arrived < alive) {
-    block_barrier.waiting.push_back(thread);
-    return wait_in("__syncthreads");
-  }
-  acquire(block_barrier.clock, thread);
-  open_barrier();
+  for (unsigned number : order) run_cluster(number * cluster);
 }
 }  // namespace emu

@@ -9,6 +9,7 @@ namespace emu {
 namespace {
 
 struct Mbarrier {
+  unsigned rank = 0;  // of its block
   uint32_t address = 0, arrivals = 0, pending = 0;
   int64_t bytes = 0;  // expected and not yet here; negative where data came before the word of them
   bool phase = false;
@@ -25,6 +26,7 @@ struct Chunk {
 };
 
 struct Box {
+  unsigned rank;
   uint32_t barrier;
   std::vector<Chunk> chunks;
 };
@@ -35,7 +37,7 @@ std::vector<Box> boxes;  // under way
 Mbarrier& barrier_at(uint32_t address, const char* what, void* code) {
   shared_pointer(address, 8, 8, what, code);
   for (Mbarrier& b : barriers) {
-    if (b.address != address) continue;
+    if (b.rank != running->rank || b.address != address) continue;
     access_shared(address, 8, false, code);  // the init must be ordered before
     return b;
   }
@@ -65,10 +67,11 @@ void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
   shared_pointer(barrier, 8, 8, "mbarrier.init", code);
   access_shared(barrier, 8, true, code);
   for (const Mbarrier& b : barriers) {
-    if (b.address != barrier) continue;
+    if (b.rank != running->rank || b.address != barrier) continue;
     fail("mbarrier.init: there is an mbarrier at 0x%x already%s", barrier, source_line(code).c_str());
   }
   Mbarrier b;
+  b.rank = running->rank;
   b.address = barrier;
   b.arrivals = b.pending = arrivals;
   b.init_thread = running->thread;
@@ -120,7 +123,7 @@ void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int row, 
     fail("TMA load: no fence between the init of its mbarrier, by thread %u, and this copy%s", b.init_thread,
          source_line(code).c_str());
   }
-  Box box{barrier, {}};
+  Box box{running->rank, barrier, {}};
   for (uint32_t r = 0; r < map.box_rows; r++) {
     int64_t y = static_cast<int64_t>(row) + r;
     for (uint32_t c = 0; c < kRow / kChunk; c++) {
@@ -146,9 +149,9 @@ bool land_some_copy() {
   Box box = std::move(boxes[which]);
   boxes.erase(boxes.begin() + static_cast<ptrdiff_t>(which));
   for (Mbarrier& b : barriers) {
-    if (b.address != box.barrier) continue;
-    copy_has_landed(b.arriving);
-    for (const Chunk& chunk : box.chunks) land_copy(chunk.shared, chunk.data, sizeof chunk.data, true);
+    if (b.rank != box.rank || b.address != box.barrier) continue;
+    copy_has_landed(b.arriving, box.rank);
+    for (const Chunk& chunk : box.chunks) land_copy(box.rank, chunk.shared, chunk.data, sizeof chunk.data, true);
     b.landed = true;
     b.bytes -= static_cast<int64_t>(box.chunks.size() * sizeof(Chunk::data));
     end_phase_if_complete(b);
@@ -161,23 +164,25 @@ std::string describe_barriers() {
   for (const Mbarrier& b : barriers) {
     if (b.waiting.empty()) continue;
     char line[160];
-    snprintf(line, sizeof line, "; the mbarrier at 0x%x, in a phase of parity %d, lacks %u arrivals and %lld bytes",
-             b.address, b.phase, b.pending, static_cast<long long>(b.bytes));
+    snprintf(line, sizeof line, "; the mbarrier at 0x%x%s, in a phase of parity %d, lacks %u arrivals and %lld bytes",
+             b.address, of_rank(b.rank).c_str(), b.phase, b.pending, static_cast<long long>(b.bytes));
     text += line;
   }
   return text;
 }
 
-void barriers_of_block() {
+void barriers_of_cluster() {
   barriers.clear();
   boxes.clear();
 }
 
-void barriers_of_block_end() {
-  bool unseen = !boxes.empty();
-  for (const Mbarrier& b : barriers) unseen |= b.landed || b.unseen;
-  if (unseen)
-    fail("block (%u,%u,%u) ends with TMA loads that nobody has waited for", block_index.x, block_index.y,
-         block_index.z);
+void barriers_of_cluster_end() {
+  std::vector<bool> unseen(blocks.size());
+  for (const Box& box : boxes) unseen[box.rank] = true;
+  for (const Mbarrier& b : barriers) unseen[b.rank] = unseen[b.rank] || b.landed || b.unseen;
+  for (unsigned rank = 0; rank < blocks.size(); rank++) {
+    const uint3 at = blocks[rank].index;
+    if (unseen[rank]) fail("block (%u,%u,%u) ends with TMA loads that nobody has waited for", at.x, at.y, at.z);
+  }
 }
 }  // namespace emu

@@ -182,7 +182,7 @@ void wgmma_wait(int groups_left) {
   if (mine.pending.empty()) mine.fenced = false;
 }
 
-void products_of_block() {
+void products_of_cluster() {
   threads.assign(fibers.size(), {});
   operations.clear();
 }
