@@ -285,6 +285,10 @@ CUDA = [
         "at = at + 1;",
         BINARY,
     ),
+    Mutation("csrc/kl_div/kl_div.cuh", "t == 0.0f ? 0.0f : t * logf(t)", "t * logf(t)", KL_DIV),
+    Mutation("csrc/kl_div/kl_div.cuh", "tile += gridDim.x", "tile += tiles", KL_DIV),
+    Mutation("csrc/kl_div/kl_div.cuh", "-(kLog ? expf(t[k]) : t[k])", "-t[k]", KL_DIV),
+    Mutation("csrc/kl_div/kl_div.cuh", "if (p.one_dloss) {", "if (p.one_dloss || run.valid < kKlRun) {", KL_DIV),
     Mutation(
         "csrc/dropout_add_layer_norm/dropout_add_layer_norm.cuh",
         "partial += p.programs * p.n_cols;",
