@@ -110,7 +110,7 @@ wheel: $(STAMP) ## a manylinux wheel with the CUDA C++ kernels in dist/, its com
 mutate: $(STAMP) ## one-line faults in kernels and patches, each of which must turn a test red (MUTATE_ARGS=softmax)
 	$(PY) tests/mutations/run.py $(MUTATE_ARGS)
 
-sanitize: ## the tests of the ops under compute-sanitizer, on a machine with a GPU
+sanitize: ## the tests of the ops and of csrc/arch under compute-sanitizer, on a machine with a GPU
 	@py=$(if $(wildcard $(PY)),$(PY),$(PYTHON)); PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $$py tests/scripts/sanitize.py $(SANITIZE_ARGS)
 
 package-check: $(STAMP) ## sdist, the wheel from it, and the wheel's import in an empty environment
