@@ -4,6 +4,7 @@
 #   PIP_ARGS=...         more arguments for pip install, e.g. --index-url of a mirror, or of PyTorch's CPU builds
 #   DEMO_ARGS=...        arguments for `make demo`, e.g. DEMO_ARGS="--tiny"
 #   MUTATE_ARGS=...      parts of names of mutations for `make mutate`;  SANITIZE_ARGS="--tool racecheck"
+#   SASS_ARGS=...        parts of names of kernels' files for `make sass`, e.g. SASS_ARGS="softmax kl_div"
 #   PINS=oldest|newest   the versions of constraints/ in place of those of constraints.txt, in a .venv-oldest of their own
 #   PART=tests|bench     one part of `make gpu-check`;  OUT=dir  where it writes
 
@@ -29,6 +30,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --no-compile $(PIP_ARGS)
 DEMO_ARGS ?=
 MUTATE_ARGS ?=
 SANITIZE_ARGS ?=
+SASS_ARGS ?=
 OUT ?= gpu-check-out
 PART ?=
 BASH_ENV :=
@@ -101,8 +103,8 @@ aot: $(STAMP) ## compile every kernel's listed configurations to machine code fo
 cuda: $(STAMP) ## build fasttx._C in this checkout, by the nvcc of CUDA_HOME, PyPI or PATH (FASTTX_CUDA_ARCHS=90a)
 	FASTTX_CUDA=1 $(PY) setup.py -q build_ext --inplace
 
-sass: $(STAMP) ## registers, stack and 16-byte accesses of every CUDA C++ kernel, for sm_80 and sm_90a
-	PYTHONPATH=tests/cuda:buildsystem $(PY) -m machine_code
+sass: $(STAMP) ## registers, stack, shared memory and instructions of every kernel by nvcc and by Triton (SASS_ARGS=softmax)
+	$(PY) tests/scripts/sass.py $(SASS_ARGS)
 
 wheel: $(STAMP) ## a manylinux wheel with the CUDA C++ kernels in dist/, its compiler from PyPI (FASTTX_CUDA_ARCHS=90a)
 	$(PY) tests/scripts/wheel.py
@@ -110,7 +112,7 @@ wheel: $(STAMP) ## a manylinux wheel with the CUDA C++ kernels in dist/, its com
 mutate: $(STAMP) ## one-line faults in kernels and patches, each of which must turn a test red (MUTATE_ARGS=softmax)
 	$(PY) tests/mutations/run.py $(MUTATE_ARGS)
 
-sanitize: ## the tests of the ops under compute-sanitizer, on a machine with a GPU
+sanitize: ## the tests of the ops and of csrc/arch under compute-sanitizer, on a machine with a GPU
 	@py=$(if $(wildcard $(PY)),$(PY),$(PYTHON)); PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $$py tests/scripts/sanitize.py $(SANITIZE_ARGS)
 
 package-check: $(STAMP) ## sdist, the wheel from it, and the wheel's import in an empty environment

@@ -319,3 +319,30 @@ def binary_cross_entropy_bwd(
     scale: float,
     stream: int,
 ) -> None: ...
+def kl_div_fwd(
+    *,
+    loss: int,
+    partials: int,
+    x: int,
+    target: int,
+    dtype: int,
+    target_dtype: int,
+    n: int,
+    n_partials: int,
+    log_target: bool,
+    divisor: float,
+    stream: int,
+) -> None: ...
+def kl_div_bwd(
+    *,
+    dx: int,
+    dloss: int,
+    target: int,
+    dtype: int,
+    target_dtype: int,
+    n: int,
+    log_target: bool,
+    one_dloss: bool,
+    scale: float,
+    stream: int,
+) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import host_build
 import pytest
 import sanitize
 import torch
@@ -51,6 +52,16 @@ def test_a_failing_test_is_an_error(stand_in, a_test, tmp_path):
     (tmp_path / "test_it.py").write_text("def test_it():\n    assert False\n")
     verdict = sanitize.run(stand_in(WORKS, errors=0), "racecheck", tmp_path / "log", 60, "", a_test)
     assert verdict.status == 1 and "pytest's status is 1" in verdict.text
+
+
+@pytest.mark.skipif(host_build.lacks() is not None, reason=str(host_build.lacks()))
+def test_the_wrappers_of_csrc_arch_are_among_the_tests(stand_in, tmp_path, monkeypatch):
+    """On a machine without a GPU by the emulator, which the stand-in's child processes are told to take."""
+    program, log = stand_in(WORKS, errors=0), tmp_path / "log"
+    monkeypatch.undo()  # PATH again: kernels are compiled
+    monkeypatch.setenv("FASTTX_REHEARSAL", "1")
+    verdict = sanitize.run(program, "memcheck", log, 240, "test_instructions_of_ampere and mma")
+    assert verdict.status == 0 and log.read_text().startswith("... "), log.read_text()[-2000:]
 
 
 def test_a_machine_where_it_cannot_work(stand_in, a_test, tmp_path):

@@ -62,7 +62,7 @@ struct GeluPlace {
           for (int v = 0; v < kRowRun / kWidth; v++) {
             vectors[r][v] = {};
             if (row(tile, r) < n_rows) {
-              vectors[r][v] = reinterpret_cast<const Vector<E>*>(base + row(tile, r) * stride)[v];
+              vectors[r][v] = aligned_at<Vector<E>>(base + row(tile, r) * stride + v * kWidth);
             }
           }
         }

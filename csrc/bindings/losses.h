@@ -1,7 +1,8 @@
-// Cross-entropy and binary cross-entropy.
+// Cross-entropy, binary cross-entropy and the Kullback-Leibler divergence.
 #pragma once
 #include "../binary_cross_entropy/binary_cross_entropy.h"
 #include "../cross_entropy/cross_entropy.h"
+#include "../kl_div/kl_div.h"
 #include "arguments.h"
 
 namespace bindings {
@@ -102,6 +103,39 @@ inline void binary_cross_entropy_bwd(Address dx, Address dloss, Address x, Addre
   fasttx::binary_cross_entropy_bwd(params, pointer(stream));
 }
 
+inline void kl_div_fwd(Address loss, Address partials, Address x, Address target, int dtype, int target_dtype,
+                       int64_t n, int64_t n_partials, bool log_target, float divisor, Address stream) {
+  const fasttx::KlDivFwdParams params{
+      .loss = pointer<float>(loss),
+      .partials = pointer<float>(partials),
+      .x = pointer(x),
+      .target = in(target, target_dtype),
+      .dtype = static_cast<DType>(dtype),
+      .n = n,
+      .n_partials = n_partials,
+      .log_target = log_target,
+      .divisor = divisor,
+  };
+  py::gil_scoped_release released;
+  fasttx::kl_div_fwd(params, pointer(stream));
+}
+
+inline void kl_div_bwd(Address dx, Address dloss, Address target, int dtype, int target_dtype, int64_t n,
+                       bool log_target, bool one_dloss, float scale, Address stream) {
+  const fasttx::KlDivBwdParams params{
+      .dx = pointer(dx),
+      .dloss = pointer<const float>(dloss),
+      .target = in(target, target_dtype),
+      .dtype = static_cast<DType>(dtype),
+      .n = n,
+      .log_target = log_target,
+      .one_dloss = one_dloss,
+      .scale = scale,
+  };
+  py::gil_scoped_release released;
+  fasttx::kl_div_bwd(params, pointer(stream));
+}
+
 inline void define_losses(py::module_& m) {
   m.def("cross_entropy_fwd", cross_entropy_fwd, py::kw_only(), "loss"_a, "lse"_a, "total_weight"_a, "partials"_a,
         "logits"_a, "labels"_a, "probabilities"_a, "weight"_a, "dtype"_a, "probabilities_dtype"_a, "weight_dtype"_a,
@@ -117,6 +151,10 @@ inline void define_losses(py::module_& m) {
   m.def("binary_cross_entropy_bwd", binary_cross_entropy_bwd, py::kw_only(), "dx"_a, "dloss"_a, "x"_a, "target"_a,
         "weight"_a, "pos_weight"_a, "dtype"_a, "target_dtype"_a, "weight_dtype"_a, "pos_weight_dtype"_a, "n"_a,
         "weight_period"_a, "pos_weight_period"_a, "one_dloss"_a, "scale"_a, "stream"_a);
+  m.def("kl_div_fwd", kl_div_fwd, py::kw_only(), "loss"_a, "partials"_a, "x"_a, "target"_a, "dtype"_a, "target_dtype"_a,
+        "n"_a, "n_partials"_a, "log_target"_a, "divisor"_a, "stream"_a);
+  m.def("kl_div_bwd", kl_div_bwd, py::kw_only(), "dx"_a, "dloss"_a, "target"_a, "dtype"_a, "target_dtype"_a, "n"_a,
+        "log_target"_a, "one_dloss"_a, "scale"_a, "stream"_a);
 }
 
 }  // namespace bindings

@@ -35,7 +35,7 @@ struct RowPart {
         for (int item = 0; item < kItems; item += kWidth) {
           const uint32_t col = column(item) + item % kRowRun;
           Vector<E>& vector = vectors[item / kWidth] = {};
-          if (col < n_cols) vector = *reinterpret_cast<const Vector<E>*>(row + col);
+          if (col < n_cols) vector = aligned_at<Vector<E>>(row + col);
         }
 #pragma unroll
         for (int i = 0; i < kItems; i++) out[i] = to_float(vectors[i / kWidth].values[i % kWidth]);

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../arch/launch.cuh"
+#include "../arch/aligned.cuh"
 #include "../arch/store.cuh"
 
 namespace fasttx {
@@ -48,7 +48,7 @@ FTX_DEVICE void load_part(const T* p, uint32_t low, uint32_t high, bool aligned,
   if (aligned && low == 0 && high >= kRun) {
 #pragma unroll
     for (int v = 0; v < kRun; v += kWidth) {
-      const auto vector = *reinterpret_cast<const Vector<T, kWidth>*>(p + v);
+      const auto vector = aligned_at<Vector<T, kWidth>>(p + v);
 #pragma unroll
       for (int i = 0; i < kWidth; i++) out[v + i] = to_float(vector.values[i]);
     }

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(block_threads(kGroup)) quantize_per_token_kern
 #pragma unroll
     for (int i = 0; i < kRowRun; i++) run.values[i] = scale.integer(x[item + i]);
     if (whole) {
-      if (valid > 0) *reinterpret_cast<Vector<int8_t, kRowRun>*>(x_q + col) = run;
+      if (valid > 0) aligned_at<Vector<int8_t, kRowRun>>(x_q + col) = run;
     } else {
 #pragma unroll
       for (int i = 0; i < kRowRun; i++) {

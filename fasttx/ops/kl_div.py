@@ -60,7 +60,8 @@ def _torch(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> Tenso
     return _reduced(torch.kl_div(x.float(), target.float(), NONE, log_target=log_target), reduction)
 
 
-def _divisor(target: Tensor, reduction: int) -> int:
+def divisor(target: Tensor, reduction: int) -> int:
+    """What the sum is divided by."""
     if reduction in (MEAN, BATCHMEAN):
         return max(target.numel() if reduction == MEAN else target.shape[0], 1)
     return 1
@@ -69,7 +70,7 @@ def _divisor(target: Tensor, reduction: int) -> int:
 def gradient(dloss: Tensor, target: Tensor, reduction: int, log_target: bool, dtype: torch.dtype) -> Tensor:
     """dx by PyTorch's operators, which can be differentiated again."""
     t = target.float().exp() if log_target else target.float()
-    return (t * (dloss / -_divisor(target, reduction))).to(dtype).contiguous()
+    return (t * (dloss / -divisor(target, reduction))).to(dtype).contiguous()
 
 
 def _reference(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> Tensor:
@@ -79,7 +80,7 @@ def _reference(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> T
 
 def _reference_bwd(dloss: Tensor, target: Tensor, reduction: int, log_target: bool, dtype: torch.dtype) -> Tensor:
     t = target.double()
-    return -(t.exp() if log_target else t) * dloss.double() / _divisor(target, reduction)
+    return -(t.exp() if log_target else t) * dloss.double() / divisor(target, reduction)
 
 
 def _cost(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> tuple[float, float]:
@@ -111,5 +112,8 @@ KL_DIV = Op(
         "(Tensor dloss, Tensor target, int reduction, bool log_target, ScalarType dtype, str backend) -> Tensor",
         _check_bwd, _fake_bwd, gradient, _reference_bwd, ("target",), _cost_bwd,
     ),
-    impls=(Impl("triton", "fasttx.kernels.kl_div:kl_div_fwd", "fasttx.kernels.kl_div:kl_div_bwd", _supports),),
+    impls=(
+        Impl("triton", "fasttx.kernels.kl_div:kl_div_fwd", "fasttx.kernels.kl_div:kl_div_bwd", _supports),
+        Impl("cuda", "fasttx.ops._kl_div_cuda:kl_div_fwd", "fasttx.ops._kl_div_cuda:kl_div_bwd", _supports),
+    ),
 )  # fmt: skip

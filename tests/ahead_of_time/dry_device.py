@@ -13,7 +13,7 @@ import pathlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +57,9 @@ class Record:
     spill_bytes: int
     shared_bytes: int
     cubin: bytes
+    module: str = ""
+    configuration: str = ""
+    """What the kernel was specialised for: types of its pointers, constants, warps and stages."""
 
     def instructions(self) -> list[str]:
         """Names of the machine instructions, in order, with their suffixes."""
@@ -70,9 +73,24 @@ class Record:
         )
 
 
+listeners: list[Callable[[Record], None]] = []
+"""Told of every record, for a table of them all."""
+
+
+def _configuration(src: Any, metadata: Any) -> str:
+    types = sorted({t.removeprefix("*") for t in src.signature.values() if isinstance(t, str) and t.startswith("*")})
+    names = src.fn.arg_names
+    constants = {names[place[0]]: value for place, value in src.constants.items() if names[place[0]].isupper()}
+    given = [
+        name if value is True else f"{name}={value}" for name, value in constants.items() if value not in (None, False)
+    ]
+    return " ".join([",".join(types), *given, f"{metadata.num_warps} warps", f"{metadata.num_stages} stages"])
+
+
 class _Utils:
     def __init__(self, arch: int, records: list[Record]) -> None:
         self.arch, self.records = arch, records
+        self.module = self.configuration = ""
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {
@@ -87,7 +105,10 @@ class _Utils:
 
     def load_binary(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
         registers, stack = _usage(cubin)
-        self.records.append(Record(name, self.arch, registers, stack, shared, cubin))
+        record = Record(name, self.arch, registers, stack, shared, cubin, self.module, self.configuration)
+        self.records.append(record)
+        for listener in listeners:
+            listener(record)
         return 1, 1, registers, stack // 4, 1024  # module, function, registers, spills, threads at most
 
 
@@ -102,10 +123,13 @@ class _Launcher:
 
 
 class _Driver(DriverBase):
-    launcher_cls = _Launcher
-
     def __init__(self, arch: int, records: list[Record]) -> None:
         self.arch, self.utils = arch, _Utils(arch, records)
+
+    def launcher_cls(self, src: Any, metadata: Any) -> _Launcher:
+        """Triton asks for it just before it loads the same kernel."""
+        self.utils.module, self.utils.configuration = src.fn.__module__, _configuration(src, metadata)
+        return _Launcher(src, metadata)
 
     @classmethod
     def is_active(cls) -> bool:

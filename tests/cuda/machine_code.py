@@ -54,17 +54,3 @@ def kernels(source: Path, arch: str) -> list[Kernel]:
         names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", part, re.MULTILINE)
         bodies[part.split()[0]] = tuple(names)
     return [Kernel(n, int(r), int(s), int(m), bodies[n]) for n, r, s, m in usage]
-
-
-def main() -> None:
-    """Prints the table."""
-    for source in sorted(cuda_build.CSRC.glob("*/*.cu")):
-        for arch in ("80", "90a"):
-            print(f"\n{source.name} sm_{arch}\n{'registers':>9} {'stack':>6} {'shared':>6} {'code':>6}  kernel")
-            for k in sorted(kernels(source, arch), key=lambda k: k.name):
-                row = f"{k.registers:9} {k.stack_bytes:6} {k.shared_bytes:6} {len(k.instructions):6}"
-                print(f"{row}  {k.name}")
-
-
-if __name__ == "__main__":
-    main()

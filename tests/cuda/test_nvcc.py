@@ -18,6 +18,7 @@ needs_nvcc = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str
 COUNT = {
     "softmax": 3 * 5 * (2 * 2),  # resident rows of three lengths, held and streamed; with dropout and without
     "binary_cross_entropy": 3 * 2,
+    "kl_div": 3 * 2 * 2,  # probabilities and logarithms
     "cross_entropy": 3 * 3 * 2 * 2,  # two forward kernels and two backward ones, rows of three lengths
     "column_sum": 1,
     "loss_sum": 1,
@@ -32,6 +33,7 @@ SHARED = {
     "column_sum": 8 * 32 * 4,
     "loss_sum": 2 * 128,
     "binary_cross_entropy": 128,
+    "kl_div": 128,
     "cross_entropy": 4 * 128,
     "quantize_per_token": 128,
     "embedding_layer_norm": 3 * 128 + 4 * 512,

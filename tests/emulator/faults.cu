@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "arch/launch.cuh"
+#include "arch/aligned.cuh"
 
 namespace {
 enum Fault {
@@ -28,8 +28,17 @@ enum Fault {
   kGlobalReadUnderflow,  // a load in front of one
   kWriteToInput,         // a store into a buffer that is only read
   kPlainAndAtomic,       // an atomic addition and a plain store to one word
+  kMisalignedVector,     // 16 bytes of a buffer at a multiple of 4
+  kMisalignedShared,     // 16 bytes of shared memory at a multiple of 4
+  kMisalignedWord,       // a float between two
+  kMisalignedAtomic,     // an atomic addition there
   kTooManyThreads,       // a launch that no GPU accepts
 };
+
+// `bytes` behind p, as an address of floats.
+float* behind(float* p, size_t bytes) {
+  return reinterpret_cast<float*>(reinterpret_cast<unsigned char*>(p) + bytes);
+}
 
 struct Params {
   float* x;
@@ -67,6 +76,10 @@ __global__ void faulty_kernel(Params p) {
   __syncthreads();
   if (t == 127) atomicAdd(p.sum, partials[0] + (fault == kEarlyExit ? 0.0f : partials[1]) + partials[2] + partials[3]);
   if (fault == kPlainAndAtomic && t == 3) *p.sum = 0.0f;
+  if (fault == kMisalignedVector && t == 7) s += fasttx::aligned_at<float4>(p.x + 5).x;
+  if (fault == kMisalignedShared && t == 7) fasttx::aligned_at<float4>(neighbours + 5).x = s;
+  if (fault == kMisalignedWord && t == 7) *behind(p.out, 22) = s;
+  if (fault == kMisalignedAtomic && t == 7) atomicAdd(behind(p.out, 22), s);
   if (fault == kSameWord) p.out[0] = v;
   if (fault == kSameWordOfBlocks) p.out[t] = v;
   if (fault == kReadOfOtherBlock && i < p.n) p.x[i] = p.x[(i + 128) % p.n];

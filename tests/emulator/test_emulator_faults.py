@@ -37,12 +37,17 @@ REPORTS = {
     "GlobalReadUnderflow": r"out of bounds: read of 4 bytes at x-4, a buffer of 800 bytes",
     "WriteToInput": r"write to the read-only buffer x\+0",
     "PlainAndAtomic": r"race: write to sum\+0",
+    "MisalignedVector": r"misaligned access of 16 bytes at (x\+20|address 0x\w+), \d+ modulo 16 at .*faults\.cu",
+    "MisalignedShared": r"misaligned access of 16 bytes at shared memory\+20, \d+ modulo 16 at .*faults\.cu",
+    "MisalignedWord": r"misaligned access of 4 bytes at out\+22, 2 modulo 4 at .*faults\.cu",
+    "MisalignedAtomic": r"misaligned access of 4 bytes at (out\+22|address 0x\w+), 2 modulo 4 at \w",
     "TooManyThreads": r"invalid launch: .* block \(2048,1,1\)",
 }
 RIGHT = ("None", "EarlyExit")
-# What the build without hooks sees too: it watches the scheduler, and no access.
+# What the build without hooks sees too: it watches the scheduler and the addresses of vectors, and no other access.
 WITHOUT_HOOKS = (
     "BarrierInBranch", "HalfWarpShuffle", "ShuffleFromOutside", "NotInOwnMask", "TwoShuffles", "TooManyThreads",
+    "MisalignedVector", "MisalignedShared", "MisalignedAtomic",
 )  # fmt: skip
 
 
@@ -93,7 +98,7 @@ def test_each_fault_is_reported_at_every_seed(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", WITHOUT_HOOKS)
-def test_faults_of_scheduling_need_no_hooks(fault: str) -> None:
+def test_faults_of_scheduling_and_alignment_need_no_hooks(fault: str) -> None:
     for seed in SEEDS:
         report, _ = run("plain", fault, seed)
         assert re.search(REPORTS[fault], report), f"seed {seed}: {report or 'nothing reported'}"
@@ -120,6 +125,13 @@ def test_race_checks_can_be_switched_off() -> None:
     assert report == ""
     report, _ = run("race", "WriteToInput", 1, race=False)
     assert "read-only" in report  # extents are held to all the same
+
+
+def test_every_vector_is_asked_for_its_alignment() -> None:
+    """A pointer to wider elements comes from `aligned_at` alone."""
+    kernels = [p for p in (host_build.ROOT / "csrc").glob("*/*.cu*") if p.parent.name != "arch"]
+    casts = {p.name: re.findall(r"reinterpret_cast<(?!uintptr_t>).*", p.read_text()) for p in kernels}
+    assert len(kernels) > 20 and not any(casts.values()), casts
 
 
 def test_seeds_change_the_order_of_blocks() -> None:

@@ -13,10 +13,11 @@ import host_module
 import pytest
 import torch
 
-from fasttx.ops import _binary_cross_entropy_cuda, _cross_entropy_cuda, _cuda
+from fasttx.ops import _binary_cross_entropy_cuda, _cross_entropy_cuda, _cuda, _kl_div_cuda
 from fasttx.ops.arguments import MEAN, NONE, SUM
 from fasttx.ops.binary_cross_entropy import BINARY_CROSS_ENTROPY
 from fasttx.ops.cross_entropy import CROSS_ENTROPY
+from fasttx.ops.kl_div import KL_DIV
 from fasttx.testing import assert_as_accurate
 
 pytestmark = pytest.mark.skipif(host_build.lacks() is not None, reason=str(host_build.lacks()))
@@ -111,6 +112,20 @@ def test_binary_cross_entropy_has_no_race(race, monkeypatch, shape, reduction):
         run(race, BINARY_CROSS_ENTROPY, "bwd", torch.rand(loss.shape), x, y, weight, pos_weight, reduction)
 
 
+# as above, and every pair of dtypes that differ
+@pytest.mark.parametrize("shape", [(5,), (45, 104), (45, 107)], ids=str)
+@pytest.mark.parametrize("reduction", [NONE, SUM])
+@pytest.mark.parametrize("log_target", [False, True])
+def test_kl_div_has_no_race(race, monkeypatch, shape, reduction, log_target):
+    monkeypatch.setattr(_kl_div_cuda, "PARTIALS", 2)
+    dtypes = (torch.bfloat16, torch.float32, torch.float16, torch.bfloat16)
+    for x_dtype, target_dtype in zip(dtypes, dtypes[1:], strict=False):
+        x, target = (torch.randn(shape).log_softmax(-1) for _ in range(2))
+        x, target = x.to(x_dtype), (target if log_target else target.exp()).to(target_dtype)
+        (loss,) = run(race, KL_DIV, "fwd", x, target, reduction, log_target)
+        run(race, KL_DIV, "bwd", torch.rand(loss.shape), target, reduction, log_target, x_dtype)
+
+
 # ------------------------------------------------------------------------------------------------------- boundary
 
 
@@ -142,6 +157,14 @@ def binary_cross_entropy_calls():
     }
 
 
+def kl_div_calls():
+    x, one = torch.rand(3, 5), torch.ones(())
+    return {
+        "kl_div_fwd": lambda: _kl_div_cuda.kl_div_fwd(one, x, x, MEAN, False),
+        "kl_div_bwd": lambda: _kl_div_cuda.kl_div_bwd(x, one, x, MEAN, False, x.dtype),
+    }
+
+
 REFUSED = [
     ("cross_entropy", {"n_rows": 0}, "n_rows must lie in"),
     ("cross_entropy", {"n_cols": 2**31}, "n_cols must lie in"),
@@ -166,14 +189,23 @@ REFUSED = [
     ("binary_cross_entropy_fwd", {"n_partials": 0}, "partials must have an element"),
     ("binary_cross_entropy_fwd", {"loss": 0}, "loss must be given"),
     ("binary_cross_entropy_bwd", {"dx": 0}, "dx and dloss must be given"),
+    ("kl_div", {"n": 0}, "n must lie in"),
+    ("kl_div", {"n": 2**42}, "n must lie in"),
+    ("kl_div", {"target": 0}, "target must be given"),
+    ("kl_div", {"target_dtype": 3}, "target must be float32"),
+    ("kl_div", {"dtype": 4}, "tensors must be float32"),
+    ("kl_div_fwd", {"n_partials": 0}, "partials must have an element"),
+    ("kl_div_fwd", {"x": 0}, "x and loss must be given"),
+    ("kl_div_fwd", {"loss": 0}, "x and loss must be given"),
+    ("kl_div_bwd", {"dx": 0}, "dx and dloss must be given"),
+    ("kl_div_bwd", {"dloss": 0}, "dx and dloss must be given"),
 ]
 
 
 @pytest.mark.parametrize("op, changed, message", REFUSED, ids=str)
 def test_what_would_corrupt_memory_is_refused_again(device, op, changed, message):
-    calls = {
-        name: c for name, c in (cross_entropy_calls() | binary_cross_entropy_calls()).items() if name.startswith(op)
-    }
+    calls = cross_entropy_calls() | binary_cross_entropy_calls() | kl_div_calls()
+    calls = {name: call for name, call in calls.items() if name.startswith(op)}
     assert calls
     for name, call in calls.items():
         launcher, given = recorded(name, call)

@@ -103,3 +103,24 @@ def test_cross_entropy_past_2_31(
         assert_as_accurate(loss[-4:], exact.detach().float(), exact.detach(), "loss")
         (grad,) = torch.autograd.grad(exact.sum(), leaf)
         assert_as_accurate(dlogits[-4:], grad.to(BF16), grad, "dlogits")
+
+
+@pytest.mark.parametrize("written", ["triton", "cuda"])
+def test_kl_div_past_2_31(
+    written: str, device: torch.device, sized: Callable[[int, int], int], enough_memory: Callable[[int], None]
+) -> None:
+    """Whole tiles and a rest behind 2^31 elements; the last losses and gradients are compared."""
+    reason = load_ops()["kl_div"].reasons(torch.ones(1, device=device))[written]
+    if reason is not None:
+        pytest.skip(f"kl_div on {written}: {reason}")
+    n = sized(2**31 + 5000, 5000)
+    enough_memory(14 * n)
+    x, target = (torch.randn(n, dtype=BF16, device=device) for _ in range(2))
+    loss = ops.kl_div_fwd.default(x, target, 0, True, written)
+    exact = F.kl_div(x[-4999:].double(), target[-4999:].double(), reduction="none", log_target=True)
+    single = F.kl_div(x[-4999:].float(), target[-4999:].float(), reduction="none", log_target=True)
+    assert_as_accurate(loss[-4999:], single, exact, "loss")
+    del loss
+    dx = ops.kl_div_bwd.default(torch.ones((), device=device), target, 2, True, BF16, written)
+    exact = -target[-4999:].double().exp()
+    assert_as_accurate(dx[-4999:], exact.to(BF16), exact, "dx")

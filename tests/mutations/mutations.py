@@ -228,6 +228,8 @@ CUDA = [
     Mutation("csrc/common/row_dropout.cuh", "c[i / 4] >> (8 * (i % 4))", "c[i % 4] >> (8 * (i / 4))", SOFTMAX),
     Mutation("csrc/common/row_dropout.cuh", "second ? c[2] : c[0]", "c[0]", LAYER_NORM),
     Mutation("csrc/common/vectors.cuh", "out[i] = i >= low && i < high ?", "out[i] = i < high ?", CROSS_ENTROPY),
+    Mutation("csrc/common/vectors.cuh", "(p) % 16 == 0;", "(p) % 4 == 0;", SOFTMAX),  # x86 forgives it, no GPU does
+    Mutation("csrc/common/row_parts.cuh", "if (is_vector_aligned(row) && n_cols", "if (n_cols", LAYER_NORM),
     Mutation("csrc/common/online_sum.cuh", "    l *= alpha;\n", "", SOFTMAX),
     Mutation(
         "csrc/common/column_sum.cuh",
@@ -316,6 +318,11 @@ CUDA = [
         "at = at + 1;",
         BINARY,
     ),
+    Mutation("csrc/kl_div/kl_div.cuh", "t == 0.0f ? 0.0f : t * logf(t)", "t * logf(t)", KL_DIV),
+    Mutation("csrc/kl_div/kl_div.cuh", "tile += gridDim.x", "tile += tiles", KL_DIV),
+    Mutation("csrc/kl_div/kl_div.cuh", "-(kLog ? expf(t[k]) : t[k])", "-t[k]", KL_DIV),
+    Mutation("csrc/kl_div/kl_div.cuh", "is_vector_aligned(dx), t)", "true, t)", KL_DIV),
+    Mutation("csrc/kl_div/kl_div.cuh", "if (p.one_dloss) {", "if (p.one_dloss || run.valid < kKlRun) {", KL_DIV),
     Mutation(
         "csrc/dropout_add_layer_norm/dropout_add_layer_norm.cuh",
         "partial += p.programs * p.n_cols;",
@@ -335,6 +342,7 @@ CUDA = [
         RACES_OF_ROWS,
     ),
     Mutation("csrc/bias_gelu/bias_gelu.cuh", "      drop(p.dropout, row, at.col, dx[r]);\n", "", GELU),
+    Mutation("csrc/bias_gelu/bias_gelu.cuh", "if (is_vector_aligned(base) && stride", "if (stride", GELU),
     Mutation(
         "csrc/embedding_layer_norm/embedding_layer_norm.cuh",
         "dtype1[i] += type == 1 ? dy[i] : 0.0f;",
@@ -351,6 +359,12 @@ CUDA = [
         "csrc/quantize_per_token/quantize_per_token.cuh",
         "fminf(fmaxf(__fmul_rn(x, inverse), -127.0f), 127.0f)",
         "__fmul_rn(x, inverse)",
+        QUANTIZE,
+    ),
+    Mutation(
+        "csrc/quantize_per_token/quantize_per_token.cuh",
+        "reinterpret_cast<uintptr_t>(x_q) % kRowRun == 0 && part.n_cols",
+        "part.n_cols",
         QUANTIZE,
     ),
     Mutation("csrc/quantize_per_token/quantize_per_token.cuh", "size < INFINITY ? size : INFINITY", "size", QUANTIZE),

@@ -45,6 +45,9 @@ def test_strided_and_misaligned_inputs(device, backend):
     hold(backend, base.transpose(1, 2), None, 0.25, dout=across)
     hold(backend, base[:1, :1].expand(4, 6, 50), None, dout=base)
     hold(backend, base[0, 0], base[0, 1])  # one row
+    # whole runs of 8 columns that begin between multiples of 16 bytes
+    between = torch.randn(3 * 288 + 1, device=device)[1:].view(3, 6, 48)
+    hold(backend, between[0], between[1, 0], dout=between[2])
 
 
 @each_written

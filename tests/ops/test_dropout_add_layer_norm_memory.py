@@ -55,6 +55,9 @@ def test_strided_and_misaligned_inputs(device, backend):
         dout=torch.randn(6, 50, 4, device=device).permute(2, 1, 0),
     )
     hold(backend, base[:1, :1].expand(4, 6, 50), base, dout=base)
+    # whole runs of 8 columns that begin between multiples of 16 bytes
+    between = torch.randn(3 * 288 + 1, device=device)[1:].view(3, 6, 48)
+    hold(backend, between[0], between[1], between[2, 0], between[2, 1], dout=between[2])
 
 
 @pytest.mark.parametrize("backend", WRITTEN)

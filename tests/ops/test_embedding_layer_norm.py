@@ -335,6 +335,10 @@ def test_strided_and_misaligned_inputs(device, backend):
     for dout in (torch.randn(12, 45, device=device)[:, 2:43], torch.randn(41, 12, device=device).T):
         hold(backend, ids, tensors, 0.25, dout=dout)
     hold(backend, ids, tensors, dout=torch.randn(1, 1, device=device).expand(12, 41))
+    # whole runs of 8 columns that begin between multiples of 16 bytes
+    ids, tensors = case(12, 48, device)
+    tensors = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in tensors]
+    hold(backend, ids, tensors, dout=torch.randn(12 * 48 + 1, device=device)[1:].view(12, 48))
 
 
 @each_written

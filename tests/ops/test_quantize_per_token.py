@@ -102,19 +102,20 @@ def test_layouts(device: torch.device, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 @pytest.mark.parametrize("n_cols", [101, 104])
-def test_nothing_is_written_outside(device: torch.device, backend: str, n_cols: int) -> None:
+@pytest.mark.parametrize("lead", [64, 67])  # rows of 104 begin at multiples of 8 bytes, and between them
+def test_nothing_is_written_outside(device: torch.device, backend: str, n_cols: int, lead: int) -> None:
     runnable(backend, torch.empty(1, device=device))
     impl = next(i for i in QUANTIZE_PER_TOKEN.impls if i.backend == backend)
     quantize_per_token_fwd = _resolve(impl.fwd)
     n_rows = 4096 // 128 + 3  # ragged in both directions
     x = torch.randn(n_rows, n_cols, device=device)
-    room_q = torch.full((n_rows * n_cols + 128,), 99, dtype=torch.int8, device=device)
+    room_q = torch.full((n_rows * n_cols + lead + 64,), 99, dtype=torch.int8, device=device)
     room_s = torch.full((n_rows + 128,), -7.0, device=device)
-    x_q, x_scale = room_q[64:-64].view(n_rows, n_cols), room_s[64:-64]
+    x_q, x_scale = room_q[lead:-64].view(n_rows, n_cols), room_s[64:-64]
     quantize_per_token_fwd(x_q, x_scale, x, None)
     want_q, want_scale = QUANTIZE_PER_TOKEN.fwd.reference(x, None)
     assert torch.equal(x_q.double(), want_q) and torch.equal(x_scale, want_scale.float())
-    assert bool((room_q[:64] == 99).all()) and bool((room_q[-64:] == 99).all())
+    assert bool((room_q[:lead] == 99).all()) and bool((room_q[-64:] == 99).all())
     assert bool((room_s[:64] == -7).all()) and bool((room_s[-64:] == -7).all())
 
 

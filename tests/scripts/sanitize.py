@@ -1,4 +1,4 @@
-"""`make sanitize`: the tests of the ops under each tool of compute-sanitizer, on a machine with an NVIDIA GPU.
+"""`make sanitize`: the tests of the ops and of csrc/arch under each tool of compute-sanitizer, on an NVIDIA GPU.
 
     python tests/scripts/sanitize.py [--tool memcheck ...] [--out DIR] [--minutes 8] [--keyword softmax]
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 FOUND_ERRORS = 86
 """Exit status that compute-sanitizer is told to give; pytest has none as high."""
-TESTS = ("tests/test_ops.py", "tests/ops", "-m", "not slow")
+TESTS = ("tests/test_ops.py", "tests/ops", "tests/gpu/test_gpu_instructions.py", "-m", "not slow")
 HINT = (
     "compute-sanitizer is in no PATH, CUDA_HOME or /usr/local/cuda: it comes with the CUDA toolkit, and from PyPI as "
     "nvidia-cuda-sanitizer-api"

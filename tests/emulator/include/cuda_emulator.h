@@ -59,8 +59,9 @@ using Exchange = void (*)(void** slots, unsigned mask);
 void collective(const char* name, unsigned mask, void* slot, Exchange exchange, bool orders_memory);
 // Shared memory of this block for `key`, poisoned at its first use; one address for all threads.
 void* shared_array(const void* key, size_t bytes, size_t align);
-void* dynamic_shared(size_t align);      // what the launch asked for, aligned as said and no better
-uint32_t shared_address(const void* p);  // as instructions take it
+void* dynamic_shared(size_t align);                 // what the launch asked for, aligned as said and no better
+uint32_t shared_address(const void* p);             // as instructions take it
+void check_alignment(const void* p, size_t bytes);  // fails where p is no multiple of `bytes`
 // In a kernel compiled with hooks (hooks.cpp): an atomic access to watch, and that the module is compiled so.
 void hook_atomic(const void* p, size_t bytes);
 void hooks_present(const void* address_in_module);

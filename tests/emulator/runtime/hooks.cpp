@@ -3,18 +3,19 @@
 #include "state.h"
 
 extern "C" {
-#define HOOKS(n)                                                  \
-  void __tsan_read##n(void* p) {                                  \
-    emu::access(p, n, false, false, __builtin_return_address(0)); \
-  }                                                               \
-  void __tsan_write##n(void* p) {                                 \
-    emu::access(p, n, true, false, __builtin_return_address(0));  \
-  }                                                               \
-  void __tsan_unaligned_read##n(void* p) {                        \
-    emu::access(p, n, false, false, __builtin_return_address(0)); \
-  }                                                               \
-  void __tsan_unaligned_write##n(void* p) {                       \
-    emu::access(p, n, true, false, __builtin_return_address(0));  \
+// "Unaligned" ones are of objects whose type asks for less than their size: structs that are copied, and memcpy.
+#define HOOKS(n)                                                     \
+  void __tsan_read##n(void* p) {                                     \
+    emu::access(p, n, n, false, false, __builtin_return_address(0)); \
+  }                                                                  \
+  void __tsan_write##n(void* p) {                                    \
+    emu::access(p, n, n, true, false, __builtin_return_address(0));  \
+  }                                                                  \
+  void __tsan_unaligned_read##n(void* p) {                           \
+    emu::access(p, n, 1, false, false, __builtin_return_address(0)); \
+  }                                                                  \
+  void __tsan_unaligned_write##n(void* p) {                          \
+    emu::access(p, n, 1, true, false, __builtin_return_address(0));  \
   }
 HOOKS(1)
 HOOKS(2)
@@ -22,10 +23,10 @@ HOOKS(4)
 HOOKS(8)
 HOOKS(16)
 void __tsan_read_range(void* p, size_t n) {
-  emu::access(p, n, false, false, __builtin_return_address(0));
+  emu::access(p, n, 1, false, false, __builtin_return_address(0));
 }
 void __tsan_write_range(void* p, size_t n) {
-  emu::access(p, n, true, false, __builtin_return_address(0));
+  emu::access(p, n, 1, true, false, __builtin_return_address(0));
 }
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

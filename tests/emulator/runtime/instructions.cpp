@@ -137,7 +137,7 @@ void cp_async(uint32_t shared, const void* global, int valid_bytes) {
   Copy copy{shared, {}};
   if (valid_bytes > 0) {
     if (reinterpret_cast<uintptr_t>(global) % 16 != 0) fail("cp.async: %p is no multiple of 16", global);
-    access(global, static_cast<size_t>(valid_bytes), false, false, code);
+    access(global, static_cast<size_t>(valid_bytes), 16, false, false, code);
     memcpy(copy.data, global, static_cast<size_t>(valid_bytes));
   }
   start_copy(shared, 16, code);

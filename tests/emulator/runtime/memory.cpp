@@ -106,6 +106,12 @@ void* new_array(const void* key, size_t start, size_t bytes, const char* name) {
   return arena_of(running->rank) + start;
 }
 
+// A compiler may place an array so too: one that is accessed by wider elements than its own has to ask for it.
+size_t aligned_no_better(size_t align) {
+  size_t start = (arena_used + align - 1) / align * align;
+  return start % (2 * align) == 0 ? start + align : start;
+}
+
 void* found_array(const void* key) {
   for (const Shared& s : shared) {
     if (s.key == key) return reinterpret_cast<void*>(s.extents[running->rank].low);
@@ -116,14 +122,12 @@ void* found_array(const void* key) {
 
 void* shared_array(const void* key, size_t bytes, size_t align) {
   if (void* found = found_array(key)) return found;
-  return new_array(key, (arena_used + align - 1) / align * align, bytes, "shared memory");
+  return new_array(key, aligned_no_better(align), bytes, "shared memory");
 }
 
 void* dynamic_shared(size_t align) {
   if (void* found = found_array(&dynamic_key)) return found;
-  size_t start = (arena_used + align - 1) / align * align;
-  if (start % (2 * align) == 0) start += align;
-  return new_array(&dynamic_key, start, dynamic_bytes, "dynamic shared memory");
+  return new_array(&dynamic_key, aligned_no_better(align), dynamic_bytes, "dynamic shared memory");
 }
 
 uint32_t shared_address(const void* p) {
@@ -178,7 +182,31 @@ void read_by_tensor_cores(const std::vector<uint32_t>& addresses, size_t n, unsi
   }
 }
 
-void access(const void* p, size_t n, bool write, bool is_atomic, void* code) {
+namespace {
+// "x+4": an address within what is known of memory.
+std::string place(uintptr_t a) {
+  char text[256];
+  snprintf(text, sizeof text, "address 0x%zx", static_cast<size_t>(a));
+  auto name = [&](const Extent& extent) {
+    if (extent.holds(a, 1)) snprintf(text, sizeof text, "%s+%zu", extent.name.c_str(), a - extent.low);
+  };
+  for (const Shared& s : shared) name(s.extent);
+  for (const Extent& b : buffers) name(b);
+  return text;
+}
+
+void check_alignment(uintptr_t a, size_t n, size_t align, void* code) {
+  if (a % align == 0) return;
+  fail("misaligned access of %zu bytes at %s, %zu modulo %zu%s", n, place(a).c_str(), a % align, align,
+       source_line(code).c_str());
+}
+}  // namespace
+
+void check_alignment(const void* p, size_t n) {
+  check_alignment(number(p), n, n, __builtin_return_address(0));
+}
+
+void access(const void* p, size_t n, size_t align, bool write, bool is_atomic, void* code) {
   uintptr_t a = number(p);
   if (running == nullptr || exchanging) return;
   const char* kind = write ? "write" : "read";
@@ -188,6 +216,7 @@ void access(const void* p, size_t n, bool write, bool is_atomic, void* code) {
     }
     return;
   }
+  check_alignment(a, n, align, code);
   if (a - number(arenas) < kArenaBytes * kMaxCluster) {
     for (Shared& s : shared) {
       Extent& extent = s.extents[running->rank];
@@ -232,7 +261,7 @@ bool has_hooks() {
 }
 
 void hook_atomic(const void* p, size_t n) {
-  access(p, n, true, true, __builtin_return_address(0));
+  access(p, n, n, true, true, __builtin_return_address(0));
 }
 
 void hooks_present(const void* address) {

@@ -133,7 +133,7 @@ void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int row, 
         int64_t x = static_cast<int64_t>(column) + c * (kChunk / map.element_bytes) + e;
         if (y < 0 || y >= static_cast<int64_t>(map.rows) || x < 0 || x >= static_cast<int64_t>(map.columns)) continue;
         const uint8_t* from = map.base + static_cast<uint64_t>(y) * map.row_bytes + x * map.element_bytes;
-        access(from, map.element_bytes, false, false, code);
+        access(from, map.element_bytes, map.element_bytes, false, false, code);
         memcpy(chunk.data + e * map.element_bytes, from, map.element_bytes);
       }
       box.chunks.push_back(chunk);

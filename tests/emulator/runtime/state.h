@@ -82,7 +82,8 @@ void rendezvous_of_exit();  // the running thread exits, and is no longer counte
 // ---- memory.cpp: shared memory and the extents of buffers
 void memory_of_launch(size_t shared_bytes);
 void memory_of_cluster();
-void access(const void* p, size_t bytes, bool write, bool is_atomic, void* code);
+// `align`: what the address must be a multiple of.
+void access(const void* p, size_t bytes, size_t align, bool write, bool is_atomic, void* code);
 void add_buffer(const void* p, size_t bytes, const char* name, bool writable);
 void clear_buffers();
 bool has_hooks();
