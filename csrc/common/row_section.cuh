@@ -8,6 +8,7 @@
 #pragma once
 #include <type_traits>
 
+#include "../arch/aligned.cuh"
 #include "../arch/cluster.cuh"
 #include "rows.cuh"
 #include "vectors.cuh"
@@ -63,16 +64,16 @@ struct RowSection {
     if constexpr (kHolds) {
 #pragma unroll
       for (int i = 0; i < kRun; i += kWidth) {
-        Vector<T>* place = held_vector<kTensor>(start, item + i);
+        Vector<T>& place = held_vector<kTensor>(start, item + i);
         if constexpr (kAgain) {
-          const Vector<T> vector = *place;
+          const Vector<T> vector = place;
 #pragma unroll
           for (int j = 0; j < kWidth; j++) values[i + j] = to_float(vector.values[j]);
         } else {
           Vector<T> vector;
 #pragma unroll
           for (int j = 0; j < kWidth; j++) from_float(values[i + j], &vector.values[j]);
-          *place = vector;
+          place = vector;
         }
       }
     }
@@ -81,9 +82,10 @@ struct RowSection {
  private:
   // The vectors of neighbouring threads lie side by side, whatever columns they are: no bank conflicts.
   template <int kTensor>
-  FTX_DEVICE Vector<T>* held_vector(uint32_t start, int item) const {
+  FTX_DEVICE Vector<T>& held_vector(uint32_t start, int item) const {
     const uint32_t tile = (start - first) / kTile * kTensors + kTensor;
-    return reinterpret_cast<Vector<T>*>(held + tile * kTileBytes) + item / kVectorWidth<T> * kGroup + threadIdx.x;
+    return aligned_at<Vector<T>>(held + tile * kTileBytes +
+                                 (item / kVectorWidth<T> * kGroup + threadIdx.x) * sizeof(Vector<T>));
   }
 };
 

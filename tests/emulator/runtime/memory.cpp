@@ -190,7 +190,9 @@ std::string place(uintptr_t a) {
   auto name = [&](const Extent& extent) {
     if (extent.holds(a, 1)) snprintf(text, sizeof text, "%s+%zu", extent.name.c_str(), a - extent.low);
   };
-  for (const Shared& s : shared) name(s.extent);
+  for (const Shared& s : shared) {
+    for (const Extent& extent : s.extents) name(extent);
+  }
   for (const Extent& b : buffers) name(b);
   return text;
 }
