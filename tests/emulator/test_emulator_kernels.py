@@ -108,7 +108,7 @@ BROKEN = {
     ),
     "the rows of a block": (
         "softmax/softmax.cuh",
-        "  if (at.row >= p.n_rows) return;  // a whole warp: a block of several warps has one row, which exists\n",
+        "  if (row >= p.n_rows) return;  // a whole warp: a block of several warps has one row, which exists\n",
         "",
         r"out of bounds: read",
     ),
