@@ -85,7 +85,7 @@ WITHOUT_HOOKS = {
         "MmaInHalfWarp": "divergent",
     },
     "gemm_sm90": {
-        "NoEmptyWait": "arrivals", "WrongParity": "deadlock", "NoReleaseByAWarp": "deadlock",
+        "NoEmptyWait": "more arrivals than the 1", "WrongParity": "deadlock", "NoReleaseByAWarp": "deadlock",
         "TooFewBytes": "deadlock", "TooManyBytes": "deadlock", "NoProductFence": "without wgmma.fence",
         "NoProductCommit": "exits with wgmma", "NoProductWait": "exits with wgmma",
         "WriteBeforeWait": "was written while a wgmma in flight held it", "ProductInThreeWarps": "deadlock",
