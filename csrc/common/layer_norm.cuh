@@ -1,9 +1,27 @@
 // What the kernels with a layer norm share: statistics of a row, the gradient of what was normalised, sums over rows.
 #pragma once
+#include "checks.h"
+#include "dispatch.h"
 #include "reductions.cuh"
 #include "row_parts.cuh"
 
 namespace fasttx {
+
+// start(threads of a row, columns of a thread): a warp for the widths of most encoders, where a row costs no barrier.
+template <class Start>
+void with_layer_norm_group(const char* name, int64_t n_cols, Start&& start) {
+  const bool found = dispatch_at_least<512, 1024, 2048, 8192>(n_cols, [&](auto columns) {
+    constexpr int kItems = columns == 1024 ? 32 : 16;
+    start(std::integral_constant<int, columns / kItems>{}, std::integral_constant<int, kItems>{});
+  });
+  require(found, name, "rows of at most 8192 columns fit the registers of a block");
+}
+
+// Blocks a multiprocessor must hold, from the threads whose registers fit: of the 65,536 it has, forward keeps one row
+// of kItems beside what is loaded, backward four.
+constexpr int layer_norm_blocks(int group, int items, bool backward) {
+  return (items > 16 ? backward ? 384 : 512 : backward ? 512 : 768) / block_threads(group);
+}
 
 // z becomes xhat; z is 0 beyond the end of the row. partials: 3 * kMaxWarps floats.
 // The sum of a row is rounded, hence the mean is off by some delta: with d = z - mean, delta = sum_j d_j / n, and
