@@ -6,7 +6,7 @@ Mathematics
 
 Contract
     A program holds ROWS whole rows in registers and is the only writer of them. Tile, layout, order of sums and options
-    of the compiler are those of dropout_add_layer_norm's forward, so that out has the same bits. x and residual lie by
+    of the compiler (no contraction) are dropout_add_layer_norm's, so that out has the same bits. x and residual lie by
     rows at one stride with columns at stride 1; out, x_q and x_scale are contiguous. 16-byte accesses where base and
     stride allow, 4 to 16 bytes of x_q. z, mean and rstd are not written. A row of out with a NaN or infinity gets
     integers 0 and the scale NaN. Deterministic. Rows of at most dropout_add_layer_norm's MAX_COLS columns.
@@ -67,4 +67,5 @@ def add_layer_norm_quantize_fwd(
         n_rows, n_cols, stride_xm, stride_rm, eps,
         ROWS=block.rows, BLOCK_N=block.block_n, RUN=16 // narrowest, RESIDUAL=residual is not None,
         WEIGHT=weight is not None, BIAS=bias is not None, STATIC=scale is not None, num_warps=block.num_warps,
+        enable_fp_fusion=False,
     )  # fmt: skip

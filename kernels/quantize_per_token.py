@@ -9,7 +9,8 @@ Contract
     A program holds ROWS whole rows in registers and is the only writer of them. x lies by rows at one stride with
     columns at stride 1; x_q and x_scale are contiguous. 16-byte loads where base and stride allow. A row with a NaN or
     infinity, and every row of a scale that is not positive and finite with a finite inverse, gets integers 0 and the
-    scale NaN. Compiled without contraction, of which there is nothing to gain here. Deterministic. Rows of at most MAX_COLS columns.
+    scale NaN. Compiled without contraction (kernels/row_scale.py). Deterministic. Rows of at most MAX_COLS
+    columns.
 
 Cost
     4 flop an element; x once, a byte an element and 4 bytes a row. Shared memory: that of the maximum.

@@ -28,12 +28,20 @@ __global__ void __launch_bounds__(block_threads(kGroup)) bias_gelu_quantize_kern
   const RowPart<kGroup, kItems> part(p.n_cols);
   float z[kItems];
   part.template load<T>({p.x, p.dtype}, row * p.stride_xm, z);
+  if (p.bias.data != nullptr) {
 #pragma unroll
-  for (int item = 0; item < kItems; item += kRowRun) {
-    float run[kRowRun], bias[kRowRun] = {};
-    if (p.bias.data != nullptr) part.template load_run<Any>(p.bias, 0, item, bias);
+    for (int item = 0; item < kItems; item += kRowRun) {
+      float bias[kRowRun];
+      part.template load_run<Any>(p.bias, 0, item, bias);
 #pragma unroll
-    for (int i = 0; i < kRowRun; i++) run[i] = z[item + i] + bias[i];
+      for (int i = 0; i < kRowRun; i++) z[item + i] += bias[i];
+    }
+  }
+#pragma unroll
+  for (int item = 0; item < kItems; item += kRowRun) {  // by itself: with the sum, once for each way to load a bias
+    float run[kRowRun];
+#pragma unroll
+    for (int i = 0; i < kRowRun; i++) run[i] = z[item + i];
     gelu(p.tanh, run);  // 0 beyond the end of the row, as x and bias are
 #pragma unroll
     for (int i = 0; i < kRowRun; i++) z[item + i] = run[i];

@@ -359,7 +359,12 @@ CUDA = [
         RACES_OF_ROWS,
     ),
     Mutation("csrc/bias_gelu_quantize/bias_gelu_quantize.cuh", "  round_to<T>(p.dtype, z);\n", "", GELU_QUANTIZE),
-    Mutation("csrc/bias_gelu_quantize/bias_gelu_quantize.cuh", "z[item + i] + bias[i]", "z[item + i]", GELU_QUANTIZE),
+    Mutation(
+        "csrc/bias_gelu_quantize/bias_gelu_quantize.cuh",
+        "z[item + i] += bias[i]",
+        "z[item + i] = bias[i]",
+        GELU_QUANTIZE,
+    ),
 ]
 
 PADDING = ("tests/models/test_models_padding_free.py", "tests/models/test_models_padding_kept.py")
