@@ -6,10 +6,11 @@ Mathematics
 
 Contract
     A program holds ROWS whole rows in registers and is the only writer of them. Tile, layout, order of sums and options
-    of the compiler (no contraction) are dropout_add_layer_norm's, so that out has the same bits. x and residual lie by
-    rows at one stride with columns at stride 1; out, x_q and x_scale are contiguous. 16-byte accesses where base and
-    stride allow, 4 to 16 bytes of x_q. z, mean and rstd are not written. A row of out with a NaN or infinity gets
-    integers 0 and the scale NaN. Deterministic. Rows of at most dropout_add_layer_norm's MAX_COLS columns.
+    of the compiler (no contraction) are dropout_add_layer_norm's, so that out has the same bits; on sm_100, where ptxas
+    fuses packed pairs all the same, up to the last one. x and residual lie by rows at one stride with columns at stride
+    1; out, x_q and x_scale are contiguous. 16-byte accesses where base and stride allow, 4 to 16 bytes of x_q. z, mean
+    and rstd are not written. A row of out with a NaN or infinity gets integers 0 and the scale NaN. Deterministic. Rows
+    of at most dropout_add_layer_norm's MAX_COLS columns.
 
 Cost
     About 14 flop an element; x, residual and out once, a byte an element and 4 bytes a row. Shared memory: reductions.

@@ -143,10 +143,8 @@ def test_machine_code_of_add_layer_norm_quantize(arch: int) -> None:
                 hold_to_the_machine(record, n_cols % 8 == 0)
                 # two more than the norm has, which round to integers; mean + delta is not wanted here
                 enough = sums(plain) + 2 * elements - tile.rows
-                if arch < 100:
+                if arch < 100:  # there ptxas fuses packed pairs though both say .rn, and not the same ones
                     assert enough <= sums(record) <= sums(plain) + 2 * elements + 4, f"{record}: {sums(plain)} in norm"
-                elif n_cols % 8 == 0:  # ptxas fuses packed pairs of other rows, in either kernel, against .rn
-                    assert sums(record) >= enough, f"{record}: {sums(plain)} in norm"
     assert len(records) >= 2 * len(NORMS)  # the same kernel serves several lengths
 
 
