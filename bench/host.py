@@ -62,6 +62,10 @@ def smallest(name: str, device: torch.device) -> list[Any]:
         return [*tables, x[0].clone(), x[1].clone(), None, None, 0.0, 1e-5, x.dtype]
     if name == "quantize_per_token":
         return [x, None]
+    if name == "add_layer_norm_quantize":
+        return [x, torch.ones_like(x), x[0].clone(), x[1].clone(), None, 1e-5, x.dtype]
+    if name == "bias_gelu_quantize":
+        return [x, x[0].clone(), None, False]
     if name == "int8_linear":
         x_q, w_q = (torch.ones(n, 8, dtype=torch.int8, device=device) for n in (2, 8))
         return [x_q, w_q, torch.ones(2, device=device), torch.ones(8, device=device), None, None, "none", x.dtype]

@@ -268,6 +268,58 @@ def quantize_per_token(name: str, n_rows: int, n_cols: int, dtype: torch.dtype =
     return Workload(name, "quantize_per_token", build)
 
 
+def quantised_twice(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 rows and their scales, as users write it."""
+    x_scale = x.float().abs().amax(-1, keepdim=True) / 127.0
+    return (x.float() / x_scale).round().to(torch.int8), x_scale
+
+
+def add_layer_norm_quantize(name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16) -> Workload:
+    """What ends each half of a BERT layer whose products are int8; the peer `two ops` launches our two kernels."""
+
+    def build(device: torch.device, size: str, seed: int) -> Case:
+        rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
+        x, residual = _randn(device, dtype, seed, rows, cols), _randn(device, dtype, seed + 3, rows, cols)
+        weight, bias = _randn(device, dtype, seed + 1, cols), _randn(device, dtype, seed + 2, cols)
+
+        def norm(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+            out = F.layer_norm(x + residual, (cols,), weight, bias, 1e-12)
+            return quantised_twice(out)[0]
+
+        def two_ops(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+            ops, plain = torch.ops.fasttx, (None, None, 0.0)
+            out = ops.dropout_add_layer_norm_fwd(x, residual, weight, bias, *plain, 1e-12, dtype, "auto")[0]
+            return ops.quantize_per_token_fwd(out, None, "auto")[0]
+
+        inputs = (x, weight, bias, residual)
+        peers = written_out(norm, inputs, judged=False) | {"two ops": Peer(two_ops, inputs)}
+        return Case([x, residual, weight, bias, None, 1e-12, dtype], peers)
+
+    return Workload(name, "add_layer_norm_quantize", build)
+
+
+def bias_gelu_quantize(
+    name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16, *, tanh: bool = False
+) -> Workload:  # fmt: skip
+    """Between the two int8 products of a BERT layer's MLP; the peer `two ops` launches our two kernels."""
+
+    def build(device: torch.device, size: str, seed: int) -> Case:
+        rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
+        x, bias = _randn(device, dtype, seed, rows, cols), _randn(device, dtype, seed + 1, cols)
+
+        def gelu(x: Tensor, bias: Tensor) -> Tensor:
+            return quantised_twice(F.gelu(x + bias, approximate="tanh" if tanh else "none"))[0]
+
+        def two_ops(x: Tensor, bias: Tensor) -> Tensor:
+            activated = torch.ops.fasttx.bias_gelu_fwd(x, bias, None, None, 0.0, tanh, "auto")
+            return torch.ops.fasttx.quantize_per_token_fwd(activated, None, "auto")[0]
+
+        peers = written_out(gelu, (x, bias), judged=False) | {"two ops": Peer(two_ops, (x, bias))}
+        return Case([x, bias, None, tanh], peers)
+
+    return Workload(name, "bias_gelu_quantize", build)
+
+
 def int8_linear(name: str, n_rows: int, n_in: int, n_out: int, activation: str = "none") -> Workload:
     """The product and what follows it, of rows that are quantised already."""
 
@@ -315,6 +367,8 @@ WORKLOADS: tuple[Workload, ...] = (
     int8_linear("int8_linear-bert-base-mlp-16384x768x3072-gelu", 16384, 768, 3072, "gelu"),
     int8_linear("int8_linear-bert-base-mlp-16384x3072x768", 16384, 3072, 768),
     quantize_per_token("quantize_per_token-16384x768", 16384, 768),
+    add_layer_norm_quantize("add_layer_norm_quantize-16384x1024", 16384, 1024),
+    bias_gelu_quantize("bias_gelu_quantize-16384x4096", 16384, 4096),
     linear_cross_entropy("linear_cross_entropy-bert-mlm-4096x30522", 4096, 30522, 768),
     linear_cross_entropy("linear_cross_entropy-no-bias-4096x30522", 4096, 30522, 768, bias=False),
     attention("attention-bert-base-s128", 128, 128, 12, 64, eager=True),

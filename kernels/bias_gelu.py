@@ -87,7 +87,7 @@ def _tanh_parts(z):
 
 
 @triton.jit
-def _gelu(z, TANH: tl.constexpr):
+def gelu(z, TANH: tl.constexpr):
     if TANH:
         s, _, _ = _tanh_parts(z)
         out = z * s
@@ -107,7 +107,7 @@ def _gelu_derivative(z, TANH: tl.constexpr):
 
 
 @triton.jit
-def _z(x_ptr, bias_ptr, at, cols, ok, col_ok, BIAS: tl.constexpr):
+def shifted(x_ptr, bias_ptr, at, cols, ok, col_ok, BIAS: tl.constexpr):
     """x + bias as float32; 0 beyond the tensor."""
     z = tl.load(x_ptr + at, mask=ok, other=0.0).to(tl.float32)
     if BIAS:
@@ -128,8 +128,8 @@ def bias_gelu_fwd_kernel(
     row_ok, col_ok = rows < n_rows, cols < n_cols
     ok = row_ok[:, None] & col_ok[None, :]
     long_rows = rows.to(tl.int64)[:, None]
-    z = _z(x_ptr, bias_ptr, long_rows * stride_xm + cols[None, :], cols, ok, col_ok, BIAS)
-    out = _gelu(z, TANH)
+    z = shifted(x_ptr, bias_ptr, long_rows * stride_xm + cols[None, :], cols, ok, col_ok, BIAS)
+    out = gelu(z, TANH)
     if DROPOUT:
         keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, col_start, TAG, threshold, INDEXED, ROWS, BLOCK_N)
         out = tl.where(keep, out * keep_scale, 0.0)
@@ -156,7 +156,7 @@ def bias_gelu_bwd_kernel(
         ok = row_ok[:, None] & col_ok[None, :]
         long_rows = rows.to(tl.int64)[:, None]
         dx = tl.load(dout_ptr + long_rows * stride_dm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
-        z = _z(x_ptr, bias_ptr, long_rows * stride_xm + cols[None, :], cols, ok, col_ok, BIAS)
+        z = shifted(x_ptr, bias_ptr, long_rows * stride_xm + cols[None, :], cols, ok, col_ok, BIAS)
         if DROPOUT:
             keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, col_start, TAG, threshold, INDEXED, ROWS, BLOCK_N)
             dx = tl.where(keep, dx * keep_scale, 0.0)

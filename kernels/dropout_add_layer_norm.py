@@ -15,7 +15,9 @@ Contract
     float32; each writes one row of partial sums, and a second kernel adds these in the order of the programs. No
     atomics: bitwise deterministic, and the number of programs is a function of the shape alone. x, residual and dout
     lie by rows at one stride with columns at stride 1; outputs are contiguous; 16-byte accesses where base and stride
-    allow. z is never written: backward computes it again, unrounded. Rows of at most MAX_COLS columns.
+    allow. z is never written: backward computes it again, unrounded. Rows of at most MAX_COLS columns. Forward is
+    compiled without contraction: where mean is not stored, as in add_layer_norm_quantize, the compiler would fuse
+    the product that it is into z - mean, and out would have other bits.
 
 Cost
     Forward about 10 flop an element, backward 14; bytes: x, residual and out, or dout, x, residual, dx and dresidual,
@@ -245,6 +247,7 @@ def dropout_add_layer_norm_fwd(
         n_rows, n_cols, stride_xm, stride_rm, threshold(dropout_p), keep_scale(dropout_p), eps,
         ROWS=block.rows, BLOCK_N=block.block_n, RESIDUAL=residual is not None, WEIGHT=weight is not None,
         BIAS=bias is not None, DROPOUT=dropout, INDEXED=dropout and row_index is not None, num_warps=block.num_warps,
+        enable_fp_fusion=False,
     )  # fmt: skip
 
 

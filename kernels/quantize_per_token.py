@@ -3,14 +3,14 @@
 Mathematics
     absmax_m = max(max_k |x_mk|, 2^-118),  x_scale_m = absmax_m / 127,  x_q_mk = round(x_mk (127 / absmax_m)), half to
     even. With a scale given: x_q = round(x (1 / scale)) clamped to [-127, 127]. Operations are float32, rounded once.
-    round(v) = (v + 1.5 2^23) - 1.5 2^23 for |v| < 2^22: between 2^23 and 2^24 float32 holds the integers alone.
+    How that is computed: kernels/row_scale.py.
 
 Contract
     A program holds ROWS whole rows in registers and is the only writer of them. x lies by rows at one stride with
     columns at stride 1; x_q and x_scale are contiguous. 16-byte loads where base and stride allow. A row with a NaN or
     infinity, and every row of a scale that is not positive and finite with a finite inverse, gets integers 0 and the
-    scale NaN. The kernel must be compiled without contraction: fma(x, inverse, 1.5 2^23) would round other integers
-    than the definition. Deterministic. Rows of at most MAX_COLS columns.
+    scale NaN. Compiled without contraction (kernels/row_scale.py). Deterministic. Rows of at most MAX_COLS
+    columns.
 
 Cost
     4 flop an element; x once, a byte an element and 4 bytes a row. Shared memory: that of the maximum.
@@ -24,9 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .row_scale import store_quantised
+
 MAX_COLS = 16384
-LEAST_ABSMAX = tl.constexpr(2.0**-118)
-MAGIC = tl.constexpr(1.5 * 2.0**23)
 
 
 class Config(NamedTuple):
@@ -59,25 +59,8 @@ def quantize_per_token_kernel(
     ok = row_ok[:, None] & (cols < n_cols)[None, :]
     long_rows = rows.to(tl.int64)[:, None]
     x = tl.load(x_ptr + long_rows * stride_xm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
-    size = tl.abs(x)
-    absmax = tl.max(tl.where(size < float("inf"), size, float("inf")), 1)  # a maximum may lose a NaN
-    good = absmax < float("inf")
-    if STATIC:
-        scale = tl.load(scale_ptr) + tl.zeros([ROWS], tl.float32)
-        inverse = tl.div_rn(1.0 + tl.zeros([ROWS], tl.float32), scale)
-        good = good & (scale > 0.0) & (scale < float("inf")) & (inverse < float("inf"))
-    else:
-        absmax = tl.maximum(absmax, LEAST_ABSMAX)
-        levels = 127.0 + tl.zeros([ROWS], tl.float32)
-        scale = tl.div_rn(absmax, levels)
-        inverse = tl.div_rn(levels, absmax)
-    v = tl.where(good[:, None], x * tl.where(good, inverse, 0.0)[:, None], 0.0)
-    # without a scale given nothing is clamped; but between product and sum it keeps ptxas from fusing them on sm_100,
-    # which it does with packed pairs though both say .rn
-    v = tl.minimum(tl.maximum(v, -127.0), 127.0)
-    q = ((v + MAGIC) - MAGIC).to(tl.int8)
-    tl.store(x_q_ptr + long_rows * n_cols + cols[None, :], q, mask=ok)
-    tl.store(x_scale_ptr + rows, tl.where(good, scale, float("nan")), mask=row_ok)
+    at = long_rows * n_cols + cols[None, :]
+    store_quantised(x_q_ptr, x_scale_ptr, scale_ptr, x, rows, at, row_ok, ok, ROWS, STATIC)
 
 
 def quantize_per_token_fwd(x_q: Tensor, x_scale: Tensor, x: Tensor, scale: Tensor | None) -> None:

@@ -138,6 +138,27 @@ def quantize_per_token(device: torch.device, dtype: torch.dtype) -> Cases:
     yield "empty", (x[:0], None)
 
 
+def add_layer_norm_quantize(device: torch.device, dtype: torch.dtype) -> Cases:
+    x, residual = torch.randn(2, 2, 5, 37, device=device, dtype=dtype)
+    weight, bias = torch.randn(2, 37, device=device, dtype=dtype)
+    yield "plain", (x, None, weight, bias, None, 1e-5, dtype)
+    yield "residual-static", (x, residual, weight, bias, torch.tensor(0.02, device=device), 1e-5, dtype)
+    yield "mixed", (x, residual.float(), weight.float(), None, None, 1e-12, torch.float32)
+    wide = torch.randn(2, 5, 41, device=device, dtype=dtype)[..., 3:40]
+    across = residual.transpose(0, 1).contiguous().transpose(0, 1)
+    yield "strided", (wide, across, None, None, None, 0.1, dtype)
+    yield "empty", (x[:0], residual[:0], weight, bias, None, 1e-5, dtype)
+
+
+def bias_gelu_quantize(device: torch.device, dtype: torch.dtype) -> Cases:
+    x, bias = torch.randn(2, 5, 37, device=device, dtype=dtype), torch.randn(37, device=device, dtype=dtype)
+    yield "plain", (x, None, None, False)
+    yield "bias-static", (x, bias, torch.tensor(0.02, device=device), True)
+    yield "float-bias", (x, bias.float(), None, False)
+    yield "strided", (torch.randn(2, 5, 41, device=device, dtype=dtype)[..., 3:40], bias, None, True)
+    yield "empty", (x[:0], bias, None, False)
+
+
 def int8_linear(device: torch.device, dtype: torch.dtype) -> Cases:
     x_q, w_q = (torch.randint(-128, 128, (n, 70), device=device, dtype=torch.int8) for n in (19, 37))
     x_scale, w_scale = torch.rand(19, device=device) / 99, torch.rand(37, device=device) / 99
@@ -157,6 +178,8 @@ FORWARD: dict[str, Callable[[torch.device, torch.dtype], Cases]] = {
     "embedding_layer_norm": embedding_layer_norm,
     "int8_linear": int8_linear,
     "quantize_per_token": quantize_per_token,
+    "add_layer_norm_quantize": add_layer_norm_quantize,
+    "bias_gelu_quantize": bias_gelu_quantize,
     "attention": attention,
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,

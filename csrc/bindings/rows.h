@@ -1,6 +1,8 @@
 // Layer norms, embeddings, GELU and quantisation of rows.
 #pragma once
+#include "../add_layer_norm_quantize/add_layer_norm_quantize.h"
 #include "../bias_gelu/bias_gelu.h"
+#include "../bias_gelu_quantize/bias_gelu_quantize.h"
 #include "../dropout_add_layer_norm/dropout_add_layer_norm.h"
 #include "../embedding_layer_norm/embedding_layer_norm.h"
 #include "../quantize_per_token/quantize_per_token.h"
@@ -190,6 +192,49 @@ inline void quantize_per_token_fwd(Address x_q, Address x_scale, Address x, Addr
   fasttx::quantize_per_token_fwd(params, pointer(stream));
 }
 
+inline void add_layer_norm_quantize_fwd(Address out, Address x_q, Address x_scale, Address x, Address residual,
+                                        Address weight, Address bias, Address scale, int out_dtype, int x_dtype,
+                                        int residual_dtype, int weight_dtype, int bias_dtype, int64_t n_rows,
+                                        int64_t n_cols, int64_t stride_xm, int64_t stride_rm, float eps,
+                                        Address stream) {
+  const fasttx::AddLayerNormQuantizeParams params{
+      .out = out_of(out, out_dtype),
+      .x_q = pointer<int8_t>(x_q),
+      .x_scale = pointer<float>(x_scale),
+      .x = in(x, x_dtype),
+      .residual = in(residual, residual_dtype),
+      .weight = in(weight, weight_dtype),
+      .bias = in(bias, bias_dtype),
+      .scale = pointer<const float>(scale),
+      .n_rows = n_rows,
+      .n_cols = n_cols,
+      .stride_xm = stride_xm,
+      .stride_rm = stride_rm,
+      .eps = eps,
+  };
+  py::gil_scoped_release released;
+  fasttx::add_layer_norm_quantize_fwd(params, pointer(stream));
+}
+
+inline void bias_gelu_quantize_fwd(Address x_q, Address x_scale, Address x, Address bias, Address scale, int dtype,
+                                   int bias_dtype, int64_t n_rows, int64_t n_cols, int64_t stride_xm, bool tanh,
+                                   Address stream) {
+  const fasttx::BiasGeluQuantizeParams params{
+      .x_q = pointer<int8_t>(x_q),
+      .x_scale = pointer<float>(x_scale),
+      .x = pointer(x),
+      .bias = in(bias, bias_dtype),
+      .scale = pointer<const float>(scale),
+      .dtype = static_cast<DType>(dtype),
+      .n_rows = n_rows,
+      .n_cols = n_cols,
+      .stride_xm = stride_xm,
+      .tanh = tanh,
+  };
+  py::gil_scoped_release released;
+  fasttx::bias_gelu_quantize_fwd(params, pointer(stream));
+}
+
 inline void define_rows(py::module_& m) {
   m.def("dropout_add_layer_norm_fwd", dropout_add_layer_norm_fwd, py::kw_only(), "out"_a, "mean"_a, "rstd"_a, "x"_a,
         "residual"_a, "weight"_a, "bias"_a, "row_index"_a, "rng_state"_a, "out_dtype"_a, "x_dtype"_a,
@@ -222,6 +267,11 @@ inline void define_rows(py::module_& m) {
         "keep_scale"_a, "stream"_a);
   m.def("quantize_per_token_fwd", quantize_per_token_fwd, py::kw_only(), "x_q"_a, "x_scale"_a, "x"_a, "scale"_a,
         "dtype"_a, "n_rows"_a, "n_cols"_a, "stride_xm"_a, "stream"_a);
+  m.def("add_layer_norm_quantize_fwd", add_layer_norm_quantize_fwd, py::kw_only(), "out"_a, "x_q"_a, "x_scale"_a, "x"_a,
+        "residual"_a, "weight"_a, "bias"_a, "scale"_a, "out_dtype"_a, "x_dtype"_a, "residual_dtype"_a, "weight_dtype"_a,
+        "bias_dtype"_a, "n_rows"_a, "n_cols"_a, "stride_xm"_a, "stride_rm"_a, "eps"_a, "stream"_a);
+  m.def("bias_gelu_quantize_fwd", bias_gelu_quantize_fwd, py::kw_only(), "x_q"_a, "x_scale"_a, "x"_a, "bias"_a,
+        "scale"_a, "dtype"_a, "bias_dtype"_a, "n_rows"_a, "n_cols"_a, "stride_xm"_a, "tanh"_a, "stream"_a);
 }
 
 }  // namespace bindings

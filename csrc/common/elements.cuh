@@ -37,6 +37,19 @@ FTX_DEVICE void store_run_of(const Out& out, int64_t at, uint32_t valid, const f
   });
 }
 
+// Each value as a tensor of `dtype` would hold it.
+template <class T, int kItems>
+FTX_DEVICE void round_to(DType dtype, float (&values)[kItems]) {
+  with_element<T>(dtype, [&](auto type) {
+#pragma unroll
+    for (int i = 0; i < kItems; i++) {
+      typename decltype(type)::type rounded;
+      from_float(values[i], &rounded);
+      values[i] = to_float(rounded);
+    }
+  });
+}
+
 // out[i] = in[at + i] for low <= i < high, 0 for the rest of 0 .. kRun, which may be less than a vector.
 template <int kRun>
 FTX_DEVICE void load_part(const In& in, int64_t at, uint32_t low, uint32_t high, float* out) {

@@ -1,11 +1,30 @@
 // What the kernels with a layer norm share: statistics of a row, the gradient of what was normalised, sums over rows.
 #pragma once
+#include "checks.h"
+#include "dispatch.h"
 #include "reductions.cuh"
 #include "row_parts.cuh"
 
 namespace fasttx {
 
-// z becomes xhat; z is 0 beyond the end of the row. partials: 3 * kMaxWarps floats.
+// start(threads of a row, columns of a thread): a warp for the widths of most encoders, where a row costs no barrier.
+template <class Start>
+void with_layer_norm_group(const char* name, int64_t n_cols, Start&& start) {
+  const bool found = dispatch_at_least<512, 1024, 2048, 8192>(n_cols, [&](auto columns) {
+    constexpr int kItems = columns == 1024 ? 32 : 16;
+    start(std::integral_constant<int, columns / kItems>{}, std::integral_constant<int, kItems>{});
+  });
+  require(found, name, "rows of at most 8192 columns fit the registers of a block");
+}
+
+// Blocks a multiprocessor must hold, from the threads whose registers fit: of the 65,536 it has, forward keeps one row
+// of kItems beside what is loaded, backward four.
+constexpr int layer_norm_blocks(int group, int items, bool backward) {
+  return (items > 16 ? backward ? 384 : 512 : backward ? 512 : 768) / block_threads(group);
+}
+
+// z becomes xhat; z is 0 beyond the end of the row. partials: 3 * kMaxWarps floats. Products that meet a sum are
+// functions that no compiler contracts or does not: every kernel has the same bits, also where nobody reads mean.
 // The sum of a row is rounded, hence the mean is off by some delta: with d = z - mean, delta = sum_j d_j / n, and
 // var = sum_j d_j^2 / n - delta^2, xhat = (d - delta) rstd (the corrected two-pass algorithm of Chan, Golub and
 // LeVeque, "Algorithms for computing the sample variance", 1983). So a mean far above the deviations cancels nothing.
@@ -16,16 +35,17 @@ FTX_DEVICE void normalise(const RowPart<kGroup, kItems>& part, float eps, float*
   float sum = 0.0f, squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < kItems; i++) sum += z[i];
-  const float first = group_reduce<Sum, kGroup>(sum, partials) * inv_n;
+  const float first = __fmul_rn(group_reduce<Sum, kGroup>(sum, partials), inv_n);
   sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < kItems; i++) {
     z[i] = part.column(i) + i % kRowRun < part.n_cols ? z[i] - first : 0.0f;
     sum += z[i];
-    squares += z[i] * z[i];
+    squares = fmaf(z[i], z[i], squares);
   }
-  const float delta = group_reduce<Sum, kGroup>(sum, partials + kMaxWarps) * inv_n;
-  float var = group_reduce<Sum, kGroup>(squares, partials + 2 * kMaxWarps) * inv_n - delta * delta;
+  const float delta = __fmul_rn(group_reduce<Sum, kGroup>(sum, partials + kMaxWarps), inv_n);
+  const float mean_square = __fmul_rn(group_reduce<Sum, kGroup>(squares, partials + 2 * kMaxWarps), inv_n);
+  float var = fmaf(-delta, delta, mean_square);
   var = var < 0.0f ? 0.0f : var;  // a constant row, by rounding; a NaN stays
   *mean = first + delta;
   *rstd = rsqrtf(var + eps);

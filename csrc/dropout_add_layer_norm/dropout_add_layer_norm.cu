@@ -8,16 +8,6 @@
 namespace fasttx {
 namespace {
 
-// start(threads of a row, columns of a thread): a warp for the widths of most encoders, where a row costs no barrier.
-template <class Start>
-void with_group(const char* name, int64_t n_cols, Start&& start) {
-  const bool found = dispatch_at_least<512, 1024, 2048, 8192>(n_cols, [&](auto columns) {
-    constexpr int kItems = columns == 1024 ? 32 : 16;
-    start(std::integral_constant<int, columns / kItems>{}, std::integral_constant<int, kItems>{});
-  });
-  require(found, name, "rows of at most 8192 columns fit the registers of a block");
-}
-
 template <class Params>
 void check(const char* name, const Params& p) {
   require(p.n_rows > 0 && p.n_rows <= INT32_MAX, name, "n_rows must lie in 1 .. 2^31 - 1");
@@ -37,7 +27,7 @@ void dropout_add_layer_norm_fwd(const DropoutAddLayerNormFwdParams& p, Stream st
   const DType residual = p.residual.data == nullptr ? p.x.dtype : p.residual.dtype;
   dispatch_floats({p.x.dtype, residual, p.out.dtype}, name, [&](auto type) {
     using T = typename decltype(type)::type;
-    with_group(name, p.n_cols, [&](auto group, auto items) {
+    with_layer_norm_group(name, p.n_cols, [&](auto group, auto items) {
       launch_rows(name, p, dropout_add_layer_norm_fwd_kernel<T, group(), items()>, group, stream);
     });
   });
@@ -56,7 +46,7 @@ void dropout_add_layer_norm_bwd(const DropoutAddLayerNormBwdParams& p, Stream st
   const DType dresidual = p.dresidual.data == nullptr ? residual : p.dresidual.dtype;
   dispatch_floats({p.x.dtype, residual, p.dout.dtype, dx, dresidual}, name, [&](auto type) {
     using T = typename decltype(type)::type;
-    with_group(name, p.n_cols, [&](auto group, auto items) {
+    with_layer_norm_group(name, p.n_cols, [&](auto group, auto items) {
       auto kernel = dropout_add_layer_norm_bwd_kernel<T, group(), items()>;
       sum.sums == 0 ? launch_rows(name, p, kernel, group, stream)
                     : launch_blocks(name, p, kernel, group, p.programs, stream);

@@ -24,12 +24,6 @@
 
 namespace fasttx {
 
-// Blocks a multiprocessor must hold, from the threads whose registers fit: of the 65,536 it has, forward keeps one row
-// of kItems beside what is loaded, backward four.
-constexpr int layer_norm_blocks(int group, int items, bool backward) {
-  return (items > 16 ? backward ? 384 : 512 : backward ? 512 : 768) / block_threads(group);
-}
-
 template <class T, int kGroup, int kItems>
 __global__ void __launch_bounds__(block_threads(kGroup), layer_norm_blocks(kGroup, kItems, false))
     dropout_add_layer_norm_fwd_kernel(DropoutAddLayerNormFwdParams p) {

@@ -13,11 +13,9 @@ void quantize_per_token_fwd(const QuantizePerTokenParams& p, Stream stream) {
   require(p.x_q != nullptr && p.x_scale != nullptr && p.x != nullptr, name, "x_q, x_scale and x must be given");
   dispatch_float(p.dtype, name, [&](auto type) {
     using T = typename decltype(type)::type;
-    const bool found = dispatch_at_least<512, 1024, 4096, 16384>(p.n_cols, [&](auto columns) {
-      constexpr int kItems = columns == 512 ? 16 : 32, kGroup = columns / kItems;
-      launch_rows(name, p, quantize_per_token_kernel<T, kGroup, kItems>, kGroup, stream);
+    with_quantised_group(name, p.n_cols, [&](auto group, auto items) {
+      launch_rows(name, p, quantize_per_token_kernel<T, group(), items()>, group, stream);
     });
-    require(found, name, "rows of at most 16384 columns fit the registers of a block");
   });
 }
 

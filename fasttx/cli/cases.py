@@ -88,6 +88,17 @@ def _quantize_per_token(dtype: torch.dtype, device: torch.device) -> list[Any]:
     return [_randn(37, 384, dtype=dtype, device=device), None]
 
 
+def _add_layer_norm_quantize(dtype: torch.dtype, device: torch.device) -> list[Any]:
+    x, residual = _randn(2, 37, 384, dtype=dtype, device=device)
+    weight, bias = _randn(2, 384, dtype=dtype, device=device)
+    return [x, residual, weight, bias, None, 1e-12, dtype]
+
+
+def _bias_gelu_quantize(dtype: torch.dtype, device: torch.device) -> list[Any]:
+    x, bias = _randn(37, 700, dtype=dtype, device=device), _randn(700, dtype=dtype, device=device)
+    return [x, bias, None, False]
+
+
 def _int8_linear(dtype: torch.dtype, device: torch.device) -> list[Any]:
     """More rows and columns than a block has, and columns of k that are no multiple of one."""
     x_q, w_q = (
@@ -109,6 +120,8 @@ FORWARD: dict[str, Callable[[torch.dtype, torch.device], list[Any]]] = {
     "embedding_layer_norm": _embedding_layer_norm,
     "int8_linear": _int8_linear,
     "quantize_per_token": _quantize_per_token,
+    "add_layer_norm_quantize": _add_layer_norm_quantize,
+    "bias_gelu_quantize": _bias_gelu_quantize,
 }
 """The arguments of <op>_fwd without the last one, `backend`."""
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..functional.int8 import int8_linear, quantize_per_channel
+from ..functional.int8 import int8_linear
+from ..functional.quantisation import quantize_per_channel
 
 
 class Int8Linear(nn.Module):

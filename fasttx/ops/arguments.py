@@ -74,6 +74,16 @@ def check_index_values(name: str, index: Tensor, n_table: int) -> None:
         raise ValueError(f"{name}: allowed are rows 0 to {n_table - 1} of the table, got {low if low < 0 else high}")
 
 
+def row_too_long(x: Tensor, max_cols: int) -> str | None:
+    """The reason why kernels that hold rows of max_cols at most in registers cannot run x, or None."""
+    n_cols = x.shape[-1]
+    if n_cols > max_cols:
+        return f"rows of at most {max_cols} columns fit the registers of a block, x has shape {tuple(x.shape)}"
+    if x.numel() // max(n_cols, 1) >= 2**31:
+        return f"rows are counted in 32 bits, x has shape {tuple(x.shape)}"
+    return None
+
+
 def not_countable(x: Tensor) -> str | None:
     """The reason why kernels that count rows and columns in 32 bits cannot run x, or None."""
     n_cols = x.shape[-1]

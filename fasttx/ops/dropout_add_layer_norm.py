@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import _dropout_add_layer_norm_composition as composition
 from . import _row_dropout
-from .arguments import FLOATS, check_one_device
+from .arguments import FLOATS, check_one_device, row_too_long
 from .registry import Half, Impl, Op
 
 MAX_COLS = 8192
@@ -185,13 +185,8 @@ def _cost_bwd(
     return 14.0 * x.numel(), _bytes(dout, x, residual, weight, mean, rstd, row_index) + written
 
 
-def _supports(x: Tensor) -> str | None:
-    n_cols = x.shape[-1]
-    if n_cols > MAX_COLS:
-        return f"rows of at most {MAX_COLS} columns fit the registers of a block, x has shape {tuple(x.shape)}"
-    if x.numel() // max(n_cols, 1) >= 2**31:
-        return f"rows are counted in 32 bits, x has shape {tuple(x.shape)}"
-    return None
+def supports(x: Tensor) -> str | None:
+    return row_too_long(x, MAX_COLS)
 
 
 _TENSORS = "Tensor x, Tensor? residual, Tensor? weight, Tensor? bias"
@@ -225,13 +220,13 @@ DROPOUT_ADD_LAYER_NORM = Op(
             "triton",
             "fasttx.kernels.dropout_add_layer_norm:dropout_add_layer_norm_fwd",
             "fasttx.kernels.dropout_add_layer_norm:dropout_add_layer_norm_bwd",
-            _supports,
+            supports,
         ),
         Impl(
             "cuda",
             "fasttx.ops._dropout_add_layer_norm_cuda:dropout_add_layer_norm_fwd",
             "fasttx.ops._dropout_add_layer_norm_cuda:dropout_add_layer_norm_bwd",
-            _supports,
+            supports,
         ),
     ),
 )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import _quantize_composition as composition
 from ._quantize_composition import LEAST_ABSMAX, LEVELS
-from .arguments import FLOATS, values_may_be_read
+from .arguments import FLOATS, row_too_long, values_may_be_read
 from .registry import Half, Impl, Op
 
 MAX_COLS = 16384
@@ -30,6 +30,11 @@ MAX_COLS = 16384
 def _check(x: Tensor, scale: Tensor | None) -> None:
     if x.dim() < 1 or x.dtype not in FLOATS:
         raise ValueError(f"x: expected float32, float16 or bfloat16 (..., n_cols), got {x.dtype} {tuple(x.shape)}")
+    check_scale(scale, x)
+
+
+def check_scale(scale: Tensor | None, x: Tensor) -> None:
+    """Raises ValueError unless `scale` is None or one positive, finite float32 beside x."""
     if scale is None:
         return
     if scale.shape != () or scale.dtype != torch.float32:
@@ -67,18 +72,26 @@ def _reference(x: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     return x_q, torch.where(finite, x_scale, math.nan).squeeze(-1)
 
 
+def unrounded(x64: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The reference for rows that are computed themselves, float64 and not rounded: the real numbers that x_q rounds,
+    and the scales. Of what is rounded on the way no integer could be foretold.
+    """
+    absmax = x64.abs().amax(-1, keepdim=True)  # NaN where the row has one
+    x_scale = absmax.clamp(min=LEAST_ABSMAX) / LEVELS if scale is None else scale.double().expand(absmax.shape)
+    finite = (absmax < math.inf) & (x_scale > 0) & (x_scale < math.inf)
+    if scale is not None:
+        finite = finite & scale.reciprocal().isfinite()
+    x_q = torch.where(finite, x64 / x_scale, 0.0).clamp(-LEVELS, LEVELS)
+    return x_q, torch.where(finite, x_scale, math.nan).squeeze(-1)
+
+
 def _cost(x: Tensor, scale: Tensor | None) -> tuple[float, float]:
     """Magnitude, maximum, product, rounding: 4 an element; x read once, a byte an element and a scale a row written."""
     return 4.0 * x.numel(), float(x.numel() * (x.element_size() + 1) + 4 * x.shape[:-1].numel())
 
 
-def _supports(x: Tensor) -> str | None:
-    n_cols = x.shape[-1]
-    if n_cols > MAX_COLS:
-        return f"rows of at most {MAX_COLS} columns fit the registers of a block, x has shape {tuple(x.shape)}"
-    if x.numel() // max(n_cols, 1) >= 2**31:
-        return f"rows are counted in 32 bits, x has shape {tuple(x.shape)}"
-    return None
+def supports(x: Tensor) -> str | None:
+    return row_too_long(x, MAX_COLS)
 
 
 QUANTIZE_PER_TOKEN = Op(
@@ -89,7 +102,7 @@ QUANTIZE_PER_TOKEN = Op(
     ),
     bwd=None,
     impls=(
-        Impl("triton", "fasttx.kernels.quantize_per_token:quantize_per_token_fwd", "", _supports),
-        Impl("cuda", "fasttx.ops._quantize_per_token_cuda:quantize_per_token_fwd", "", _supports),
+        Impl("triton", "fasttx.kernels.quantize_per_token:quantize_per_token_fwd", "", supports),
+        Impl("cuda", "fasttx.ops._quantize_per_token_cuda:quantize_per_token_fwd", "", supports),
     ),
 )  # fmt: skip

@@ -126,7 +126,8 @@ class Half:
         fake: allocates the outputs from the arguments (also on fake and meta tensors).
         torch: the same result composed of PyTorch's own operators, on any device; returns what `fake` returns.
         reference: the same result in float64, written from the formula; returns what `fake` returns, in float64
-            (integers too, which every implementation must give exactly).
+            (integers too, which every implementation must give exactly; where one hangs on a float that was rounded
+            before, the real number that it rounds).
         keys: names of the tensors on which support is decided.
         cost: (flop, bytes that must move at least), from the arguments.
     """

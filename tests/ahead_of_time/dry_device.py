@@ -190,3 +190,25 @@ def dry_device(arch: int, *arch_functions: str) -> Iterator[list[Record]]:
         for patch in patches:
             patch.stop()
         driver._active = None  # reset_active() would look for a real driver
+
+
+@contextmanager
+def compiled() -> Iterator[list[Any]]:
+    """Within it, the kernels that are launched are kept in the list that is yielded, as Triton compiled them."""
+    kept: list[Any] = []
+    run = triton.runtime.JITFunction.run
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        kept.append(run(*args, **kwargs))
+        return kept[-1]
+
+    with mock.patch.object(triton.runtime.JITFunction, "run", keep):
+        yield kept
+
+
+def layouts_of_sums(kernel: Any) -> list[tuple[str, str]]:
+    """Shape and layout of what each reduction of a compiled kernel adds, in order: which thread has which element."""
+    text = kernel.asm["ttgir"]
+    layouts = dict(re.findall(r"^(#\w+) = (#ttg\.\S.*)$", text, re.MULTILINE))
+    found = re.findall(r'"tt\.reduce".*?\) : \(tensor<([^,>]*), (#\w+)>\)', text, re.DOTALL)
+    return [(shape, layouts[name]) for shape, name in found]

@@ -23,6 +23,8 @@ COUNT = {
     "column_sum": 1,
     "loss_sum": 1,
     "quantize_per_token": 3 * 4,
+    "bias_gelu_quantize": 3 * 4,
+    "add_layer_norm_quantize": 4 * 4,  # of three dtypes, and of several
     "embedding_layer_norm": 4 * 3 * 2,
     "bias_gelu": 3 + 3 * 2,  # forward; backward with dout of that dtype, and of another
     "dropout_add_layer_norm": 4 * 4 * 2,  # of three dtypes, and of several
@@ -36,6 +38,8 @@ SHARED = {
     "kl_div": 128,
     "cross_entropy": 4 * 128,
     "quantize_per_token": 128,
+    "bias_gelu_quantize": 128,
+    "add_layer_norm_quantize": 4 * 128,
     "embedding_layer_norm": 3 * 128 + 4 * 512,
     "bias_gelu": 8 * 128 * 4,
     "dropout_add_layer_norm": 2 * 128 + 4 * 1024,
@@ -45,6 +49,7 @@ VECTORS: dict[str, set[str]] = {
     "column_sum_kernel": set(),
     "loss_sum_kernel": set(),
     "quantize_per_token_kernel": {"LDG"},
+    "bias_gelu_quantize_kernel": {"LDG"},
     "6fasttx24cross_entropy_fwd_kernel": {"LDG"},
 }
 

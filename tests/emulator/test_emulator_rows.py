@@ -14,7 +14,9 @@ from fasttx.ops import (
     _bias_gelu_cuda,
     _dropout_add_layer_norm_cuda,
     _embedding_layer_norm_cuda,
+    add_layer_norm_quantize,
     bias_gelu,
+    bias_gelu_quantize,
     dropout_add_layer_norm,
     embedding_layer_norm,
     quantize_per_token,
@@ -27,9 +29,9 @@ STATE = torch.tensor([3, 4])
 SEEDS = (1, 2, 3)  # odd ones run a warp as far as it gets, even ones switch at random
 
 
-def run(race, op, direction, *arguments):
-    """The outputs of an operator in the race build, the same bits at every seed, and held to the float64 reference."""
-    half, name = op.halves[direction], f"{op.name}_{direction}"
+def in_every_order(race, op, direction, *arguments):
+    """The outputs of an operator in the race build, the same bits at every seed."""
+    name = f"{op.name}_{direction}"
     outputs = None
     for seed in SEEDS:
         race.configure(seed)
@@ -37,6 +39,13 @@ def run(race, op, direction, *arguments):
         found = found if isinstance(found, tuple) else (found,)
         outputs = found if outputs is None else outputs
         assert all(torch.equal(a, b) for a, b in zip(found, outputs)), "the order of threads is in the result"
+    return outputs
+
+
+def run(race, op, direction, *arguments):
+    """The same, held to the float64 reference."""
+    half = op.halves[direction]
+    outputs = in_every_order(race, op, direction, *arguments)
     references = half.reference(*arguments)
     for x, reference in zip(outputs, references if isinstance(references, tuple) else (references,)):
         assert_as_accurate(x, reference.to(x.dtype), reference)
@@ -102,6 +111,29 @@ def test_quantize_per_token(race, n_rows, n_cols, scale):
     run(race, quantize_per_token.QUANTIZE_PER_TOKEN, "fwd", torch.randn(n_rows, n_cols).to(BF16), scale)
 
 
+@pytest.mark.parametrize("n_rows, n_cols", SHAPES)
+@pytest.mark.parametrize("scale", [None, torch.tensor(0.02)], ids=["own", "given"])
+def test_add_layer_norm_quantize(race, n_rows, n_cols, scale):
+    x, residual = torch.randn(2, n_rows, n_cols).to(BF16)
+    weight, bias = torch.randn(2, n_cols)
+    op = add_layer_norm_quantize.ADD_LAYER_NORM_QUANTIZE
+    out, *found = in_every_order(race, op, "fwd", x, residual, weight, bias, scale, 1e-5, BF16)
+    norm = torch.ops.fasttx.dropout_add_layer_norm_fwd
+    assert torch.equal(out, norm(x, residual, weight, bias, None, None, 0.0, 1e-5, BF16, "cuda")[0])
+    for ours, wanted in zip(found, quantize_per_token.QUANTIZE_PER_TOKEN.fwd.torch(out, scale)):
+        assert torch.equal(ours, wanted)
+
+
+@pytest.mark.parametrize("n_rows, n_cols", [(5, 37), (3, 520), (2, 1030), (1, 4104)])
+@pytest.mark.parametrize("scale, tanh", [(None, False), (torch.tensor(0.02), True)], ids=["own", "given"])
+def test_bias_gelu_quantize(race, n_rows, n_cols, scale, tanh):
+    x, bias = torch.randn(n_rows, n_cols).to(BF16), torch.randn(n_cols)
+    found = in_every_order(race, bias_gelu_quantize.BIAS_GELU_QUANTIZE, "fwd", x, bias, scale, tanh)
+    activated = torch.ops.fasttx.bias_gelu_fwd(x, bias, None, None, 0.0, tanh, "cuda")
+    for ours, wanted in zip(found, quantize_per_token.QUANTIZE_PER_TOKEN.fwd.torch(activated, scale)):
+        assert torch.equal(ours, wanted)
+
+
 # ------------------------------------------------------------------------------------------------------- boundary
 
 ROWS = {"n_rows": ({"n_rows": 0}, "n_rows must lie in"), "rows": ({"n_rows": 2**31}, "n_rows must lie in")}
@@ -156,6 +188,23 @@ REFUSED = {
         "too long": ({"n_cols": 16385}, "rows of at most 16384 columns"),
         "x_q": ({"x_q": 0}, "must be given"),
         "dtype": ({"dtype": 4}, "float32, float16 or bfloat16"),
+    },
+    "add_layer_norm_quantize_fwd": {key: value for key, value in NORM.items() if key not in ("threshold", "mean")}
+    | {
+        "out": ({"out": 0}, "must be given"),
+        "x_q": ({"x_q": 0}, "must be given"),
+        "x_scale": ({"x_scale": 0}, "must be given"),
+        "out dtype": ({"out_dtype": 3}, "float32, float16 or bfloat16"),
+        "bias dtype": ({"bias_dtype": 4}, "float32, float16 or bfloat16"),
+    },
+    "bias_gelu_quantize_fwd": ROWS
+    | {
+        "n_cols": ({"n_cols": 0}, "n_cols must be positive"),
+        "too long": ({"n_cols": 16385}, "rows of at most 16384 columns"),
+        "x_q": ({"x_q": 0}, "must be given"),
+        "x": ({"x": 0}, "must be given"),
+        "dtype": ({"dtype": 3}, "float32, float16 or bfloat16"),
+        "bias dtype": ({"bias_dtype": 4}, "float32, float16 or bfloat16"),
     },
     "embedding_layer_norm_fwd": EMBEDDING | {"out": ({"out": 0}, "out must be given")},
     "embedding_layer_norm_bwd": EMBEDDING

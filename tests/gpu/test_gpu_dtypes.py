@@ -9,8 +9,10 @@ from bench.accuracy import check
 from bench.workloads import (
     WORKLOADS,
     Workload,
+    add_layer_norm_quantize,
     attention,
     bias_gelu,
+    bias_gelu_quantize,
     binary_cross_entropy,
     cross_entropy,
     dropout_add_layer_norm,
@@ -55,6 +57,10 @@ def _cases() -> list[Workload]:
             kl_div(f"kl_div-odd-{short}", 37, 1025, dtype),
             quantize_per_token(f"quantize_per_token-odd-{short}", 37, 1025, dtype),
             quantize_per_token(f"quantize_per_token-long-{short}", 5, 16_384, dtype),
+            add_layer_norm_quantize(f"add_layer_norm_quantize-odd-{short}", 37, 1025, dtype),
+            add_layer_norm_quantize(f"add_layer_norm_quantize-long-{short}", 5, 8192, dtype),
+            bias_gelu_quantize(f"bias_gelu_quantize-odd-{short}", 37, 1025, dtype, tanh=True),
+            bias_gelu_quantize(f"bias_gelu_quantize-long-{short}", 5, 16_384, dtype),
         ]
     for n_rows, n_in, n_out in ((1, 768, 768), (63, 700, 130), (300, 33, 65), (400, 720, 3072), (3000, 1040, 999)):
         for activation in ("none", "gelu", "gelu_tanh"):

@@ -53,6 +53,8 @@ WRAPPERS = ("tests/emulator/test_emulator_instructions.py::test_each_wrapper_doe
 FAULTS = ("tests/emulator/test_emulator_faults.py",)
 INSTRUCTION_FAULTS = ("tests/emulator/test_emulator_instruction_faults.py::test_each_fault_is_reported_at_every_seed",)
 WITHOUT_HOOKS = ("tests/emulator/test_emulator_instruction_faults.py::test_what_shows_without_hooks",)
+NORM_QUANTIZE = op_tests("add_layer_norm_quantize", "test_add_layer_norm_quantize")
+GELU_QUANTIZE = op_tests("bias_gelu_quantize", "test_bias_gelu_quantize")
 RACES = ("tests/emulator/test_emulator_kernels.py", "-m", "not slow")
 RACES_OF_ROWS = ("tests/emulator/test_emulator_rows.py", "-m", "not slow")
 HELD = ("tests/emulator/test_emulator_held_rows.py", "-m", "not slow", "-k", "not no_race")
@@ -216,10 +218,20 @@ TRITON = [
         "first_m = pid // (GROUP * blocks_n)",
         INT8,
     ),
+    Mutation("kernels/row_scale.py", 'size < float("inf"), size, float("inf")', "size == size, size, 0.0", QUANTIZE),
+    Mutation("kernels/row_scale.py", "q = ((v + MAGIC) - MAGIC).to(tl.int8)", "q = v.to(tl.int8)", QUANTIZE),
+    Mutation("kernels/quantize_per_token.py", "at = long_rows * n_cols", "at = long_rows * stride_xm", QUANTIZE),
+    Mutation("kernels/quantize_per_token.py", "mask=ok, other=0.0", "mask=ok, other=1e9", QUANTIZE),
     Mutation(
-        "kernels/quantize_per_token.py", 'size < float("inf"), size, float("inf")', "size == size, size, 0.0", QUANTIZE
+        "kernels/add_layer_norm_quantize.py",
+        "tl.where(col_ok[None, :], out.to(tl.float32), 0.0)",
+        "out.to(tl.float32)",
+        NORM_QUANTIZE,
     ),
-    Mutation("kernels/quantize_per_token.py", "q = ((v + MAGIC) - MAGIC).to(tl.int8)", "q = v.to(tl.int8)", QUANTIZE),
+    Mutation("kernels/add_layer_norm_quantize.py", ".to(out_ptr.dtype.element_ty)\n", "\n", NORM_QUANTIZE),
+    Mutation("kernels/add_layer_norm_quantize.py", "long_rows * stride_rm", "long_rows * stride_xm", NORM_QUANTIZE),
+    Mutation("kernels/bias_gelu_quantize.py", ".to(x_ptr.dtype.element_ty)", "", GELU_QUANTIZE),
+    Mutation("kernels/bias_gelu_quantize.py", "at = long_rows * n_cols", "at = long_rows * stride_xm", GELU_QUANTIZE),
 ]
 
 CUDA = [
@@ -360,18 +372,48 @@ CUDA = [
         EMBEDDING,
     ),
     Mutation(
-        "csrc/quantize_per_token/quantize_per_token.cuh",
+        "csrc/common/row_scale.cuh",
         "fminf(fmaxf(__fmul_rn(x, inverse), -127.0f), 127.0f)",
         "__fmul_rn(x, inverse)",
         QUANTIZE,
     ),
     Mutation(
-        "csrc/quantize_per_token/quantize_per_token.cuh",
+        "csrc/common/row_scale.cuh",
         "reinterpret_cast<uintptr_t>(x_q) % kRowRun == 0 && part.n_cols",
         "part.n_cols",
         QUANTIZE,
     ),
-    Mutation("csrc/quantize_per_token/quantize_per_token.cuh", "size < INFINITY ? size : INFINITY", "size", QUANTIZE),
+    Mutation("csrc/common/row_scale.cuh", "size < INFINITY ? size : INFINITY", "size", QUANTIZE),
+    Mutation("csrc/common/row_scale.cuh", " && part.n_cols % kRowRun == 0;", ";", QUANTIZE),
+    Mutation("csrc/quantize_per_token/quantize_per_token.cuh", "row * p.stride_xm", "row * p.n_cols", QUANTIZE),
+    Mutation(
+        "csrc/quantize_per_token/quantize_per_token.cuh", "p.x_scale, p.scale, row", "p.x_scale, nullptr, row", QUANTIZE
+    ),
+    Mutation(
+        "csrc/add_layer_norm_quantize/add_layer_norm_quantize.cuh",
+        "  round_to<T>(p.out.dtype, z);\n",
+        "",
+        NORM_QUANTIZE,
+    ),
+    Mutation(
+        "csrc/add_layer_norm_quantize/add_layer_norm_quantize.cuh",
+        "    if (part.column(i) + i % kRowRun >= part.n_cols) z[i] = 0.0f;\n",
+        "",
+        NORM_QUANTIZE,
+    ),
+    Mutation(
+        "csrc/add_layer_norm_quantize/add_layer_norm_quantize.cuh",
+        "partials + 3 * kMaxWarps, z",
+        "partials, z",
+        RACES_OF_ROWS,
+    ),
+    Mutation("csrc/bias_gelu_quantize/bias_gelu_quantize.cuh", "  round_to<T>(p.dtype, z);\n", "", GELU_QUANTIZE),
+    Mutation(
+        "csrc/bias_gelu_quantize/bias_gelu_quantize.cuh",
+        "z[item + i] += bias[i]",
+        "z[item + i] = bias[i]",
+        GELU_QUANTIZE,
+    ),
 ]
 
 # What of csrc/arch the emulator executes; PTX is run on a GPU alone.
