@@ -36,6 +36,16 @@ struct ClusterExchange {
   FTX_DEVICE float of(uint32_t rank, int i) const { return size == 1 ? own[i] : values[rank * kCount + i]; }
 };
 
+// For kernels whose rows may have one block: then nothing.
+template <bool kCluster, int kCount>
+FTX_DEVICE auto cluster_exchange(float* values) {
+  if constexpr (kCluster) {
+    return ClusterExchange<kCount>(values);
+  } else {
+    return values;
+  }
+}
+
 // Makes (m, l) of this block's section those of the row; m is then finite. `sums` holds kSums other sums of
 // exponentials above the same maximum.
 template <int kSums>

@@ -3,12 +3,14 @@
 
 #include <algorithm>
 
+#include "../common/cluster_size.h"
 #include "../common/dispatch.h"
 #include "../common/loss_sum.h"
 
 namespace fasttx {
 namespace {
 
+constexpr int kLongGroup = 256;
 constexpr int kTilesPerBlock = 4;  // of a long row's backward: what a block reads of its row once is small beside them
 constexpr unsigned kMaxGridY = 65535;
 
@@ -17,7 +19,7 @@ template <class Start>
 void with_group(int64_t n_cols, Start&& start) {
   if (n_cols <= kLossItems) return start(std::integral_constant<int, 1>{});
   if (n_cols <= 1024) return start(std::integral_constant<int, 32>{});
-  start(std::integral_constant<int, 256>{});
+  start(std::integral_constant<int, kLongGroup>{});
 }
 
 template <class Params>
@@ -38,14 +40,23 @@ void cross_entropy_fwd(const CrossEntropyFwdParams& p, Stream stream) {
   check(name, p);
   require(p.loss != nullptr, name, "loss must be given");
   require(p.partials == nullptr || p.n_partials >= 2 * p.n_rows, name, "partials must have two floats a row");
-  int64_t blocks = 0;
+  int64_t sums = 0;  // partial ones, of the loss and of the weights
   dispatch_float(p.dtype, name, [&](auto type) {
     using T = typename decltype(type)::type;
     dispatch_bool(p.labels == nullptr || p.smoothing > 0.0f, [&](auto with_sum) {
       with_group(p.n_cols, [&](auto group) {
         constexpr int kRows = RowPlace<group()>::kRowsPerBlock;
-        blocks = (p.n_rows + kRows - 1) / kRows;
-        launch_rows(name, p, cross_entropy_fwd_kernel<T, group(), with_sum()>, group, stream);
+        sums = (p.n_rows + kRows - 1) / kRows;
+        if constexpr (group() == kLongGroup) {
+          const unsigned cluster =
+              cluster_of_few_rows(1, p.n_rows, p.n_cols, kLongGroup * kLossItems, current_device());
+          if (cluster > 1) {
+            launch_blocks(name, p, cross_entropy_fwd_kernel<T, kLongGroup, with_sum(), true>, kLongGroup,
+                          p.n_rows * cluster, stream, 1, 0, cluster);
+            return;
+          }
+        }
+        launch_rows(name, p, cross_entropy_fwd_kernel<T, group(), with_sum(), false>, group, stream);
       });
     });
   });
@@ -53,7 +64,7 @@ void cross_entropy_fwd(const CrossEntropyFwdParams& p, Stream stream) {
   loss_sum({.loss = p.loss,
             .total = p.total_weight,
             .partials = p.partials,
-            .n = blocks,
+            .n = sums,
             .weighted = p.mean && p.labels != nullptr,
             .divisor = p.mean ? static_cast<float>(p.n_rows) : 1.0f},
            stream);
@@ -70,7 +81,7 @@ void cross_entropy_bwd(const CrossEntropyBwdParams& p, Stream stream) {
     dispatch_bool(p.labels == nullptr, [&](auto probabilities) {
       with_group(p.n_cols, [&](auto group) {
         unsigned parts = 1;  // with probabilities each would need the sum of the whole row
-        if constexpr (group() == 256 && !probabilities()) {
+        if constexpr (group() == kLongGroup && !probabilities()) {
           const int64_t columns = kTilesPerBlock * group() * kLossItems;
           parts = std::min<int64_t>((p.n_cols + columns - 1) / columns, kMaxGridY);
         }

@@ -10,17 +10,20 @@
 //
 // Contract
 //   A group of kGroup threads computes a row (forward), or every gridDim.y-th tile of it (backward, class indices), and
-//   is its only writer: no atomics, bitwise deterministic. A group is a thread, a warp, or a block of 256. A thread
-//   holds 16 columns of a tile, runs of 16 bytes. Tiles begin at the multiple of 16 bytes at or before the row's first
-//   element: all but its first and last run are 16-byte accesses, whatever the row's address is; those of
-//   probabilities, weights and dx where they lie likewise. A mean or a sum leaves two partial sums a block.
-//   An ignored row is not read: loss, lse and dx are 0. An index outside the classes that is not ignored makes loss,
-//   total_weight and dx of the row NaN; nothing outside is read.
+//   is its only writer: no atomics, bitwise deterministic. A group is a thread, a warp, or a block of 256. Where rows
+//   are few and long, each block of a cluster reads every cluster_size()-th tile of a row (forward), they add up in the
+//   order of their ranks, and the first one writes: the last bits depend on how many they are. A thread holds 16
+//   columns of a tile, runs of 16 bytes. Tiles begin at the multiple of 16 bytes at or before the row's first element:
+//   all but its first and last run are 16-byte accesses, whatever the row's address is; those of probabilities, weights
+//   and dx where they lie likewise. A mean or a sum leaves two partial sums a block. An ignored row is not read: loss,
+//   lse and dx are 0. An index outside the classes that is not ignored makes loss, total_weight and dx of the row NaN;
+//   nothing outside is read.
 //
 // Cost
 //   Forward 4 flop an element and 1 + 1/16 exponentials, one read of x, and of q; backward 4 flop, one exponential, one
 //   read of x, one write of dx; q is read twice, the second time from L1 or L2. Shared memory: 128 bytes a reduction.
 #pragma once
+#include "../common/cluster_reduction.cuh"
 #include "../common/elements.cuh"
 #include "../common/online_sum.cuh"
 #include "../common/rows.cuh"
@@ -63,21 +66,43 @@ struct Coefficients {
   }
 };
 
-// kWithSum: probabilities or smoothing, for which all columns have a coefficient.
-template <class T, int kGroup, bool kWithSum>
+// Makes (m, l), s and c of the tiles that this block has read those of the row; m is then finite.
+FTX_DEVICE void reduce_over_cluster(ClusterExchange<4>& exchange, OnlineSum& sum, float& s, float& c) {
+  exchange.own[0] = sum.m;
+  exchange.own[1] = sum.l;
+  exchange.own[2] = s;
+  exchange.own[3] = c;
+  exchange.run();
+  sum = OnlineSum{};
+  s = c = 0.0f;
+  for (uint32_t rank = 0; rank < exchange.size; rank++) sum.m = fmaxf(sum.m, exchange.of(rank, 0));
+  sum.m = finite_max(sum.m);
+  for (uint32_t rank = 0; rank < exchange.size; rank++) {
+    sum.l += exchange.of(rank, 1) * __expf(exchange.of(rank, 0) - sum.m);
+    s += exchange.of(rank, 2) + (finite_max(exchange.of(rank, 0)) - sum.m) * exchange.of(rank, 3);
+    c += exchange.of(rank, 3);
+  }
+}
+
+// kWithSum: probabilities or smoothing, for which all columns have a coefficient. kCluster: a row has several blocks.
+template <class T, int kGroup, bool kWithSum, bool kCluster>
 __global__ void __launch_bounds__(block_threads(kGroup)) cross_entropy_fwd_kernel(CrossEntropyFwdParams p) {
   constexpr int kRun = kVectorWidth<T>;
   constexpr uint32_t kTile = kGroup * kLossItems;
   FTX_SHARED(float, scratch, 4 * kMaxWarps);
+  FTX_SHARED(float, of_blocks, kCluster ? 4 * kMaxCluster : 1);
   const RowPlace<kGroup> at;
-  const bool written = at.row < p.n_rows, leads = written && at.thread == 0;
-  const int64_t y = written && p.labels != nullptr ? p.labels[at.row] : 0;
+  const uint32_t blocks = kCluster ? cluster_size() : 1, rank = kCluster ? cluster_rank() : 0;
+  const int64_t row_number = kCluster ? blockIdx.x / blocks : at.row;
+  const bool written = row_number < p.n_rows, leads = written && at.thread == 0 && rank == 0;
+  const int64_t y = written && p.labels != nullptr ? p.labels[row_number] : 0;
   const bool read = written && (p.labels == nullptr || y != p.ignore_index);
   float loss = 0.0f, lse = 0.0f, w_y = 0.0f;
-  if (read) {  // the same for a whole group
-    const T* x_row = static_cast<const T*>(p.logits) + at.row * p.stride_xm;
+  if (read) {  // the same for a whole group, and a whole cluster
+    const T* x_row = static_cast<const T*>(p.logits) + row_number * p.stride_xm;
     const AlignedRow<T> row(x_row, p.n_cols);
-    const Coefficients coefficients(p, at.row, row.shift);
+    const Coefficients coefficients(p, row_number, row.shift);
+    [[maybe_unused]] auto exchange = cluster_exchange<kCluster, 4>(of_blocks);
     const bool inside = y >= 0 && y < p.n_cols;
     float x_y = 0.0f;
     if (p.labels != nullptr && leads) {
@@ -87,7 +112,7 @@ __global__ void __launch_bounds__(block_threads(kGroup)) cross_entropy_fwd_kerne
 
     OnlineSum sum;
     float s = 0.0f, c = 0.0f;
-    for (uint32_t start = 0; start < row.end; start += kTile) {
+    for (uint32_t start = rank * kTile; start < row.end; start += blocks * kTile) {
       float x[kLossItems], t[kLossItems];
 #pragma unroll
       for (int item = 0; item < kLossItems; item += kRun) {
@@ -116,22 +141,29 @@ __global__ void __launch_bounds__(block_threads(kGroup)) cross_entropy_fwd_kerne
     }
 
     const float own = finite_max(sum.m);
-    sum.reduce<kGroup>(scratch);
+    sum.reduce_part<kGroup>(scratch);
+    if constexpr (kWithSum) {
+      s = group_reduce<Sum, kGroup>(s + (own - finite_max(sum.m)) * c, scratch + 2 * kMaxWarps);
+      c = group_reduce<Sum, kGroup>(c, scratch + 3 * kMaxWarps);
+    }
+    if constexpr (kCluster) {
+      reduce_over_cluster(exchange, sum, s, c);
+    } else {
+      sum.m = finite_max(sum.m);
+    }
     const float log_l = logf(sum.l);
     lse = sum.m + log_l;
     if constexpr (kWithSum) {
-      s = group_reduce<Sum, kGroup>(s + (own - sum.m) * c, scratch + 2 * kMaxWarps);
-      c = group_reduce<Sum, kGroup>(c, scratch + 3 * kMaxWarps);
       loss = log_l * c - s;
       if (p.labels != nullptr) loss *= coefficients.per_class;
     }
     if (p.labels != nullptr) loss += coefficients.keep * w_y * (log_l - (x_y - sum.m));
   }
 
-  if (leads) p.lse[at.row] = lse;
+  if (leads) p.lse[row_number] = lse;
   if (p.partials == nullptr) {
-    if (leads) p.loss[at.row] = loss;
-    if (leads && at.row == 0) *p.total_weight = 1.0f;
+    if (leads) p.loss[row_number] = loss;
+    if (leads && row_number == 0) *p.total_weight = 1.0f;
     return;
   }
   loss = leads ? loss : 0.0f;
@@ -139,9 +171,9 @@ __global__ void __launch_bounds__(block_threads(kGroup)) cross_entropy_fwd_kerne
     loss = group_reduce<Sum, at.kBlock>(loss, scratch);
     w_y = group_reduce<Sum, at.kBlock>(w_y, scratch + kMaxWarps);
   }
-  if (threadIdx.x == 0) {
-    p.partials[blockIdx.x] = loss;
-    p.partials[gridDim.x + blockIdx.x] = w_y;
+  if (threadIdx.x == 0 && rank == 0) {
+    p.partials[blockIdx.x / blocks] = loss;
+    p.partials[(gridDim.x + blockIdx.x) / blocks] = w_y;
   }
 }
 

@@ -108,16 +108,6 @@ FTX_DEVICE float safe_sum(const OnlineSum& sum, const SoftmaxMask& mask) {
   return mask.data != nullptr && sum.l == 0.0f ? 1.0f : sum.l;
 }
 
-// For the blocks that share a held row; nothing in the other forms.
-template <Form kForm, int kCount>
-FTX_DEVICE auto cluster_exchange(float* of_blocks) {
-  if constexpr (kForm == Form::kHeld) {
-    return ClusterExchange<kCount>(of_blocks);
-  } else {
-    return of_blocks;
-  }
-}
-
 template <class T, int kGroup, Form kForm, bool kDropout>
 __global__ void __launch_bounds__(block_threads(kGroup), softmax_blocks(kGroup, kForm))
     softmax_fwd_kernel(SoftmaxFwdParams p) {
@@ -128,7 +118,7 @@ __global__ void __launch_bounds__(block_threads(kGroup), softmax_blocks(kGroup, 
   const RowSection<kForm, T, kGroup, kSoftmaxItems> section(at.row, p.n_cols);
   const int64_t row = section.row;
   if (row >= p.n_rows) return;  // a whole warp: a block of several warps has one row, which exists
-  [[maybe_unused]] auto exchange = cluster_exchange<kForm, 2>(of_blocks);
+  [[maybe_unused]] auto exchange = cluster_exchange<kForm == Form::kHeld, 2>(of_blocks);
   const Scores<T> scores(p.x, row, p.stride_xm, p.n_cols, p.scale, p.mask);
   float s[kSoftmaxItems];
   auto load = [&](auto pass, uint32_t start) {
@@ -182,7 +172,7 @@ __global__ void __launch_bounds__(block_threads(kGroup), softmax_blocks(kGroup, 
   const RowSection<kForm, T, kGroup, kSoftmaxItems, 2> section(at.row, p.n_cols);
   const int64_t row = section.row;
   if (row >= p.n_rows) return;
-  [[maybe_unused]] auto exchange = cluster_exchange<kForm, 1>(of_blocks);
+  [[maybe_unused]] auto exchange = cluster_exchange<kForm == Form::kHeld, 1>(of_blocks);
   const uint32_t n_cols = static_cast<uint32_t>(p.n_cols);
   const T* saved = static_cast<const T*>(p.saved) + row * p.stride_sm;
   const T* dout = static_cast<const T*>(p.dout) + row * p.stride_dm;
@@ -241,7 +231,7 @@ __global__ void __launch_bounds__(block_threads(kGroup), softmax_blocks(kGroup, 
   const RowSection<kForm, T, kGroup, kSoftmaxItems, 2> section(at.row, p.n_cols);
   const int64_t row = section.row;
   if (row >= p.n_rows) return;
-  [[maybe_unused]] auto exchange = cluster_exchange<kForm, 3>(of_blocks);
+  [[maybe_unused]] auto exchange = cluster_exchange<kForm == Form::kHeld, 3>(of_blocks);
   const Scores<T> scores(p.saved, row, p.stride_sm, p.n_cols, p.scale, p.mask);
   const RowDropout dropout(p.rng_state, kSoftmaxTag, p.threshold, p.keep_scale);
   const T* dout = static_cast<const T*>(p.dout) + row * p.stride_dm;

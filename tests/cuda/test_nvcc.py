@@ -19,7 +19,9 @@ COUNT = {
     "softmax": 3 * 5 * (2 * 2),  # resident rows of three lengths, held and streamed; with dropout and without
     "binary_cross_entropy": 3 * 2,
     "kl_div": 3 * 2 * 2,  # probabilities and logarithms
-    "cross_entropy": 3 * 3 * 2 * 2,  # two forward kernels and two backward ones, rows of three lengths
+    "cross_entropy": 3
+    * 2
+    * (4 + 3),  # two forward and two backward kernels, rows of three lengths; forward in clusters
     "column_sum": 1,
     "loss_sum": 1,
     "quantize_per_token": 3 * 4,
@@ -36,7 +38,7 @@ SHARED = {
     "loss_sum": 2 * 128,
     "binary_cross_entropy": 128,
     "kl_div": 128,
-    "cross_entropy": 4 * 128,
+    "cross_entropy": 4 * 128 + 4 * 8 * 4,
     "quantize_per_token": 128,
     "bias_gelu_quantize": 128,
     "add_layer_norm_quantize": 4 * 128,
@@ -68,6 +70,17 @@ class TestMachineCode:
             vectors = {i[:3] for i in kernel.instructions if i.startswith(("LDG", "STG")) and ".128" in i}
             special = [want for name, want in VECTORS.items() if name in kernel.name]
             assert vectors == (special[0] if special else {"LDG", "STG"}), f"{kernel.name} has 16-byte {vectors}"
+
+    @pytest.mark.parametrize("arch", ["80", "90a"])
+    def test_only_losses_that_blocks_share_have_instructions_of_clusters(self, arch):
+        counted = 0
+        for kernel in machine_code.kernels(cuda_build.CSRC / "cross_entropy" / "cross_entropy.cu", arch):
+            shared = "6fasttx24cross_entropy_fwd_kernel" in kernel.name and "Lb1EEEv" in kernel.name
+            found = {i for i in kernel.instructions if "CGABAR" in i or i.startswith(("ST.E", "BPT"))}
+            expected = {"UCGABAR_ARV", "UCGABAR_WAIT", "ST.E"} if shared and arch == "90a" else set()
+            assert found == expected, kernel.name
+            counted += shared
+        assert counted == 6
 
     @pytest.mark.parametrize("arch", ["80", "90a"])
     def test_only_rows_that_blocks_share_have_instructions_of_clusters(self, arch):

@@ -10,7 +10,7 @@ import host_module
 import pytest
 import torch
 
-from fasttx.ops import _cuda, softmax
+from fasttx.ops import softmax
 from fasttx.testing import assert_as_accurate
 
 pytestmark = pytest.mark.skipif(host_build.lacks() is not None, reason=str(host_build.lacks()))
@@ -19,20 +19,6 @@ TILE = 8192  # columns of a block of 512 threads
 STATE = torch.tensor([3, 4])
 MANY_ROWS = 1  # multiprocessors, so that even one row is as many
 INF = float("inf")
-
-
-@pytest.fixture
-def plain(device):
-    """The kernels as they stand in for a GPU, and the switches of their emulator."""
-    if device.type == "cuda":
-        pytest.skip("a GPU has one arch")
-    module, emulator = host_module.load("plain")
-    before = _cuda._stand_in
-    _cuda.set_stand_in(module, emulator.watch)
-    yield emulator
-    emulator.configure()
-    emulator.set_device()
-    _cuda.set_stand_in(*before)
 
 
 def fwd(x, mask, p, log):

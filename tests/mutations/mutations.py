@@ -58,6 +58,7 @@ GELU_QUANTIZE = op_tests("bias_gelu_quantize", "test_bias_gelu_quantize")
 RACES = ("tests/emulator/test_emulator_kernels.py", "-m", "not slow")
 RACES_OF_ROWS = ("tests/emulator/test_emulator_rows.py", "-m", "not slow")
 HELD = ("tests/emulator/test_emulator_held_rows.py", "-m", "not slow", "-k", "not no_race")
+CLUSTER_LOSSES = ("tests/emulator/test_emulator_cluster_losses.py", "-m", "not slow")
 HELD_RACES = ("tests/emulator/test_emulator_held_rows.py", "-m", "not slow", "-k", "no_race")
 
 TRITON = [
@@ -304,6 +305,14 @@ CUDA = [
         "    const float alpha = 1.0f;\n",
         HELD,
     ),
+    Mutation(
+        "csrc/cross_entropy/cross_entropy.cuh",
+        "(finite_max(exchange.of(rank, 0)) - sum.m) * exchange.of(rank, 3)",
+        "0.0f",
+        CLUSTER_LOSSES,
+    ),
+    Mutation("csrc/cross_entropy/cross_entropy.cuh", "start += blocks * kTile", "start += kTile", CLUSTER_LOSSES),
+    Mutation("csrc/common/cluster_size.h", "n_rows * 2 * cluster", "2 * cluster", CLUSTER_LOSSES),
     Mutation(
         "csrc/cross_entropy/cross_entropy.cuh",
         "label = row.shift + static_cast<uint32_t>(y);",
