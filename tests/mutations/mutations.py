@@ -221,7 +221,7 @@ TRITON = [
     ),
     Mutation("kernels/row_scale.py", 'size < float("inf"), size, float("inf")', "size == size, size, 0.0", QUANTIZE),
     Mutation("kernels/row_scale.py", "q = ((v + MAGIC) - MAGIC).to(tl.int8)", "q = v.to(tl.int8)", QUANTIZE),
-    Mutation("kernels/quantize_per_token.py", "at = long_rows * n_cols", "at = long_rows * stride_xm", QUANTIZE),
+    Mutation("kernels/quantize_per_token.py", "long_rows * stride_xm", "long_rows * n_cols", QUANTIZE),
     Mutation("kernels/quantize_per_token.py", "mask=ok, other=0.0", "mask=ok, other=1e9", QUANTIZE),
     Mutation(
         "kernels/add_layer_norm_quantize.py",
@@ -232,7 +232,7 @@ TRITON = [
     Mutation("kernels/add_layer_norm_quantize.py", ".to(out_ptr.dtype.element_ty)\n", "\n", NORM_QUANTIZE),
     Mutation("kernels/add_layer_norm_quantize.py", "long_rows * stride_rm", "long_rows * stride_xm", NORM_QUANTIZE),
     Mutation("kernels/bias_gelu_quantize.py", ".to(x_ptr.dtype.element_ty)", "", GELU_QUANTIZE),
-    Mutation("kernels/bias_gelu_quantize.py", "at = long_rows * n_cols", "at = long_rows * stride_xm", GELU_QUANTIZE),
+    Mutation("kernels/bias_gelu_quantize.py", "long_rows * stride_xm", "long_rows * n_cols", GELU_QUANTIZE),
 ]
 
 CUDA = [
