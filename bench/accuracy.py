@@ -11,8 +11,8 @@ from torch import Tensor
 from fasttx.ops.registry import Op
 from fasttx.testing import bound, error, share_of_bound
 
+from .case import Workload
 from .peers import Peer
-from .workloads import Workload
 
 
 def as_tuple(outputs: Any) -> tuple[Tensor, ...]:

@@ -11,9 +11,9 @@ from torch import Tensor
 from fasttx.ops.registry import Op
 
 from .accuracy import as_tuple, backward_arguments, check_peer, random_dout
+from .case import Case, Workload
 from .peers import Peer
 from .timer import Call
-from .workloads import Case, Workload
 
 
 def reason_of(problem: Exception) -> str:

@@ -28,10 +28,11 @@ from fasttx.cli.cases import load_ops
 from fasttx.ops.registry import Op
 
 from .accuracy import backward_arguments, call_op, check, random_dout
+from .case import Workload
 from .kernel_calls import copy_call, our_calls, peer_calls, reason_of
 from .table import Watch, unwatched, write
 from .timer import Call, bytes_of, copies_for, interleaved
-from .workloads import Workload, select
+from .workloads import select
 
 BACKENDS = ("triton", "cuda", "torch")
 OF_PRODUCTS = ("attention", "linear_cross_entropy", "int8_linear")

@@ -95,12 +95,12 @@ def _checks_table(device: str, checks: list[dict[str, Any]]) -> Table:
     """A row for each op and backend that ran; in the cell of a dtype, the errors of forward and backward."""
     table = Table(
         title=f"Ops on {device}, against float64 (largest error, forward/backward)", title_justify="left",
-        box=box.SIMPLE_HEAD, pad_edge=False,
+        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
     )  # fmt: skip
     table.add_column("op", no_wrap=True)
-    table.add_column("backend")
+    table.add_column("backend", overflow="fold")
     for dtype in DTYPES:
-        table.add_column(dtype, overflow="fold")
+        table.add_column(dtype, overflow="fold", min_width=len("1e-07/1e-07"))
     rows: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for check in checks:
         rows.setdefault((check["op"], check["backend"]), {}).setdefault(check["dtype"], []).append(check)

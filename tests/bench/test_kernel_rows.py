@@ -10,9 +10,9 @@ from torch import Tensor
 
 import bench.kernels
 from bench import workloads
+from bench.case import Workload
 from bench.kernel_calls import copy_call
 from bench.kernels import Row, failed, run
-from bench.workloads import Workload
 from fasttx.ops import _cuda
 
 CPU = torch.device("cpu")

@@ -16,9 +16,9 @@ from torch import Tensor
 import bench.kernels
 from bench import workloads
 from bench.accuracy import check_peer
+from bench.case import Case, Workload
 from bench.kernels import Row, run
 from bench.peers import Peer, find, wide
-from bench.workloads import Case, Workload
 
 CPU = torch.device("cpu")
 FP32 = torch.float32

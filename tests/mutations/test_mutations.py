@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import run
-from mutations import MUTATIONS, Mutation
+from mutation import Mutation
+from mutations import MUTATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 

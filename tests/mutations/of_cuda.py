@@ -1,0 +1,212 @@
+"""Faults in the kernels in CUDA C++."""
+
+from __future__ import annotations
+
+from mutation import Mutation
+from selections import (
+    BINARY,
+    CLUSTER_LOSSES,
+    CROSS_ENTROPY,
+    EMBEDDING,
+    GELU,
+    GELU_QUANTIZE,
+    HELD,
+    HELD_RACES,
+    KL_DIV,
+    LAYER_NORM,
+    NORM_QUANTIZE,
+    QUANTIZE,
+    RACES,
+    RACES_OF_ROWS,
+    SOFTMAX,
+)
+
+CUDA = [
+    Mutation(
+        "csrc/common/reductions.cuh",
+        "    __syncthreads();  // partials: written by each warp, read by all\n",
+        "",
+        RACES,
+    ),
+    Mutation("csrc/common/row_dropout.cuh", "c[i / 4] >> (8 * (i % 4))", "c[i % 4] >> (8 * (i / 4))", SOFTMAX),
+    Mutation("csrc/common/row_dropout.cuh", "second ? c[2] : c[0]", "c[0]", LAYER_NORM),
+    Mutation("csrc/common/vectors.cuh", "out[i] = i >= low && i < high ?", "out[i] = i < high ?", CROSS_ENTROPY),
+    Mutation("csrc/common/vectors.cuh", "(p) % 16 == 0;", "(p) % 4 == 0;", SOFTMAX),  # x86 forgives it, no GPU does
+    Mutation("csrc/common/row_parts.cuh", "if (is_vector_aligned(row) && n_cols", "if (n_cols", LAYER_NORM),
+    Mutation("csrc/common/online_sum.cuh", "    l *= alpha;\n", "", SOFTMAX),
+    Mutation(
+        "csrc/common/column_sum.cuh",
+        "  __syncthreads();  // sums: written by each warp, read by the first\n",
+        "",
+        RACES_OF_ROWS,
+    ),
+    Mutation(
+        "csrc/common/column_sum.cuh", "for (int w = 1; w < kSumWarps; w++)", "for (int w = 2; w < kSumWarps; w++)", GELU
+    ),
+    Mutation(
+        "csrc/common/layer_norm.cuh",
+        "z[i] = part.column(i) + i % kRowRun < part.n_cols ? z[i] - first : 0.0f;",
+        "z[i] = z[i] - first;",
+        LAYER_NORM,
+    ),
+    Mutation(
+        "csrc/common/layer_norm.cuh",
+        "    __syncthreads();  // shared: written by group `turn`, read by the next\n",
+        "",
+        RACES_OF_ROWS,
+    ),
+    Mutation("csrc/softmax/softmax.cuh", "o[i] * (d[i] - total)", "o[i] * d[i]", SOFTMAX),
+    Mutation(
+        "csrc/softmax/softmax.cuh",
+        "    softmax_bwd_kernel(SoftmaxBwdParams p) {\n",
+        "    softmax_bwd_kernel(SoftmaxBwdParams p) {\n  p.n_rows += 1;\n",
+        RACES,
+    ),
+    Mutation(
+        "csrc/softmax/softmax.cuh",
+        "    sum.reduce_part<kGroup>(partials);\n",
+        "    sum.reduce<kGroup>(partials);\n",
+        HELD,
+    ),
+    Mutation("csrc/softmax/held_launch.h", "bytes(cluster) + kHeldBesides > device.shared_bytes", "false", HELD),
+    Mutation(
+        "csrc/common/row_section.cuh",
+        "end = first + columns < end ? first + columns : end;",
+        "end = static_cast<uint32_t>(n_cols);",
+        HELD,
+    ),
+    Mutation("csrc/common/row_section.cuh", "kTile * kTensors + kTensor;", "kTile * kTensors;", HELD),
+    Mutation("csrc/common/row_section.cuh", "(start - first) / kTile", "start / kTile", HELD_RACES),
+    Mutation(
+        "csrc/common/cluster_reduction.cuh",
+        "    cluster_wait();  // values: written by every block, read by all threads\n",
+        "",
+        HELD_RACES,
+    ),
+    Mutation("csrc/common/cluster_reduction.cuh", "    cluster_wait();  // every block has started\n", "", HELD),
+    Mutation("csrc/common/cluster_reduction.cuh", "values + cluster_rank() * kCount", "values", HELD),
+    Mutation(
+        "csrc/common/cluster_reduction.cuh",
+        "    const float alpha = __expf(exchange.of(rank, 0) - sum.m);\n",
+        "    const float alpha = 1.0f;\n",
+        HELD,
+    ),
+    Mutation(
+        "csrc/cross_entropy/cross_entropy.cuh",
+        "(finite_max(exchange.of(rank, 0)) - sum.m) * exchange.of(rank, 3)",
+        "0.0f",
+        CLUSTER_LOSSES,
+    ),
+    Mutation("csrc/cross_entropy/cross_entropy.cuh", "start += blocks * kTile", "start += kTile", CLUSTER_LOSSES),
+    Mutation("csrc/common/cluster_size.h", "n_rows * 2 * cluster", "2 * cluster", CLUSTER_LOSSES),
+    Mutation(
+        "csrc/cross_entropy/cross_entropy.cuh",
+        "label = row.shift + static_cast<uint32_t>(y);",
+        "label = static_cast<uint32_t>(y);",
+        CROSS_ENTROPY,
+    ),
+    Mutation(
+        "csrc/cross_entropy/cross_entropy.cuh",
+        "s += (before - after) * c;",
+        "s += 0.0f * (before - after) * c;",
+        CROSS_ENTROPY,
+    ),
+    Mutation(
+        "csrc/cross_entropy/cross_entropy.cuh",
+        "const bool read = written && (p.labels == nullptr || y != p.ignore_index);",
+        "const bool read = written;",
+        CROSS_ENTROPY,
+    ),
+    Mutation(
+        "csrc/binary_cross_entropy/binary_cross_entropy.cuh",
+        "if (static_cast<uint32_t>(k) < run.valid) total",
+        "total",
+        BINARY,
+    ),
+    Mutation(
+        "csrc/binary_cross_entropy/binary_cross_entropy.cuh",
+        "at = at + 1 == period ? 0 : at + 1;",
+        "at = at + 1;",
+        BINARY,
+    ),
+    Mutation("csrc/kl_div/kl_div.cuh", "t == 0.0f ? 0.0f : t * logf(t)", "t * logf(t)", KL_DIV),
+    Mutation("csrc/kl_div/kl_div.cuh", "tile += gridDim.x", "tile += tiles", KL_DIV),
+    Mutation("csrc/kl_div/kl_div.cuh", "-(kLog ? expf(t[k]) : t[k])", "-t[k]", KL_DIV),
+    Mutation("csrc/kl_div/kl_div.cuh", "is_vector_aligned(dx), t)", "true, t)", KL_DIV),
+    Mutation("csrc/kl_div/kl_div.cuh", "if (p.one_dloss) {", "if (p.one_dloss || run.valid < kKlRun) {", KL_DIV),
+    Mutation(
+        "csrc/dropout_add_layer_norm/dropout_add_layer_norm.cuh",
+        "partial += p.programs * p.n_cols;",
+        "partial += p.n_cols;",
+        LAYER_NORM,
+    ),
+    Mutation(
+        "csrc/dropout_add_layer_norm/dropout_add_layer_norm.cuh",
+        "    apply_kept(bits, p.dropout, dy);\n",
+        "",
+        LAYER_NORM,
+    ),
+    Mutation(
+        "csrc/bias_gelu/bias_gelu.cuh",
+        "  __syncthreads();  // sums: written by every thread, read by the first group\n",
+        "",
+        RACES_OF_ROWS,
+    ),
+    Mutation("csrc/bias_gelu/bias_gelu.cuh", "      drop(p.dropout, row, at.col, dx[r]);\n", "", GELU),
+    Mutation("csrc/bias_gelu/bias_gelu.cuh", "if (is_vector_aligned(base) && stride", "if (stride", GELU),
+    Mutation(
+        "csrc/embedding_layer_norm/embedding_layer_norm.cuh",
+        "dtype1[i] += type == 1 ? dy[i] : 0.0f;",
+        "dtype1[i] += dy[i];",
+        EMBEDDING,
+    ),
+    Mutation(
+        "csrc/embedding_layer_norm/embedding_layer_norm.cuh",
+        "kEmbeddingTag, row), p.dropout, dy",
+        "kLayerNormTag, row), p.dropout, dy",
+        EMBEDDING,
+    ),
+    Mutation(
+        "csrc/common/row_scale.cuh",
+        "fminf(fmaxf(__fmul_rn(x, inverse), -127.0f), 127.0f)",
+        "__fmul_rn(x, inverse)",
+        QUANTIZE,
+    ),
+    Mutation(
+        "csrc/common/row_scale.cuh",
+        "reinterpret_cast<uintptr_t>(x_q) % kRowRun == 0 && part.n_cols",
+        "part.n_cols",
+        QUANTIZE,
+    ),
+    Mutation("csrc/common/row_scale.cuh", "size < INFINITY ? size : INFINITY", "size", QUANTIZE),
+    Mutation("csrc/common/row_scale.cuh", " && part.n_cols % kRowRun == 0;", ";", QUANTIZE),
+    Mutation("csrc/quantize_per_token/quantize_per_token.cuh", "row * p.stride_xm", "row * p.n_cols", QUANTIZE),
+    Mutation(
+        "csrc/quantize_per_token/quantize_per_token.cuh", "p.x_scale, p.scale, row", "p.x_scale, nullptr, row", QUANTIZE
+    ),
+    Mutation(
+        "csrc/add_layer_norm_quantize/add_layer_norm_quantize.cuh",
+        "  round_to<T>(p.out.dtype, z);\n",
+        "",
+        NORM_QUANTIZE,
+    ),
+    Mutation(
+        "csrc/add_layer_norm_quantize/add_layer_norm_quantize.cuh",
+        "    if (part.column(i) + i % kRowRun >= part.n_cols) z[i] = 0.0f;\n",
+        "",
+        NORM_QUANTIZE,
+    ),
+    Mutation(
+        "csrc/add_layer_norm_quantize/add_layer_norm_quantize.cuh",
+        "partials + 3 * kMaxWarps, z",
+        "partials, z",
+        RACES_OF_ROWS,
+    ),
+    Mutation("csrc/bias_gelu_quantize/bias_gelu_quantize.cuh", "  round_to<T>(p.dtype, z);\n", "", GELU_QUANTIZE),
+    Mutation(
+        "csrc/bias_gelu_quantize/bias_gelu_quantize.cuh",
+        "z[item + i] += bias[i]",
+        "z[item + i] = bias[i]",
+        GELU_QUANTIZE,
+    ),
+]
