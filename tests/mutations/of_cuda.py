@@ -98,7 +98,7 @@ CUDA = [
         CLUSTER_LOSSES,
     ),
     Mutation("csrc/cross_entropy/cross_entropy.cuh", "start += blocks * kTile", "start += kTile", CLUSTER_LOSSES),
-    Mutation("csrc/common/cluster_size.h", "n_rows * 2 * cluster", "2 * cluster", CLUSTER_LOSSES),
+    Mutation("csrc/common/cluster_size.h", "n_rows * 2 * cluster", "n_rows * cluster", CLUSTER_LOSSES),
     Mutation(
         "csrc/cross_entropy/cross_entropy.cuh",
         "label = row.shift + static_cast<uint32_t>(y);",
