@@ -36,6 +36,23 @@ FTX_DEVICE uint32_t shared_address(const void* p) {
 #endif
 }
 
+// The device, and of its arch no more than what the kernel's code was compiled for: an H100 runs PTX for 8.0 too, in
+// which a cluster has one block.
+template <class Params>
+Device device_of(void (*kernel)(Params)) {
+  Device device = current_device();
+#ifdef FASTTX_EMULATE
+  static_cast<void>(kernel);
+  const int code = ::emu::current_device().code;
+#else
+  cudaFuncAttributes attributes = {};
+  const int code = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess ? attributes.ptxVersion : 0;
+  cudaGetLastError();  // the launch reports it
+#endif
+  if (code < device.arch) device.arch = code;
+  return device;
+}
+
 // Starts kernel(params), with `shared_bytes` of dynamic shared memory, in clusters of `cluster` blocks that are
 // neighbours in x. Throws std::runtime_error, which names the kernel, the launch, `shape` and the device.
 template <class Params>
@@ -47,6 +64,9 @@ void launch(const char* name, const std::string& shape, void (*kernel)(Params), 
   auto body = [&] { kernel(params); };
   ::emu::launch_kernel(name, grid, block, shared_bytes, cluster, body);
 #else
+  if (cluster > 1 && device_of(kernel).arch < 90) {
+    throw std::runtime_error(std::string(name) + " of " + shape + ": clusters need code for sm_90 or later");
+  }
   constexpr size_t kWithoutAsking = 48 << 10;
   cudaError_t error = cudaSuccess;
   if (shared_bytes > kWithoutAsking) {
@@ -70,8 +90,8 @@ void launch(const char* name, const std::string& shape, void (*kernel)(Params), 
   cudaGetLastError();  // or the next one who asks would get this error again
   throw std::runtime_error(
       std::string(name) + " of " + shape + " on device " + std::to_string(current_device_number()) + ", sm_" +
-      std::to_string(device.arch) + ", grid " + std::to_string(grid.x) + ", block " + std::to_string(block.x) +
-      ", cluster " + std::to_string(cluster) + ", " + std::to_string(shared_bytes) +
+      std::to_string(device.arch) + ", grid " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + ", block " +
+      std::to_string(block.x) + ", cluster " + std::to_string(cluster) + ", " + std::to_string(shared_bytes) +
       " bytes of dynamic shared memory: " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
 #endif
 }

@@ -48,11 +48,13 @@ void cross_entropy_fwd(const CrossEntropyFwdParams& p, Stream stream) {
         constexpr int kRows = RowPlace<group()>::kRowsPerBlock;
         sums = (p.n_rows + kRows - 1) / kRows;
         if constexpr (group() == kLongGroup) {
+          auto shared = cross_entropy_fwd_kernel<T, kLongGroup, with_sum(), true>;
           const unsigned cluster =
-              cluster_of_few_rows(1, p.n_rows, p.n_cols, kLongGroup * kLossItems, current_device());
+              p.n_cols <= kLongGroup * kLossItems
+                  ? 1
+                  : cluster_of_few_rows(1, p.n_rows, p.n_cols, kLongGroup * kLossItems, device_of(shared));
           if (cluster > 1) {
-            launch_blocks(name, p, cross_entropy_fwd_kernel<T, kLongGroup, with_sum(), true>, kLongGroup,
-                          p.n_rows * cluster, stream, 1, 0, cluster);
+            launch_blocks(name, p, shared, kLongGroup, p.n_rows * cluster, stream, 1, 0, cluster);
             return;
           }
         }

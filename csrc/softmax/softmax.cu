@@ -20,7 +20,8 @@ void start(const char* name, const Params& p, int column_bytes, Stream stream, K
       });
   if (resident) return;
   std::integral_constant<int, kSoftmaxLongGroup> group;
-  const HeldLaunch held = held_launch(p.n_rows, p.n_cols, column_bytes, current_device());
+  const HeldLaunch held = held_launch(p.n_rows, p.n_cols, column_bytes,
+                                      device_of(kernel_of(group, std::integral_constant<Form, Form::kHeld>{})));
   if (held.cluster == 0) {
     launch_rows(name, p, kernel_of(group, std::integral_constant<Form, Form::kStreamed>{}), group, stream);
     return;

@@ -143,7 +143,8 @@ def int8_linear(
     scale = _scale_of(input, act_scale)
     check_covered("int8_linear", input, weight_int8, weight_scale, bias, residual, scale)
     rest = (weight_int8, weight_scale, activation, scale, _result_dtype(input, out_dtype), forced_backend())
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, bias, residual)):
+    tensors = (input, bias, residual, weight_scale, scale)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         out = Int8LinearFunction.apply(input, bias, residual, *rest)
     else:
         out = _forward(input, bias, residual, *rest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -25,6 +24,9 @@ NO_GRADIENT = (
     "{}: has no gradient, it is for inference; call it under torch.no_grad() or torch.inference_mode(), and train "
     "before fasttx.quantize(model) or after fasttx.dequantize(model)"
 )
+
+
+_FLOAT32 = torch.finfo(torch.float32)
 
 
 def check_float(name: str, t: Any) -> None:
@@ -50,8 +52,9 @@ def scale_tensor(name: str, scale: Tensor | float, device: torch.device) -> Tens
         return scale
     if isinstance(scale, bool) or not is_number(scale):
         raise TypeError(f"{name}: must be a number, a Tensor or None, got {scale!r}")
-    if not 0.0 < scale < math.inf:
-        raise ValueError(f"{name}: must be positive and finite, got {scale}")
+    if not _FLOAT32.tiny <= scale <= _FLOAT32.max:
+        limits = f"{_FLOAT32.tiny:.1e} to {_FLOAT32.max:.1e}"
+        raise ValueError(f"{name}: must be positive and finite, got {scale}; as float32 allowed is {limits}")
     return torch.full((), float(scale), dtype=torch.float32, device=device)
 
 
@@ -228,7 +231,7 @@ def add_layer_norm_quantize(
     if residual is not None and residual.dtype != out_dtype:
         out_dtype = torch.promote_types(out_dtype, residual.dtype)
     arguments = (*tensors, one, float(eps), out_dtype, forced_backend())
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*tensors, one)):
         return AddLayerNormQuantizeFunction.apply(*arguments)
     return _norm(*arguments)
 
@@ -267,4 +270,5 @@ def gelu_quantize(
         raise ValueError(f"approximate: allowed are 'none' and 'tanh', got {approximate!r}")
     one = None if scale is None else scale_tensor("scale", scale, input.device)
     check_covered("gelu_quantize", input, bias, one)
-    return _gelu(input.detach(), None if bias is None else bias.detach(), one, approximate == "tanh", forced_backend())
+    constant = [None if t is None else t.detach() for t in (input, bias, one)]
+    return _gelu(*constant, approximate == "tanh", forced_backend())

@@ -25,7 +25,7 @@ class Emulator:
     def __init__(self, library: Path) -> None:
         self._functions = ctypes.CDLL(str(library))
         self._functions.emu_configure.argtypes = [ctypes.c_uint64, ctypes.c_bool, ctypes.c_bool]
-        self._functions.emu_set_device.argtypes = [ctypes.c_int, ctypes.c_int]
+        self._functions.emu_set_device.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
         self._functions.emu_add_buffer.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_bool]
         self._functions.emu_has_hooks.restype = ctypes.c_bool
         self.has_hooks: bool = self._functions.emu_has_hooks()
@@ -34,9 +34,9 @@ class Emulator:
         """Sets the order of threads and blocks, and which checks are on, for the launches that follow."""
         self._functions.emu_configure(seed, poison, race)
 
-    def set_device(self, arch: int = 90, multiprocessors: int = 132) -> None:
-        """Sets what launchers are told of the device; it stays so."""
-        self._functions.emu_set_device(arch, multiprocessors)
+    def set_device(self, arch: int = 90, multiprocessors: int = 132, code: int | None = None) -> None:
+        """Sets what launchers are told of the device, and what kernels were compiled for (`arch`); it stays so."""
+        self._functions.emu_set_device(arch, multiprocessors, arch if code is None else code)
 
     def last_launch(self) -> tuple[int, int]:
         """Blocks of a cluster, and bytes of dynamic shared memory of each."""

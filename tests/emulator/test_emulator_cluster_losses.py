@@ -124,6 +124,16 @@ def test_clusters_have_no_race(race, n_cols, smoothing):
         assert race.last_launch()[0] == (2 if n_cols < 2 * TILE else 4)
         first = first or found
         assert all(torch.equal(a, b) for a, b in zip(first, found)), "the order of threads is in the result"
+        hold(logits, target, smoothing=smoothing, reduction=MEAN)  # by partial sums, of the first block of a row alone
+
+
+def test_code_for_less_than_the_device_has_no_clusters(race):
+    """PTX for 8.0 runs on every later device."""
+    race.set_device(90, 132, code=80)
+    logits, target = torch.randn(1, 2 * TILE).bfloat16(), torch.tensor([7])
+    hold(logits, target, smoothing=0.1)
+    hold(logits, target, reduction=NONE)
+    assert race.last_launch()[0] == 1
 
 
 @pytest.mark.slow

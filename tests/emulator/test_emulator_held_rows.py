@@ -94,6 +94,13 @@ def test_backward_holds_two_tensors(plain, n_cols, dtype, expected, p):
     assert (cluster, shared_bytes / (TILE * dtype.itemsize)) == expected
 
 
+def test_code_for_less_than_the_device_has_no_clusters(race):
+    """PTX for 8.0 runs on every later device."""
+    race.set_device(90, 132, code=80)
+    hold(torch.randn(1, 2 * TILE).bfloat16())
+    assert race.last_launch()[0] == 1
+
+
 def test_more_blocks_than_a_grid_has_are_refused(plain):
     from test_emulator_kernels import arguments
 

@@ -98,6 +98,7 @@ CUDA = [
         CLUSTER_LOSSES,
     ),
     Mutation("csrc/cross_entropy/cross_entropy.cuh", "start += blocks * kTile", "start += kTile", CLUSTER_LOSSES),
+    Mutation("csrc/arch/launch.cuh", "if (code < device.arch) device.arch = code;", "static_cast<void>(code);", HELD),
     Mutation("csrc/common/cluster_size.h", "n_rows * 2 * cluster", "n_rows * cluster", CLUSTER_LOSSES),
     Mutation(
         "csrc/cross_entropy/cross_entropy.cuh",

@@ -18,6 +18,7 @@ ARCH = [
     Mutation(
         "csrc/arch/mbarrier.cuh", "mbarrier_arrive(barrier, bytes)", "mbarrier_arrive(barrier, 2 * bytes)", WRAPPERS
     ),
+    Mutation("csrc/arch/cluster.cuh", "cluster_address(shared, rank)", "cluster_address(shared, 0)", WRAPPERS),
     Mutation("csrc/arch/aligned.cuh", "  ::emu::check_alignment(p, sizeof(V));\n", "", FAULTS),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -142,6 +143,33 @@ def test_gradients_are_refused_where_they_are_asked_for(device) -> None:
         3, 7, HIDDEN, device=device, requires_grad=True), out_dtype=FP32)  # fmt: skip
     with pytest.raises(RuntimeError, match="int8_linear: has no gradient"):
         y.sum().backward()
+
+
+def test_scales_get_no_gradient_in_silence(device) -> None:
+    weights, scale = Weights(FP32, device), torch.tensor(0.02, device=device, requires_grad=True)
+    x = weights.x
+    for found in (F.gelu_quantize(x, scale=scale), F.quantize_static(x, scale)):
+        assert not any(t.requires_grad for t in found)
+    out, x_q, x_scale = F.add_layer_norm_quantize(x, None, weights.weight, None, scale=scale)
+    assert not x_q.requires_grad and not x_scale.requires_grad
+    with pytest.raises(RuntimeError, match="add_layer_norm_quantize: has no gradient"):
+        out.sum().backward()
+    w_q, w_scale = weights.up[:2]
+    for given, options in (
+        ((x, w_q, w_scale), {"act_scale": scale}),
+        ((x, w_q, w_scale.clone().requires_grad_()), {}),
+        ((x_q, w_q, w_scale), {"act_scale": x_scale.clone().requires_grad_(), "out_dtype": FP32}),
+    ):
+        with pytest.raises(RuntimeError, match="int8_linear: has no gradient"):
+            F.int8_linear(*given, **options).sum().backward()
+
+
+@pytest.mark.parametrize("scale", [1e39, 1e-46, 1e-39], ids=str)
+def test_scales_that_float32_has_not(device, scale) -> None:
+    with pytest.raises(
+        ValueError, match=re.escape(f"scale: must be positive and finite, got {scale}; as float32 allowed is 1.2e-38")
+    ):
+        F.quantize_static(torch.ones(2, 8, device=device), scale)
 
 
 def test_compiles_as_one_graph(device) -> None:

@@ -6,8 +6,8 @@
 CONTROL void emu_configure(uint64_t seed, bool poison, bool race) {
   emu::config = {seed, poison, race};
 }
-CONTROL void emu_set_device(int arch, int multiprocessors) {
-  emu::device = {arch, multiprocessors};
+CONTROL void emu_set_device(int arch, int multiprocessors, int code) {
+  emu::device = {arch, multiprocessors, code};
 }
 CONTROL uint32_t emu_last_cluster() {
   return emu::last_launch.cluster;

@@ -203,9 +203,10 @@ void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, unsign
     fail("invalid launch: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of dynamic shared memory", grid.x, grid.y,
          grid.z, block.x, block.y, block.z, shared_bytes);
   }
-  if (cluster == 0 || cluster > kMaxCluster || grid.x % cluster != 0 || (cluster > 1 && device.arch < 90)) {
+  if (cluster == 0 || cluster > kMaxCluster || grid.x % cluster != 0 ||
+      (cluster > 1 && std::min(device.arch, device.code) < 90)) {
     fail("invalid launch: grid (%u,%u,%u) in clusters of %u blocks on sm_%d", grid.x, grid.y, grid.z, cluster,
-         device.arch);
+         std::min(device.arch, device.code));
   }
   find_host_stack();
   last_launch = {cluster, static_cast<uint32_t>(shared_bytes)};
