@@ -34,6 +34,12 @@ namespace fasttx {
 
 constexpr int kLossItems = 16;  // columns that a thread holds
 
+// Blocks a multiprocessor must hold: 768 threads, so that 80 registers are free. Left to itself ptxas stops at 64, and
+// spills some of 16 bytes on sm_100 and sm_120.
+constexpr int loss_blocks(int group) {
+  return 768 / block_threads(group);
+}
+
 // t_j for probabilities, else w_j, of the columns of one row by their positions.
 struct Coefficients {
   In weight, probabilities;
@@ -86,7 +92,8 @@ FTX_DEVICE void reduce_over_cluster(ClusterExchange<4>& exchange, OnlineSum& sum
 
 // kWithSum: probabilities or smoothing, for which all columns have a coefficient. kCluster: a row has several blocks.
 template <class T, int kGroup, bool kWithSum, bool kCluster>
-__global__ void __launch_bounds__(block_threads(kGroup)) cross_entropy_fwd_kernel(CrossEntropyFwdParams p) {
+__global__ void __launch_bounds__(block_threads(kGroup), loss_blocks(kGroup))
+    cross_entropy_fwd_kernel(CrossEntropyFwdParams p) {
   constexpr int kRun = kVectorWidth<T>;
   constexpr uint32_t kTile = kGroup * kLossItems;
   FTX_SHARED(float, scratch, 4 * kMaxWarps);
@@ -178,7 +185,8 @@ __global__ void __launch_bounds__(block_threads(kGroup)) cross_entropy_fwd_kerne
 }
 
 template <class T, int kGroup, bool kProbabilities>
-__global__ void __launch_bounds__(block_threads(kGroup)) cross_entropy_bwd_kernel(CrossEntropyBwdParams p) {
+__global__ void __launch_bounds__(block_threads(kGroup), loss_blocks(kGroup))
+    cross_entropy_bwd_kernel(CrossEntropyBwdParams p) {
   constexpr int kRun = kVectorWidth<T>;
   constexpr uint32_t kTile = kGroup * kLossItems;
   FTX_SHARED(float, scratch, kMaxWarps);

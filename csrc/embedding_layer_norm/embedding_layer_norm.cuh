@@ -27,7 +27,7 @@ namespace fasttx {
 // Blocks a multiprocessor must hold: what ptxas may use of registers follows from it, and it must not spill. Backward
 // keeps four sums beside two rows, forward one row.
 constexpr int embedding_blocks(int group, int items, bool backward) {
-  return (backward ? (items > 8 ? 384 : 640) : (items > 16 ? 512 : 768)) / block_threads(group);
+  return (backward ? (items > 8 ? 384 : 512) : (items > 16 ? 512 : 768)) / block_threads(group);
 }
 
 // z += the row of the table that belongs to `row`.

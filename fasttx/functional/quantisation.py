@@ -216,7 +216,8 @@ def add_layer_norm_quantize(
 
     Saved for backward: nothing.
 
-    Numerics: out has the bits of :func:`dropout_add_layer_norm` on the same backend, without dropout, and the integers
+    Numerics: out has the bits of :func:`dropout_add_layer_norm` on the same backend, without dropout (on sm_100, whose
+    compiler fuses some pairs of a product and a sum, but for the last one), and the integers
     and scales are those of :func:`quantize_per_token` of out as it is returned, rounded. On a CPU, unless a backend is
     forced, that function is torch's own two, which round the sum to its dtype; here it is never rounded.
 

@@ -3,9 +3,9 @@
     out = layer_norm(x + residual) weight + bias, rounded to out_dtype
     (x_q, x_scale) = what quantize_per_token gives for that rounded out, with `scale` given or not
 
-Formulas: dropout_add_layer_norm, without dropout, and quantize_per_token; on each backend out has the bits of the one,
-and x_q and x_scale are those that the other makes of out.  So a chain may be fused or not, and one float result serves
-the next residual and the next product alike.
+Formulas: dropout_add_layer_norm, without dropout, and quantize_per_token; on each backend out has the bits of the one
+(on sm_100 but for the last bit), and x_q and x_scale are those that the other makes of out.  So a chain may be fused or
+not, and one float result serves the next residual and the next product alike.
 
 The reference gives x_q as the real number that is rounded: which integer it becomes hangs on a rounding of out.
 

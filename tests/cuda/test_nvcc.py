@@ -71,6 +71,14 @@ class TestMachineCode:
             special = [want for name, want in VECTORS.items() if name in kernel.name]
             assert vectors == (special[0] if special else {"LDG", "STG"}), f"{kernel.name} has 16-byte {vectors}"
 
+    @pytest.mark.parametrize("arch", ["100", "120"])
+    def test_clusters_on_later_archs(self, arch):
+        """Of the default archs the newest ones, for the file whose code differs most between archs."""
+        found = machine_code.kernels(cuda_build.CSRC / "cross_entropy" / "cross_entropy.cu", arch)
+        assert len(found) == COUNT["cross_entropy"] and not any(k.stack_bytes for k in found)
+        shared = [k for k in found if "6fasttx24cross_entropy_fwd_kernel" in k.name and "Lb1EEEv" in k.name]
+        assert len(shared) == 6 and all("UCGABAR_WAIT" in k.instructions for k in shared)
+
     @pytest.mark.parametrize("arch", ["80", "90a"])
     def test_only_losses_that_blocks_share_have_instructions_of_clusters(self, arch):
         counted = 0

@@ -44,7 +44,12 @@ KERNELS = {
         **{f"wgmma_kernel{name}": (*found, "FENCE.VIEW.ASYNC") for name, found in WGMMA.items()},
         "tma_kernel": COPIES_SM90,
         "mbarrier_kernel": ("SYNCS.PHASECHK", "SYNCS.ARRIVE"),
-        "cluster_kernel": ("UCGABAR_ARV", "UCGABAR_WAIT", "ST.E"),  # the last one a store to another block
+    },
+    **{
+        ("instructions_cluster", arch): {
+            "cluster_kernel": ("UCGABAR_ARV", "UCGABAR_WAIT", "ST.E"),  # the last one a store to another block
+        }
+        for arch in ("90a", "100", "120")
     },
 }
 

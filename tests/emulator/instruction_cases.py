@@ -137,7 +137,6 @@ SM80: dict[str, Case] = {
 }
 SM90: dict[str, Case] = {
     **{f"mbarrier-{rows}": functools.partial(check_mbarrier, rows=rows) for rows in (1, 5)},
-    **{f"cluster-{size}": functools.partial(check_cluster, size=size) for size in (1, 2, 4, 8)},
     **{
         f"tma-{dtype.itemsize}-{row}-{column}": functools.partial(check_tma, dtype=dtype, row=row, column=column)
         for dtype in (torch.int16, torch.int8)
@@ -146,4 +145,10 @@ SM90: dict[str, Case] = {
     **{f"wgmma-{NAMES[dtype]}": functools.partial(check_wgmma, dtype=dtype, transposed_b=False) for dtype in TYPES},
     **{f"wgmma-{NAMES[d]}-MN-major": functools.partial(check_wgmma, dtype=d, transposed_b=True) for d in FLOATS},
 }
-"""Of the sources instructions_sm80 and instructions_sm90, by the wrapper."""
+CLUSTER: dict[str, Case] = {
+    f"cluster-{size}": functools.partial(check_cluster, size=size) for size in (1, 2, 4, 8)
+}  # fmt: skip
+SOURCES: dict[str, dict[str, Case]] = {
+    "instructions_sm80": SM80, "instructions_sm90": SM90, "instructions_cluster": CLUSTER,
+}  # fmt: skip
+"""By the wrapper."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 SOURCES = {name: host_build.HERE / f"{name}.cu" for name in (
-    "instructions_sm80", "instructions_sm90", "gemm_sm80", "gemm_sm90",
+    "instructions_sm80", "instructions_sm90", "instructions_cluster", "gemm_sm80", "gemm_sm90",
 )}  # fmt: skip
 TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.int8: 2}
 

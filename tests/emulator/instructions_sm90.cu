@@ -1,7 +1,6 @@
 // One kernel for each wrapper of csrc/arch that needs Hopper: registers and shared memory go in and come out
 // as they are, so that a test can hold every bit to the documented layout.
 // One fault at a time on request.
-#include "arch/cluster.cuh"
 #include "arch/mbarrier.cuh"
 #include "arch/tma.cuh"
 #include "arch/wgmma.cuh"
@@ -75,26 +74,6 @@ __global__ void mbarrier_kernel(const __grid_constant__ Params p) {
   }
 }
 
-// Blocks of one warp. out (n, 10, 32): of each block the rows of a (n, 32) that the blocks of its cluster were given,
-// by rank; in the last two rows the block's own rank and the cluster's size.
-constexpr int kClusterRow = 32 * kMaxCluster + 64;
-
-__global__ void cluster_kernel(const __grid_constant__ Params p) {
-  FTX_SHARED(float, rows, 32 * kMaxCluster);
-  const int lane = threadIdx.x;
-  const uint32_t rank = cluster_rank(), size = cluster_size();
-  float* out = reinterpret_cast<float*>(p.out) + blockIdx.x * kClusterRow;
-  cluster_arrive();  // this block has started
-  const float word = reinterpret_cast<const float*>(p.a)[blockIdx.x * 32 + lane];
-  cluster_wait();  // and so have the others
-  for (uint32_t r = 0; r < size; r++) cluster_store(cluster_address(shared_address(rows + 32 * rank + lane), r), word);
-  cluster_arrive();
-  cluster_wait();  // rows: written by all blocks
-  for (uint32_t r = 0; r < size; r++) out[32 * r + lane] = rows[32 * r + lane];
-  out[32 * kMaxCluster + lane] = static_cast<float>(rank);
-  out[32 * kMaxCluster + 32 + lane] = static_cast<float>(size);
-}
-
 struct TmaParams {
   uint32_t* out;
   TensorMap map;
@@ -161,13 +140,6 @@ FTX_EXPORT uint64_t descriptor_of(uint32_t address) {
 // type: 0 fp16, 1 bf16, 2 int8
 FTX_EXPORT const char* run_mbarrier(uint32_t* out, const uint32_t* a, int rows, int fault) {
   return reported([&] { start(mbarrier_kernel, 64, Params{out, a, nullptr, rows, fault}); });
-}
-
-FTX_EXPORT const char* run_cluster(uint32_t* out, const uint32_t* a, int blocks, int cluster) {
-  return reported([&] {
-    const Params p{out, a, nullptr, blocks, kNone};
-    launch("instruction", "", cluster_kernel, dim3(blocks), dim3(32), nullptr, p, 0, cluster);
-  });
 }
 
 FTX_EXPORT const char* run_tma(uint32_t* out, const void* a, int element_bytes, int rows, int columns, int stride,

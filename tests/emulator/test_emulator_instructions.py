@@ -16,17 +16,12 @@ VARIANTS = ("plain", "race")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", [*instruction_cases.SM80, *instruction_cases.SM90])
-def test_each_wrapper_does_what_its_layout_says(name, variant):
-    cases, source = (
-        (instruction_cases.SM80, "instructions_sm80")
-        if name in instruction_cases.SM80
-        else (instruction_cases.SM90, "instructions_sm90")
-    )
+@pytest.mark.parametrize("source, name", [(s, n) for s, cases in instruction_cases.SOURCES.items() for n in cases])
+def test_each_wrapper_does_what_its_layout_says(source, name, variant):
     library, emulator = instruction_library.for_emulator(variant, source)
     for seed in (1, 2, 3):
         emulator.configure(seed)
-        cases[name](library)
+        instruction_cases.SOURCES[source][name](library)
 
 
 # beyond a tile in each direction; less than one; more steps of k than stages, k ragged within 16 bytes

@@ -25,6 +25,8 @@ def kernels(source: str) -> instruction_library.Library:
     capability = torch.cuda.get_device_capability()
     if source.endswith("sm90") and capability != (9, 0):
         pytest.skip("wgmma exists on capability 9.0 alone")
+    if source.endswith("cluster") and capability < (9, 0):
+        pytest.skip("clusters exist from capability 9.0 on")
     return instruction_library.for_gpu("90a" if source.endswith("sm90") else f"{capability[0]}{capability[1]}", source)
 
 
@@ -36,6 +38,11 @@ def test_instructions_of_ampere(name):
 @pytest.mark.parametrize("name", instruction_cases.SM90)
 def test_instructions_of_hopper(name):
     instruction_cases.SM90[name](kernels("instructions_sm90"))
+
+
+@pytest.mark.parametrize("name", instruction_cases.CLUSTER)
+def test_instructions_of_clusters(name):
+    instruction_cases.CLUSTER[name](kernels("instructions_cluster"))
 
 
 @pytest.mark.parametrize("source", ["gemm_sm80", "gemm_sm90"])

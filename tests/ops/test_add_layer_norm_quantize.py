@@ -44,7 +44,10 @@ def hold(
     wanted, _, _ = ops.dropout_add_layer_norm_fwd(
         x, residual, weight, bias, None, None, 0.0, eps, out_dtype, backend
     )  # fmt: skip
-    assert same_bits(out, wanted)
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) >= (10, 0):  # docs/kernels/int8_linear.md, Limits
+        torch.testing.assert_close(out, wanted, equal_nan=True, rtol=2 * torch.finfo(out.dtype).eps, atol=1e-6)
+    else:
+        assert same_bits(out, wanted)
     wanted_q, wanted_scale = ops.quantize_per_token_fwd(out, scale, backend)
     assert torch.equal(x_q, wanted_q) and same_bits(x_scale, wanted_scale)
     assert out.is_contiguous() and x_q.is_contiguous() and x_scale.shape == x.shape[:-1]
