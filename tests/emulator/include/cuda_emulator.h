@@ -42,7 +42,7 @@ extern dim3 grid_size, block_size;
 
 struct Device {
   int arch = 90, multiprocessors = 132;
-  int code = 90;  // what kernels were compiled for: below 90 a cluster has one block for them
+  int code = 90;                // what kernels were compiled for: below 90 a cluster has one block for them
   size_t shared_bytes() const;  // that a block may have
 };
 Device current_device();  // as tests have set it
