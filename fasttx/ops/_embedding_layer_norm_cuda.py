@@ -13,8 +13,8 @@ from . import _cuda
 from ._cuda_rows import as_rows, dropout_numbers, dtype_or, flat, is_long, only_if
 
 PROGRAMS = 528
-"""Blocks of a backward with sums at most: four for each of an H100's multiprocessors (132), as the launch bounds have it
-for rows of 513 to 1,024 columns. A constant, not the device's own number: the same sums on every device."""
+"""Blocks of a backward with sums at most: four for each of an H100's multiprocessors (132), as the launch bounds
+have it for rows of 513 to 1,024 columns. A constant, not the device's own number: the same sums on every device."""
 
 
 def _inputs(
