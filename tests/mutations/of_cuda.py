@@ -200,7 +200,7 @@ CUDA = [
     Mutation(
         "csrc/add_layer_norm_quantize/add_layer_norm_quantize.cuh",
         "partials + 3 * kMaxWarps, z",
-        "partials, z",
+        "partials + 2 * kMaxWarps, z",
         RACES_OF_ROWS,
     ),
     Mutation("csrc/bias_gelu_quantize/bias_gelu_quantize.cuh", "  round_to<T>(p.dtype, z);\n", "", GELU_QUANTIZE),
