@@ -30,12 +30,7 @@ __global__ void __launch_bounds__(block_threads(kGroup), layer_norm_blocks(kGrou
   const RowPart<kGroup, kItems> part(p.n_cols);
   float z[kItems];
   part.template load<T>(p.x, row * p.stride_xm, z);
-  if (p.residual.data != nullptr) {
-    float residual[kItems];
-    part.template load<T>(p.residual, row * p.stride_rm, residual);
-#pragma unroll
-    for (int i = 0; i < kItems; i++) z[i] += residual[i];
-  }
+  add_residual<T>(part, p.residual, row * p.stride_rm, z);
   float mean, rstd;
   normalise(part, p.eps, partials, z, &mean, &rstd);
   scale_and_shift(part, p.weight, p.bias, z);

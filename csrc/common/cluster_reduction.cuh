@@ -46,25 +46,20 @@ FTX_DEVICE auto cluster_exchange(float* values) {
   }
 }
 
-// Makes (m, l) of this block's section those of the row; m is then finite. `sums` holds kSums other sums of
-// exponentials above the same maximum.
-template <int kSums>
-FTX_DEVICE void reduce_over_cluster(ClusterExchange<2 + kSums>& exchange, OnlineSum& sum, float* sums) {
+// Makes (m, l) of this block's part those of the row; m is then finite. For other sums that the caller has put into
+// exchange.own[2 ...]: each(rank, the maximum of that block, exp(it - m)).
+template <int kCount, class Each>
+FTX_DEVICE void reduce_over_cluster(ClusterExchange<kCount>& exchange, OnlineSum& sum, Each each) {
   exchange.own[0] = sum.m;
   exchange.own[1] = sum.l;
-#pragma unroll
-  for (int i = 0; i < kSums; i++) exchange.own[2 + i] = sums[i];
   exchange.run();
   sum = OnlineSum{};
-#pragma unroll
-  for (int i = 0; i < kSums; i++) sums[i] = 0.0f;
   for (uint32_t rank = 0; rank < exchange.size; rank++) sum.m = fmaxf(sum.m, exchange.of(rank, 0));
   sum.m = finite_max(sum.m);
   for (uint32_t rank = 0; rank < exchange.size; rank++) {
-    const float alpha = __expf(exchange.of(rank, 0) - sum.m);
+    const float m = exchange.of(rank, 0), alpha = __expf(m - sum.m);
     sum.l += exchange.of(rank, 1) * alpha;
-#pragma unroll
-    for (int i = 0; i < kSums; i++) sums[i] += exchange.of(rank, 2 + i) * alpha;
+    each(rank, m, alpha);
   }
 }
 

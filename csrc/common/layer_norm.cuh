@@ -23,6 +23,16 @@ constexpr int layer_norm_blocks(int group, int items, bool backward) {
   return (items > 16 ? backward ? 384 : 512 : backward ? 512 : 768) / block_threads(group);
 }
 
+// z += the row of the residual at `at`, if there is one.
+template <class T, int kGroup, int kItems>
+FTX_DEVICE void add_residual(const RowPart<kGroup, kItems>& part, const In& residual, int64_t at, float (&z)[kItems]) {
+  if (residual.data == nullptr) return;
+  float row[kItems];
+  part.template load<T>(residual, at, row);
+#pragma unroll
+  for (int i = 0; i < kItems; i++) z[i] += row[i];
+}
+
 // z becomes xhat; z is 0 beyond the end of the row. partials: 3 * kMaxWarps floats. Products that meet a sum are
 // functions that no compiler contracts or does not: every kernel has the same bits, also where nobody reads mean.
 // The sum of a row is rounded, hence the mean is off by some delta: with d = z - mean, delta = sum_j d_j / n, and
@@ -53,7 +63,8 @@ FTX_DEVICE void normalise(const RowPart<kGroup, kItems>& part, float eps, float*
   for (int i = 0; i < kItems; i++) z[i] = (z[i] - delta) * *rstd;
 }
 
-// out = xhat weight + bias, run by run: weight and bias come from L1, and need no registers of a whole row.
+// out = xhat weight + bias, run by run: weight and bias come from L1, and need no registers of a whole row. Rounded
+// twice in every kernel, as in normalise().
 template <int kGroup, int kItems>
 FTX_DEVICE void scale_and_shift(const RowPart<kGroup, kItems>& part, const In& weight, const In& bias,
                                 float (&values)[kItems]) {
@@ -63,12 +74,12 @@ FTX_DEVICE void scale_and_shift(const RowPart<kGroup, kItems>& part, const In& w
     if (weight.data != nullptr) {
       part.template load_run<Any>(weight, 0, item, w);
 #pragma unroll
-      for (int i = 0; i < kRowRun; i++) values[item + i] *= w[i];
+      for (int i = 0; i < kRowRun; i++) values[item + i] = __fmul_rn(values[item + i], w[i]);
     }
     if (bias.data != nullptr) {
       part.template load_run<Any>(bias, 0, item, b);
 #pragma unroll
-      for (int i = 0; i < kRowRun; i++) values[item + i] += b[i];
+      for (int i = 0; i < kRowRun; i++) values[item + i] = __fadd_rn(values[item + i], b[i]);
     }
   }
 }

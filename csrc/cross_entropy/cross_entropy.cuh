@@ -72,24 +72,6 @@ struct Coefficients {
   }
 };
 
-// Makes (m, l), s and c of the tiles that this block has read those of the row; m is then finite.
-FTX_DEVICE void reduce_over_cluster(ClusterExchange<4>& exchange, OnlineSum& sum, float& s, float& c) {
-  exchange.own[0] = sum.m;
-  exchange.own[1] = sum.l;
-  exchange.own[2] = s;
-  exchange.own[3] = c;
-  exchange.run();
-  sum = OnlineSum{};
-  s = c = 0.0f;
-  for (uint32_t rank = 0; rank < exchange.size; rank++) sum.m = fmaxf(sum.m, exchange.of(rank, 0));
-  sum.m = finite_max(sum.m);
-  for (uint32_t rank = 0; rank < exchange.size; rank++) {
-    sum.l += exchange.of(rank, 1) * __expf(exchange.of(rank, 0) - sum.m);
-    s += exchange.of(rank, 2) + (finite_max(exchange.of(rank, 0)) - sum.m) * exchange.of(rank, 3);
-    c += exchange.of(rank, 3);
-  }
-}
-
 // kWithSum: probabilities or smoothing, for which all columns have a coefficient. kCluster: a row has several blocks.
 template <class T, int kGroup, bool kWithSum, bool kCluster>
 __global__ void __launch_bounds__(block_threads(kGroup), loss_blocks(kGroup))
@@ -154,7 +136,13 @@ __global__ void __launch_bounds__(block_threads(kGroup), loss_blocks(kGroup))
       c = group_reduce<Sum, kGroup>(c, scratch + 3 * kMaxWarps);
     }
     if constexpr (kCluster) {
-      reduce_over_cluster(exchange, sum, s, c);
+      exchange.own[2] = s;
+      exchange.own[3] = c;
+      s = c = 0.0f;
+      reduce_over_cluster(exchange, sum, [&](uint32_t rank, float m, float) {
+        s += exchange.of(rank, 2) + (finite_max(m) - sum.m) * exchange.of(rank, 3);
+        c += exchange.of(rank, 3);
+      });
     } else {
       sum.m = finite_max(sum.m);
     }

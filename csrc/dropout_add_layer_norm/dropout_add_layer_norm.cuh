@@ -34,12 +34,7 @@ __global__ void __launch_bounds__(block_threads(kGroup), layer_norm_blocks(kGrou
   float z[kItems];
   part.template load<T>(p.x, row * p.stride_xm, z);
   apply_kept(kept(part, p.dropout, kLayerNormTag, row), p.dropout, z);
-  if (p.residual.data != nullptr) {
-    float residual[kItems];
-    part.template load<T>(p.residual, row * p.stride_rm, residual);
-#pragma unroll
-    for (int i = 0; i < kItems; i++) z[i] += residual[i];
-  }
+  add_residual<T>(part, p.residual, row * p.stride_rm, z);
   float mean, rstd;
   normalise(part, p.eps, partials, z, &mean, &rstd);
   scale_and_shift(part, p.weight, p.bias, z);
@@ -68,12 +63,7 @@ __global__ void __launch_bounds__(block_threads(kGroup), layer_norm_blocks(kGrou
       part.template load<T>(p.x, row * p.stride_xm, xhat);
       bits = kept(part, p.dropout, kLayerNormTag, row);
       apply_kept(bits, p.dropout, xhat);
-      if (p.residual.data != nullptr) {
-        float residual[kItems];
-        part.template load<T>(p.residual, row * p.stride_rm, residual);
-#pragma unroll
-        for (int i = 0; i < kItems; i++) xhat[i] += residual[i];
-      }
+      add_residual<T>(part, p.residual, row * p.stride_rm, xhat);
     }
     part.template load<T>(p.dout, row * p.stride_dm, dy);
 #pragma unroll

@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(block_threads(kGroup), softmax_blocks(kGroup, 
     softmax_fwd_kernel(SoftmaxFwdParams p) {
   constexpr int kRun = kDropout ? kDropoutRun : kVectorWidth<T>;
   FTX_SHARED(float, partials, 2 * kMaxWarps);
-  FTX_SHARED(float, of_blocks, 2 * kMaxCluster);
+  FTX_SHARED(float, of_blocks, kForm == Form::kHeld ? 2 * kMaxCluster : 1);
   const RowPlace<kGroup> at;
   const RowSection<kForm, T, kGroup, kSoftmaxItems> section(at.row, p.n_cols);
   const int64_t row = section.row;
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(block_threads(kGroup), softmax_blocks(kGroup, 
   });
   if constexpr (kForm == Form::kHeld) {
     sum.reduce_part<kGroup>(partials);
-    reduce_over_cluster<0>(exchange, sum, nullptr);
+    reduce_over_cluster(exchange, sum, [](uint32_t, float, float) {});
   } else {
     sum.reduce<kGroup>(partials);
   }
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(block_threads(kGroup), softmax_blocks(kGroup, 
     softmax_bwd_kernel(SoftmaxBwdParams p) {
   constexpr int kRun = kVectorWidth<T>;
   FTX_SHARED(float, partials, kMaxWarps);
-  FTX_SHARED(float, of_blocks, kMaxCluster);
+  FTX_SHARED(float, of_blocks, kForm == Form::kHeld ? kMaxCluster : 1);
   const RowPlace<kGroup> at;
   const RowSection<kForm, T, kGroup, kSoftmaxItems, 2> section(at.row, p.n_cols);
   const int64_t row = section.row;
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(block_threads(kGroup), softmax_blocks(kGroup, 
   constexpr int kRun = kDropoutRun;
   static_assert(kRun == kSoftmaxItems, "a thread draws its columns of a tile by one call");
   FTX_SHARED(float, partials, 3 * kMaxWarps);
-  FTX_SHARED(float, of_blocks, 3 * kMaxCluster);
+  FTX_SHARED(float, of_blocks, kForm == Form::kHeld ? 3 * kMaxCluster : 1);
   const RowPlace<kGroup> at;
   const RowSection<kForm, T, kGroup, kSoftmaxItems, 2> section(at.row, p.n_cols);
   const int64_t row = section.row;
@@ -255,7 +255,11 @@ __global__ void __launch_bounds__(block_threads(kGroup), softmax_blocks(kGroup, 
   });
   const float own = kForm == Form::kHeld ? sum.reduce_part<kGroup>(partials) : sum.reduce<kGroup>(partials);
   d = group_reduce<Sum, kGroup>(d * own, partials + 2 * kMaxWarps);
-  if constexpr (kForm == Form::kHeld) reduce_over_cluster<1>(exchange, sum, &d);
+  if constexpr (kForm == Form::kHeld) {
+    exchange.own[2] = d;
+    d = 0.0f;
+    reduce_over_cluster(exchange, sum, [&](uint32_t rank, float, float alpha) { d += exchange.of(rank, 2) * alpha; });
+  }
 
   const float inv_l = __fdividef(1.0f, safe_sum(sum, p.mask)), total = d * inv_l;
   section.each_tile([&](uint32_t start) {

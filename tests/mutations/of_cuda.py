@@ -87,13 +87,13 @@ CUDA = [
     Mutation("csrc/common/cluster_reduction.cuh", "values + cluster_rank() * kCount", "values", HELD),
     Mutation(
         "csrc/common/cluster_reduction.cuh",
-        "    const float alpha = __expf(exchange.of(rank, 0) - sum.m);\n",
-        "    const float alpha = 1.0f;\n",
+        "alpha = __expf(m - sum.m);",
+        "alpha = 1.0f;",
         HELD,
     ),
     Mutation(
         "csrc/cross_entropy/cross_entropy.cuh",
-        "(finite_max(exchange.of(rank, 0)) - sum.m) * exchange.of(rank, 3)",
+        "(finite_max(m) - sum.m) * exchange.of(rank, 3)",
         "0.0f",
         CLUSTER_LOSSES,
     ),
