@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import host_build
-import host_module
 import pytest
 import torch
+from fault_cases import SEEDS, assert_reported, faults_of, library_of
 
 pytestmark = pytest.mark.skipif(host_build.lacks() is not None, reason=str(host_build.lacks()))
 SOURCE = Path(__file__).with_name("cluster_faults.cu")
-FAULTS = re.findall(r"^  k(\w+),", SOURCE.read_text(), re.MULTILINE)
-SEEDS = range(1, 7)  # odd ones run a warp as far as it gets, even ones switch at random
+FAULTS = faults_of(SOURCE)
 NOT_STARTED = r"st.shared::cluster to the block of rank \d, of which nothing says that it has started at cluster"
 
 # What the report says, in the build with hooks, at every seed.
@@ -52,18 +49,9 @@ WITHOUT_HOOKS = (
 )  # fmt: skip
 
 
-@functools.cache
-def _library(variant: str) -> tuple[ctypes.CDLL, host_module.Emulator]:
-    path = host_build.build_library(variant, [SOURCE], bindings=False)
-    library = ctypes.CDLL(str(path))
-    library.run_exchange.restype = ctypes.c_char_p
-    library.run_exchange.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int] * 2
-    return library, host_module.Emulator(path)
-
-
 def run(variant: str, fault: str, seed: int, cluster: int = 4) -> tuple[str, bool]:
     """(report, whether the results are right)"""
-    library, emulator = _library(variant)
+    library, emulator = library_of(variant, SOURCE, "run_exchange")
     emulator.configure(seed)
     emulator.set_device(89 if fault == "NoClusters" else 90)
     x = torch.randint(-99, 100, (8, 64)).float()
@@ -90,17 +78,12 @@ def test_a_right_kernel_is_right_and_reports_nothing(variant: str, cluster: int)
 
 @pytest.mark.parametrize("fault", REPORTS)
 def test_each_fault_is_reported_at_every_seed(fault: str) -> None:
-    for seed in SEEDS:
-        report, _ = run("race", fault, seed)
-        assert re.search(REPORTS[fault], report), f"seed {seed}: {report or 'nothing reported'}"
-        assert report.startswith("kernel exchange, ")
+    assert_reported(lambda seed: run("race", fault, seed)[0], rf"^kernel exchange, .*({REPORTS[fault]})")
 
 
 @pytest.mark.parametrize("fault", WITHOUT_HOOKS)
 def test_faults_that_show_without_hooks(fault: str) -> None:
-    for seed in SEEDS:
-        report, _ = run("plain", fault, seed)
-        assert re.search(REPORTS[fault], report), f"seed {seed}: {report or 'nothing reported'}"
+    assert_reported(lambda seed: run("plain", fault, seed)[0], REPORTS[fault])
 
 
 def test_a_report_names_the_block_and_the_line() -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import re
 from pathlib import Path
 
 import host_build
-import host_module
 import pytest
 import torch
+from fault_cases import SEEDS, assert_reported, faults_of, library_of
 
 pytestmark = pytest.mark.skipif(host_build.lacks() is not None, reason=str(host_build.lacks()))
 SOURCE = Path(__file__).with_name("faults.cu")
-FAULTS = re.findall(r"^  k(\w+),", SOURCE.read_text(), re.MULTILINE)
-SEEDS = range(1, 7)  # odd ones run a warp as far as it gets, even ones switch at random
+FAULTS = faults_of(SOURCE)
 
 # What the report says, in the build with hooks, at every seed.
 REPORTS = {
@@ -51,18 +48,9 @@ WITHOUT_HOOKS = (
 )  # fmt: skip
 
 
-@functools.cache
-def _library(variant: str) -> tuple[ctypes.CDLL, host_module.Emulator]:
-    path = host_build.build_library(variant, [SOURCE], bindings=False)
-    library = ctypes.CDLL(str(path))
-    library.run_faulty.restype = ctypes.c_char_p
-    library.run_faulty.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int] * 2
-    return library, host_module.Emulator(path)
-
-
 def run(variant: str, fault: str, seed: int, *, poison: bool = True, race: bool = True):
     """(report, whether the results are right)"""
-    library, emulator = _library(variant)
+    library, emulator = library_of(variant, SOURCE, "run_faulty")
     emulator.configure(seed, poison, race)
     x, total = torch.randn(200), torch.zeros(1)
     guarded = torch.full((201,), torch.nan)  # a word behind the end that a build without hooks may write
@@ -91,17 +79,12 @@ def test_a_right_kernel_is_right_and_reports_nothing(variant: str) -> None:
 
 @pytest.mark.parametrize("fault", REPORTS)
 def test_each_fault_is_reported_at_every_seed(fault: str) -> None:
-    for seed in SEEDS:
-        report, _ = run("race", fault, seed)
-        assert re.search(REPORTS[fault], report), f"seed {seed}: {report or 'nothing reported'}"
-        assert report.startswith("kernel faulty, ")
+    assert_reported(lambda seed: run("race", fault, seed)[0], rf"^kernel faulty, .*({REPORTS[fault]})")
 
 
 @pytest.mark.parametrize("fault", WITHOUT_HOOKS)
 def test_faults_of_scheduling_and_alignment_need_no_hooks(fault: str) -> None:
-    for seed in SEEDS:
-        report, _ = run("plain", fault, seed)
-        assert re.search(REPORTS[fault], report), f"seed {seed}: {report or 'nothing reported'}"
+    assert_reported(lambda seed: run("plain", fault, seed)[0], REPORTS[fault])
 
 
 def test_a_report_names_thread_and_line() -> None:
@@ -138,7 +121,7 @@ def test_seeds_change_the_order_of_blocks() -> None:
     """Of two blocks that store to the same words the later one is seen."""
     last = {}
     for seed in range(1, 30):
-        library, emulator = _library("plain")
+        library, emulator = library_of("plain", SOURCE, "run_faulty")
         emulator.configure(seed)
         x, total, out = torch.arange(200.0), torch.zeros(1), torch.zeros(200)
         library.run_faulty(x.data_ptr(), total.data_ptr(), out.data_ptr(), 200, FAULTS.index("SameWordOfBlocks"))

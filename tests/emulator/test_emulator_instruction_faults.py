@@ -11,10 +11,10 @@ import instruction_cases
 import instruction_library
 import pytest
 import torch
+from fault_cases import SEEDS, assert_reported, faults_of
 from instruction_library import padded, small_integers
 
 pytestmark = pytest.mark.skipif(host_build.lacks() is not None, reason=str(host_build.lacks()))
-SEEDS = range(1, 7)  # odd ones run a warp as far as it gets, even ones switch and land copies at random
 RACE_OR_FLIGHT = r"race: (read of|write to) .*shared memory\+\d+|while an asynchronous copy into it is in flight"
 
 # What the report says, in the build with hooks, at every seed.
@@ -74,9 +74,7 @@ REPORTS = {
         "TooMuchShared": r"invalid launch: .* 233472 bytes of dynamic shared memory",
     },
 }
-FAULTS = {
-    name: re.findall(r"^  k(\w+),", instruction_library.SOURCES[name].read_text(), re.MULTILINE) for name in REPORTS
-}
+FAULTS = {name: faults_of(instruction_library.SOURCES[name]) for name in REPORTS}
 # What shows without hooks too: as a report, or as NaN where data were used before their wait.
 WITHOUT_HOOKS = {
     "gemm_sm80": {
@@ -123,9 +121,10 @@ def test_every_fault_is_listed() -> None:
 
 @pytest.mark.parametrize("kernel, fault", [(kernel, fault) for kernel in REPORTS for fault in REPORTS[kernel]])
 def test_each_fault_is_reported_at_every_seed(kernel: str, fault: str) -> None:
-    for seed in SEEDS:
-        report = product("race", kernel, fault, seed)[0] if "gemm" in kernel else instruction(fault, seed)
-        assert re.search(REPORTS[kernel][fault], report), f"seed {seed}: {report or 'nothing reported'}"
+    def report_at(seed: int) -> str:
+        return product("race", kernel, fault, seed)[0] if "gemm" in kernel else instruction(fault, seed)
+
+    assert_reported(report_at, REPORTS[kernel][fault])
 
 
 @pytest.mark.parametrize("kernel, fault", [(k, fault) for k, faults in WITHOUT_HOOKS.items() for fault in faults])
