@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from mutations import MUTATIONS
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 900
 """Seconds for one selection: a fault may also make a kernel run for ever, which counts as noticed."""
+COMPILER_FAILED = r"RuntimeError: \S*(g\+\+|nvcc) "
+"""What buildsystem/cuda_build.py raises."""
 GREEN, RED = 0, 1
 """pytest's exit statuses of tests that passed and of tests that failed; any other one is no answer."""
 
@@ -54,13 +57,15 @@ def run_tests(tree: Path, tests: tuple[str, ...]) -> tuple[int | None, str]:
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         return None, f"took more than {LIMIT} s"
+    if re.search(COMPILER_FAILED, done.stdout):  # in a fixture or inside of a test
+        return done.returncode, "ERROR the sources do not compile"
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     lines.sort(key=lambda line: line.startswith("FAILED"))  # last, and returned, if there is one
     return done.returncode, (lines or done.stdout.splitlines() or [done.stderr.strip()])[-1]
 
 
 def is_noticed(status: int | None, why: str) -> bool:
-    """Whether a test failed. Where there are errors alone the fault did not compile, say, and proves nothing."""
+    """Whether a test failed. Where there are errors alone, or a compiler failed, the fault proves nothing."""
     return status is None or (status == RED and why.startswith("FAILED"))
 
 
