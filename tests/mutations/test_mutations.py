@@ -73,7 +73,8 @@ def test_a_fault_that_does_not_compile_inside_of_a_test_proves_nothing(tree):
     (tree / "g++").write_text("#!/bin/sh\nexit $1\n")
     (tree / "g++").chmod(0o755)
     (tree / "test_answer.py").write_text(
-        f"import answer, sys\nsys.path.insert(0, {str(ROOT / 'buildsystem')!r})\nimport cuda_build\n\n\ndef test_it():\n"
+        f"import answer, sys\nsys.path.insert(0, {str(ROOT / 'buildsystem')!r})\nimport cuda_build\n\n\n"
+        "def test_it():\n"
         f"    cuda_build.run([{str(tree / 'g++')!r}, str(answer.ANSWER - 42)])\n"
     )
     assert run.run_tests(tree, ("test_answer.py",))[0] == run.GREEN
