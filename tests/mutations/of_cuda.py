@@ -94,7 +94,7 @@ CUDA = [
     Mutation(
         "csrc/cross_entropy/cross_entropy.cuh",
         "(finite_max(m) - sum.m) * exchange.of(rank, 3)",
-        "0.0f",
+        "(sum.m - finite_max(m)) * exchange.of(rank, 3)",
         CLUSTER_LOSSES,
     ),
     Mutation("csrc/cross_entropy/cross_entropy.cuh", "start += blocks * kTile", "start += kTile", CLUSTER_LOSSES),
