@@ -41,7 +41,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(PY) -m pytest -n $(WORKERS)
 
 # What depends on transformers and on Triton most, for PINS.
-PINNED := $(addprefix tests/models/test_models_,$(addsuffix .py,attention embeddings padding_free padding_seen parity pretrained qkv \
+PINNED := $(addprefix tests/models/test_,$(addsuffix .py,attention embeddings padding_free padding_seen parity pretrained qkv \
 	sliding_window)) tests/ops/test_cross_entropy.py tests/ops/test_softmax.py
 
 .PHONY: help venv demo test test-slow test-pins test-pinned test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-check clean
@@ -123,7 +123,7 @@ gpu-check: ## the tests and a short benchmark on the GPU of this machine
 	@py=; \
 	for p in $(wildcard $(PY)) $(AMBIENT); do \
 	  "$$p" -c '' >/dev/null 2>&1 || continue; \
-	  if lacks=$$("$$p" -m bench.needs 2>&1); then py=$$p; break; fi; \
+	  if lacks=$$("$$p" -m bench.requirements 2>&1); then py=$$p; break; fi; \
 	  echo "gpu-check: $$p lacks $$(tail -n 1 <<< "$$lacks")" >&2; \
 	done; \
 	if [ -z "$$py" ]; then $(MAKE) venv; py=$(PY); fi; \

@@ -11,7 +11,7 @@ from torch import Tensor
 from fasttx.ops.registry import Op
 from fasttx.testing import bound, error, share_of_bound
 
-from .case import Workload
+from .op_case import Workload
 from .peers import Peer
 
 

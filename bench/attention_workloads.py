@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .case import BF16, Case, Workload, randn
+from .op_case import BF16, Case, Workload, randn
 from .peers import (
     attention_peers,
     packed_peers,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import fasttx
-from fasttx.cli.demo_inputs import read_pair
+from fasttx.bench.corpus import read_pair
 from fasttx.ops.registry import LAUNCHES
 
 Batch = dict[str, Tensor]

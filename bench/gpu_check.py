@@ -5,7 +5,7 @@
 Each part stays under its time budget and can be called alone.  It needs Python, torch, triton, transformers and pytest,
 no network, and no installation (run it from the checkout); where nvcc is, the kernels in CUDA C++ are compiled first,
 for this GPU, in place.  Into DIR go a log a part (versions, clocks, commit, what
-failed, what did not fit) and CSV files: tests.csv, kernels.csv, model.csv, serving.csv, host.csv, compiled.csv.
+failed, what did not fit) and CSV files: tests.csv, kernels.csv, model.csv, serving.csv, host.csv, compiler_report.csv.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _run_file(path: Path, out: Path, deadline: float, rehearsal: bool, keyword: 
     }
     if rehearsal:
         environ["FASTTX_REHEARSAL"] = "1"
-    command = [sys.executable, "-m", "pytest", str(path), "-p", "bench.pytest_budget", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", str(path), "-p", "tests.support.budget", "-p", "no:cacheprovider"]
     command += ["-p", "no:timeout", "-p", "no:xdist", "-q", "--tb=short", "-W", "ignore", "-o", "timeout="]
     command += ["-k", keyword] if keyword else []
     # A session of its own, to end with everything that the tests started: a child that lives on holds the output open.
@@ -197,15 +197,15 @@ def run_bench(out: Path, log: Log, minutes: float, rehearsal: bool, only: str = 
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which any of the next lines may do
     import torch
 
-    from fasttx.ops import _cuda
+    from fasttx.ops.cuda import launch as cuda
 
-    from . import arms, compiled, host, kernels, model, serving
+    from . import compiler_report, contenders, host, kernels, model, serving
 
     if rehearsal:
         kernels.rehearse()
     device = torch.device("cpu" if rehearsal else "cuda")
     begun = time.monotonic()
-    beside = ("cuda",) if _cuda.built_for() is not None and not rehearsal else ()
+    beside = ("cuda",) if cuda.built_for() is not None and not rehearsal else ()
     rows, left = kernels.run(
         device, out / "kernels.csv", only=only, rehearsal=rehearsal, deadline=begun + 0.5 * minutes * 60, say=log,
         beside=beside,
@@ -213,7 +213,7 @@ def run_bench(out: Path, log: Log, minutes: float, rehearsal: bool, only: str = 
     if left:
         log(f"bench: no time for the workloads {', '.join(left)}")
     bad = sum(map(kernels.failed, rows))
-    soon = [arm for arm in arms.ARMS if arm.mode != "max-autotune"]  # minutes of compilation a model
+    soon = [arm for arm in contenders.ARMS if arm.mode != "max-autotune"]  # minutes of compilation a model
     models = model.run(
         device, out / "model.csv", arms=soon, rehearsal=rehearsal, deadline=begun + 0.75 * minutes * 60, say=log
     )
@@ -225,7 +225,7 @@ def run_bench(out: Path, log: Log, minutes: float, rehearsal: bool, only: str = 
     if late:
         log(f"bench: no time for {late} arms of models and serving")
     with (out / "compiled.csv").open("w", newline="", encoding="utf-8") as file:
-        found = compiled.compiled_kernels()
+        found = compiler_report.compiled_kernels()
         writer = csv.writer(file)
         writer.writerow(["kernel", "registers", "spills", "shared_bytes", "num_warps", "wgmma", "constants"])
         for k in found:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fasttx.ops.registry import Op
 
 from .accuracy import as_tuple, backward_arguments, check_peer, random_dout
-from .case import Case, Workload
+from .op_case import Case, Workload
 from .peers import Peer
 from .timer import Call
 

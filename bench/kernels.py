@@ -28,8 +28,8 @@ from fasttx.cli.cases import load_ops
 from fasttx.ops.registry import Op
 
 from .accuracy import backward_arguments, call_op, check, random_dout
-from .case import Workload
 from .kernel_calls import copy_call, our_calls, peer_calls, reason_of
+from .op_case import Workload
 from .table import Watch, unwatched, write
 from .timer import Call, bytes_of, copies_for, interleaved
 from .workloads import select

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .case import BF16, Case, Workload, randn
+from .op_case import BF16, Case, Workload, randn
 from .peers import (
     Peer,
     liger_cross_entropy,

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arms import ARMS, SHAPES, Arm, Batch, Judge, build, config_of, loss_of, make_arm, missing
+from .contenders import ARMS, SHAPES, Arm, Batch, Judge, build, config_of, loss_of, make_arm, missing
 from .footprint import held_bytes, launches, peak_mib
 from .lengths import NAMES
 from .model_cases import (
@@ -207,7 +207,7 @@ def run(
     Args:
         device, out: where it runs, and the table.
         cases: by default those of the device.
-        arms: see :data:`bench.arms.ARMS`.
+        arms: see :data:`bench.contenders.ARMS`.
         quick: one thread, two layers, few rounds; fasttx and sdpa alone.
         rehearsal: tiny models and compilation without code: no figures.
         deadline: of `time.monotonic`; what has not begun by then is a row that says so.

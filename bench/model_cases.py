@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .arms import Batch
+from .contenders import Batch
 from .lengths import draw
 
 TRAINING, INFERENCE, BOTH_WAYS = "training", "inference", "forward and backward"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .case import BF16, FP32, Case, Workload, randn
+from .op_case import BF16, FP32, Case, Workload, randn
 from .peers import (
     Peer,
     Peers,

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttx.cli import demo_inputs
+from fasttx.bench import corpus
 from fasttx.testing import bound, error
 
-from .arms import build, config_of
+from .contenders import build, config_of
 from .model import Settings, failed, one_line
 from .serving_arms import (
     CASES,
@@ -189,7 +189,7 @@ def _serve(
     requests = make_requests(case, config.vocab_size, count)
     pretrained = case.model == "minilm" and requests.weights is not None
     if case.model == "minilm" and requests.weights is not None:
-        loaded = demo_inputs.load_model(
+        loaded = corpus.load_model(
             BertModel, requests.weights, attn_implementation="sdpa", add_pooling_layer=False
         )
         plain = loaded.to(device, settings.dtype)

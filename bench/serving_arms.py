@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import fasttx
-from fasttx.cli import demo_inputs
+from fasttx.bench import corpus
 
-from .arms import ARMS, Arm, make_arm
+from .contenders import ARMS, Arm, make_arm
 from .lengths import draw
 from .model import Settings, one_line
 
@@ -60,8 +60,8 @@ class Requests:
 def _installed() -> Path | None:
     """The directory of MiniLM's weights and vocabulary, where its package is installed."""
     try:
-        return demo_inputs.model_directory(None)
-    except demo_inputs.InputError:
+        return corpus.model_directory(None)
+    except corpus.InputError:
         return None
 
 
@@ -69,7 +69,7 @@ def _passages() -> list[str]:
     """examples/data of the checkout, or nothing in an installed package."""
     data = Path(__file__).resolve().parents[1] / "examples" / "data"
     files = [path for path in (data / "train.txt", data / "dev.txt") if path.is_file()]
-    return [text for path in files for _, text in demo_inputs.read_corpus(path)]
+    return [text for path in files for _, text in corpus.read_corpus(path)]
 
 
 def make_requests(case: Case, vocab: int, count: int, seed: int = 0) -> Requests:
@@ -80,7 +80,7 @@ def make_requests(case: Case, vocab: int, count: int, seed: int = 0) -> Requests
         return Requests(ids, [case.limit] * count)
     directory, texts = _installed(), _passages()
     if directory is not None and len(texts) >= count and vocab >= 30522:
-        tokenizer = demo_inputs.load_tokenizer(directory)
+        tokenizer = corpus.load_tokenizer(directory)
         items: list[Any] = rng.sample(texts, count)
     else:
         directory = None

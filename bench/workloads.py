@@ -1,6 +1,6 @@
 """The named shapes on which ops are measured, with the peers each is measured against.
 
-A workload builds a :class:`bench.case.Case` in one of three sizes: "full" is timed, "check" has the same rows and
+A workload builds a :class:`bench.op_case.Case` in one of three sizes: "full" is timed, "check" has the same rows and
 sequence lengths but few of them, so that a float64 reference fits beside it, "tiny" runs anywhere (rehearsals without a
 GPU).
 """
@@ -8,8 +8,8 @@ GPU).
 from __future__ import annotations
 
 from .attention_workloads import attention
-from .case import FP16, FP32, Workload
 from .loss_workloads import binary_cross_entropy, cross_entropy, kl_div, linear_cross_entropy, softmax
+from .op_case import FP16, FP32, Workload
 from .row_workloads import (
     add_layer_norm_quantize,
     bias_gelu,

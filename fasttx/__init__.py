@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .ops.registry import BackendError, backend
+from .ops.backends import BackendError, backend
 
 if TYPE_CHECKING:
     from .models import is_patched, patch_transformers, patched, supported, unpatch, unpatch_transformers
-    from .models.explain import explain
-    from .models.int8 import dequantize, quantize
+    from .models.diagnostics.explain import explain
+    from .models.diagnostics.verify import verify
     from .models.patch import patch
-    from .models.verify import verify
+    from .models.quantize import dequantize, quantize
     from .quant import Int8Config
 
 __version__ = "0.1.0.dev0"
@@ -25,8 +25,8 @@ _SUBPACKAGES = ("functional", "nn", "data", "quant", "models")
 _FROM_MODELS = {
     **dict.fromkeys(("patch", "unpatch", "patched", "is_patched", "supported"), "patch"),
     **dict.fromkeys(("patch_transformers", "unpatch_transformers"), "global_patch"),
-    **dict.fromkeys(("quantize", "dequantize"), "int8"),
-    **{name: name for name in ("explain", "verify")},
+    **dict.fromkeys(("quantize", "dequantize"), "quantize"),
+    **{name: f"diagnostics.{name}" for name in ("explain", "verify")},
 }
 
 __all__ = [

@@ -57,7 +57,7 @@ def add_layer_norm_quantize_fwd(
     out: Tensor, x_q: Tensor, x_scale: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, scale: Tensor | None, eps: float, out_dtype: torch.dtype,
 ) -> None:  # fmt: skip
-    """Writes out, x_q and x_scale; arguments as of the op (fasttx/ops/add_layer_norm_quantize.py)."""
+    """Writes out, x_q and x_scale; arguments as of the op (fasttx/ops/add_layer_norm_quantize/op.py)."""
     x_rows, stride_xm = as_rows(x)
     residual_rows, stride_rm = as_rows(residual)
     n_cols, n_rows = x.shape[-1], x_scale.numel()

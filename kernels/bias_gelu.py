@@ -191,7 +191,7 @@ def bias_gelu_fwd(
     out: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
     tanh: bool,
 ) -> None:  # fmt: skip
-    """Writes out; arguments as of the op (fasttx/ops/bias_gelu.py)."""
+    """Writes out; arguments as of the op (fasttx/ops/bias_gelu/op.py)."""
     dropout = rng_state is not None
     n_cols = _length_of_rows(x, bias is None and not dropout)
     x_rows, stride_xm = _in_rows(x, n_cols)

@@ -48,7 +48,7 @@ def bias_gelu_quantize_kernel(
 def bias_gelu_quantize_fwd(
     x_q: Tensor, x_scale: Tensor, x: Tensor, bias: Tensor | None, scale: Tensor | None, tanh: bool
 ) -> None:
-    """Writes x_q and x_scale; arguments as of the op (fasttx/ops/bias_gelu_quantize.py)."""
+    """Writes x_q and x_scale; arguments as of the op (fasttx/ops/bias_gelu_quantize/op.py)."""
     rows, stride_xm = as_rows(x)
     n_rows, n_cols = rows.shape
     block = config(n_cols)

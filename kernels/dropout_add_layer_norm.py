@@ -236,7 +236,7 @@ def dropout_add_layer_norm_fwd(
     bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, eps: float,
     out_dtype: torch.dtype,
 ) -> None:  # fmt: skip
-    """Writes out, mean and rstd; arguments as of the op (fasttx/ops/dropout_add_layer_norm.py)."""
+    """Writes out, mean and rstd; arguments as of the op (fasttx/ops/dropout_add_layer_norm/op.py)."""
     x_rows, stride_xm = as_rows(x)
     residual_rows, stride_rm = as_rows(residual)
     n_cols, n_rows = x.shape[-1], mean.shape[0]

@@ -183,7 +183,7 @@ def embedding_layer_norm_fwd(
     bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, eps: float,
     out_dtype: torch.dtype,
 ) -> None:  # fmt: skip
-    """Writes out, mean and rstd; arguments as of the op (fasttx/ops/embedding_layer_norm.py)."""
+    """Writes out, mean and rstd; arguments as of the op (fasttx/ops/embedding_layer_norm/op.py)."""
     n_rows, n_cols = out.shape
     block = config("fwd", n_cols)
     position_ids, position, position_period, n_positions = _table(position_ids, position)

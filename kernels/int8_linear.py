@@ -131,7 +131,7 @@ def int8_linear_fwd(
     out: Tensor, x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None,
     residual: Tensor | None, activation: str, out_dtype: torch.dtype,
 ) -> None:  # fmt: skip
-    """Writes out; arguments as of the op (fasttx/ops/int8_linear.py)."""
+    """Writes out; arguments as of the op (fasttx/ops/int8_linear/op.py)."""
     (n_rows, n_in), n_out = x_q.shape, w_q.shape[0]
     x_q, w_q = _by_rows(x_q), _by_rows(w_q)
     x_scale, w_scale = x_scale.contiguous(), w_scale.contiguous()

@@ -7,7 +7,7 @@ Mathematics
     threshold = clamp(round(256 p), 1, 255) for 0 < p < 1, 256 for p = 1;   kept values times 256 / (256 - threshold).
 
 Contract
-    Forward and backward, Triton, CUDA and fasttx/ops/_row_dropout.py draw the same bits, whatever the tile. `tag` tells
+    Forward and backward, Triton, CUDA and fasttx/ops/dropout/rows.py draw the same bits, whatever the tile. `tag` tells
     the users apart (0 = softmax, 1 = layer norm, 2 = embeddings, 3 = GELU), so that two ops of one model that share a
     state do not share a mask.
     rng_state is read from the device: nothing here depends on a host value but the threshold.

@@ -325,7 +325,7 @@ def _mask_arguments(mask: Tensor | None, shape: torch.Size) -> tuple[Tensor | No
 def softmax_fwd(
     out: Tensor, x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
 ) -> None:
-    """Writes out; arguments as of the op (fasttx/ops/softmax.py)."""
+    """Writes out; arguments as of the op (fasttx/ops/softmax/op.py)."""
     rows = _as_rows(x)
     n_rows, n_cols = rows.shape
     dropout = rng_state is not None

@@ -18,7 +18,7 @@ import host_build
 import pytest
 import torch
 
-from fasttx.ops import _cuda
+from fasttx.ops.cuda import launch as cuda
 
 HAS_GPU = torch.cuda.is_available()
 AHEAD_OF_TIME = os.environ.get("FASTTX_AOT") == "1"
@@ -54,7 +54,7 @@ def device() -> torch.device:
         import host_module
 
         module, emulator = host_module.load(os.environ.get("FASTTX_EMULATOR", "plain"))
-        _cuda.set_stand_in(module, emulator.watch)
+        cuda.set_stand_in(module, emulator.watch)
     return torch.device("cpu")
 
 

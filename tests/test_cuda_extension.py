@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fasttx.ops import _cuda, availability, softmax
+from fasttx.ops import availability
+from fasttx.ops.cuda import launch as cuda
+from fasttx.ops.softmax import op as softmax
 
 ARCHS = "80,86,90a,120,ptx120"
 
@@ -18,13 +20,13 @@ ARCHS = "80,86,90a,120,ptx120"
      (130, True)],
 )  # fmt: skip
 def test_which_devices_the_machine_code_runs_on(arch: int, runs: bool) -> None:
-    assert _cuda.covers(ARCHS, arch) is runs
+    assert cuda.covers(ARCHS, arch) is runs
 
 
 def test_a_minor_version_below_has_no_code() -> None:
-    assert not _cuda.covers("86", 80) and _cuda.covers("86", 89)
-    assert not _cuda.covers("90a", 91) and _cuda.covers("ptx90", 100)
-    assert not _cuda.covers("", 80)
+    assert not cuda.covers("86", 80) and cuda.covers("86", 89)
+    assert not cuda.covers("90a", 91) and cuda.covers("ptx90", 100)
+    assert not cuda.covers("", 80)
 
 
 @pytest.fixture
@@ -44,38 +46,38 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     ids=["built", "for another arch", "absent"],
 )
 def test_reason_on_a_gpu(gpu, compiled, reason, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cuda, "_compiled", lambda: compiled)
+    monkeypatch.setattr(cuda, "_compiled", lambda: compiled)
     assert availability.cannot_run_on("cuda", gpu, 80) == reason
     assert availability.cannot_run_on("cuda", gpu, 100) == "needs compute capability 100, the device has 90"
 
 
 def test_a_gpu_without_triton_takes_the_compiled_kernels(gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "_triton_present", lambda: False)
-    monkeypatch.setattr(_cuda, "_compiled", lambda: (SimpleNamespace(ARCHS="90a"), ""))
+    monkeypatch.setattr(cuda, "_compiled", lambda: (SimpleNamespace(ARCHS="90a"), ""))
     x = SimpleNamespace(device=gpu, shape=(2, 3), numel=lambda: 6)
     assert softmax.SOFTMAX.pick("auto", x).backend == "cuda"  # type: ignore[arg-type,union-attr]
 
 
 def test_absent_and_broken_modules_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    _cuda._compiled.cache_clear()
-    monkeypatch.setattr(_cuda.importlib.util, "find_spec", lambda name: None)
-    assert _cuda._compiled()[1].startswith("fasttx._C is not built")
-    assert _cuda.built_for() is None
-    _cuda._compiled.cache_clear()
+    cuda._compiled.cache_clear()
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: None)
+    assert cuda._compiled()[1].startswith("fasttx._C is not built")
+    assert cuda.built_for() is None
+    cuda._compiled.cache_clear()
 
     def broken(name: str) -> None:
         raise ImportError("undefined symbol: cudaLaunchKernel")
 
-    monkeypatch.setattr(_cuda.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(_cuda.importlib, "import_module", broken)
-    assert _cuda._compiled() == (None, "fasttx._C cannot be loaded: undefined symbol: cudaLaunchKernel")
-    _cuda._compiled.cache_clear()
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(cuda.importlib, "import_module", broken)
+    assert cuda._compiled() == (None, "fasttx._C cannot be loaded: undefined symbol: cudaLaunchKernel")
+    cuda._compiled.cache_clear()
 
 
 def test_without_a_stand_in_cpu_tensors_have_no_compiled_kernel() -> None:
-    before = _cuda._stand_in
-    _cuda.set_stand_in(None)
+    before = cuda._stand_in
+    cuda.set_stand_in(None)
     try:
         assert softmax.SOFTMAX.reasons(torch.ones(2, 3))["cuda"] == "needs an NVIDIA GPU, the tensors are on 'cpu'"
     finally:
-        _cuda.set_stand_in(*before or (None,))
+        cuda.set_stand_in(*before or (None,))

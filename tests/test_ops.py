@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import fasttx.ops
-from fasttx.ops.registry import BACKENDS, LAUNCHES, OPS, BackendError, Half, Op
+from fasttx.ops.backends import BACKENDS, BackendError
+from fasttx.ops.registry import LAUNCHES, OPS, Half, Op
 from fasttx.testing import assert_as_accurate
 
 for _module in pkgutil.iter_modules(fasttx.ops.__path__):

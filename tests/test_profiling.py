@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import fasttx
 from fasttx.cli.cases import FORWARD, backward, load_ops
-from fasttx.functional.probabilities import softmax
+from fasttx.functional._softmax import softmax
 
 
 def profiled(call: Any) -> Any:

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from fasttx.ops import availability, registry
-from fasttx.ops.registry import BackendError, Half, Impl, Op, backend, forced_backend
+from fasttx.ops.backends import BackendError, backend, forced_backend
+from fasttx.ops.registry import Half, Impl, Op
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
 // The launcher of add_layer_norm_quantize; formulas and contract stand in add_layer_norm_quantize.cuh and
-// fasttx/ops/add_layer_norm_quantize.py.
+// fasttx/ops/add_layer_norm_quantize/op.py.
 #pragma once
 #include "../common/types.h"
 

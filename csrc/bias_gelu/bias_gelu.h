@@ -1,4 +1,4 @@
-// The launchers of bias_gelu; formulas and contract stand in bias_gelu.cuh and fasttx/ops/bias_gelu.py.
+// The launchers of bias_gelu; formulas and contract stand in bias_gelu.cuh and fasttx/ops/bias_gelu/op.py.
 #pragma once
 #include "../common/types.h"
 

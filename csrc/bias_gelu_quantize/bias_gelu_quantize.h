@@ -1,5 +1,5 @@
 // The launcher of bias_gelu_quantize; formulas and contract stand in bias_gelu_quantize.cuh and
-// fasttx/ops/bias_gelu_quantize.py.
+// fasttx/ops/bias_gelu_quantize/op.py.
 #pragma once
 #include "../common/types.h"
 

@@ -1,5 +1,5 @@
 // The launchers of binary cross-entropy with logits; formulas and contract stand in binary_cross_entropy.cuh and
-// fasttx/ops/binary_cross_entropy.py.
+// fasttx/ops/binary_cross_entropy/op.py.
 #pragma once
 #include <cstdint>
 

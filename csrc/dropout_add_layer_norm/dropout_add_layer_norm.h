@@ -1,5 +1,5 @@
 // The launchers of dropout_add_layer_norm; formulas and contract stand in dropout_add_layer_norm.cuh and
-// fasttx/ops/dropout_add_layer_norm.py.
+// fasttx/ops/dropout_add_layer_norm/op.py.
 #pragma once
 #include "../common/types.h"
 

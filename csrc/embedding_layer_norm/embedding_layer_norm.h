@@ -1,5 +1,5 @@
 // The launchers of embedding_layer_norm; formulas and contract stand in embedding_layer_norm.cuh and
-// fasttx/ops/embedding_layer_norm.py.
+// fasttx/ops/embedding_layer_norm/op.py.
 #pragma once
 #include "../common/types.h"
 

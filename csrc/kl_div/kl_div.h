@@ -1,5 +1,5 @@
 // The launchers of the Kullback-Leibler divergence; formulas and contract stand in kl_div.cuh and
-// fasttx/ops/kl_div.py.
+// fasttx/ops/kl_div/op.py.
 #pragma once
 #include <cstdint>
 

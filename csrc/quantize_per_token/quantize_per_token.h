@@ -1,5 +1,5 @@
 // The launcher of quantize_per_token; formulas and contract stand in quantize_per_token.cuh and
-// fasttx/ops/quantize_per_token.py.
+// fasttx/ops/quantize_per_token/op.py.
 #pragma once
 #include "../common/types.h"
 

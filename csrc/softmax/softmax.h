@@ -1,4 +1,4 @@
-// The softmax op's launchers; formulas and contract stand in softmax.cuh and fasttx/ops/softmax.py.
+// The softmax op's launchers; formulas and contract stand in softmax.cuh and fasttx/ops/softmax/op.py.
 #pragma once
 #include <cstdint>
 

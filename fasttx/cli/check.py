@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.registry import BACKENDS, Half
+from ..ops.backends import BACKENDS
+from ..ops.registry import Half
 from ..testing import bound, error, share_of_bound
 from . import cases
 

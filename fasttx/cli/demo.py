@@ -26,9 +26,9 @@ from torch import nn
 
 import fasttx
 
+from ..bench import corpus
 from ..bench.environment import describe
 from . import demo_arms as arms_
-from . import demo_inputs as inputs_
 
 PLAIN, PATCHED = "transformers (sdpa)", "fasttx.patch"
 
@@ -38,9 +38,9 @@ def _default_corpus(name: str) -> Path:
     for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
         if (root / "examples" / "data" / name).is_file():
             return root / "examples" / "data" / name
-    raise inputs_.InputError(
+    raise corpus.InputError(
         f"examples/data/{name}: not found from here; run inside a checkout of the repository, or give --train FILE and "
-        f"--dev FILE ({inputs_.LINE_FORMAT})"
+        f"--dev FILE ({corpus.LINE_FORMAT})"
     )
 
 
@@ -70,21 +70,21 @@ def run(
     cfg = settings or arms_.Settings()
     begin = step or (lambda name, total: lambda: None)
     train_path, dev_path = train or _default_corpus("train.txt"), dev or _default_corpus("dev.txt")
-    train_pairs, dev_pairs, labels = inputs_.read_pair(train_path, dev_path)
-    directory = inputs_.model_directory(model)
+    train_pairs, dev_pairs, labels = corpus.read_pair(train_path, dev_path)
+    directory = corpus.model_directory(model)
     if out.exists() and not out.is_dir():
-        raise inputs_.InputError(f"--out {out}: a file, not a directory")
+        raise corpus.InputError(f"--out {out}: a file, not a directory")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     from transformers import BertForSequenceClassification, BertModel
 
     advance = begin("load weights and text", 1)
-    tokenizer = inputs_.load_tokenizer(directory)
+    tokenizer = corpus.load_tokenizer(directory)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    plain = inputs_.load_model(BertModel, directory, attn_implementation="sdpa", dtype=dtype).to(device).eval()
+    plain = corpus.load_model(BertModel, directory, attn_implementation="sdpa", dtype=dtype).to(device).eval()
     cfg = dataclasses.replace(cfg, max_length=min(cfg.max_length, plain.config.max_position_embeddings))
     out.mkdir(parents=True, exist_ok=True)
-    texts = inputs_.sentences(cfg.n_sentences)
+    texts = corpus.sentences(cfg.n_sentences)
     advance()
 
     advance = begin("embed sentences", 1)
@@ -96,7 +96,7 @@ def run(
     # Dropout is 0 in both arms: the two draw different masks, and curves can coincide only without them.
     without_dropout = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
     torch.manual_seed(cfg.seed)  # the classifier's new head
-    classifier = inputs_.load_model(
+    classifier = corpus.load_model(
         BertForSequenceClassification, directory, attn_implementation="sdpa", num_labels=len(labels), **without_dropout
     )
     pair, report = _arms(classifier.to(device))
@@ -243,7 +243,7 @@ def demo(
                 return lambda: progress.advance(task)
 
             result = run(train, dev, model, out, settings, step)
-    except (inputs_.InputError, fasttx.BackendError, OSError) as problem:
+    except (corpus.InputError, fasttx.BackendError, OSError) as problem:
         progress_console.print(f"[bold red]error:[/] {escape(str(problem))}", soft_wrap=True, highlight=False)
         raise typer.Exit(2) from None
     if as_json:

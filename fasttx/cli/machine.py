@@ -17,9 +17,9 @@ import torch
 import fasttx
 
 from ..bench.environment import cpu_model
-from ..ops._cuda import built_for, why_not_loaded
 from ..ops.availability import lacks_to_launch_triton
-from ..ops.registry import wrong_name
+from ..ops.backends import wrong_name
+from ..ops.cuda.launch import built_for, why_not_loaded
 
 PACKAGES = ("torch", "triton", "transformers", "numpy", "safetensors", "peft", "sentence-transformers", "accelerate")
 

@@ -17,8 +17,9 @@ from rich.table import Table
 
 import fasttx
 
-from ..ops._cuda import built_for
-from ..ops.registry import BACKENDS, Op
+from ..ops.backends import BACKENDS
+from ..ops.cuda.launch import built_for
+from ..ops.registry import Op
 from . import cases
 from .check import DTYPES
 from .notes import notes

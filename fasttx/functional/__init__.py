@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from .activations import gelu, linear_gelu
-from .attention import attention_varlen, scaled_dot_product_attention
-from .binary_losses import binary_cross_entropy_with_logits
-from .divergence import kl_div
-from .embedding import embedding_layer_norm
-from .int8 import int8_linear
-from .losses import cross_entropy
-from .multi_head import multi_head_attention_forward
-from .normalisation import layer_norm
-from .packing import repad, unpad
-from .probabilities import log_softmax, softmax
-from .quantisation import (
-    add_layer_norm_quantize,
-    gelu_quantize,
-    quantize_per_channel,
-    quantize_per_token,
-    quantize_static,
-)
-from .residual_norm import dropout_add_layer_norm
-from .vocabulary_loss import linear_cross_entropy
+from ._binary_cross_entropy import binary_cross_entropy_with_logits
+from ._cross_entropy import cross_entropy
+from ._dropout_add_layer_norm import dropout_add_layer_norm
+from ._embedding_layer_norm import embedding_layer_norm
+from ._gelu import gelu, linear_gelu
+from ._int8_linear import int8_linear
+from ._kl_div import kl_div
+from ._layer_norm import layer_norm
+from ._linear_cross_entropy import linear_cross_entropy
+from ._multi_head_attention import multi_head_attention_forward
+from ._packing import repad, unpad
+from ._quantize import add_layer_norm_quantize, gelu_quantize, quantize_per_channel, quantize_per_token, quantize_static
+from ._softmax import log_softmax, softmax
+from .attention.sdpa import attention_varlen, scaled_dot_product_attention
 
 __all__ = [
     "add_layer_norm_quantize",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .attention.interface import fasttx_attention, fasttx_mask
 from .global_patch import patch_transformers, unpatch_transformers
-from .hf_attention import fasttx_attention, fasttx_mask
 from .patch import is_patched, patched, supported, unpatch
 from .report import Report, Row
 

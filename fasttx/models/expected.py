@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops.registry import OPS, Op, forced_backend
+from ..ops.backends import forced_backend
+from ..ops.registry import OPS, Op
 
 ORDER = ("cuda", "triton")
 HEAD_DIM = ("attention_head_size", "head_dim")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..ops.registry import BACKENDS
+from ..ops.backends import BACKENDS
 
 
 @dataclass(frozen=True)

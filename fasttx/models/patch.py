@@ -17,13 +17,13 @@ from typing import Any
 
 from torch import nn
 
-from .heads import KINDS
-from .hf_attention import NAME
+from .attention.interface import NAME
+from .fusions.torch_nn import REPLACED
+from .heads.kinds import KINDS
 from .options import ModulePatch, Options
 from .plan import ATTENTION_SETTING, FAMILIES, Plan, make_plan
-from .replacement import become
 from .report import Report
-from .torch_modules import REPLACED
+from .subclass import become
 
 
 def _root(model: Any) -> nn.Module:

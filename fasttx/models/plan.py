@@ -11,20 +11,20 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import albert, bert, data2vec, deberta, distilbert, electra, ernie, modernbert, mpnet, roberta, vit
-from .attention_masks import calls_the_interface
+from .attention.interface import NAME
+from .attention.masks import calls_the_interface
 from .expected import expected_backend
-from .family import Family
-from .heads import KINDS
-from .hf_attention import NAME
-from .mlm_head import full_head_reason
+from .families import albert, bert, data2vec, deberta, distilbert, electra, ernie, modernbert, mpnet, roberta, vit
+from .families.family import Family
+from .fusions.qkv import separate_reason
+from .fusions.torch_nn import holds_any, plan_torch_module
+from .heads.kinds import KINDS
+from .heads.vocabulary import full_head_reason
 from .options import ModulePatch, Options
-from .packed_parts import strange_part
-from .padding_free import static_reason
-from .qkv import separate_reason
-from .replacement import has_own_forward
+from .padding.encoder import static_reason
+from .padding.layers import strange_part
 from .report import Report, Row
-from .torch_modules import holds_any, plan_torch_module
+from .subclass import has_own_forward
 
 DATA = (bert, roberta, electra, ernie, data2vec, distilbert, albert, mpnet, deberta, modernbert, vit)
 FAMILIES: tuple[Family, ...] = tuple(family for module in DATA for family in module.FAMILIES)

@@ -11,16 +11,15 @@ from typing import Any
 import torch.nn as _torch_nn
 
 from . import functional
-from .activations import GELU, LinearGELU
 from .embedding import EmbeddingLayerNorm
+from .gelu import GELU, LinearGELU
 from .int8 import Int8Linear
-from .losses import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss
+from .layer_norm import DropoutAddLayerNorm, LayerNorm
+from .losses import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, LinearCrossEntropyLoss
 from .multi_head import MultiheadAttention
-from .normalisation import DropoutAddLayerNorm, LayerNorm
-from .probabilities import LogSoftmax, Softmax
+from .softmax import LogSoftmax, Softmax
 from .submodules import install as _install
 from .transformer import TransformerEncoder, TransformerEncoderLayer
-from .vocabulary_loss import LinearCrossEntropyLoss
 
 __all__ = [
     "BCEWithLogitsLoss",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional.embedding import embedding_layer_norm
+from ..functional._embedding_layer_norm import embedding_layer_norm
 
 
 class EmbeddingLayerNorm(torch.nn.Module):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..functional.int8 import int8_linear
-from ..functional.quantisation import quantize_per_channel
+from ..functional._int8_linear import int8_linear
+from ..functional._quantize import quantize_per_channel
 
 
 class Int8Linear(nn.Module):

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..functional.eligibility import refuse_if_forced
-from ..functional.multi_head import Projections, Wants, multi_head, one_mask, why_torch_multi_head
-from ..ops.registry import forced_backend
+from ..functional._multi_head_attention import Projections, Wants, multi_head, one_mask, why_torch_multi_head
+from ..functional._routing import refuse_if_forced
+from ..ops.backends import forced_backend
 from .scripting import prepare_scriptable
 
 _SMALL = 32_768

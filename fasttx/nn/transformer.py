@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
-from ..functional.attention import attention_varlen
-from ..functional.eligibility import refuse_if_forced, uncovered
-from ..functional.multi_head import same_kind
-from ..functional.packing import repad, unpad
-from ..functional.residual_norm import dropout_add_layer_norm
+from ..functional._dropout_add_layer_norm import dropout_add_layer_norm
+from ..functional._multi_head_attention import same_kind
+from ..functional._packing import repad, unpad
+from ..functional._routing import refuse_if_forced, uncovered
+from ..functional.attention.sdpa import attention_varlen
 from .bypass import bypass_reason
+from .layer_norm import LayerNorm
 from .multi_head import SMALL_REASON, MultiheadAttention, every_row_sees, may_be_fused
-from .normalisation import LayerNorm
 from .scripting import prepare_scriptable
 
 _Torchs = torch.nn.TransformerEncoderLayer

@@ -10,7 +10,7 @@ import sysconfig
 
 import torch
 
-from . import _cuda
+from .cuda import launch as cuda
 
 
 @functools.cache
@@ -60,12 +60,12 @@ def cannot_run_on(backend_name: str, device: torch.device, min_arch: int) -> str
         if arch < min_arch:
             return f"needs compute capability {min_arch}, the device has {arch}"
         if backend_name == "cuda":
-            return _cuda.why_not(device, arch)
+            return cuda.why_not(device, arch)
         reason = lacks_to_launch_triton() if backend_name == "triton" else None
         return reason if reason is None or not _interpreting() else None
     if backend_name == "triton" and device.type in ("cpu", "cuda") and _interpreting():
         return None
-    if backend_name == "cuda" and _cuda.why_not(device, None) is None:
+    if backend_name == "cuda" and cuda.why_not(device, None) is None:
         return None
     return f"needs an NVIDIA GPU, the tensors are on '{device.type}'" + (
         " (TRITON_INTERPRET=1 runs it on a CPU, for tests)" if backend_name == "triton" else ""

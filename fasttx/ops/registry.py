@@ -12,14 +12,12 @@ pure function of the tensors and both halves decide on the same ones, backward r
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import operator
-import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,63 +26,16 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from .availability import cannot_run_on
+from .backends import BACKENDS, BackendError
 from .decisions import note, recording
+from .library import LIB
 
-BACKENDS = ("cuda", "triton", "torch")
-
-LIB = torch.library.Library("fasttx", "DEF")
 OPS: dict[str, Op] = {}
 LAUNCHES: Counter[tuple[str, str]] = Counter()
 """How often each (operator, backend) ran in this process, e.g. ``LAUNCHES["softmax_fwd", "triton"]``."""
 
 _warned: set[tuple[str, str]] = set()
 _below_autograd = torch._C._AutoDispatchBelowAutograd
-
-
-class BackendError(RuntimeError):
-    """A backend that was asked for cannot run the call; the message says which, and why."""
-
-
-_ALLOWED = frozenset(("auto", *BACKENDS))
-_forced = os.environ.get("FASTTX_BACKEND", "auto")  # judged at the first use: an import must not fail for it
-
-
-def wrong_name(given: str, name: str) -> str | None:
-    """What is wrong with the name of a backend that `given` holds, or None."""
-    return None if name in _ALLOWED else f"{given}: allowed are 'auto', {', '.join(map(repr, BACKENDS))}"
-
-
-def forced_backend() -> str:
-    """The backend in force: ``"auto"``, or the name given to :class:`backend` or ``FASTTX_BACKEND``.
-
-    Raises:
-        BackendError: ``FASTTX_BACKEND`` holds an unknown name.
-    """
-    if _forced not in _ALLOWED:
-        raise BackendError(wrong_name(f"FASTTX_BACKEND={_forced!r}", _forced))
-    return _forced
-
-
-@contextlib.contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Force every op of the whole process, all threads, to one backend within the ``with`` block.
-
-    Args:
-        name: ``"cuda"``, ``"triton"``, ``"torch"``, or ``"auto"`` for the default choice.
-
-    Raises:
-        BackendError: at once for an unknown name, here or in ``FASTTX_BACKEND``; at the call of an op that this
-            backend cannot run.  A forced backend never falls back.
-    """
-    global _forced
-    problem = wrong_name(f"backend {name!r}", name)
-    if problem is not None:
-        raise BackendError(problem)
-    before, _forced = forced_backend(), name
-    try:
-        yield
-    finally:
-        _forced = before
 
 
 def _resolve(path: str) -> Callable[..., None]:
@@ -312,29 +263,3 @@ def _body(op: Op, direction: str, half: Half, names: list[str]) -> Callable[...,
         return outputs
 
     return body
-
-
-# ---------------------------------------------------------------------------------------------------- random state
-
-# device by keyword: where torch.compile recomputes under a checkpoint it looks there for the generator to rewind
-LIB.define(
-    "rng_state(*, Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag)
-)
-
-
-def _rng_state_fake(*, device: torch.device) -> Tensor:
-    return torch.empty(2, dtype=torch.int64, device=device)
-
-
-def _rng_state(*, device: torch.device) -> Tensor:
-    """(seed, offset) from the device's own generator: as reproducible as torch.manual_seed, safe in CUDA graphs."""
-    return torch.empty(2, dtype=torch.int64, device=device).random_()
-
-
-LIB.impl("rng_state", _rng_state, "CompositeExplicitAutograd")
-torch.library.register_fake("fasttx::rng_state", _rng_state_fake, lib=LIB)
-
-
-def new_rng_state(device: torch.device) -> Tensor:
-    """A fresh dropout state: int64 (2,) on `device`, (seed, offset), which kernels read by pointer."""
-    return torch.ops.fasttx.rng_state.default(device=device)

@@ -11,7 +11,7 @@ import torch
 import bench.accuracy
 import bench.kernels
 from bench.accuracy import backward_arguments, check
-from bench.compiled import compiled_kernels, describe
+from bench.compiler_report import compiled_kernels, describe
 from bench.kernels import run
 from bench.workloads import select, softmax
 from fasttx.cli.cases import load_ops

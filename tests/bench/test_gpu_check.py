@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_check, needs
+from bench import gpu_check, requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,7 +72,7 @@ def test_too_little_time(tmp_path: Path) -> None:
     log = gpu_check.Log(tmp_path / "log")
     assert gpu_check.run_tests(tmp_path, log, 0.01, 1, True, only="gpu_graphs") == 1
     text = (tmp_path / "log").read_text(encoding="utf-8")
-    assert "test_gpu_graphs.py: did not fit" in text and "the time was too short" in text
+    assert "test_graphs.py: did not fit" in text and "the time was too short" in text
 
 
 @pytest.mark.slow
@@ -176,7 +176,8 @@ def make_gpu_check(tmp_path: Path, **variables: str) -> subprocess.CompletedProc
 def candidate(path: Path, lack: str) -> str:
     """A program in place of a Python, which lacks something or, without `lack`, would run the check."""
     answer = f'echo "{lack}"; exit 1' if lack else "exit 0"
-    path.write_text(f'#!/bin/sh\ncase "$*" in *bench.needs*) {answer};; *) echo "ran $0 $*";; esac\n', encoding="utf-8")
+    script = f'#!/bin/sh\ncase "$*" in *bench.requirements*) {answer};; *) echo "ran $0 $*";; esac\n'
+    path.write_text(script, encoding="utf-8")
     path.chmod(0o755)
     return str(path)
 
@@ -200,8 +201,8 @@ def test_make_asks_only_the_python_that_was_named(tmp_path: Path) -> None:
 def test_needs() -> None:
     """What this Python lacks: nothing but the GPU where there is none, and what cannot be imported by name."""
     gpu = [] if torch.cuda.is_available() else [f"a GPU that its torch {torch.__version__} can see"]
-    assert needs.lacks() == gpu
-    assert needs.lacks(("pytest", "no_such_package")) == ["no_such_package", *gpu]
+    assert requirements.lacks() == gpu
+    assert requirements.lacks(("pytest", "no_such_package")) == ["no_such_package", *gpu]
 
 
 PLUGIN_TESTS = """
@@ -225,7 +226,7 @@ def test_plugin(tmp_path: Path) -> None:
     environ = os.environ | {
         "PYTHONPATH": str(ROOT), "FASTTX_TEST_LOG": str(tmp_path / "log"), "FASTTX_TEST_SECONDS": "1"
     }  # fmt: skip
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.pytest_budget", "-p", "no:timeout", "--rootdir=."]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.budget", "-p", "no:timeout", "--rootdir=."]
     command += ["--continue-on-collection-errors", "."]
     subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, timeout=100)
     rows = [json.loads(line) for line in (tmp_path / "log").read_text(encoding="utf-8").splitlines()]

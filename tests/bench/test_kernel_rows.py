@@ -10,10 +10,10 @@ from torch import Tensor
 
 import bench.kernels
 from bench import workloads
-from bench.case import Workload
 from bench.kernel_calls import copy_call
 from bench.kernels import Row, failed, run
-from fasttx.ops import _cuda
+from bench.op_case import Workload
+from fasttx.ops.cuda import launch as cuda
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, out: Path, workload: Workload, bes
 
 @pytest.fixture
 def emulator(device: torch.device) -> None:
-    if _cuda.why_not(CPU, None) is not None:
+    if cuda.why_not(CPU, None) is not None:
         pytest.skip("no kernels in CUDA C++ run on a CPU here: a GPU is tested, or there is no g++")
 
 
@@ -41,14 +41,14 @@ def test_another_backend_in_the_same_turns(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_wrong_backend_beside_has_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, emulator: None) -> None:
-    launch = _cuda.launch
+    launch = cuda.launch
 
     def off(name: str, outputs: dict[str, Tensor], *arguments: object, **numbers: object) -> None:
         launch(name, outputs, *arguments, **numbers)  # type: ignore[arg-type]
         if name == "softmax_bwd":
             outputs["dx"].mul_(1.01)
 
-    monkeypatch.setattr(_cuda, "launch", off)
+    monkeypatch.setattr(cuda, "launch", off)
     rows = measured(monkeypatch, tmp_path, workloads.softmax("s", 4, 20, torch.float32), beside=("cuda",))
     found = {r.direction: r for r in rows if r.peer == "fasttx[cuda]"}
     assert {d: r.status for d, r in found.items()} == {

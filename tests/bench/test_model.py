@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import bench.model
-from bench import arms as arms_
+from bench import contenders
 from bench import lengths as lengths_
 from bench import model_cases as cases_
 from bench.footprint import count_kernels, held_bytes, launches, peak_mib
@@ -20,7 +20,7 @@ from bench.model import COLUMNS, failed, make_call, run
 from bench.table import IDENTITY
 
 CPU = torch.device("cpu")
-FEW = tuple(arm for arm in arms_.ARMS if not arm.mode)
+FEW = tuple(arm for arm in contenders.ARMS if not arm.mode)
 INFERENCE = cases_.Case("tiny", 4, 24, "even", (cases_.INFERENCE,))
 EVERY_TASK = cases_.Case("tiny", 4, 24, "passages", cases_.TASKS, "G1")
 
@@ -57,7 +57,7 @@ def test_lengths_that_are_no_texts() -> None:
 def test_passages_are_those_of_the_examples() -> None:
     """The table against the texts that it was made from."""
     from bench.serving_arms import _installed, _passages
-    from fasttx.cli.demo_inputs import load_tokenizer
+    from fasttx.bench.corpus import load_tokenizer
 
     directory = _installed()
     if directory is None:
@@ -121,7 +121,7 @@ def test_packing_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 def test_compiled_arms_are_a_comparison_of_their_own(tmp_path: Path) -> None:
-    compiled = [arm for arm in arms_.ARMS if arm.mode == "default"]
+    compiled = [arm for arm in contenders.ARMS if arm.mode == "default"]
     case = cases_.Case("tiny", 4, 24, "even", (cases_.TRAINING,))
     rows = rehearse(tmp_path, case, arms=[*FEW[:2], *compiled])
     plain = ["fasttx", "sdpa"]
@@ -132,10 +132,10 @@ def test_compiled_arms_are_a_comparison_of_their_own(tmp_path: Path) -> None:
 
 
 def test_an_arm_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make_arm(arm: arms_.Arm, *rest: Any) -> Any:
+    def make_arm(arm: contenders.Arm, *rest: Any) -> Any:
         if arm.name == "sdpa":
             raise RuntimeError("out of luck\nand more")
-        return arms_.make_arm(arm, *rest)
+        return contenders.make_arm(arm, *rest)
 
     monkeypatch.setattr(bench.model, "make_arm", make_arm)
     ours, peer = rehearse(tmp_path, INFERENCE)
@@ -160,8 +160,8 @@ def test_a_comparison_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatc
 def test_an_inexact_arm_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     """A weight that is off by a part in a thousand; a peer that errs keeps its times."""
 
-    def make_arm(arm: arms_.Arm, *rest: Any) -> Any:
-        model = arms_.make_arm(arm, *rest)
+    def make_arm(arm: contenders.Arm, *rest: Any) -> Any:
+        model = contenders.make_arm(arm, *rest)
         if arm.name in ("fasttx", "eager"):
             with torch.no_grad():
                 model.get_parameter(next(n for n, _ in model.named_parameters() if "value.weight" in n)).mul_(1.001)
@@ -185,7 +185,7 @@ def test_max_autotune_is_for_full_batches(tmp_path: Path, monkeypatch: pytest.Mo
     seen = {}
     monkeypatch.setattr(bench.model, "compare", lambda *a: seen.update({a[0].lengths: [b.name for b in a[2]]}) or [])
     full = cases_.Case("tiny", 2, 8, "full", (cases_.INFERENCE,))
-    rehearse(tmp_path, INFERENCE, full, arms=[arm for arm in arms_.ARMS if arm.mode])
+    rehearse(tmp_path, INFERENCE, full, arms=[arm for arm in contenders.ARMS if arm.mode])
     assert "sdpa + max-autotune" in seen["full"] and "sdpa + max-autotune" not in seen["even"]
     assert "fasttx + torch.compile" in seen["even"]
 
@@ -196,7 +196,7 @@ def test_what_answers_a_target_leads(tmp_path: Path, monkeypatch: pytest.MonkeyP
     seen = []
     monkeypatch.setattr(bench.model, "compare", lambda *a: seen.append((a[0].batch, bool(a[2][-1].mode))) or [])
     cases = [cases_.Case("tiny", i, 8, "even", (cases_.INFERENCE,), "D2" if i == 3 else "") for i in (1, 2, 3)]
-    rehearse(tmp_path, *cases, arms=arms_.ARMS)
+    rehearse(tmp_path, *cases, arms=contenders.ARMS)
     assert seen == [(1, False), (3, False), (1, True), (3, True), (2, False), (2, True)]
 
 
@@ -212,7 +212,7 @@ def test_a_training_step_trains_and_the_others_do_not() -> None:
     for task in cases_.TASKS:
         batch, _ = cases_.make_batch(EVERY_TASK, task, 99, CPU)
         head = "mlm" if task == cases_.TRAINING else "encoder"
-        model = arms_.build(arms_.config_of("tiny"), head, CPU, torch.float32)
+        model = contenders.build(contenders.config_of("tiny"), head, CPU, torch.float32)
         before = [p.detach().clone() for p in model.parameters()]
         call, optimizer = make_call(task, model, batch)
         call(0)
@@ -226,9 +226,9 @@ def test_a_training_step_trains_and_the_others_do_not() -> None:
 
 def test_gradients_are_compared_without_dropout_which_stays() -> None:
     batch, _ = cases_.make_batch(EVERY_TASK, cases_.BOTH_WAYS, 99, CPU)
-    model = arms_.build(arms_.config_of("tiny"), "encoder", CPU, torch.float32)
-    first, second = (arms_.gradients(model, batch) for _ in range(2))
-    assert arms_.gradient_error(first, second) == 0.0
+    model = contenders.build(contenders.config_of("tiny"), "encoder", CPU, torch.float32)
+    first, second = (contenders.gradients(model, batch) for _ in range(2))
+    assert contenders.gradient_error(first, second) == 0.0
     assert all(float(first[name].norm()) > 0 for name in first if "encoder.layer" in name and "key.bias" not in name)
     assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
 
@@ -238,11 +238,11 @@ def test_models_by_name() -> None:
         with torch.device("meta"):
             from transformers import BertModel
 
-            model = BertModel(arms_.config_of(name), add_pooling_layer=False)
+            model = BertModel(contenders.config_of(name), add_pooling_layer=False)
         assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
-    assert arms_.config_of("bert-base", 2).num_hidden_layers == 2
+    assert contenders.config_of("bert-base", 2).num_hidden_layers == 2
     with pytest.raises(ValueError, match="^model: got 'gpt'; allowed are bert-base"):
-        arms_.config_of("gpt")
+        contenders.config_of("gpt")
 
 
 def test_targets_and_selections() -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 import bench.kernels
 from bench import workloads
 from bench.accuracy import check_peer
-from bench.case import Case, Workload
 from bench.kernels import Row, run
+from bench.op_case import Case, Workload
 from bench.peers import Peer, find, wide
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import torch
 
 import bench.serving
 from bench import serving_arms as arms_
-from bench.arms import build, config_of
+from bench.contenders import build, config_of
 from bench.model import failed
 from bench.serving import ARRIVAL, COLUMNS, SORTED, percentile, run, timed
 from bench.table import IDENTITY

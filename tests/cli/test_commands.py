@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import fasttx
 from fasttx.cli import cases, check, doctor, machine, supported
 from fasttx.cli.app import app
-from fasttx.ops import _cuda
+from fasttx.ops.cuda import launch as cuda
 
 BLOCKER = """
 import importlib.abc, runpy, sys
@@ -128,7 +128,7 @@ def test_doctor_names_what_would_bring_the_compiled_kernels(nvcc: str | None, na
 @pytest.mark.parametrize(("archs", "shown"), [("80,90a", "for sm_80,90a"), (None, "is not built")])
 def test_compiled_kernels_are_shown(archs: str | None, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = (None, "fasttx._C is not built") if archs is None else (SimpleNamespace(ARCHS=archs), "")
-    monkeypatch.setattr(_cuda, "_compiled", lambda: compiled)
+    monkeypatch.setattr(cuda, "_compiled", lambda: compiled)
     assert shown in invoke("doctor", "--env")
     assert json.loads(invoke("supported", "--json"))["compiled_for"] == archs
 

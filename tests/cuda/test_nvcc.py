@@ -8,8 +8,8 @@ import sysconfig
 
 import backend
 import cuda_build
-import machine_code
 import pytest
+from cuda import machine_code
 
 LACKS = cuda_build.lacks() or (None if machine_code.cuobjdump() else "no cuobjdump was found (Triton brings one)")
 needs_nvcc = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str(LACKS)), pytest.mark.timeout(900)]

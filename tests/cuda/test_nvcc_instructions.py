@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import cuda_build
 import instruction_library
-import machine_code
 import pytest
 import torch
+from cuda import machine_code
 
 LACKS = cuda_build.lacks() or (None if machine_code.cuobjdump() else "no cuobjdump was found (Triton brings one)")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str(LACKS)), pytest.mark.timeout(600)]

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 import host_module
 import pytest
 
-from fasttx.ops import _cuda
+from fasttx.ops.cuda import launch as cuda
 
 
 def stand_in(variant: str) -> Iterator[host_module.Emulator]:
     """The kernels of one variant stand in; afterwards those that stood there before."""
     module, emulator = host_module.load(variant)
-    before = _cuda._stand_in
-    _cuda.set_stand_in(module, emulator.watch)
+    before = cuda._stand_in
+    cuda.set_stand_in(module, emulator.watch)
     yield emulator
     emulator.configure()
     emulator.set_device()
-    _cuda.set_stand_in(*before)
+    cuda.set_stand_in(*before)
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 // Writes the layouts that NVIDIA's CuTe gives the instructions of csrc/arch, as JSON, to the file that its argument
-// names: tests/emulator/cute_layouts.json is what it wrote, and test_emulator_layouts.py says how it is compiled. (On
+// names: tests/emulator/cute_layouts.json is what it wrote, and test_layouts.py says how it is compiled. (On
 // standard output CuTe itself complains that the host has no shared memory; the addresses that it lacks are not used.)
 //
 // Every layout here maps the bits of its coordinates to bits of an offset, linearly over GF(2) (sizes are powers of

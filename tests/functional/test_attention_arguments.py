@@ -14,8 +14,8 @@ from torch import Tensor
 import fasttx
 import fasttx.nn.functional as F
 from fasttx.functional import attention_varlen
-from fasttx.functional.attention_layouts import attention_padded
-from fasttx.ops import _attention_checks as op
+from fasttx.functional.attention.layouts import attention_padded
+from fasttx.ops.attention import checks as op
 
 NAN, INF = float("nan"), float("inf")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttx.functional.attention_autograd import run_attention
-from fasttx.ops._philox import attention_keep, dropout_scale
-from fasttx.ops.registry import new_rng_state
+from fasttx.functional.attention.autograd import run_attention
+from fasttx.ops.dropout.attention import attention_keep, dropout_scale
+from fasttx.ops.dropout.state import new_rng_state
 
 P = 0.4
 HEADS, HEADS_K, M, N, DIM = 4, 2, 20, 37, 16

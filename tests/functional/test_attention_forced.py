@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fasttx import BackendError, backend
-from fasttx.functional.attention_layouts import attention_padded
+from fasttx.functional.attention.layouts import attention_padded
 from fasttx.nn.functional import scaled_dot_product_attention as sdpa
 from fasttx.ops.registry import LAUNCHES
 

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 import fasttx
-from fasttx.functional import attention_routes, scaled_dot_product_attention
-from fasttx.functional.attention_layouts import attention_padded
-from fasttx.functional.attention_routes import by_torch
+from fasttx.functional import scaled_dot_product_attention
+from fasttx.functional.attention import routes as attention_routes
+from fasttx.functional.attention.layouts import attention_padded
+from fasttx.functional.attention.routes import by_torch
 from fasttx.ops import registry
-from fasttx.ops.attention import ATTENTION
+from fasttx.ops.attention.op import ATTENTION
 
 
 def _padded(q: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import fasttx
 from fasttx.functional import attention_varlen
-from fasttx.functional.attention_layouts import attention_padded
-from fasttx.ops.registry import new_rng_state
+from fasttx.functional.attention.layouts import attention_padded
+from fasttx.ops.dropout.state import new_rng_state
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fasttx
 from fasttx.functional import attention_varlen, scaled_dot_product_attention
-from fasttx.functional.attention_layouts import attention_padded
+from fasttx.functional.attention.layouts import attention_padded
 from fasttx.ops.registry import LAUNCHES
 
 

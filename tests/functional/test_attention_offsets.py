@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttx.functional import attention_autograd
-from fasttx.functional.attention_autograd import run_attention
-from fasttx.ops.attention import LARGEST_BLOCK, MAX_HEAD_DIM, MAX_TOKEN_STRIDE, supports
+from fasttx.functional.attention import autograd as attention_autograd
+from fasttx.functional.attention.autograd import run_attention
+from fasttx.ops.attention.op import LARGEST_BLOCK, MAX_HEAD_DIM, MAX_TOKEN_STRIDE, supports
 
 
 def strided(stride: int, *shape: int) -> Tensor:

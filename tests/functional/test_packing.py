@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fasttx.functional import repad, unpad
-from fasttx.functional.packing import layout_of
+from fasttx.functional._packing import layout_of
 
 MASKS = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=0, max_size=4)
 

@@ -1,4 +1,4 @@
-"""What the tests of a part of a layer (fasttx/models/part.py) share."""
+"""What the tests of a part of a layer (fasttx/models/fusions/fusion.py) share."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import model_zoo as zoo
 import torch
+from models import model_zoo as zoo
 from torch import Tensor
 
 import fasttx

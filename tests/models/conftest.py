@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import model_zoo as zoo
 import pytest
+from models import model_zoo as zoo
 
-from fasttx.models import padding_free, part, qkv
+from fasttx.models.fusions import fusion, qkv
+from fasttx.models.padding import encoder as padding_free
 
 
 @pytest.fixture(autouse=True)
 def _as_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models never save enough on a CPU; a test of that rule sets it again. So with other parts."""
     monkeypatch.setattr(padding_free, "WORTH_IT_ON_CPU", 0)
-    monkeypatch.setattr(part, "APART_ON", frozenset())
+    monkeypatch.setattr(fusion, "APART_ON", frozenset())
     monkeypatch.setattr(qkv, "SEPARATE_ON", frozenset())
 
 

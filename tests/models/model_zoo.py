@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 import fasttx
-from fasttx.models.family import Family
-from fasttx.models.heads import KINDS
+from fasttx.models.families.family import Family
+from fasttx.models.heads.kinds import KINDS
 from fasttx.models.plan import FAMILIES as EVERY_FAMILY
 
 VOCAB = 99

@@ -4,40 +4,40 @@ from __future__ import annotations
 
 from mutation import Mutation
 
-PADDING = ("tests/models/test_models_padding_free.py", "tests/models/test_models_padding_kept.py")
-NORM = ("tests/models/test_models_residual_norm.py",)
+PADDING = ("tests/models/test_padding_free.py", "tests/models/test_padding_kept.py")
+NORM = ("tests/models/test_residual_norm.py",)
 MODELS = [
     Mutation(
-        "fasttx/models/padding_free.py",
+        "fasttx/models/padding/encoder.py",
         "        and mask.shape == hidden.shape[:2]\n        and not graph_in",
         "        and not graph_in",
         PADDING,
     ),
     Mutation(
-        "fasttx/models/padding_free.py",
+        "fasttx/models/padding/encoder.py",
         "        and not graph_in_the_making(hidden)\n        and bool(mask.all())",
         "        and bool(mask.all())",
         PADDING,
     ),
     Mutation(
-        "fasttx/models/mlp.py",
+        "fasttx/models/fusions/mlp.py",
         "approximate=APPROXIMATE[type(getattr(self, activation)).__name__],",
         'approximate="none",',
-        ("tests/models/test_models_mlp.py",),
+        ("tests/models/test_mlp.py",),
     ),
-    Mutation("fasttx/models/residual_norm.py", "eps=getattr(norm, end.eps)", "eps=1e-5", NORM),
+    Mutation("fasttx/models/fusions/residual_norm.py", "eps=getattr(norm, end.eps)", "eps=1e-5", NORM),
     Mutation(
-        "fasttx/models/residual_norm.py",
+        "fasttx/models/fusions/residual_norm.py",
         "p = dropout.p if dropout.training else 0.0",
         "p = 0.0",
         NORM,
     ),
     Mutation(
-        "fasttx/models/embeddings.py",
+        "fasttx/models/fusions/embeddings.py",
         "self.dropout.training else 0.0, self.LayerNorm.eps,",
         "self.dropout.training else 0.0, 1e-5,",
-        ("tests/models/test_models_embeddings.py",),
+        ("tests/models/test_embeddings.py",),
     ),
-    Mutation("fasttx/models/part.py", 'if backend == "torch":', 'if backend == "none":', NORM),
-    Mutation("fasttx/models/part.py", "return uncovered(x, child.weight, child.bias)", "return None", NORM),
+    Mutation("fasttx/models/fusions/fusion.py", 'if backend == "torch":', 'if backend == "none":', NORM),
+    Mutation("fasttx/models/fusions/fusion.py", "return uncovered(x, child.weight, child.bias)", "return None", NORM),
 ]

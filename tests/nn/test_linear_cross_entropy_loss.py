@@ -14,12 +14,13 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 import fasttx.nn as fasttx_nn
-from fasttx.functional import vocabulary_loss
-from fasttx.nn.vocabulary_loss import _AsTorch213
-from fasttx.ops.registry import LAUNCHES, BackendError, backend
+from fasttx.functional import _linear_cross_entropy
+from fasttx.nn.losses import _AsTorch213
+from fasttx.ops.backends import BackendError, backend
+from fasttx.ops.registry import LAUNCHES
 
 ours = fasttx_nn.functional.linear_cross_entropy
-older = vocabulary_loss._as_torch_2_13
+older = _linear_cross_entropy._as_torch_2_13
 theirs: Callable[..., Tensor] = getattr(torch_functional, "linear_cross_entropy", older)
 needs_torch_2_13 = pytest.mark.skipif(theirs is older, reason="torch 2.13 is what has linear_cross_entropy")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -84,12 +85,12 @@ def test_on_a_cpu_the_logits_are_kept_while_they_are_few(monkeypatch, device: to
     n_kept = int((t != -100).sum())
     for limit, launches in ((n_kept * 9 * 4, 0), (n_kept * 9 * 4 - 1, 2)):
         LAUNCHES.clear()
-        monkeypatch.setattr(vocabulary_loss, "KEPT_ON_CPU", limit)
+        monkeypatch.setattr(_linear_cross_entropy, "KEPT_ON_CPU", limit)
         for reduction in ("none", "mean"):
             LAUNCHES.clear()
             same(ours, theirs, x, w, b, t, reduction=reduction)
             assert sum(LAUNCHES.values()) == launches
-    monkeypatch.setattr(vocabulary_loss, "KEPT_ON_CPU", n_kept * 9 * 4)
+    monkeypatch.setattr(_linear_cross_entropy, "KEPT_ON_CPU", n_kept * 9 * 4)
     x[t == -100] = float("nan")  # of which torch's function makes a NaN gradient of the weight
     assert all(bool(found.isfinite().all()) for found in gradients(ours, x, w, b, t))
     LAUNCHES.clear()
@@ -108,8 +109,8 @@ def test_nothing_labelled(name: str, device: torch.device) -> None:
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_no_gradient_for_what_is_frozen(frozen: int, name: str, device: torch.device, monkeypatch) -> None:
-    real, asked = vocabulary_loss._bwd, []
-    monkeypatch.setattr(vocabulary_loss, "_bwd", lambda *args: asked.append(args[8:11]) or real(*args))
+    real, asked = _linear_cross_entropy._bwd, []
+    monkeypatch.setattr(_linear_cross_entropy, "_bwd", lambda *args: asked.append(args[8:11]) or real(*args))
     x, w, b, t = given(device)
     leaves = [z.requires_grad_(i != frozen) for i, z in enumerate((x, w, b))]
     with backend(name):
@@ -270,12 +271,12 @@ def test_torchs_options_are_taken(device: torch.device) -> None:
 
 def test_inner_function_takes_a_backend(device: torch.device) -> None:
     x, w, b, t = given(device)
-    loss = vocabulary_loss.linear_cross_entropy_on("triton", x.requires_grad_(), w, t, b)
+    loss = _linear_cross_entropy.linear_cross_entropy_on("triton", x.requires_grad_(), w, t, b)
     with backend("torch"):  # backward runs where forward ran
         loss.backward()
     assert dict(LAUNCHES) == {("linear_cross_entropy_fwd", "triton"): 1, ("linear_cross_entropy_bwd", "triton"): 1}
     with pytest.raises(BackendError, match="cuda"):
-        vocabulary_loss.linear_cross_entropy_on("cuda", x, w, t, b)
+        _linear_cross_entropy.linear_cross_entropy_on("cuda", x, w, t, b)
 
 
 def test_no_logits_are_saved(device: torch.device) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as torch_functional
-from losses_beside_torch import BCE, CROSS_ENTROPY, PAIRS, gradients, launched, same, tokens
+from nn.losses_beside_torch import BCE, CROSS_ENTROPY, PAIRS, gradients, launched, same, tokens
 from torch import Tensor
 
-from fasttx.functional import binary_losses, losses
-from fasttx.ops.registry import LAUNCHES, BackendError, backend
+from fasttx.functional import _binary_cross_entropy, _cross_entropy
+from fasttx.ops.backends import BackendError, backend
+from fasttx.ops.registry import LAUNCHES
 
 
 @pytest.fixture(autouse=True)
@@ -189,9 +190,10 @@ def test_what_the_operators_do_not_cover_goes_to_torch_or_is_refused(case: str, 
 def test_without_data_any_backend_counts_as_run(device: torch.device) -> None:
     x, t = tokens(device, 6)
     with backend("triton"):
-        assert losses.cross_entropy(x.to("meta"), t.to("meta")).is_meta
-        assert losses.cross_entropy(x[:0].double(), t[:0]).dtype == torch.float64
-        assert binary_losses.binary_cross_entropy_with_logits(x[:0].double(), x[:0].double()).dtype == torch.float64
+        assert _cross_entropy.cross_entropy(x.to("meta"), t.to("meta")).is_meta
+        assert _cross_entropy.cross_entropy(x[:0].double(), t[:0]).dtype == torch.float64
+        empty = x[:0].double()
+        assert _binary_cross_entropy.binary_cross_entropy_with_logits(empty, empty).dtype == torch.float64
 
 
 def test_torch_words_its_own_refusal_of_a_nested_tensor(device: torch.device) -> None:
@@ -199,7 +201,7 @@ def test_torch_words_its_own_refusal_of_a_nested_tensor(device: torch.device) ->
     nested = torch.nested.nested_tensor([x[:2], x[2:]], layout=torch.strided)
     for name in ("auto", "triton"):
         with backend(name), pytest.raises(RuntimeError) as found:
-            binary_losses.binary_cross_entropy_with_logits(nested, nested)
+            _binary_cross_entropy.binary_cross_entropy_with_logits(nested, nested)
         assert not isinstance(found.value, BackendError)
 
 
@@ -209,7 +211,7 @@ def test_default_device_does_not_hide_the_kernels(device: torch.device) -> None:
     torch.set_default_device(device)
     try:
         with backend("triton"):
-            losses.cross_entropy(x, t)
+            _cross_entropy.cross_entropy(x, t)
     finally:
         torch.set_default_device(None)
     assert LAUNCHES["cross_entropy_fwd", "triton"] == 1
@@ -221,8 +223,8 @@ def test_compiles_to_one_graph(compiler: str, device: torch.device) -> None:
     weight, y = torch.rand(300, device=device), torch.rand(6, 300, device=device)
 
     def both(x: Tensor, t: Tensor) -> Tensor:
-        smoothed = losses.cross_entropy(x * 1.0, t, weight, label_smoothing=0.1)
-        return smoothed + binary_losses.binary_cross_entropy_with_logits(x, y, pos_weight=weight)
+        smoothed = _cross_entropy.cross_entropy(x * 1.0, t, weight, label_smoothing=0.1)
+        return smoothed + _binary_cross_entropy.binary_cross_entropy_with_logits(x, y, pos_weight=weight)
 
     with backend("triton"):
         compiled = torch.compile(both, fullgraph=True, backend=compiler)

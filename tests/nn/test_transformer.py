@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import fasttx.nn as nn
 from fasttx.nn import transformer
-from fasttx.ops.registry import LAUNCHES, BackendError, backend
+from fasttx.ops.backends import BackendError, backend
+from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
 E, H, L, N = 16, 2, 6, 3

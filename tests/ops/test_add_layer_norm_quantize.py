@@ -9,9 +9,10 @@ import torch
 from ops.guard_bytes import GUARD, surrounded
 from torch import Tensor
 
-from fasttx.ops.add_layer_norm_quantize import ADD_LAYER_NORM_QUANTIZE
-from fasttx.ops.dropout_add_layer_norm import MAX_COLS
-from fasttx.ops.registry import LAUNCHES, BackendError, _resolve
+from fasttx.ops.add_layer_norm_quantize.op import ADD_LAYER_NORM_QUANTIZE
+from fasttx.ops.backends import BackendError
+from fasttx.ops.dropout_add_layer_norm.op import MAX_COLS
+from fasttx.ops.registry import LAUNCHES, _resolve
 from fasttx.testing import assert_as_accurate
 
 ops = torch.ops.fasttx

@@ -8,10 +8,12 @@ import pytest
 import torch
 from ops.test_attention_op import cu
 
-from fasttx.functional.attention import scaled_dot_product_attention
-from fasttx.functional.attention_layouts import attention_padded as attention
-from fasttx.ops import _attention_cpu, _attention_math, _attention_reference
-from fasttx.ops.registry import backend
+from fasttx.functional.attention.layouts import attention_padded as attention
+from fasttx.functional.attention.sdpa import scaled_dot_product_attention
+from fasttx.ops.attention import composed as attention_composed
+from fasttx.ops.attention import reference as attention_reference
+from fasttx.ops.attention.cpu import dispatch as attention_cpu
+from fasttx.ops.backends import backend
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROWS, KEYS, HEADS = 9, 11, 2
@@ -56,7 +58,7 @@ class Triton:
 
 
 MODULES = {
-    "cpu": _attention_cpu, "math": _attention_math, "reference": _attention_reference, "triton": Triton,
+    "cpu": attention_cpu, "math": attention_composed, "reference": attention_reference, "triton": Triton,
 }  # fmt: skip
 
 
@@ -102,7 +104,7 @@ def test_a_large_negative_number_shared_by_a_row_changes_nothing(
     """A softmax does not depend on a constant: only the lowest number of a dtype, and what is below -1e30, hides."""
     qkv, rest = make(torch.float32, 0.0, (-1, -1), False, False)
     out = MODULES[module].forward(*qkv, torch.full((1, 1, ROWS, KEYS), value, dtype=bias_dtype), *rest)[0]
-    wanted = _attention_reference.forward(*qkv, None, *rest)[0]
+    wanted = attention_reference.forward(*qkv, None, *rest)[0]
     assert float((out - wanted).abs().max()) < 0.02  # fp32 resolves scores of -6e4 to 0.004
 
 
@@ -155,7 +157,7 @@ def test_a_mask_that_learns_hides_too() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_visible_weights_agree_with_attention(dtype: torch.dtype) -> None:
     """With output_attentions the model layer takes another way; a row that sees nothing is zeros there too."""
-    from fasttx.models.hf_attention import fasttx_attention
+    from fasttx.models.attention.interface import fasttx_attention
 
     q, k, v = (torch.randn(2, HEADS, n, 16).to(dtype) for n in (ROWS, KEYS, KEYS))
     module, mask = torch.nn.Module(), lowest(seen("full"), dtype)

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from fasttx.ops import _attention_chunks, _attention_cpu, _attention_math, _attention_reference
-from fasttx.ops._attention_checks import check_bwd, check_fwd
-from fasttx.ops._philox import attention_keep, dropout_threshold
-from fasttx.ops.attention import ATTENTION, visible_pairs
-from fasttx.ops.registry import backend
+from fasttx.ops.attention import composed as attention_composed
+from fasttx.ops.attention import reference as attention_reference
+from fasttx.ops.attention.checks import check_bwd, check_fwd
+from fasttx.ops.attention.cpu import chunks as attention_chunks
+from fasttx.ops.attention.cpu import dispatch as attention_cpu
+from fasttx.ops.attention.op import ATTENTION, visible_pairs
+from fasttx.ops.backends import backend
+from fasttx.ops.dropout.attention import attention_keep, dropout_threshold
 from fasttx.testing import assert_as_accurate
 
 NAMES = ("out", "softmax_lse", "dq", "dk", "dv")
@@ -92,15 +95,15 @@ def results(module: Any, args: tuple[Any, ...], dout: torch.Tensor) -> tuple[tor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("module", [_attention_cpu, _attention_math], ids=["cpu", "math"])
+@pytest.mark.parametrize("module", [attention_cpu, attention_composed], ids=["cpu", "math"])
 @pytest.mark.parametrize("case", CASES)
 def test_composition_against_float64(case: str, module: Any, dtype: torch.dtype) -> None:
     args = make(dtype=dtype, **CASES[case])
     dout = torch.randn(*args[0].shape[:-1], args[2].shape[-1]).to(dtype)
-    refs = results(_attention_reference, args, dout)
-    plain = results(_attention_math, args, dout)  # PyTorch's operators in fp32, rounded once: the stricter bar
+    refs = results(attention_reference, args, dout)
+    plain = results(attention_composed, args, dout)  # PyTorch's operators in fp32, rounded once: the stricter bar
     for name, got, same, ref in zip(NAMES, results(module, args, dout), plain, refs, strict=True):
-        if dtype is not torch.float32 and module is _attention_cpu:  # PyTorch's kernel multiplies in `dtype`
+        if dtype is not torch.float32 and module is attention_cpu:  # PyTorch's kernel multiplies in `dtype`
             scale = float(ref.nan_to_num(neginf=0.0).abs().max().clamp(min=1.0)) if ref.numel() else 1.0
             same = torch.where(ref.isfinite(), ref + scale * torch.finfo(dtype).eps, ref).to(got.dtype)
         assert_as_accurate(got, same.to(got.dtype), ref, f"{case} {name}")
@@ -110,8 +113,8 @@ def test_composition_against_float64(case: str, module: Any, dtype: torch.dtype)
 def test_exact_dropout_of_the_device_composition(case: str) -> None:
     args = make(p=0.3, **CASES[case])
     dout = torch.randn(*args[0].shape[:-1], args[2].shape[-1])
-    same = results(_attention_math, args, dout)
-    for name, got, ref in zip(NAMES, same, results(_attention_reference, args, dout), strict=True):
+    same = results(attention_composed, args, dout)
+    for name, got, ref in zip(NAMES, same, results(attention_reference, args, dout), strict=True):
         assert_as_accurate(got, ref.to(got.dtype), ref, name)
 
 
@@ -119,10 +122,10 @@ def test_exact_dropout_of_the_device_composition(case: str) -> None:
 def test_reference_gradients_are_those_of_autograd(case: str) -> None:
     args = make(p=0.25, **CASES[case])
     q, k, v = (x.double().requires_grad_() for x in args[:3])
-    out, lse = _attention_reference.forward(q, k, v, *args[3:])
+    out, lse = attention_reference.forward(q, k, v, *args[3:])
     dout = torch.randn_like(out)
     wanted = torch.autograd.grad(out, (q, k, v), dout)
-    got = _attention_reference.backward(dout, q, k, v, out, lse, *args[3:], False)
+    got = attention_reference.backward(dout, q, k, v, out, lse, *args[3:], False)
     for g, w in zip(got, wanted, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-11, atol=1e-11)
 
@@ -173,13 +176,13 @@ def test_cpu_dropout_drops_p_hat_and_backward_draws_the_same_mask() -> None:
     v = (
         torch.eye(48).view(1, 48, 1, 48).expand(2, 48, 2, 48).contiguous()
     )  # out shows the dropped probabilities themselves
-    out, lse = _attention_cpu.forward(q, k, v, *rest)
-    probabilities, _ = _attention_reference.forward(q, k, v, *rest[:4], None, *rest[5:8], 0.0, *rest[9:])
+    out, lse = attention_cpu.forward(q, k, v, *rest)
+    probabilities, _ = attention_reference.forward(q, k, v, *rest[:4], None, *rest[5:8], 0.0, *rest[9:])
     factor = torch.where(out == 0, 0.0, out / probabilities)
     torch.testing.assert_close(factor[out != 0], torch.full_like(factor[out != 0], 1 / (1 - p)), rtol=1e-4, atol=1e-4)
     assert abs(float((out == 0).double().mean()) - p) < 4 * (p * (1 - p) / out.numel()) ** 0.5
     dout = torch.randn_like(out)
-    _, _, dv = _attention_cpu.backward(dout, q, k, v, out, lse, *rest, False)
+    _, _, dv = attention_cpu.backward(dout, q, k, v, out, lse, *rest, False)
     torch.testing.assert_close(dv, torch.einsum("bqhk,bqhd->bkhd", out, dout), rtol=1e-4, atol=1e-4)
 
 
@@ -189,11 +192,11 @@ def test_cpu_dropout_drops_p_hat_and_backward_draws_the_same_mask() -> None:
 @pytest.mark.parametrize("chunk", [1, 1 << 10, 1 << 20], ids=["head", "heads", "sequences"])
 def test_cpu_dropout_gradients(case: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a given mask the output is linear in v and the gradient exact: compared with differences in float32."""
-    monkeypatch.setattr(_attention_chunks, "CHUNK", chunk)
+    monkeypatch.setattr(attention_chunks, "CHUNK", chunk)
     q, k, v, *rest = make(p=0.2, **CASES[case])
-    out, lse = _attention_cpu.forward(q, k, v, *rest)
+    out, lse = attention_cpu.forward(q, k, v, *rest)
     dout = torch.randn_like(out)
-    grads = _attention_cpu.backward(dout, q, k, v, out, lse, *rest, False)
+    grads = attention_cpu.backward(dout, q, k, v, out, lse, *rest, False)
     inputs = [q, k, v]
     for n, grad in enumerate(grads):
         step = torch.randn_like(inputs[n]) * 1e-2
@@ -201,7 +204,7 @@ def test_cpu_dropout_gradients(case: str, chunk: int, monkeypatch: pytest.Monkey
         for sign in (1, -1):
             moved = list(inputs)
             moved[n] = inputs[n] + sign * step
-            values.append(float((_attention_cpu.forward(*moved, *rest)[0].double() * dout).sum()))
+            values.append(float((attention_cpu.forward(*moved, *rest)[0].double() * dout).sum()))
         expected = (values[0] - values[1]) / 2
         assert float((grad.double() * step).sum()) == pytest.approx(expected, rel=2e-2, abs=2e-3), NAMES[2 + n]
 
@@ -212,7 +215,7 @@ def test_cpu_ignores_what_is_masked() -> None:
     for x in poisoned[1:]:
         x[0, 5:], x[1, 9:] = float("nan"), float("nan")
     dout = torch.randn(args[0].shape)
-    for module in (_attention_cpu, _attention_math):
+    for module in (attention_cpu, attention_composed):
         for got, clean in zip(results(module, (*poisoned, *args[3:]), dout), results(module, args, dout), strict=True):
             torch.testing.assert_close(got, clean, rtol=0, atol=0)
 
@@ -361,8 +364,8 @@ def test_triton_through_the_op(case: str, p: float, device: torch.device) -> Non
     """The op finds the launchers and they agree with the reference, dropout bit for bit."""
     pytest.importorskip("triton")
     args = tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in make(p=p, **CASES[case]))
-    refs = results(_attention_reference, args, dout := torch.randn_like(args[0]))
-    same = results(_attention_math, args, dout)
+    refs = results(attention_reference, args, dout := torch.randn_like(args[0]))
+    same = results(attention_composed, args, dout)
     with backend("triton"):
         out, lse = torch.ops.fasttx.attention_fwd(*args, "triton")
         grads = torch.ops.fasttx.attention_bwd(dout, *args[:3], out, lse, *args[3:], True, "triton")

@@ -8,9 +8,19 @@ import pytest
 import torch
 from ops.test_attention_op import NAMES, cu, results
 
-from fasttx.ops import _attention_chunks, _attention_cpu, _attention_math, _attention_packed, _attention_reference
-from fasttx.ops._attention_packed import Lengths, _groups, packed_lengths
-from fasttx.ops._attention_parts import Call
+from fasttx.ops.attention import composed as attention_composed
+from fasttx.ops.attention import reference as attention_reference
+from fasttx.ops.attention.cpu import (
+    chunks as attention_chunks,
+)
+from fasttx.ops.attention.cpu import (
+    dispatch as attention_cpu,
+)
+from fasttx.ops.attention.cpu import (
+    packed as attention_packed,
+)
+from fasttx.ops.attention.cpu.packed import Lengths, _groups, packed_lengths
+from fasttx.ops.attention.cpu.parts import Call
 from fasttx.testing import assert_as_accurate
 
 # runs at the start, amid and at the end; sequences without tokens; one that fits into no group
@@ -32,7 +42,7 @@ def make(
 @pytest.fixture(params=[1, 1 << 10, 1 << 20], ids=["alone", "few", "many"])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many scores a group may have."""
-    monkeypatch.setattr(_attention_chunks, "CHUNK", request.param)
+    monkeypatch.setattr(attention_chunks, "CHUNK", request.param)
     return int(request.param)
 
 
@@ -53,9 +63,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 def test_against_float64(shape: str, dv: int, dtype: torch.dtype) -> None:
     args = make(dv=dv, dtype=dtype, **SHAPES[shape])
     dout = torch.randn(*args[0].shape[:-1], dv).to(dtype)
-    refs = results(_attention_reference, args, dout)
-    plain = results(_attention_math, args, dout)
-    for name, got, same, ref in zip(NAMES, results(_attention_cpu, args, dout), plain, refs, strict=True):
+    refs = results(attention_reference, args, dout)
+    plain = results(attention_composed, args, dout)
+    for name, got, same, ref in zip(NAMES, results(attention_cpu, args, dout), plain, refs, strict=True):
         if dtype is not torch.float32:  # PyTorch's flash kernel multiplies in `dtype`
             scale = float(ref.nan_to_num(neginf=0.0).abs().max().clamp(min=1.0)) if ref.numel() else 1.0
             same = torch.where(ref.isfinite(), ref + scale * torch.finfo(dtype).eps, ref).to(got.dtype)
@@ -71,8 +81,8 @@ def test_dropout_and_its_gradients(shape: str) -> None:
     group = q.shape[1] // k.shape[1]
     position = torch.cat([torch.arange(n) for n in rest[3].diff().tolist()])
     one_hot = torch.nn.functional.one_hot(position, keys).float()[:, None].expand(-1, k.shape[1], -1).contiguous()
-    dropped, lse = _attention_cpu.forward(q, k, one_hot, *rest)
-    whole, _ = _attention_reference.forward(q, k, one_hot, *rest[:4], None, *rest[5:7], 0.3, 0.0, *rest[9:])
+    dropped, lse = attention_cpu.forward(q, k, one_hot, *rest)
+    whole, _ = attention_reference.forward(q, k, one_hot, *rest[:4], None, *rest[5:7], 0.3, 0.0, *rest[9:])
     factor = torch.where(whole > 0, dropped / whole.float(), 0.0)  # (total, heads, keys)
     kept = factor > 0
     assert torch.allclose(factor[kept], torch.tensor(1 / (1 - p)), rtol=1e-4)
@@ -92,9 +102,9 @@ def test_dropout_and_its_gradients(shape: str) -> None:
         outs.append(torch.einsum("qhk,khd->qhd", s.softmax(-1) * factor[rows, :, : len(k1)].double(), v1))
     wanted = torch.cat(outs)
     dout = torch.randn(wanted.shape)
-    out, lse = _attention_cpu.forward(q, k, v, *rest)
+    out, lse = attention_cpu.forward(q, k, v, *rest)
     torch.testing.assert_close(out, wanted.float(), rtol=1e-4, atol=1e-5)
-    found = _attention_cpu.backward(dout, q, k, v, out, lse, *rest, False)
+    found = attention_cpu.backward(dout, q, k, v, out, lse, *rest, False)
     for name, x, y in zip(NAMES[2:], found, torch.autograd.grad(wanted, given, dout.double()), strict=True):
         torch.testing.assert_close(x, y.float(), rtol=1e-3, atol=1e-5, msg=name)
 
@@ -136,10 +146,10 @@ def test_a_sequence_without_rows_or_keys_is_written_too(
     """Out and gradients are zeros there, not what their memory held before."""
     args = make(len_q, len_k, dv=dv)
     dout = torch.randn(*args[0].shape[:-1], dv)
-    refs = results(_attention_reference, args, dout)
+    refs = results(attention_reference, args, dout)
     new = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **kw: new(*a, **kw).fill_(99))
-    for name, got, ref in zip(NAMES, results(_attention_cpu, args, dout), refs, strict=True):
+    for name, got, ref in zip(NAMES, results(attention_cpu, args, dout), refs, strict=True):
         torch.testing.assert_close(got, ref.to(got.dtype), rtol=1e-4, atol=1e-5, msg=name)
 
 
@@ -162,8 +172,8 @@ GROUPS: dict[str, tuple[Any, ...]] = {  # (lengths of q, of k), heads, head_dim,
 def test_groups(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many sequences share their products: by the scores of a group, and by the padding that one more brings."""
     (len_q, len_k), heads, head_dim, padding, chunk, want = GROUPS[name]
-    monkeypatch.setattr(_attention_packed, "_PADDING", padding)
-    monkeypatch.setattr(_attention_chunks, "CHUNK", chunk)
+    monkeypatch.setattr(attention_packed, "_PADDING", padding)
+    monkeypatch.setattr(attention_chunks, "CHUNK", chunk)
     q = torch.empty(sum(len_q), heads, head_dim)
     found = list(_groups(q, Lengths(list(len_q), list(len_k), False)))
     assert [rows.shape for rows, _, _ in found] == [(len(group), max(group)) for group in want]
@@ -175,18 +185,18 @@ def test_groups(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_equal_neighbours_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    real = _attention_packed.FLASH
-    monkeypatch.setattr(_attention_packed, "FLASH", lambda *a, **kw: calls.append(a[0].shape) or real(*a, **kw))
-    _attention_cpu.forward(*make((5, 5, 9, 3, 3), (5, 5, 9, 3, 3)))
+    real = attention_packed.FLASH
+    monkeypatch.setattr(attention_packed, "FLASH", lambda *a, **kw: calls.append(a[0].shape) or real(*a, **kw))
+    attention_cpu.forward(*make((5, 5, 9, 3, 3), (5, 5, 9, 3, 3)))
     assert calls == [(2, 4, 5, 16), (1, 4, 9, 16), (2, 4, 3, 16)]
 
 
 def test_short_sequences_share_their_products(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = []
-    real = _attention_chunks.Chunks.forward
+    real = attention_chunks.Chunks.forward
     monkeypatch.setattr(
-        _attention_chunks.Chunks, "forward", lambda self, part, *a: parts.append(a[0].shape[0]) or real(self, part, *a)
+        attention_chunks.Chunks, "forward", lambda self, part, *a: parts.append(a[0].shape[0]) or real(self, part, *a)
     )
     lengths = (20, 3, 400, 21, 4, 22)
-    _attention_cpu.forward(*make(lengths, lengths, p=0.1))
+    attention_cpu.forward(*make(lengths, lengths, p=0.1))
     assert sum(parts) == len(lengths) and len(parts) <= 3 and parts[0] == 1, parts

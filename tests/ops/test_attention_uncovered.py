@@ -12,7 +12,8 @@ from ops.test_attention_kernels import BF16, F32, PACKED, use_tile
 import fasttx
 import fasttx.functional as F
 from fasttx.kernels.attention_config import Config
-from fasttx.ops import _attention_math, _attention_reference
+from fasttx.ops.attention import composed as attention_composed
+from fasttx.ops.attention import reference as attention_reference
 
 NAMES = ("out", "softmax_lse", "dq", "dk", "dv")
 TAIL = (40, 9)  # tokens of no sequence in q (more than a tile of 32) and in k
@@ -106,10 +107,10 @@ def test_tokens_of_no_sequence_in_the_compositions(options: dict[str, Any], dtyp
     q, k, v, dout, args = packed(torch.device("cpu"), dtype=dtype, **options)
     out, lse = torch.ops.fasttx.attention_fwd(q, k, v, *args, "torch")
     grads = torch.ops.fasttx.attention_bwd(dout, q, k, v, out, lse, *args, False, "torch")
-    ref_out, ref_lse = _attention_reference.forward(q, k, v, *args)
-    refs = (ref_out, ref_lse, *_attention_reference.backward(dout, q, k, v, out, lse, *args, False))
-    out2, lse2 = _attention_math.forward(q, k, v, *args)
-    others = (out2, lse2, *_attention_math.backward(dout, q, k, v, out2, lse2, *args, False))
+    ref_out, ref_lse = attention_reference.forward(q, k, v, *args)
+    refs = (ref_out, ref_lse, *attention_reference.backward(dout, q, k, v, out, lse, *args, False))
+    out2, lse2 = attention_composed.forward(q, k, v, *args)
+    others = (out2, lse2, *attention_composed.backward(dout, q, k, v, out2, lse2, *args, False))
     for results in ((out, lse, *grads), others, refs):
         expect_nothing_after(list(results), n_q, n_k)
     tolerance = 1e-4 if dtype is F32 else 3e-2
@@ -128,8 +129,8 @@ def test_no_token_has_a_sequence_in_the_compositions(module: str, starts: list[i
         out, lse = torch.ops.fasttx.attention_fwd(q, k, v, *args, "torch")
         grads = torch.ops.fasttx.attention_bwd(dout, q, k, v, out, lse, *args, False, "torch")
     else:
-        out, lse = _attention_math.forward(q, k, v, *args)
-        grads = _attention_math.backward(dout, q, k, v, out, lse, *args, False)
+        out, lse = attention_composed.forward(q, k, v, *args)
+        grads = attention_composed.backward(dout, q, k, v, out, lse, *args, False)
     expect_nothing_after([out, lse, *grads], 0, 0)
     assert all(grad.shape == x.shape for grad, x in zip(grads, (q, k, v), strict=True))
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fasttx.ops import _bias_gelu_cuda, _row_dropout
-from fasttx.ops import bias_gelu as op
-from fasttx.ops.registry import LAUNCHES, BackendError
+from fasttx.ops.backends import BackendError
+from fasttx.ops.bias_gelu import cuda as bias_gelu_cuda
+from fasttx.ops.bias_gelu import op
+from fasttx.ops.dropout import rows as row_dropout
+from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -52,11 +54,11 @@ def factor_of(backend, x, row_index, rng_state, p):
     if rng_state is None:
         return None
     if backend == "torch" and row_index is None:
-        keep = _row_dropout.drawn_keep(rng_state, x.shape, 3, p)
+        keep = row_dropout.drawn_keep(rng_state, x.shape, 3, p)
     else:
         rows = np.arange(x.shape[:-1].numel()) if row_index is None else row_index.cpu().numpy().astype(np.int64)
-        keep = torch.from_numpy(numpy_keep(SEED, OFFSET, rows, x.shape[-1], 3, _row_dropout.threshold(p)))
-    return keep.reshape(x.shape).to(x.device).double() * _row_dropout.keep_scale(p)
+        keep = torch.from_numpy(numpy_keep(SEED, OFFSET, rows, x.shape[-1], 3, row_dropout.threshold(p)))
+    return keep.reshape(x.shape).to(x.device).double() * row_dropout.keep_scale(p)
 
 
 def hold(backend, x, bias=None, p=0.0, tanh=False, row_index=None, dout=None):
@@ -134,12 +136,12 @@ def test_more_programs_than_one_tile_of_the_second_kernel(device, monkeypatch):
 @pytest.mark.parametrize("n_cols, group", [(300, 4), (16, 64), (40, 16)])
 def test_a_block_takes_several_tiles(device, monkeypatch, n_cols, group):
     """As above in CUDA C++: `group` rows of 256, 16 and 64 columns are one pass of a block."""
-    monkeypatch.setattr(_bias_gelu_cuda, "PROGRAMS", 5)
+    monkeypatch.setattr(bias_gelu_cuda, "PROGRAMS", 5)
     x, bias = tensors_for(5 * group + 3, n_cols, FP32, device)
     hold("cuda", x, bias, 0.1)
-    monkeypatch.setattr(_bias_gelu_cuda, "PROGRAMS", 1)  # fewer than there are tiles in a row of 300
+    monkeypatch.setattr(bias_gelu_cuda, "PROGRAMS", 1)  # fewer than there are tiles in a row of 300
     hold("cuda", x, bias)
-    monkeypatch.setattr(_bias_gelu_cuda, "PROGRAMS", 21)  # more than a warp each of the second kernel
+    monkeypatch.setattr(bias_gelu_cuda, "PROGRAMS", 21)  # more than a warp each of the second kernel
     hold("cuda", x, bias)
 
 
@@ -154,9 +156,9 @@ def test_plain_gelu_runs_over_all_elements_as_rows_of_the_tile(device):
         hold(backend, x, dout=x.flip(0))
         hold(backend, gaps, dout=x)
         hold(backend, x, dout=gaps)
-    assert [t.shape[1] for t in _bias_gelu_cuda._in_rows(True, x, x)] == [256, 256]
-    assert [t.shape[1] for t in _bias_gelu_cuda._in_rows(True, x, gaps)] == [12, 12]
-    assert [t.shape[1] for t in _bias_gelu_cuda._in_rows(False, x)] == [12]
+    assert [t.shape[1] for t in bias_gelu_cuda._in_rows(True, x, x)] == [256, 256]
+    assert [t.shape[1] for t in bias_gelu_cuda._in_rows(True, x, gaps)] == [12, 12]
+    assert [t.shape[1] for t in bias_gelu_cuda._in_rows(False, x)] == [12]
 
 
 def test_the_configuration_is_a_function_of_the_width():

@@ -12,12 +12,12 @@ from ops.guard_bytes import surrounded
 from ops.test_bias_gelu import DTYPES, FP32, NAN, WRITTEN, each_backend, each_written, hold, state_on, tensors_for
 
 from fasttx.kernels import bias_gelu as kernels
-from fasttx.ops import _bias_gelu_cuda
+from fasttx.ops.bias_gelu import cuda as bias_gelu_cuda
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's: exponentials of infinities
 
 
-@pytest.mark.parametrize("kernels", [kernels, _bias_gelu_cuda], ids=WRITTEN)
+@pytest.mark.parametrize("kernels", [kernels, bias_gelu_cuda], ids=WRITTEN)
 @pytest.mark.parametrize("n_cols", [13, 257])
 @pytest.mark.parametrize("p", [0.0, 0.5])
 def test_nothing_outside_of_the_tensors_is_read_or_written(device, kernels, n_cols, p):

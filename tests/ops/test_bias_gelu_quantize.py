@@ -9,9 +9,10 @@ import torch
 from ops.guard_bytes import GUARD, surrounded
 from torch import Tensor
 
-from fasttx.ops.bias_gelu_quantize import BIAS_GELU_QUANTIZE
-from fasttx.ops.quantize_per_token import MAX_COLS
-from fasttx.ops.registry import LAUNCHES, BackendError, _resolve
+from fasttx.ops.backends import BackendError
+from fasttx.ops.bias_gelu_quantize.op import BIAS_GELU_QUANTIZE
+from fasttx.ops.quantize_per_token.op import MAX_COLS
+from fasttx.ops.registry import LAUNCHES, _resolve
 from fasttx.testing import assert_as_accurate
 
 ops = torch.ops.fasttx

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fasttx.ops import _binary_cross_entropy_cuda
-from fasttx.ops.arguments import MEAN, NONE, SUM
-from fasttx.ops.binary_cross_entropy import BINARY_CROSS_ENTROPY
+from fasttx.ops.binary_cross_entropy import cuda as binary_cross_entropy_cuda
+from fasttx.ops.binary_cross_entropy.op import BINARY_CROSS_ENTROPY
+from fasttx.ops.checks import MEAN, NONE, SUM
 from fasttx.ops.registry import LAUNCHES, _resolve
 from fasttx.testing import assert_as_accurate, error
 
@@ -151,7 +151,7 @@ def test_strided_inputs_are_left_alone(written: str, device: torch.device) -> No
 def test_a_long_period_is_spread_out(numel: int, period: int) -> None:
     """In CUDA C++ positions within a period, times the elements of a tile, are counted in 32 bits."""
     x, weight = torch.empty(2, numel, device="meta"), torch.empty(1, numel, device="meta")
-    repeated, found = _binary_cross_entropy_cuda._repeated(weight, x)
+    repeated, found = binary_cross_entropy_cuda._repeated(weight, x)
     assert repeated is not None and repeated.numel() == found == period
 
 

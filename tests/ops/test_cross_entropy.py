@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fasttx.ops import _cross_entropy_composition
-from fasttx.ops.arguments import MEAN, NONE, SUM
-from fasttx.ops.cross_entropy import CROSS_ENTROPY
+from fasttx.ops.checks import MEAN, NONE, SUM
+from fasttx.ops.cross_entropy import composed as cross_entropy_composed
+from fasttx.ops.cross_entropy.op import CROSS_ENTROPY
 from fasttx.ops.registry import LAUNCHES, _resolve
 from fasttx.testing import assert_as_accurate, error
 
@@ -42,7 +42,7 @@ IDS = [f"{n}x{c}" for n, c in SHAPES]
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The composition twice: from torch's pair of kernels, as for every size below, and as for larger ones."""
     if request.param == "torch in chunks":
-        monkeypatch.setattr(_cross_entropy_composition, "CHUNK", 0)
+        monkeypatch.setattr(cross_entropy_composed, "CHUNK", 0)
     return request.param.split()[0]
 
 
@@ -276,7 +276,7 @@ def test_index_out_of_range_is_an_error_or_nan(
         for reduction, dloss in ((NONE, torch.ones(3)), (MEAN, one)):  # torch's own kernel would write outside
             with pytest.raises(IndexError, match=f"Target {bad} is out of bounds."):
                 bwd(dloss, logits, target, weight, torch.ones(3), one, -100, 0.0, reduction, "torch")
-    monkeypatch.setattr(_cross_entropy_composition, "CHUNK", 0)  # the composition of every other device
+    monkeypatch.setattr(cross_entropy_composed, "CHUNK", 0)  # the composition of every other device
     for options in ((-100, 0.0, NONE), (-100, 0.1, MEAN)):
         outs = CROSS_ENTROPY.fwd.fake(logits, target, weight, *options)
         cross_entropy_fwd(*outs, logits, target, weight, *options)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from ops.test_cross_entropy import fwd, make
 
-from fasttx.ops.arguments import MEAN
-from fasttx.ops.cross_entropy import CROSS_ENTROPY
+from fasttx.ops.checks import MEAN
+from fasttx.ops.cross_entropy.op import CROSS_ENTROPY
 
 
 def test_gradient_of_the_reference() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fasttx.ops import _cross_entropy_composition as composition
-from fasttx.ops.arguments import FEW, NONE, REDUCTIONS, check_target_values
-from fasttx.ops.cross_entropy import CROSS_ENTROPY
+from fasttx.ops.checks import FEW, NONE, REDUCTIONS, check_target_values
+from fasttx.ops.cross_entropy import composed
+from fasttx.ops.cross_entropy.op import CROSS_ENTROPY
 
 
 def test_small_composition_equals_the_one_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,9 +30,9 @@ def test_small_composition_equals_the_one_in_chunks(monkeypatch: pytest.MonkeyPa
                     args = (logits, t, weight, -100, 0.0, reduction)
                     dloss = torch.ones(()).expand(rows) if reduction == NONE else torch.ones(())
                     found = []
-                    for chunk in (composition.CHUNK, 0):
+                    for chunk in (composed.CHUNK, 0):
                         with monkeypatch.context() as patch:
-                            patch.setattr(composition, "CHUNK", chunk)
+                            patch.setattr(composed, "CHUNK", chunk)
                             outs = CROSS_ENTROPY.fwd.torch(*args)
                             back = (dloss, *args[:3], *outs[1:], *args[3:])
                             found.append((*outs, CROSS_ENTROPY.bwd.torch(*back)))

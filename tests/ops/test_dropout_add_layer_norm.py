@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
-from fasttx.ops import _dropout_add_layer_norm_cuda, _row_dropout
-from fasttx.ops import dropout_add_layer_norm as op
-from fasttx.ops.registry import LAUNCHES, BackendError
+from fasttx.ops.backends import BackendError
+from fasttx.ops.dropout import rows as row_dropout
+from fasttx.ops.dropout_add_layer_norm import cuda as dropout_add_layer_norm_cuda
+from fasttx.ops.dropout_add_layer_norm import op
+from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -57,11 +59,11 @@ def factor_of(backend, x, row_index, rng_state, p):
     if rng_state is None:
         return None
     if backend == "torch" and row_index is None:
-        keep = _row_dropout.drawn_keep(rng_state, x.shape, 1, p)
+        keep = row_dropout.drawn_keep(rng_state, x.shape, 1, p)
     else:
         rows = np.arange(x.shape[:-1].numel()) if row_index is None else row_index.cpu().numpy().astype(np.int64)
-        keep = torch.from_numpy(numpy_keep(SEED, OFFSET, rows, x.shape[-1], 1, _row_dropout.threshold(p)))
-    return keep.reshape(x.shape).to(x.device).double() * _row_dropout.keep_scale(p)
+        keep = torch.from_numpy(numpy_keep(SEED, OFFSET, rows, x.shape[-1], 1, row_dropout.threshold(p)))
+    return keep.reshape(x.shape).to(x.device).double() * row_dropout.keep_scale(p)
 
 
 def hold(backend, x, residual=None, weight=None, bias=None, p=0.0, eps=1e-5, row_index=None, dout=None, dtype=None):
@@ -140,11 +142,11 @@ def test_a_program_takes_several_tiles(device, monkeypatch, n_cols, tile):
 @pytest.mark.parametrize("n_cols, programs", [(40, 3), (768, 2), (1030, 5)])
 def test_a_block_takes_several_rows(device, monkeypatch, n_cols, programs):
     """As above in CUDA C++: of a warp a row, four rows a block, and of one row a block."""
-    monkeypatch.setattr(_dropout_add_layer_norm_cuda, "PROGRAMS", programs)
+    monkeypatch.setattr(dropout_add_layer_norm_cuda, "PROGRAMS", programs)
     x, residual, weight, bias = tensors_for(13, n_cols, FP32, device)
     hold("cuda", x, residual, weight, bias, 0.1)
     hold("cuda", x, residual, None, bias)
-    monkeypatch.setattr(_dropout_add_layer_norm_cuda, "PROGRAMS", 11)  # more than a warp each of the second kernel
+    monkeypatch.setattr(dropout_add_layer_norm_cuda, "PROGRAMS", 11)  # more than a warp each of the second kernel
     hold("cuda", x[:, :37], residual[:, :37], weight[:37], None)
 
 

@@ -12,12 +12,12 @@ from ops.guard_bytes import surrounded
 from ops.test_dropout_add_layer_norm import BACKENDS, DTYPES, FP32, NAN, WRITTEN, hold, state_on, tensors_for
 
 from fasttx.kernels import dropout_add_layer_norm as kernels
-from fasttx.ops import _dropout_add_layer_norm_cuda
+from fasttx.ops.dropout_add_layer_norm import cuda as dropout_add_layer_norm_cuda
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in rows beyond the tensor
 
 
-@pytest.mark.parametrize("kernels", [kernels, _dropout_add_layer_norm_cuda], ids=WRITTEN)
+@pytest.mark.parametrize("kernels", [kernels, dropout_add_layer_norm_cuda], ids=WRITTEN)
 @pytest.mark.parametrize("n_cols", [13, 768, 1025])
 @pytest.mark.parametrize("p", [0.0, 0.5])
 def test_nothing_outside_of_the_tensors_is_read_or_written(device, kernels, n_cols, p):

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from ops.guard_bytes import surrounded
 from ops.test_row_dropout import numpy_keep
 
-from fasttx.ops import _embedding_layer_norm_cuda, _row_dropout
-from fasttx.ops import embedding_layer_norm as op
-from fasttx.ops._embedding_layer_norm_composition import sum_dtype, table_gradient
-from fasttx.ops.registry import LAUNCHES, BackendError
+from fasttx.ops.backends import BackendError
+from fasttx.ops.dropout import rows as row_dropout
+from fasttx.ops.embedding_layer_norm import cuda as embedding_layer_norm_cuda
+from fasttx.ops.embedding_layer_norm import op
+from fasttx.ops.embedding_layer_norm.composed import sum_dtype, table_gradient
+from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -63,11 +65,11 @@ def factor_of(backend, n_rows, n_cols, row_index, rng_state, p):
     if rng_state is None:
         return None
     if backend == "torch" and row_index is None:
-        keep = _row_dropout.drawn_keep(rng_state, torch.Size((n_rows, n_cols)), TAG, p)
+        keep = row_dropout.drawn_keep(rng_state, torch.Size((n_rows, n_cols)), TAG, p)
     else:
         rows = np.arange(n_rows) if row_index is None else row_index.cpu().numpy().astype(np.int64)
-        keep = torch.from_numpy(numpy_keep(SEED, OFFSET, rows, n_cols, TAG, _row_dropout.threshold(p)))
-    return keep.to(rng_state.device).double() * _row_dropout.keep_scale(p)
+        keep = torch.from_numpy(numpy_keep(SEED, OFFSET, rows, n_cols, TAG, row_dropout.threshold(p)))
+    return keep.to(rng_state.device).double() * row_dropout.keep_scale(p)
 
 
 def hold(backend, ids, tensors, p=0.0, eps=1e-5, row_index=None, dout=None, dtype=None):
@@ -149,11 +151,11 @@ def test_a_program_takes_several_tiles(device, monkeypatch, n_cols, n_rows, prog
 @pytest.mark.parametrize("n_cols, programs", [(40, 3), (600, 2), (1030, 5)])
 def test_a_block_takes_several_rows(device, monkeypatch, n_cols, programs):
     """As above in CUDA C++: of a warp a row, four rows a block, and of one row a block."""
-    monkeypatch.setattr(_embedding_layer_norm_cuda, "PROGRAMS", programs)
+    monkeypatch.setattr(embedding_layer_norm_cuda, "PROGRAMS", programs)
     ids, tensors = case(13, n_cols, device)
     hold("cuda", ids, tensors, 0.1)
     hold("cuda", ids, [*tensors[:3], None, tensors[4]])
-    monkeypatch.setattr(_embedding_layer_norm_cuda, "PROGRAMS", 11)  # more than a warp each of the second kernel
+    monkeypatch.setattr(embedding_layer_norm_cuda, "PROGRAMS", 11)  # more than a warp each of the second kernel
     hold("cuda", ids, [*tensors[:4], None])
 
 
@@ -306,7 +308,7 @@ def test_numbered_rows_drop_the_same_packed_and_padded(device, backend, index_dt
 # --------------------------------------------------------------------------------------------------- memory, bits
 
 
-@pytest.mark.parametrize("kernels", [kernels, _embedding_layer_norm_cuda], ids=WRITTEN)
+@pytest.mark.parametrize("kernels", [kernels, embedding_layer_norm_cuda], ids=WRITTEN)
 @pytest.mark.parametrize("n_cols", [13, 768, 1025])
 @pytest.mark.parametrize("p", [0.0, 0.5])
 def test_nothing_outside_of_the_tensors_is_read_or_written(device, kernels, n_cols, p):

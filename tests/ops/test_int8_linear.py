@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttx.ops import _int8_linear_composition as composition
-from fasttx.ops.int8_linear import INT8_LINEAR, MAX_IN_FEATURES
+from fasttx.ops.int8_linear import composed
+from fasttx.ops.int8_linear.op import INT8_LINEAR, MAX_IN_FEATURES
 from fasttx.testing import assert_as_accurate
 
 op = torch.ops.fasttx.int8_linear_fwd
@@ -73,10 +73,10 @@ def test_every_way_of_the_composition_is_exact(monkeypatch: pytest.MonkeyPatch, 
     torch.set_float32_matmul_precision(precision)
     try:
         for int8_dot_products in (False, True):
-            monkeypatch.setattr(composition, "_cpu_has_int8_dot_products", lambda yes=int8_dot_products: yes)
+            monkeypatch.setattr(composed, "_cpu_has_int8_dot_products", lambda yes=int8_dot_products: yes)
             for n_in in (2050, 900):
                 want = x_q[:, :n_in].long() @ w_q[:, :n_in].long().t()
-                assert torch.equal(composition.product(x_q[:, :n_in], w_q[:, :n_in]).long(), want)
+                assert torch.equal(composed.product(x_q[:, :n_in], w_q[:, :n_in]).long(), want)
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -84,7 +84,7 @@ def test_every_way_of_the_composition_is_exact(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("n_rows, n_in, n_out", [(1, 5, 3), (17, 8, 16), (16, 8, 9), (40, 12, 8)])
 def test_padding_for_cuda(n_rows: int, n_in: int, n_out: int) -> None:
     x_q, w_q = integers(n_rows, n_in, device=torch.device("cpu")), integers(n_out, n_in, device=torch.device("cpu"))
-    x_padded, w_padded = composition._as_cuda_wants(x_q, w_q)
+    x_padded, w_padded = composed._as_cuda_wants(x_q, w_q)
     assert x_padded.shape[0] > 16 and x_padded.shape[1] % 8 == w_padded.shape[0] % 8 == 0
     found = (x_padded.long() @ w_padded.long().t())[:n_rows, :n_out]
     assert torch.equal(found, x_q.long() @ w_q.long().t())

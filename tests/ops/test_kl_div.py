@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fasttx.ops import _kl_div_cuda
-from fasttx.ops.arguments import MEAN, NONE, SUM
-from fasttx.ops.kl_div import BATCHMEAN, KL_DIV
+from fasttx.ops.checks import MEAN, NONE, SUM
+from fasttx.ops.kl_div import cuda as kl_div_cuda
+from fasttx.ops.kl_div.op import BATCHMEAN, KL_DIV
 from fasttx.ops.registry import LAUNCHES, _resolve
 from fasttx.testing import assert_as_accurate, error
 
@@ -140,7 +140,7 @@ def test_writes_stay_inside(written: str, device: torch.device) -> None:
 @pytest.mark.parametrize("partials", [1, 2, 4096])
 def test_a_block_takes_several_tiles(partials: int, device: torch.device, monkeypatch) -> None:
     """In CUDA C++ as many blocks as the workspace has room for: five tiles among one, two and five."""
-    monkeypatch.setattr(_kl_div_cuda, "PARTIALS", partials)
+    monkeypatch.setattr(kl_div_cuda, "PARTIALS", partials)
     x, target = pair((5, 1900), True, device, torch.float32)
     reason = KL_DIV.reasons(target)["cuda"]
     if reason is not None:

@@ -1,4 +1,4 @@
-"""Linear cross-entropy, kernels and composition, against float64 and against torch's linear and cross_entropy."""
+"""Linear cross-entropy, kernels and composed, against float64 and against torch's linear and cross_entropy."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fasttx.ops import _linear_cross_entropy_composition as composition
-from fasttx.ops.arguments import MEAN, NONE, SUM
-from fasttx.ops.linear_cross_entropy import LINEAR_CROSS_ENTROPY
+from fasttx.ops.checks import MEAN, NONE, SUM
+from fasttx.ops.linear_cross_entropy import composed
+from fasttx.ops.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate, error
 
@@ -46,7 +46,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 def cut_into(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     from fasttx.kernels import linear_cross_entropy as kernels
 
-    for module in (kernels, composition):
+    for module in (kernels, composed):
         monkeypatch.setattr(module, "rows_at_a_time", lambda n_rows, n_cols, itemsize: min(rows, n_rows))
 
 
@@ -268,9 +268,9 @@ def test_chunks_are_bounded_and_even() -> None:
     assert kernels.rows_at_a_time(2100, 30522, 2) == 2100  # no second chunk below the bound
     assert kernels.rows_at_a_time(5000, 30522, 2) == 1792  # thirds of 1,667 rows, up to a multiple of 128
     assert kernels.rows_at_a_time(4096, 250002, 2) == kernels.LEAST_ROWS
-    assert composition.rows_at_a_time(600, 30522, 4) == 300
-    assert composition.rows_at_a_time(1000, 250002, 4) == 125
-    for module in (kernels, composition):
+    assert composed.rows_at_a_time(600, 30522, 4) == 300
+    assert composed.rows_at_a_time(1000, 250002, 4) == 125
+    for module in (kernels, composed):
         for n_rows in (1, 2, 1023, 1024, 1025, 4390, 5000):  # 4,390 are two chunks, but for the multiples of 128
             for n_cols in (1, 30522, 250002):
                 most = max(module.LEAST_ROWS, module.CHUNK_BYTES // (2 * n_cols))

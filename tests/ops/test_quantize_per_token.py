@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttx.ops.quantize_per_token import LEAST_ABSMAX, MAX_COLS, QUANTIZE_PER_TOKEN
-from fasttx.ops.registry import BackendError, _resolve
+from fasttx.ops.backends import BackendError
+from fasttx.ops.quantize_per_token.op import LEAST_ABSMAX, MAX_COLS, QUANTIZE_PER_TOKEN
+from fasttx.ops.registry import _resolve
 
 op = torch.ops.fasttx.quantize_per_token_fwd
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasttx.ops import _row_dropout
+from fasttx.ops.dropout import rows as _row_dropout
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 import triton.language as tl  # noqa: E402

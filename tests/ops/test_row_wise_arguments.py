@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from fasttx.ops import bias_gelu, dropout_add_layer_norm, embedding_layer_norm
+from fasttx.ops.bias_gelu import op as bias_gelu
+from fasttx.ops.dropout_add_layer_norm import op as dropout_add_layer_norm
+from fasttx.ops.embedding_layer_norm import op as embedding_layer_norm
 
 OPS = {
     "bias_gelu": bias_gelu.BIAS_GELU,

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.guard_bytes import surrounded
 
-from fasttx.ops import _row_dropout, _softmax_cuda
-from fasttx.ops import softmax as op
+from fasttx.ops.dropout import rows as row_dropout
 from fasttx.ops.registry import LAUNCHES
+from fasttx.ops.softmax import cuda as softmax_cuda
+from fasttx.ops.softmax import op
 from fasttx.testing import assert_as_accurate
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -55,11 +56,11 @@ def keep_of(backend, rng_state, x, p):
     if rng_state is None:
         return None
     if backend == "torch":
-        keep = _row_dropout.drawn_keep(rng_state, x.shape, 0, p).double()
+        keep = row_dropout.drawn_keep(rng_state, x.shape, 0, p).double()
     else:
         rows = torch.arange(x.shape[:-1].numel(), device=x.device)
-        keep = _row_dropout.row_keep(rng_state, rows, x.shape[-1], 0, p).reshape(x.shape).double()
-    return keep * _row_dropout.keep_scale(p)
+        keep = row_dropout.row_keep(rng_state, rows, x.shape[-1], 0, p).reshape(x.shape).double()
+    return keep * row_dropout.keep_scale(p)
 
 
 def skip_unless_runnable(backend, x):
@@ -71,7 +72,7 @@ def skip_unless_runnable(backend, x):
 @pytest.fixture(autouse=True)
 def _runnable(request, device):
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    backend = "cuda" if parameters.get("launchers") is _softmax_cuda else parameters.get("backend")
+    backend = "cuda" if parameters.get("launchers") is softmax_cuda else parameters.get("backend")
     if backend is not None:
         skip_unless_runnable(backend, torch.ones(1, device=device))
 
@@ -249,7 +250,7 @@ def test_the_dropout_mask_does_not_depend_on_the_tile(device, backend):
 
 @pytest.mark.parametrize("n_cols", [13, 1025, 33001])
 @pytest.mark.parametrize("p", [0.0, 0.5])
-@pytest.mark.parametrize("launchers", [kernels, _softmax_cuda], ids=WRITTEN)
+@pytest.mark.parametrize("launchers", [kernels, softmax_cuda], ids=WRITTEN)
 def test_nothing_outside_of_the_tensors_is_read_or_written(device, launchers, n_cols, p):
     x, _ = surrounded((3, n_cols), NAN, device)
     dout, _ = surrounded((3, n_cols), NAN, device)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 FOUND_ERRORS = 86
 """Exit status that compute-sanitizer is told to give; pytest has none as high."""
-TESTS = ("tests/test_ops.py", "tests/ops", "tests/gpu/test_gpu_instructions.py", "-m", "not slow")
+TESTS = ("tests/test_ops.py", "tests/ops", "tests/gpu/test_instructions.py", "-m", "not slow")
 HINT = (
     "compute-sanitizer is in no PATH, CUDA_HOME or /usr/local/cuda: it comes with the CUDA toolkit, and from PyPI as "
     "nvidia-cuda-sanitizer-api"

@@ -1,0 +1,225 @@
+"""cross_entropy, with torch.nn.functional's name, semantics and errors.
+
+Whatever the operators do not cover, wrong arguments included, goes to torch's own function, which computes it or says
+what is wrong in its own words.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+from torch.nn import _reduction
+
+from ..ops.backends import forced_backend
+from ..ops.checks import FLOATS, is_index, is_number
+from ._routing import refuse_if_forced, uncovered
+
+_ce_fwd = torch.ops.fasttx.cross_entropy_fwd.default
+_ce_bwd = torch.ops.fasttx.cross_entropy_bwd.default
+
+REDUCTIONS = ("none", "mean", "sum")  # by torch's numbers
+FASTER_ON_A_CPU = "torch's own function is faster on a CPU"
+
+WORTH_IT_ON_CPU = (1 << 23, 1024)
+"""Elements and classes from which our composition beats torch's function on a CPU, measured; below, torch's temporaries
+stay in the cache or are cheap to allocate (docs/kernels/cross_entropy.md)."""
+
+
+class CrossEntropyFunction(torch.autograd.Function):
+    """Autograd over fasttx::cross_entropy_fwd / cross_entropy_bwd.
+
+    Saves the logits, target and weight it was given, a float32 lse a row and the divisor of the mean.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float,
+        reduction: int, backend: str,
+    ) -> Tensor:  # fmt: skip
+        loss, lse, total_weight = _ce_fwd(logits, target, weight, ignore_index, label_smoothing, reduction, backend)
+        ctx.save_for_backward(logits, target, weight, lse, total_weight)
+        ctx.options = (ignore_index, label_smoothing, reduction)
+        ctx.backend = backend
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, weight, lse, total_weight = ctx.saved_tensors
+        ignore_index, smoothing, reduction = ctx.options
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: to be differentiated again
+            loss = torch_functional.cross_entropy(
+                logits.float(), target.float() if target.is_floating_point() else target,
+                None if weight is None else weight.float(),
+                ignore_index=ignore_index, reduction=REDUCTIONS[reduction], label_smoothing=smoothing,
+            )  # fmt: skip
+            return (*torch.autograd.grad(loss, logits, dloss, create_graph=True), None, None, None, None, None, None)
+        dlogits = _ce_bwd(
+            dloss, logits, target, weight, lse, total_weight, ignore_index, smoothing, reduction, ctx.backend
+        )
+        return dlogits, None, None, None, None, None, None
+
+
+def rounded(loss: Tensor, input: Tensor, *others: Tensor | None) -> Tensor:
+    """The float32 loss in torch's dtype: float32 under autocast, which lists these losses among its float32 functions;
+    else what torch promotes to.
+    """
+    if torch.is_autocast_enabled(input.device.type):
+        return loss
+    dtype = input.dtype
+    for t in others:
+        if t is not None and t.dtype != dtype:
+            dtype = torch.promote_types(dtype, t.dtype)
+    return loss if dtype is torch.float32 else loss.to(dtype)
+
+
+def composed_on_cpu(input: Tensor, backend: str) -> bool:
+    """Whether auto would run a composition of torch's operators on a CPU."""
+    return backend == "auto" and input.device.type == "cpu"
+
+
+def _torch_is_faster(input: Tensor, backend: str) -> bool:
+    """Whether the composition would lose to torch's function: on a CPU, unless the rows are many, wide and float32."""
+    if not composed_on_cpu(input, backend):
+        return False
+    if torch.compiler.is_compiling():
+        return True  # Inductor fuses torch's function, and cannot see into an operator
+    elements, classes = WORTH_IT_ON_CPU
+    if input.numel() < elements or input.dim() < 2 or input.shape[1] < classes or input.stride(1) != 1:
+        return True
+    return input.dtype != torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+def _cross_entropy_to_torch(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float, backend: str
+) -> str | None:
+    """Why torch's own function takes this call, a wrong one included; None where the operators do."""
+    if not isinstance(input, Tensor) or not isinstance(target, Tensor):
+        return "input or target is no Tensor"
+    if _torch_is_faster(input, backend):
+        return FASTER_ON_A_CPU
+    reason = uncovered(input, target, weight)
+    if reason is not None:
+        return reason
+    shape, dtype = input.shape, input.dtype
+    n_dims = len(shape)
+    if n_dims < 2:
+        return "input has one dim; allowed are (N, C) and (N, C, d1, ...)"
+    if dtype not in FLOATS:
+        return "input is not floating"
+    if not is_number(smoothing) or not smoothing <= 1.0:
+        return "label_smoothing is no number up to 1"
+    if not is_index(ignore_index):
+        return "ignore_index is no int"
+    probs = False
+    if target.dtype == torch.int64:
+        if target.dim() != n_dims - 1 or (n_dims > 2 and target.shape != shape[:1] + shape[2:]):
+            return "target has not the shape of input without C"
+    elif not target.is_floating_point():
+        return "target is neither int64 nor floating"
+    else:
+        probs = True
+        if target.shape != shape or ignore_index >= 0:
+            return "target is not (N, C, ...), or ignore_index is given with it"
+        if target.requires_grad and torch.is_grad_enabled():
+            return "target requires a gradient"
+    if weight is not None:
+        if weight.dim() != 1 or weight.shape[0] != shape[1] or weight.dtype not in FLOATS:
+            return "weight is not floating (C,)"
+        if weight.requires_grad:
+            return "weight requires a gradient"
+        if weight.dtype != dtype and not probs and not torch.is_autocast_enabled(input.device.type):
+            return "weight has another dtype than input"
+    if torch.compiler.is_compiling():
+        return None  # sizes may be unknown; the operator itself handles empty batches and checks the others
+    if input.numel() == 0 or (not probs and n_dims == 2 and target.shape[0] != shape[0]):
+        return "input has no element, or target another batch size"
+    return None
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Cross-entropy between logits and class indices or probabilities; torch.nn.functional.cross_entropy.
+
+    .. math::
+        \ell = (1 - \epsilon) w_y (\mathrm{lse} - x_y) + \frac{\epsilon}{C} \sum_j w_j (\mathrm{lse} - x_j), \quad
+        \mathrm{lse} = \log \sum_j \exp(x_j)
+
+    for a class index y; for probabilities q, :math:`\ell = \sum_j w_j ((1 - \epsilon) q_j + \epsilon / C)
+    (\mathrm{lse} - x_j)`. The mean divides by :math:`\sum w_y` over the targets that are not ignored, or by the
+    number of rows for probabilities.
+
+    Args:
+        input: logits, (C,), (N, C) or (N, C, d1, ...). float32, float16 and bfloat16 run on our kernels, which read
+        them
+            where they are: (N, C) by any row stride, more dimensions without a copy where C is the innermost in memory.
+        target: int64 class indices of input's shape without C, or probabilities of input's shape.
+        weight: (C,), of input's dtype (any, under autocast): the weight of each class.
+        size_average, reduce: as in torch; they override reduction, with torch's warning.
+        ignore_index: a target with this value has loss 0 and gradient 0, and does not count in the mean.
+        reduction: "none", "mean" or "sum".
+        label_smoothing: epsilon, in [0, 1].
+
+    Returns:
+        Tensor () or of target's shape without C; of the dtype torch gives it, float32 under autocast.
+
+    Raises:
+        Torch's errors, by torch's function. BackendError where a backend is forced that cannot run the call.
+        IndexError for an index outside [0, C) that is not ignored: on a CPU, and on a GPU with FASTTX_CHECK=1; without
+        it the loss is NaN, so are the gradients of that row, and nothing synchronises.
+
+    Saved for backward: input, target and weight themselves and one float32 a row. So input must not be overwritten
+    before backward (autograd raises if it is). Under autocast no float32 copy of input is made, and its gradient has
+    its dtype.
+
+    Numerics: float32 inside, losses rounded once. All targets ignored: the mean is NaN and the gradient 0, as in
+    torch. An ignored row is not read: its gradient is 0 even where its logits are NaN. Sums are deterministic.
+    float64, torch.func transforms, forward-mode AD, subclasses of Tensor and targets that require a gradient run on
+    torch's function; so do small inputs on a CPU. Double backward differentiates torch's function.
+
+    Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, algorithm 3; Szegedy et al.,
+    "Rethinking the Inception Architecture", 2015, section 7, for label smoothing.
+    """
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    return cross_entropy_on(None, input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def cross_entropy_on(
+    backend: str | None, input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
+    reduction: str = "mean", label_smoothing: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """cross_entropy, forced to `backend`; None stands for what is in force in the process."""
+    backend = backend or forced_backend()
+    reason = _cross_entropy_to_torch(input, target, weight, ignore_index, label_smoothing, backend)
+    if reason is not None:
+        loss = torch_functional.cross_entropy(
+            input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+        )
+        refuse_if_forced("cross_entropy", reason, input, backend)
+        return loss
+    number = _reduction.get_enum(reduction)
+    smoothing = max(float(label_smoothing), 0.0)  # torch, too, takes a negative one for 0
+    probs = target.is_floating_point()
+    logits, labels = input, target
+    if input.dim() > 2:
+        n_cols = input.shape[1]
+        logits = input.movedim(1, -1).reshape(-1, n_cols)
+        labels = target.movedim(1, -1).reshape(-1, n_cols) if probs else target.reshape(-1)
+    if logits.requires_grad and torch.is_grad_enabled():
+        loss = CrossEntropyFunction.apply(logits, labels, weight, ignore_index, smoothing, number, backend)
+    else:
+        loss = _ce_fwd(logits, labels, weight, ignore_index, smoothing, number, backend)[0]
+    if input.dim() > 2 and number == 0:
+        loss = loss.reshape(input.shape[:1] + input.shape[2:])
+    return rounded(loss, input, target if probs else None, weight)

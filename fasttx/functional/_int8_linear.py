@@ -1,0 +1,151 @@
+"""The linear layer on int8. Inference only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops.backends import forced_backend
+from ..ops.checks import FLOATS
+from ..ops.int8_linear.op import ACTIVATIONS
+from ._quantize import NO_GRADIENT, check_covered, check_float, scale_tensor
+
+_quantize = torch.ops.fasttx.quantize_per_token_fwd.default
+_linear = torch.ops.fasttx.int8_linear_fwd.default
+
+
+class Int8LinearFunction(torch.autograd.Function):
+    """The forward of int8_linear; its backward says that there is none."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, bias: Tensor | None, residual: Tensor | None, *rest: Any) -> Tensor:
+        return _forward(input, bias, residual, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, *douts: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(NO_GRADIENT.format("int8_linear"))
+
+
+def _forward(
+    input: Tensor, bias: Tensor | None, residual: Tensor | None, weight_int8: Tensor, weight_scale: Tensor,
+    activation: str, act_scale: Tensor | None, out_dtype: torch.dtype, backend: str,
+) -> Tensor:  # fmt: skip
+    n_out = weight_int8.shape[0]
+    rows = input.reshape(-1, input.shape[-1])
+    if act_scale is None or input.dtype != torch.int8:
+        x_q, x_scale = _quantize(rows, act_scale, backend)
+    else:
+        x_q, x_scale = rows, act_scale.reshape(-1).expand(rows.shape[0])
+    residual = None if residual is None else residual.reshape(-1, n_out)
+    return _linear(x_q, weight_int8, x_scale, weight_scale, bias, residual, activation, out_dtype, backend)
+
+
+def _scale_of(input: Tensor, act_scale: Tensor | float | None) -> Tensor | None:
+    """act_scale as a tensor; None where the scale of each token is yet to be found."""
+    if input.dtype != torch.int8:
+        return None if act_scale is None else scale_tensor("act_scale", act_scale, input.device)
+    if act_scale is None:
+        raise ValueError("act_scale: must be given for an int8 input, got None")
+    rows = input.shape[:-1]
+    if isinstance(act_scale, Tensor) and act_scale.dtype == torch.float32 and act_scale.shape == rows:
+        return act_scale
+    if isinstance(act_scale, Tensor) and (act_scale.dtype != torch.float32 or act_scale.shape != ()):
+        raise ValueError(
+            f"act_scale: must be float32 {tuple(rows)} or (), got {act_scale.dtype} {tuple(act_scale.shape)}"
+        )
+    return scale_tensor("act_scale", act_scale, input.device)
+
+
+def _result_dtype(input: Tensor, out_dtype: torch.dtype | None) -> torch.dtype:
+    if out_dtype is not None:
+        if out_dtype not in FLOATS:
+            raise ValueError(f"out_dtype: allowed are float32, float16 and bfloat16, got {out_dtype}")
+        return out_dtype
+    device = input.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    if input.dtype == torch.int8:
+        raise ValueError("out_dtype: must be given for an int8 input outside of autocast, got None")
+    return input.dtype
+
+
+def int8_linear(
+    input: Tensor,
+    weight_int8: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    act_scale: Tensor | float | None = None,
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    r"""A linear layer on int8: input is quantised by token, multiplied exactly, dequantised.
+
+    .. math::
+        out_{mn} = act\Big(x\_scale_m \, w\_scale_n \sum_k x\_q_{mk} \, w\_q_{nk} + bias_n\Big) + residual_{mn}
+
+    Args:
+        input: (..., in_features); float32, float16 or bfloat16, or int8 from :func:`quantize_per_token`,
+            :func:`quantize_static`, :func:`add_layer_norm_quantize` or :func:`gelu_quantize`.
+        weight_int8: int8 (out_features, in_features), from :func:`quantize_per_channel`.
+        weight_scale: float32 (out_features,), likewise.
+        bias: (out_features,), float32, float16 or bfloat16, or None.
+        activation: ``"none"``, ``"gelu"`` (the form with erf) or ``"gelu_tanh"``.
+        act_scale: one scale for all of input, a positive number or float32 (); values beyond 127 of it saturate. None
+            finds a scale for each token. An int8 input needs the scales that came with it, float32 of its shape without
+            in_features; one number or () stands for all of it.
+        residual: (..., out_features), added after the activation; float32, float16 or bfloat16, or None.
+        out_dtype: dtype of the result, float32, float16 or bfloat16; None stands for autocast's under autocast and else
+            for input's, which an int8 input does not tell: then it must be given.
+
+    Returns:
+        Tensor (..., out_features) of out_dtype.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong type, dtype, shape or range; it is named.
+        BackendError: a backend is forced that cannot run the call.
+        RuntimeError: in backward, as there is no gradient; under torch.compile where a graph with a backward is made.
+
+    Saved for backward: nothing.
+
+    Numerics: the product is exact in int32, what follows float32, rounded once; the error is that of the two
+    quantisations, at most half a scale an element. A token that holds a NaN or an infinity gives NaN, and no other
+    does. Under autocast input is quantised as it is, not rounded to autocast's dtype first.
+
+    Source: as of :func:`quantize_per_token`.
+    """
+    if not (isinstance(input, Tensor) and input.dtype == torch.int8):
+        check_float("input", input)
+    for name, t in (("bias", bias), ("residual", residual)):
+        if t is not None:
+            check_float(name, t)
+    for name, t, dtype in (("weight_int8", weight_int8, torch.int8), ("weight_scale", weight_scale, torch.float32)):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name}: must be a Tensor, got {type(t).__name__}")
+        if t.dtype != dtype:
+            raise ValueError(f"{name}: must be {dtype}, got {t.dtype} {tuple(t.shape)}")
+    if weight_int8.dim() != 2:
+        raise ValueError(f"weight_int8: must be (out_features, in_features), got {tuple(weight_int8.shape)}")
+    n_out, n_in = weight_int8.shape
+    if input.dim() == 0 or input.shape[-1] != n_in:
+        raise ValueError(f"input: must be (..., {n_in}), as weight_int8 is {(n_out, n_in)}, got {tuple(input.shape)}")
+    full = (*input.shape[:-1], n_out)
+    for name, t, shape in (
+        ("weight_scale", weight_scale, (n_out,)), ("bias", bias, (n_out,)), ("residual", residual, full),
+    ):  # fmt: skip
+        if t is not None and tuple(t.shape) != shape:
+            raise ValueError(f"{name}: must be {shape}, got {tuple(t.shape)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: allowed are {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
+    scale = _scale_of(input, act_scale)
+    check_covered("int8_linear", input, weight_int8, weight_scale, bias, residual, scale)
+    rest = (weight_int8, weight_scale, activation, scale, _result_dtype(input, out_dtype), forced_backend())
+    tensors = (input, bias, residual, weight_scale, scale)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        out = Int8LinearFunction.apply(input, bias, residual, *rest)
+    else:
+        out = _forward(input, bias, residual, *rest)
+    return out.view(full)  # here, as what a Function returns as a view must not be written to

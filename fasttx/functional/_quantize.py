@@ -1,0 +1,277 @@
+"""Quantising to int8: by token, by channel, and inside the functions whose result an int8 product reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops.add_layer_norm_quantize.op import (
+    ADD_LAYER_NORM_QUANTIZE as ADD_LAYER_NORM_QUANTIZE,  # registers the operators
+)
+from ..ops.backends import forced_backend
+from ..ops.bias_gelu_quantize.op import BIAS_GELU_QUANTIZE as BIAS_GELU_QUANTIZE
+from ..ops.checks import FLOATS, is_number
+from ..ops.quantize_per_token.op import QUANTIZE_PER_TOKEN as QUANTIZE_PER_TOKEN
+from ._checks import check_eps
+from ._layer_norm import result_is_float32
+from ._routing import uncovered
+
+_quantize = torch.ops.fasttx.quantize_per_token_fwd.default
+_norm = torch.ops.fasttx.add_layer_norm_quantize_fwd.default
+_gelu = torch.ops.fasttx.bias_gelu_quantize_fwd.default
+
+NO_GRADIENT = (
+    "{}: has no gradient, it is for inference; call it under torch.no_grad() or torch.inference_mode(), and train "
+    "before fasttx.quantize(model) or after fasttx.dequantize(model)"
+)
+
+
+_FLOAT32 = torch.finfo(torch.float32)
+
+
+def check_float(name: str, t: Any) -> None:
+    """TypeError or ValueError, unless a tensor of float32, float16 or bfloat16."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: must be a Tensor, got {type(t).__name__}")
+    if t.dtype not in FLOATS:
+        raise ValueError(f"{name}: must be float32, float16 or bfloat16, got {t.dtype} {tuple(t.shape)}")
+
+
+def check_covered(function: str, *tensors: Tensor | None) -> None:
+    """ValueError, unless the operators may get these tensors."""
+    reason = uncovered(*tensors)
+    if reason is not None:
+        raise ValueError(f"{function}: {reason}; allowed are plain tensors on one device, outside of transforms")
+
+
+def scale_tensor(name: str, scale: Tensor | float, device: torch.device) -> Tensor:
+    """One scale, a positive number or float32 (), as a tensor; TypeError or ValueError for anything else."""
+    if isinstance(scale, Tensor):
+        if scale.shape != () or scale.dtype != torch.float32:
+            raise ValueError(f"{name}: must be float32 (), got {scale.dtype} {tuple(scale.shape)}")
+        return scale
+    if isinstance(scale, bool) or not is_number(scale):
+        raise TypeError(f"{name}: must be a number, a Tensor or None, got {scale!r}")
+    if not _FLOAT32.tiny <= scale <= _FLOAT32.max:
+        limits = f"{_FLOAT32.tiny:.1e} to {_FLOAT32.max:.1e}"
+        raise ValueError(f"{name}: must be positive and finite, got {scale}; as float32 allowed is {limits}")
+    return torch.full((), float(scale), dtype=torch.float32, device=device)
+
+
+def _check_rows(input: Any) -> None:
+    check_float("input", input)
+    if input.dim() == 0:
+        raise ValueError("input: must have at least one dimension, got a scalar")
+
+
+def quantize_per_token(input: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Symmetric int8 of each row over the last dimension.
+
+    .. math:: scale = \max_k |x_k| / 127, \quad q_k = \mathrm{round}(x_k / scale)
+
+    Args:
+        input: (..., n); float32, float16 or bfloat16.
+
+    Returns:
+        (int8 of input's shape with values from -127 to 127, float32 scale of input's shape without n): q scale is
+        about x, off by at most half a scale. Neither carries a gradient.
+
+    Raises:
+        TypeError, ValueError: input is no plain Tensor of such a dtype and at least one dimension.
+        BackendError: a backend is forced that cannot run the call.
+
+    Saved for backward: nothing, there is no backward.
+
+    Numerics: rounded half to even, after a float32 product with float32's 127 / max; the same integers on every backend
+    and device. A row of zeros gets zeros and the scale 2**-118 / 127; a row that holds a NaN or an infinity gets zeros
+    and the scale NaN.
+
+    Source: Dettmers et al., "LLM.int8(): 8-bit matrix multiplication for transformers at scale", 2022, section 2
+    (absmax quantisation, by rows).
+    """
+    _check_rows(input)
+    check_covered("quantize_per_token", input)
+    return _quantize(input.detach(), None, forced_backend())
+
+
+def quantize_static(input: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
+    r"""Symmetric int8 with one scale for all rows, from a calibration for instance.
+
+    .. math:: q_k = \mathrm{clamp}(\mathrm{round}(x_k / scale), -127, 127)
+
+    Args:
+        input: (..., n); float32, float16 or bfloat16.
+        scale: a positive number or float32 (); values beyond 127 of it saturate.
+
+    Returns:
+        (int8 of input's shape, float32 of input's shape without n, which repeats scale): as of
+        :func:`quantize_per_token`, so that one may stand for the other. Neither carries a gradient.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong type, dtype or range; it is named.
+        BackendError: a backend is forced that cannot run the call.
+
+    Saved for backward: nothing, there is no backward.
+
+    Numerics: rounded half to even, after a float32 product with float32's 1 / scale; the same integers on every backend
+    and device. A row that holds a NaN or an infinity gets zeros and the scale NaN; if 1 / scale is not finite, so does
+    every row.
+
+    Source: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only
+    inference", 2018, section 2.1, with the zero point 0.
+    """
+    _check_rows(input)
+    one = scale_tensor("scale", scale, input.device)
+    check_covered("quantize_static", input, one)
+    return _quantize(input.detach(), one.detach(), forced_backend())
+
+
+def quantize_per_channel(weight: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Symmetric int8 of the weight of a linear layer, each output channel by itself.
+
+    .. math:: scale_n = \max_k |w_{nk}| / 127, \quad q_{nk} = \mathrm{round}(w_{nk} / scale_n)
+
+    Args:
+        weight: (out_features, in_features), as torch.nn.Linear has it; float32, float16 or bfloat16.
+
+    Returns:
+        (int8 (out_features, in_features), float32 scale (out_features,)). Neither carries a gradient.
+
+    Raises:
+        TypeError, ValueError: weight is no plain matrix of such a dtype.
+
+    Saved for backward: nothing, there is no backward.
+
+    Numerics: those of :func:`quantize_per_token`, of which this is the case of rows that are channels.
+
+    Source: as of :func:`quantize_per_token`.
+    """
+    check_float("weight", weight)
+    if weight.dim() != 2:
+        raise ValueError(f"weight: must be (out_features, in_features), got {tuple(weight.shape)}")
+    check_covered("quantize_per_channel", weight)
+    return _quantize(weight.detach(), None, forced_backend())
+
+
+# ------------------------------------------------------------------------------------ inside layer norm, inside GELU
+
+
+def _check_tensors(input: Any, **others: Any) -> None:
+    """TypeError or ValueError, unless floating rows, and `others` of their own shape or of that of one row."""
+    _check_rows(input)
+    if input.shape[-1] == 0:
+        raise ValueError(f"input: rows must have at least one element, got {tuple(input.shape)}")
+    for name, t in others.items():
+        if t is None:
+            continue
+        check_float(name, t)
+        shape = input.shape if name == "residual" else input.shape[-1:]
+        if t.shape != shape:
+            raise ValueError(f"{name}: must be {tuple(shape)}, got {tuple(t.shape)}")
+
+
+class AddLayerNormQuantizeFunction(torch.autograd.Function):
+    """The forward of add_layer_norm_quantize; its backward says that there is none."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        out, x_q, x_scale = _norm(*arguments)
+        ctx.mark_non_differentiable(x_q, x_scale)
+        return out, x_q, x_scale
+
+    @staticmethod
+    def backward(ctx: Any, *douts: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(NO_GRADIENT.format("add_layer_norm_quantize"))
+
+
+def add_layer_norm_quantize(
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    eps: float = 1e-5,
+    scale: Tensor | float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Layer norm of input + residual, and its int8, which the next linear layer reads: one pass over both.
+
+    .. math:: out = \mathrm{layer\_norm}(input + residual) \cdot weight + bias, \quad q = \mathrm{round}(out / scale)
+
+    Args:
+        input: (..., n); float32, float16 or bfloat16.
+        residual: of input's shape; None for nothing.
+        weight, bias: (n,), or None. Each tensor may have a floating dtype of its own.
+        eps: added to the variance, which divides by n.
+        scale: one scale for all rows, a positive number or float32 (), as of :func:`quantize_static`; None finds a
+            scale for each row, as :func:`quantize_per_token` does.
+
+    Returns:
+        (out, int8 of its shape, float32 scale of its shape without n). out's dtype is what input and residual promote
+        to, and float32 under autocast except on a CPU, as of :func:`dropout_add_layer_norm`.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong type, dtype, shape or range; it is named.
+        BackendError: a backend is forced that cannot run the call.
+        RuntimeError: in backward, as there is no gradient; under torch.compile where a graph with a backward is made.
+
+    Saved for backward: nothing.
+
+    Numerics: out has the bits of :func:`dropout_add_layer_norm` on the same backend, without dropout (on sm_100, whose
+    compiler fuses some pairs of a product and a sum, but for the last one), and the integers
+    and scales are those of :func:`quantize_per_token` of out as it is returned, rounded. On a CPU, unless a backend is
+    forced, that function is torch's own two, which round the sum to its dtype; here it is never rounded.
+
+    Source: as of :func:`layer_norm` and of :func:`quantize_per_token`.
+    """
+    _check_tensors(input, residual=residual, weight=weight, bias=bias)
+    check_eps(eps)
+    one = None if scale is None else scale_tensor("scale", scale, input.device)
+    tensors = (input, residual, weight, bias)
+    check_covered("add_layer_norm_quantize", *tensors, one)
+    out_dtype = torch.float32 if result_is_float32(input) else input.dtype
+    if residual is not None and residual.dtype != out_dtype:
+        out_dtype = torch.promote_types(out_dtype, residual.dtype)
+    arguments = (*tensors, one, float(eps), out_dtype, forced_backend())
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*tensors, one)):
+        return AddLayerNormQuantizeFunction.apply(*arguments)
+    return _norm(*arguments)
+
+
+def gelu_quantize(
+    input: Tensor, bias: Tensor | None = None, *, approximate: str = "none", scale: Tensor | float | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""int8 of gelu(input + bias), between the two products of an MLP; the activation itself is never written.
+
+    .. math:: q = \mathrm{round}(\mathrm{gelu}(input + bias) / scale)
+
+    Args:
+        input: (..., n); float32, float16 or bfloat16.
+        bias: (n,), of input's dtype or float32; None for nothing.
+        approximate: "none" or "tanh", as of :func:`gelu`.
+        scale: as of :func:`add_layer_norm_quantize`.
+
+    Returns:
+        (int8 of input's shape, float32 scale of input's shape without n). Neither carries a gradient.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong type, dtype, shape or range; it is named.
+        BackendError: a backend is forced that cannot run the call.
+
+    Saved for backward: nothing, there is no backward.
+
+    Numerics: the integers and scales are those of :func:`quantize_per_token` of what gelu gives on the same backend,
+    rounded to input's dtype; the sum with bias is not rounded before, on the kernels. Under autocast too.
+
+    Source: as of :func:`gelu` and of :func:`quantize_per_token`.
+    """
+    _check_tensors(input, bias=bias)
+    if bias is not None and bias.dtype not in (input.dtype, torch.float32):
+        raise ValueError(f"bias: must be of input's dtype, {input.dtype}, or float32, got {bias.dtype}")
+    if not isinstance(approximate, str) or approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate: allowed are 'none' and 'tanh', got {approximate!r}")
+    one = None if scale is None else scale_tensor("scale", scale, input.device)
+    check_covered("gelu_quantize", input, bias, one)
+    constant = [None if t is None else t.detach() for t in (input, bias, one)]
+    return _gelu(*constant, approximate == "tanh", forced_backend())

@@ -1,0 +1,248 @@
+"""softmax and log_softmax with torch.nn.functional's names and semantics, and a scale, a mask and dropout besides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from ..ops.backends import forced_backend
+from ..ops.checks import FLOATS, broadcasts, is_number
+from ..ops.dropout.state import new_rng_state
+from ..ops.softmax.op import MAX_LEADING_DIMS, differentiable_bwd, is_composed
+from ._routing import overrides_functions, refuse_if_forced, uncovered
+
+_fwd = torch.ops.fasttx.softmax_fwd.default
+_bwd = torch.ops.fasttx.softmax_bwd.default
+
+
+class SoftmaxFunction(torch.autograd.Function):
+    """Autograd over fasttx::softmax_fwd / softmax_bwd; saves out, or x where there is dropout."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool,
+        backend: str,
+    ) -> Tensor:  # fmt: skip
+        out = _fwd(x, mask, rng_state, scale, dropout_p, log, backend)
+        ctx.save_for_backward(out if rng_state is None else x, mask, rng_state)
+        ctx.options = (scale, dropout_p, log, backend)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        # grad mode is on only where the caller wants to differentiate dx (create_graph=True)
+        function = differentiable_bwd if torch.is_grad_enabled() and not torch.compiler.is_compiling() else _bwd
+        dx = function(dout, *ctx.saved_tensors, *ctx.options)
+        return dx, None, None, None, None, None, None
+
+
+def _check_options(input: Tensor, mask: Tensor | None, scale: float, dropout_p: float) -> None:
+    for name, number in (("scale", scale), ("dropout_p", dropout_p)):
+        if not is_number(number):
+            raise TypeError(f"{name}: must be a number, got {number!r}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale: must be finite, got {scale}")
+    if not 0.0 <= dropout_p <= 1.0:
+        raise ValueError(f"dropout_p: must lie in [0, 1], got {dropout_p}")
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask: must be a Tensor or None, got {type(mask).__name__}")
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(f"mask: must be bool (True = attend) or floating (added), got {mask.dtype}")
+    if mask.device != input.device:
+        raise ValueError(f"mask: must be on the device of input, {input.device}, got {mask.device}")
+    if not broadcasts(mask.shape, input.shape):
+        raise ValueError(f"mask: must broadcast to input, {tuple(input.shape)}, got {tuple(mask.shape)}")
+
+
+def _by_torch(
+    input: Tensor, dim: int, dtype: torch.dtype | None, mask: Tensor | None, scale: float, dropout_p: float, log: bool
+) -> Tensor:
+    """The same from torch's own functions: what the operators do not cover."""
+    own = torch.log_softmax if log else torch.softmax
+    s = input if dtype is None else input.to(dtype)
+    if scale != 1.0:
+        s = s * scale
+    if mask is None:
+        out = own(s, dim)
+    else:
+        s = torch.where(mask, s, -math.inf) if mask.dtype == torch.bool else (s + mask).to(s.dtype)
+        nothing = (s == -math.inf).all(dim, keepdim=True)
+        out = own(s.masked_fill(nothing, 0.0), dim).masked_fill(nothing, -math.inf if log else 0.0)
+    return torch.dropout(out, dropout_p, True) if dropout_p > 0.0 else out
+
+
+def _to_torch(
+    input: Tensor, dim: int, dtype: torch.dtype | None, mask: Tensor | None, plain: bool, backend: str
+) -> str | None:
+    """Why torch's own function takes this call, a wrong one included; None where the operator does."""
+    n_dims = input.dim()
+    if not isinstance(dim, int) or isinstance(dim, bool) or not -n_dims <= dim < n_dims:
+        return "input has no dim, or dim is no int in range"
+    if plain and is_composed(input, backend):
+        return "the operator is torch's function here"
+    if plain and backend == "auto" and dim % n_dims != n_dims - 1:
+        return "torch has a kernel for strided columns; ours needs a transposed copy"
+    reason = uncovered(input, mask)
+    if reason is not None:
+        return reason
+    if (input.dtype if dtype is None else dtype) not in FLOATS:
+        return "a dtype other than float32, float16 and bfloat16"
+    if mask is not None and mask.requires_grad and torch.is_grad_enabled():
+        return "mask requires a gradient"
+    return None
+
+
+def _probabilities(
+    ours: Callable[..., Tensor], torchs: Callable[..., Tensor], input: Tensor, dim: int | None, stacklevel: int,
+    dtype: torch.dtype | None, mask: Tensor | None, scale: float, dropout_p: float, backend: str,
+) -> Tensor:  # fmt: skip
+    """What softmax (`ours`) and log_softmax have in common; `torchs` is torch.nn.functional's function."""
+    name = ours.__name__
+    log = name == "log_softmax"
+    plain = mask is None and scale == 1.0 and dropout_p == 0.0
+    overridden = overrides_functions(input) or (mask is not None and overrides_functions(mask))
+    if overridden and has_torch_function((input, mask)):
+        if plain:
+            out = torchs(input, dim, stacklevel + 2, dtype)
+            refuse_if_forced(name, "a subclass of Tensor that overrides torch's functions", input, backend)
+            return out
+        options = {"mask": mask, "scale": scale} if log else {"mask": mask, "scale": scale, "dropout_p": dropout_p}
+        return handle_torch_function(ours, (input, mask), input, dim, stacklevel, dtype, **options)
+    if not isinstance(input, Tensor):
+        if plain:
+            return torchs(input, dim, stacklevel + 2, dtype)  # which says what is wrong
+        raise TypeError(f"input: must be a Tensor, got {type(input).__name__}")
+    if dim is None:
+        dim = torch_functional._get_softmax_dim(name, input.dim(), stacklevel + 1)  # type: ignore[attr-defined]
+    if not plain:
+        _check_options(input, mask, scale, dropout_p)
+    reason = _to_torch(input, dim, dtype, mask, plain, backend)
+    if reason is not None:
+        if plain:
+            out = (torch.log_softmax if log else torch.softmax)(input, dim, dtype=dtype)
+        else:
+            out = _by_torch(input, dim, dtype, mask, scale, dropout_p, log)
+        refuse_if_forced(name, reason, input, backend)
+        return out
+
+    n_dims = input.dim()
+    last = dim % n_dims == n_dims - 1
+    device_type = input.device.type
+    if dtype is not None:
+        x = input.to(dtype)
+    elif device_type != "cpu" and torch.is_autocast_enabled(device_type):
+        x = input.float()  # autocast's rule for softmax on every device but the CPU, where it leaves the dtype alone
+    else:
+        x = input
+    if mask is not None:
+        mask = mask[(None,) * (n_dims - mask.dim())]
+    if not last:
+        x = x.movedim(dim, -1)
+        mask = None if mask is None else mask.movedim(dim, -1)
+    shape = x.shape
+    if mask is not None and n_dims > MAX_LEADING_DIMS + 1:
+        x, mask = x.flatten(0, -2), mask.expand(shape).flatten(0, -2)
+
+    rng_state = new_rng_state(x.device) if dropout_p > 0.0 else None
+    if x.requires_grad and torch.is_grad_enabled():
+        out = SoftmaxFunction.apply(x, mask, rng_state, float(scale), float(dropout_p), log, backend)
+    else:
+        out = _fwd(x, mask, rng_state, float(scale), float(dropout_p), log, backend)
+    if out.shape != shape:
+        out = out.view(shape)
+    return out if last else out.movedim(-1, dim)
+
+
+def softmax(
+    input: Tensor,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+    *,
+    mask: Tensor | None = None,
+    scale: float = 1.0,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    r"""softmax(scale * input + mask) over `dim`, then dropout; torch.nn.functional.softmax where nothing more is given.
+
+    .. math:: out_i = d_i \frac{\exp(s_i)}{\sum_j \exp(s_j)}, \quad s = scale \cdot input + mask
+
+    Args:
+        input: any shape; float32, float16 or bfloat16 run on our kernels, other dtypes on torch's own function.
+        dim: the dimension that sums to 1; None chooses as torch does, with its warning.
+        dtype: input is cast to it first.
+        mask: bool (True = attend) or floating (added to the scores), broadcastable to input.
+        scale: multiplies input before the mask is added.
+        dropout_p: probability of zeroing an element of the result, in steps of 1/256 on our kernels; the others are
+            scaled up. Applied whenever it is positive: pass 0.0 in evaluation.
+
+    Returns:
+        Tensor of input's shape and dtype (`dtype` if given; float32 under autocast, except on a CPU, as torch's).
+
+    Raises:
+        ValueError: a mask that does not broadcast, of another device or an integer dtype; a scale that is not finite;
+            dropout_p outside of [0, 1].  IndexError: dim out of range.
+        BackendError: a backend is forced that cannot run the call.
+
+    Saved for backward: the result, or input where there is dropout; the mask and two integers.
+
+    Numerics: float32 inside. A row that the mask leaves nothing to attend to gives zeros; a row of -inf without a mask
+    gives NaN, as torch's. float64, other dims than the last (unless mask, scale or dropout are given or a backend is
+    forced), torch.func transforms, forward-mode AD, NestedTensor and gradients of the mask run on torch's own
+    operators; double backward too.
+
+    Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, section 3, for long rows.
+    """
+    torchs = torch_functional.softmax
+    return _probabilities(softmax, torchs, input, dim, _stacklevel, dtype, mask, scale, dropout_p, forced_backend())
+
+
+def masked_softmax_on(
+    backend: str | None, input: Tensor, *, mask: Tensor | None = None, scale: float = 1.0, dropout_p: float = 0.0
+) -> Tensor:
+    """softmax over the last dim, forced to `backend`; None stands for what is in force in the process."""
+    torchs, backend = torch_functional.softmax, backend or forced_backend()
+    return _probabilities(softmax, torchs, input, -1, 3, None, mask, scale, dropout_p, backend)
+
+
+def log_softmax(
+    input: Tensor,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+    *,
+    mask: Tensor | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    r"""log(softmax(scale * input + mask)) over `dim`; torch.nn.functional.log_softmax where nothing more is given.
+
+    .. math:: out_i = s_i - \log \sum_j \exp(s_j), \quad s = scale \cdot input + mask
+
+    Args:
+        input, dim, dtype, mask, scale: as of :func:`softmax`.
+
+    Returns:
+        Tensor of input's shape and dtype (`dtype` if given; float32 under autocast, except on a CPU, as torch's); -inf
+        where masked.
+
+    Raises:
+        ValueError, IndexError, BackendError: as :func:`softmax`.
+
+    Saved for backward: the result and the mask.
+
+    Numerics: float32 inside; (s - max) - log(sum), so that large scores lose nothing. Masked elements are constants:
+        they take
+    and give no gradient.
+
+    Source: as of :func:`softmax`.
+    """
+    torchs = torch_functional.log_softmax
+    return _probabilities(log_softmax, torchs, input, dim, _stacklevel, dtype, mask, scale, 0.0, forced_backend())

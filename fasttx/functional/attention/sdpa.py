@@ -1,0 +1,220 @@
+"""The attention functions for users: torch.nn.functional's, and the one for packed sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ops.attention.masks import with_infinities
+from ...ops.backends import forced_backend
+from ...ops.checks import FLOATS, NUMBERS
+from ...ops.decisions import note
+from .._routing import OWN, refuse_if_forced
+from .autograd import run_attention
+from .checks import is_finite
+from .layouts import attention_packed
+from .routes import (
+    NO_GAIN,
+    NO_KERNEL,
+    autocast_dtype,
+    cpu_gains,
+    has_kernel,
+    last_dim_contiguous,
+    ours,
+    torch_attention,
+    why_torch,
+)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    r"""out = dropout(softmax(scale * query key^T + attn_mask)) value, as torch.nn.functional's function of this name.
+
+    Args:
+        query: (..., heads, L, E), also (heads, L, E) and (L, E); float32, float16 or bfloat16 for our kernels; any
+            strides.
+        key: (..., heads, S, E).
+        value: (..., heads, S, Ev).
+        attn_mask: broadcastable to (..., heads, L, S); bool (True takes part) or floating, added to the scaled scores.
+        dropout_p: probability of dropping a weight, whatever the caller's training flag; in steps of 1/256.
+        is_causal: query i sees keys j <= i (aligned at the top left).
+        scale: default 1 / sqrt(E).
+        enable_gqa: key and value may have fewer heads, a divisor of query's; head h of query uses head h // (ratio).
+
+    Returns:
+        (..., heads, L, Ev).  A fully masked row gives zeros, also where attn_mask holds the lowest number of its dtype
+        for -inf, of which torch's function makes a mean.
+
+    Raises:
+        What torch raises: every call that is wrong, and every one outside of our kernels (float64, a mask that needs a
+        gradient, tensor subclasses, torch.func transforms, forward AD, empty tensors, broadcast batches, is_causal
+        with attn_mask), goes to torch's own function.  BackendError where a backend is forced that cannot run it.
+
+    Saved for backward: query, key, value, the output and one float per row.  Double backward is supported, by
+    PyTorch's own operators, which hold the scores of every head in memory.
+    Numerics: fp32 scores, softmax and accumulation.  Under autocast everything floating is cast to its dtype first.
+    Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.1; Dao, "FlashAttention-2", 2023.
+    """
+    q, k, v, mask = query, key, value, attn_mask
+    reason = None
+    if isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor) and ours(q, k, v, mask):
+        dtype = autocast_dtype(q)
+        if dtype is not None and torch.float64 not in (q.dtype, k.dtype, v.dtype):
+            q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+            if mask is not None and mask.is_floating_point():
+                mask = mask.to(dtype)
+        dims = q.dim()
+        if dims != 4 and dims >= 2 and k.dim() == v.dim() == dims:
+            if dims < 4:
+                q, k, v = (x[(None,) * (4 - dims)] for x in (q, k, v))
+            elif q.shape[:-3] == k.shape[:-3] == v.shape[:-3]:
+                q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
+        out = _padded(q, k, v, mask, query, dropout_p, is_causal, scale, enable_gqa)
+        if isinstance(out, Tensor):
+            return out if dims == 4 else out.reshape(*query.shape[:-1], value.shape[-1])
+        reason = out
+    out = torch_attention(
+        query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    refuse_if_forced("scaled_dot_product_attention", reason or why_torch(query, key, value, attn_mask), query)
+    return out
+
+
+def _padded(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query: Tensor, dropout_p: float, is_causal: bool,
+    scale: float | None, enable_gqa: bool,
+) -> Tensor | str | None:  # fmt: skip
+    """(batch, heads, L, Ev) from (batch, heads, L, E); None, or why, where the call is torch's."""
+    q_shape, k_shape, v_shape, dtype, device = q.shape, k.shape, v.shape, q.dtype, q.device
+    if len(q_shape) != 4 or len(k_shape) != 4 or len(v_shape) != 4:
+        return None
+    batch, heads, rows, head_dim = q_shape
+    heads_k, keys = k_shape[1], k_shape[2]
+    if (
+        dtype not in FLOATS
+        or k.dtype is not dtype
+        or v.dtype is not dtype
+        or k.device != device
+        or v.device != device
+        or k_shape[0] != batch
+        or k_shape[3] != head_dim
+        or v_shape[:3] != k_shape[:3]
+        or (heads_k != heads and not (enable_gqa and heads_k > 0 and heads % heads_k == 0))
+        or q.numel() == 0
+        or v.numel() == 0
+        or not (isinstance(dropout_p, NUMBERS) and 0.0 <= dropout_p < 1.0)
+        or not (isinstance(is_causal, bool) and isinstance(enable_gqa, bool))
+    ):
+        return None
+    if mask is not None:
+        if is_causal or mask.device != device or mask.dtype not in (torch.bool, dtype, torch.float32):
+            return None
+        mask = _mask_4d(mask, tuple(query.shape[:-3]), (batch, heads, rows, keys))
+        if mask is None:
+            return None
+    if scale is None:
+        scale = head_dim**-0.5
+    elif not isinstance(scale, NUMBERS) or not is_finite(scale):
+        return None
+    backend = forced_backend()
+    if backend == "auto" and not (has_kernel(q, k, v) if device.type != "cpu" else cpu_gains(q, keys, mask, dropout_p)):
+        reason = NO_GAIN if device.type == "cpu" else NO_KERNEL
+        if mask is None or mask.dtype == torch.bool:
+            return reason
+        note("scaled_dot_product_attention", OWN, reason)
+        mask = with_infinities(mask)
+        return torch_attention(q, k, v, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
+    out = run_attention(
+        last_dim_contiguous(q).transpose(1, 2),
+        last_dim_contiguous(k).transpose(1, 2),
+        last_dim_contiguous(v).transpose(1, 2),
+        mask, None, None, None, None, rows, keys, scale, dropout_p, -1, 0 if is_causal else -1,
+        backend=backend,
+    )  # fmt: skip
+    return out.transpose(1, 2)
+
+
+def _mask_4d(mask: Tensor, lead: tuple[int, ...], full: tuple[int, ...]) -> Tensor | None:
+    """A mask of (*lead, heads, rows, keys) by broadcasting as (batch, heads, rows, keys) with ones, or None."""
+    dims = mask.dim()
+    if dims < 2:
+        return None
+    if dims > 4:
+        if dims != len(lead) + 3 or any(n not in (1, m) for n, m in zip(mask.shape, lead, strict=False)):
+            return None
+        mask = mask.expand(*lead, *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
+    elif dims == 4 and len(lead) > 1:  # its first dim is the last of several leading ones
+        if mask.shape[0] > 1:
+            return None
+    else:
+        while mask.dim() < 4:
+            mask = mask.unsqueeze(0)
+    for n, m in zip(mask.shape, full, strict=True):
+        if n != m and n != 1:
+            return None
+    return mask
+
+
+def attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    attn_bias: Tensor | None = None,
+    window_size: tuple[int, int] | None = None,
+    rng_state: Tensor | None = None,
+    return_lse: bool = False,
+) -> Any:
+    r"""out = dropout(softmax(scale * query key^T + attn_bias)) value within each of several packed sequences.
+
+    Args:
+        query: (total_q, heads, head_dim), float32, float16 or bfloat16.
+        key: (total_k, heads_k, head_dim), heads a multiple of heads_k.
+        value: (total_k, heads_k, head_dim_v).
+        cu_seqlens_q, cu_seqlens_k: int32 (batch + 1,), where each sequence starts, ascending from 0 to at most the
+            number of tokens; tokens after the last sequence belong to none.
+        max_seqlen_q, max_seqlen_k: at least the longest sequence.
+        dropout_p: in [0, 1), in steps of 1/256.  The mask depends on (sequence, head, row, column), not on the packing.
+        is_causal: query i of a sequence sees keys j <= i + seqlen_k - seqlen_q (aligned at the bottom right).
+        scale: default 1 / sqrt(head_dim).
+        attn_bias: bool or floating, (batch, heads, max_seqlen_q, max_seqlen_k) or 1 in any dim, indexed within each
+            sequence; gets no gradient.
+        window_size: (left, right), keys visible on each side of the diagonal; -1 is unlimited.
+        rng_state: int64 (2,), (seed, offset), to draw a given dropout mask; by default a new one.
+        return_lse: also return softmax_lse, float32 (heads, total_q), which gets no gradient.
+
+    Returns:
+        (total_q, heads, head_dim_v), or (out, softmax_lse).  A row that sees no key, or has no sequence, gives zeros,
+            and -inf.
+
+    Raises:
+        ValueError: an argument is not as above; the message names it.  Values of cu_seqlens are checked on CPU
+            tensors, and on GPU tensors with FASTTX_CHECK=1.
+        TypeError: an argument is of another type; max_seqlen_q and max_seqlen_k in a tensor too, whose value the host
+            would have to wait for.
+
+    Saved for backward: query, key, value, out, softmax_lse.  Numerics and source: as scaled_dot_product_attention.
+    """
+    return attention_packed(
+        query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=dropout_p,
+        is_causal=is_causal, scale=scale, attn_bias=attn_bias, window_size=window_size, rng_state=rng_state,
+        return_lse=return_lse,
+    )  # fmt: skip

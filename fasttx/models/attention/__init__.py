@@ -1,0 +1,1 @@
+"""fasttx's attention and masks as transformers' registry wants them."""

@@ -1,0 +1,124 @@
+"""The masks of attention under ``attn_implementation="fasttx"``: what transformers hands over, and what it means."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import bidirectional_mask_function, eager_mask, sdpa_mask
+
+from ...ops.attention.masks import with_infinities
+
+PASS_ON_THEIR_WINDOW = frozenset(("modernbert",))
+"""``model_type`` of encoders whose local layers call attention with ``sliding_window``, so that no mask of every pair
+of tokens need say the same."""
+
+
+def calls_the_interface(config: Any) -> bool:
+    """Whether transformers' modelling file of this configuration looks its attention up in the registry.
+
+    Many families (MPNet, MegatronBERT, XGLM) have an attention of their own, and yet ask the registry for their masks.
+    """
+    package, _, name = type(config).__module__.rpartition(".configuration_")
+    modelling = sys.modules.get(f"{package}.modeling_{name}")
+    if modelling is None or not package.startswith("transformers.models."):
+        return True
+    return hasattr(modelling, "ALL_ATTENTION_FUNCTIONS")
+
+
+def fasttx_mask(**arguments: Any) -> Tensor | None:
+    """The mask that :func:`fasttx.models.fasttx_attention` gets, from what transformers knows about it.
+
+    A padding mask alone, (batch, kv_length) bool, is returned as it is: it stays two-dimensional, and nothing
+    depends on its values, so that ``torch.compile(fullgraph=True)`` works. So it is beside the window of a model whose
+    layers pass that on. A causal or composed mask is made by transformers' sdpa_mask. A family whose attention is its
+    own adds a mask to its scores, whatever its attn_implementation: it gets 0 and the lowest number, as under
+    ``"eager"``; (batch, 1, 1, kv_length) where it is a padding mask alone.
+    """
+    mask = arguments.get("attention_mask")
+    windowed = arguments.get("local_size") is not None
+    padding_only = not arguments.get("use_vmap", False) and (
+        arguments.get("mask_function") is bidirectional_mask_function
+        if not windowed
+        else getattr(arguments.get("config"), "model_type", None) in PASS_ON_THEIR_WINDOW
+    )
+    if padding_only and mask is None:
+        return None
+    own = not calls_the_interface(arguments.get("config"))
+    if padding_only and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[-1] == arguments["kv_length"]:
+        return additive(mask, arguments.get("dtype", torch.float32)) if own else mask
+    return eager_mask(**arguments) if own else sdpa_mask(**arguments)
+
+
+def additive(real: Tensor, dtype: torch.dtype) -> Tensor:
+    """(batch, length) bool -> (batch, 1, 1, length) of `dtype`: 0 at real tokens, its lowest number at padding."""
+    zeros = torch.zeros(real.shape, dtype=dtype, device=real.device)
+    return zeros.masked_fill(~real.bool(), torch.finfo(dtype).min)[:, None, None]
+
+
+def as_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """`mask` as the four-dimensional attn_bias of fasttx's attention.
+
+    Raises:
+        ValueError: another shape or dtype.
+    """
+    if mask is None:
+        return None
+    batch, key_length = query.shape[0], key.shape[2]
+    if mask.dim() == 2:
+        if mask.shape != (batch, key_length):
+            raise ValueError(
+                f"attention_mask: got shape {tuple(mask.shape)}; a two-dimensional mask must be (batch, key length) = "
+                f"({batch}, {key_length})"
+            )
+        return (mask if mask.dtype == torch.bool else mask != 0).view(batch, 1, 1, key_length)
+    if mask.dim() != 4:
+        raise ValueError(
+            f"attention_mask: got {mask.dim()} dimensions; allowed are (batch, key length) and "
+            "(batch, heads, query length, key length), each of which but the last may be 1"
+        )
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(
+            f"attention_mask: got dtype {mask.dtype}; a four-dimensional mask is bool (True = attend) or floating "
+            "(added to the scores)"
+        )
+    _check_shape("attention_mask", mask, query, key)
+    return mask
+
+
+def checked_position_bias(bias: Any, query: Tensor, key: Tensor) -> Tensor:
+    """`bias`, if it is numbers that can be added to the scores.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"position_bias: got {type(bias).__name__}; allowed is a floating tensor")
+    if bias.dim() != 4 or not bias.is_floating_point():
+        raise ValueError(
+            f"position_bias: got {bias.dtype} of {bias.dim()} dimensions; allowed is a floating tensor (batch, heads, "
+            "query length, key length), each of which may be 1"
+        )
+    _check_shape("position_bias", bias, query, key)
+    return bias
+
+
+def _check_shape(name: str, bias: Tensor, query: Tensor, key: Tensor) -> None:
+    allowed = (*query.shape[:3], key.shape[2])
+    if any(n != 1 and n != m for n, m in zip(bias.shape, allowed, strict=True)):
+        kind = "a four-dimensional mask" if name == "attention_mask" else "it"
+        raise ValueError(
+            f"{name}: got shape {tuple(bias.shape)}; {kind} must be (batch, heads, query length, key length) = "
+            f"{allowed} or 1 in any dimension"
+        )
+
+
+def with_position_bias(bias: Tensor | None, position_bias: Tensor) -> Tensor:
+    """A mask and a position bias as one attn_bias: -inf where the mask hides a key, which no number brings back."""
+    if bias is None:
+        return position_bias
+    if bias.dtype == torch.bool:
+        return torch.where(bias, position_bias, float("-inf"))
+    return position_bias + with_infinities(bias)

@@ -1,0 +1,75 @@
+"""What a model's step runs on: which backend each op took, how often, and why not another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...ops.decisions import Decision, recorded
+from ..patch import _root
+from .step import call, loss_of, without_trace
+
+COLUMNS = ("what", "ran as", "times", "why")
+
+
+@dataclass
+class Explanation:
+    """What :func:`explain` found: ``print`` it; ``rows`` and ``to_dict()`` hold the same.
+
+    Attributes:
+        model: the class of the model.
+        backward: whether the step had a loss, and so a backward pass.
+        rows: each decision with how often it was taken, in the order of the first time.
+    """
+
+    model: str
+    backward: bool
+    rows: list[tuple[Decision, int]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        rows = [{**decision._asdict(), "times": times} for decision, times in self.rows]
+        return {"model": self.model, "backward": self.backward, "rows": rows}
+
+    def __str__(self) -> str:
+        step = "forward and backward" if self.backward else "forward alone, as the output has no loss to differentiate"
+        head = f"fasttx.explain({self.model}): one step, {step}"
+        if not self.rows:
+            return f"{head}\nnothing of fasttx took part: is the model patched (fasttx.patch)?"
+        lines = [COLUMNS, *((d.what, d.choice, str(times), d.reason) for d, times in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS) - 1)]
+        text = ["  ".join([*(cell.ljust(w) for cell, w in zip(line, widths)), line[-1]]).rstrip() for line in lines]
+        text.insert(1, "-" * max(map(len, text)))
+        return "\n".join([head, *text])
+
+    __repr__ = __str__
+
+
+def explain(model: Any, batch: Any) -> Explanation:
+    """Run one real step and say who computed what.
+
+    The step runs in the model's present mode, with the autocast that is in force, and with a backward pass if the
+    output has a loss. Weights, their gradients, modes and random generators are left as they were.
+
+    Args:
+        model: whatever :func:`fasttx.patch` takes; the call is that of the object given, if it is a module.
+        batch: the arguments of its forward by name, labels included to see the backward pass.
+
+    Returns:
+        An explanation, one row for each op (``attention_fwd``), each drop-in that handed a call to torch's own
+        function, and each part of a patched model that had a choice.  Ops inside a compiled graph are counted as they
+        run, after what its Python decided when it was compiled, for this step: it is compiled anew.
+
+    Raises:
+        TypeError: `batch` is no mapping.  What the model itself raises.
+    """
+    root = _root(model)
+    with without_trace(root), recorded() as decisions:
+        output = call(root, batch)
+        loss = loss_of(output) if torch.is_grad_enabled() else None
+        if loss is not None:
+            loss.sum().backward()
+    return Explanation(type(root).__name__, loss is not None, list(Counter(decisions).items()))

@@ -1,0 +1,230 @@
+"""Whether a patched model computes what the unpatched one does, judged against a higher precision."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...functional._packing import first_tokens
+from ...testing import FLOOR, bound, error
+from ..padding.encoder import _checked_lengths
+from ..patch import _root, is_patched, unpatch
+from .step import call, loss_of, named_outputs, training_without_dropout, without_trace
+
+Results = dict[tuple[str, str], Tensor]
+"""(kind, name) -> what one model computed."""
+SHOWN = 8
+"""Gradients that print shows: those nearest to, or beyond, what is allowed."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One tensor.
+
+    Attributes:
+        kind: ``"output"`` (eval mode), ``"loss"`` or ``"gradient"`` (training mode, dropout 0).
+        name: of the output, or of the parameter.
+        error: largest difference of the patched model from the reference.
+        unpatched_error: the same of the unpatched model in the same dtype.
+        allowed: twice that, and a small floor: the rule of :mod:`fasttx.testing`, for gradients by their own size.
+    """
+
+    kind: str
+    name: str
+    error: float
+    unpatched_error: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.allowed
+
+
+@dataclass
+class Verification:
+    """What :func:`verify` found: ``print`` it, or ask ``ok``; ``rows`` and ``to_dict()`` hold everything.
+
+    Attributes:
+        model: the class of the model.
+        reference: dtype of the reference, ``"float32"`` or ``"float64"``.
+        rows: every tensor that was compared.
+    """
+
+    model: str
+    reference: str
+    rows: list[Compared] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every tensor is as near to the reference as is allowed."""
+        return all(row.ok for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        rows = [{**vars(row), "ok": row.ok} for row in self.rows]
+        return {"model": self.model, "reference": self.reference, "ok": self.ok, "rows": rows}
+
+    def __str__(self) -> str:
+        wrong = sum(not row.ok for row in self.rows)
+        verdict = "ok" if not wrong else f"{wrong} of {len(self.rows)} tensors are WRONG"
+        gradients = sorted(
+            (r for r in self.rows if r.kind == "gradient"), key=lambda r: -r.error / (r.allowed or 1e-300)
+        )
+        shown = [row for row in self.rows if row.kind != "gradient"] + gradients[:SHOWN]
+        lines = [f"fasttx.verify({self.model}): {verdict}; largest errors against {self.reference}"]
+        width = max((len(row.name) for row in shown), default=4)
+        lines.append(f"{'':8}  {'name':{width}}  {'patched':>9}  {'unpatched':>9}  {'allowed':>9}")
+        for row in shown:
+            mark = "" if row.ok else "  WRONG"
+            errors = f"{row.error:9.2e}  {row.unpatched_error:9.2e}  {row.allowed:9.2e}"
+            lines.append(f"{row.kind:8}  {row.name:{width}}  {errors}{mark}")
+        if len(gradients) > SHOWN:
+            lines.append(f"and {len(gradients) - SHOWN} more gradients, nearer to the reference")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def verify(model: Any, batch: Any) -> Verification:
+    """Compare a patched model with its unpatched self, on a batch of yours.
+
+    Three models run one after the other: the patched one; an unpatched copy in the same dtype; an unpatched copy in
+    float32 with transformers' eager attention (float64 where the model is in float32), the reference. Outputs are
+    compared in eval mode at real tokens; the loss and every parameter's gradient in training mode with dropout at 0,
+    both by transformers' definition (``loss="hf"``), as the copies have no other. The model, its gradients and the
+    random generators are left as they were; memory holds one more model at a time.
+
+    Args:
+        model: a patched model: of transformers, a module around one whose call returns its output, or one made of
+            torch.nn's modules, whose output may be a tensor, a tuple or a mapping.
+        batch: the arguments of its forward by name; without labels, outputs alone are compared.  The loss is the output
+            of that name, or a single number that is the output or its first item.
+
+    Returns:
+        A verification; ``ok`` says whether every tensor keeps to the rule of :mod:`fasttx.testing`: at most twice the
+        unpatched model's error, plus a floor.
+
+    Raises:
+        ValueError: the model is not patched, its output holds no tensor, or the caller packed the batch
+            (``cu_seq_lens_q``), for which no copy has an attention.  TypeError: `batch` is no mapping.
+    """
+    root = _root(model)
+    if not is_patched(root):
+        raise ValueError(f"model: this {type(root).__name__} is not patched; patch it first (fasttx.patch(model))")
+    dtype = next(root.parameters()).dtype
+    higher = torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32
+    copies = _for_copies(batch)
+    found = _results(root, batch, copies.get("attention_mask"))
+    if not found:
+        raise ValueError(f"batch: the output of {type(root).__name__} holds no floating tensor to compare")
+    plain = copy.deepcopy(root)
+    unpatch(plain)
+    same = _results(plain, copies, copies.get("attention_mask"))
+    for module in plain.modules():
+        if isinstance(module, PreTrainedModel):
+            module.set_attn_implementation("eager")
+    reference = _results(plain.to(higher), _as(copies, higher), copies.get("attention_mask"))
+    del plain
+    return Verification(type(root).__name__, str(higher).removeprefix("torch."), _rows(found, same, reference))
+
+
+def _rows(found: Results, same: Results, reference: Results) -> list[Compared]:
+    """A row for each tensor of the reference. One that a model lacks (a parameter without a gradient) counts as 0.
+
+    Gradients are small numbers: their floor is not that of numbers about 1, but goes by the largest of their tensor, or
+    a tenth of the largest of all (the gradient of a key's bias is 0 but for rounding).
+    """
+    largest = max((float(x.abs().max()) for (kind, _), x in reference.items() if kind == "gradient"), default=0.0)
+    rows = []
+    only_patched = {k: torch.zeros_like(x) for k, x in found.items() if k[0] == "gradient" and k not in reference}
+    for (kind, name), exact in (reference | only_patched).items():
+        if kind == "output" and (kind, name) not in found:
+            continue  # logits that a patched head does not compute
+        dtype = next(iter(found.values())).dtype
+        got, plain = (r.get((kind, name), torch.zeros_like(exact, dtype=dtype)) for r in (found, same))
+        allowed = bound(plain, exact, got.dtype)
+        if kind == "gradient":
+            size = max(float(exact.abs().max()) if exact.numel() else 0.0, 0.1 * largest)
+            allowed = 2.0 * error(plain, exact) + FLOOR[got.dtype] * size
+        rows.append(Compared(kind, name, error(got, exact), error(plain, exact), allowed))
+    return rows
+
+
+def _for_copies(batch: Any) -> dict[str, Any]:
+    """The batch in words of transformers: lengths, which a patched model takes alone, become a mask."""
+    if not isinstance(batch, Mapping):
+        return {}  # the call says what is wrong
+    if batch.get("cu_seq_lens_q") is not None:
+        raise ValueError(
+            "batch: got cu_seq_lens_q, of a batch that the caller has packed; allowed is a padded one, which an "
+            "unpatched copy can run too"
+        )
+    copies = dict(batch)
+    lengths = copies.pop("seq_lens", None)
+    if lengths is not None and copies.get("attention_mask") is None:
+        given = copies.get("input_ids", copies.get("inputs_embeds"))
+        if isinstance(given, Tensor):
+            copies["attention_mask"] = first_tokens(
+                _checked_lengths(lengths, given), given.shape[1], given.device
+            ).long()
+    return copies
+
+
+def _as(batch: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
+
+
+def _results(model: nn.Module, batch: Any, mask: Any) -> Results:
+    """Outputs at the tokens of a mask, loss and gradients of one model, on the CPU."""
+    found: Results = {}
+    modes = [(module, module.training) for module in model.modules()]
+    with without_trace(model):
+        try:
+            model.eval()
+            with torch.no_grad():
+                output = call(model, batch)
+        finally:
+            for module, training in modes:
+                module.training = training
+        for name, value in named_outputs(output).items():
+            found["output", name] = _real(value, mask).cpu()
+        with training_without_dropout(model), _transformers_loss(model), torch.enable_grad():
+            output = call(model, batch)
+            loss = loss_of(output)
+            if loss is not None:
+                loss.sum().backward()
+                found["loss", "loss"] = loss.detach().cpu()
+                for name, p in model.named_parameters():
+                    if p.grad is not None:
+                        found["gradient", name] = p.grad.detach().cpu()
+    return found
+
+
+@contextlib.contextmanager
+def _transformers_loss(model: nn.Module) -> Iterator[None]:
+    """loss="hf" instead of "correct", which means another value where padding took part (question answering)."""
+    marks = {id(mark): mark for m in model.modules() if (mark := m.__dict__.get("_fasttx")) is not None}
+    before = [(mark, mark.options) for mark in marks.values()]
+    try:
+        for mark, options in before:
+            if options.loss is not None:
+                mark.options = dataclasses.replace(options, loss="hf")
+        yield
+    finally:
+        for mark, options in before:
+            mark.options = options
+
+
+def _real(value: Tensor, mask: Any) -> Tensor:
+    """The rows of real tokens, where an output has one row for each token."""
+    if isinstance(mask, Tensor) and mask.dim() == 2 and value.shape[:2] == mask.shape:
+        return value[mask.bool()]
+    return value

@@ -1,0 +1,1 @@
+"""Child modules that are replaced by one kernel."""

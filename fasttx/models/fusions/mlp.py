@@ -1,0 +1,91 @@
+"""The first half of a layer's MLP: the product, then its bias and GELU as one kernel.
+
+A patched module passes over its linear layer and its activation. Where one of these is not plain (LoRA, quantised,
+hooks, another activation), and where no kernel would run, transformers' own method runs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+from torch import Tensor
+
+from ...functional._gelu import linear_gelu_on
+from ...nn.bypass import bypass_reason
+from ...ops.backends import forced_backend
+from ...ops.decisions import note
+from ..options import ModulePatch
+from ..subclass import subclass_of
+from .fusion import Part, apart_now
+
+NAME = "product, bias, GELU"
+APPROXIMATE = {"GELUActivation": "none", "NewGELUActivation": "tanh", "GELUTanh": "tanh"}
+"""Class of transformers' activation -> the form of GELU that it computes."""
+
+
+def _apart_reason(module: Any, linear: str, activation: str) -> str | None:
+    """Why product and activation of this module must be called one by one, or None."""
+    reason = bypass_reason(getattr(module, linear), linear, cls="Linear")
+    if reason is not None:
+        return reason
+    function = getattr(module, activation)
+    if type(function).__name__ not in APPROXIMATE:
+        name = getattr(function, "__name__", type(function).__name__)
+        return f"the activation is {name}, no form of GELU that the kernel has"
+    return bypass_reason(function, "the activation", source="transformers.activations")
+
+
+def linear_gelu(
+    linear: str,
+    activation: str,
+    method: str = "forward",
+    finish: Callable[[Any, Tensor], Tensor] = lambda module, wide: wide,
+) -> Part:
+    """The part of a module that widens the hidden states.
+
+    Args:
+        linear, activation: names of the module's linear layer and of its activation.
+        method: the name of the method that calls both, ``(hidden_states) -> Tensor``.
+        finish: of the module and the wide hidden states: what else the method does with them.
+    """
+
+    def apart(module: Any) -> str | None:
+        return _apart_reason(module, linear, activation)
+
+    def replace(original: type, module: str) -> type:
+        theirs: Callable[..., Any] = getattr(original, method)
+
+        @functools.wraps(theirs)
+        def ours(self: Any, hidden_states: Tensor) -> Any:
+            patch: ModulePatch | None = getattr(self, "_fasttx", None)
+            if patch is None or not patch.options.mlp:
+                return theirs(self, hidden_states)
+            backend = patch.options.forced or forced_backend()
+            reason = apart_now(self, hidden_states, backend, apart, attrgetter(linear))
+            note(NAME, "two calls" if reason else "one call", reason or "")
+            if reason is not None:
+                return theirs(self, hidden_states)
+            product = getattr(self, linear)
+            wide = linear_gelu_on(
+                patch.options.forced, hidden_states, product.weight, product.bias,
+                approximate=APPROXIMATE[type(getattr(self, activation)).__name__],
+            )  # fmt: skip
+            return finish(self, wide)
+
+        return subclass_of(original, ours, module, method)
+
+    return Part(
+        option="mlp",
+        before=NAME,
+        after="linear_gelu",
+        op="bias_gelu",
+        where="on a GPU; on a CPU two calls, which are as fast there",
+        apart=apart,
+        replace=replace,
+    )
+
+
+LINEAR_GELU = linear_gelu("dense", "intermediate_act_fn")

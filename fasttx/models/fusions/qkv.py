@@ -1,0 +1,146 @@
+"""Query, key and value of self-attention as one product, and the end of the half of a layer where that is its own.
+
+A patched self-attention passes over its three layers and joins their weights, in every forward anew: no copy is kept
+that an optimizer or a loaded checkpoint would leave behind. Where a layer is not exactly ``torch.nn.Linear`` (LoRA,
+quantised, parametrised), has a hook or a tensor subclass for a weight, and in calls with a cache, transformers' own
+forward runs. So it does on a CPU, where joining the weights costs more than two products less gain.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from ...functional._routing import uncovered
+from ...nn.bypass import bypass_reason
+from ...ops.decisions import note
+from ..attention.interface import NAME, fasttx_attention
+from ..options import ModulePatch
+from ..subclass import subclass_of
+from ..transformers_names import CACHE, argument
+from .joint_linear import joint_linear
+from .residual_norm import NAME as END_NAME
+from .residual_norm import End, add_and_norm, end_apart_now, one_by_one
+
+SEPARATE_ON = frozenset(("cpu",))
+"""Types of device on which the three products stay separate."""
+
+
+@dataclass(frozen=True)
+class Projections:
+    """What a family's self-attention does around the attention function.
+
+    Attributes:
+        layers: the names of its three linear layers, for query, key and value.
+        head_dim: the name of the width of a head.
+        dropout: of the module: the probability of dropout in training.
+        finish: of the module and what attention gives, (batch, seqlen, heads * head_dim): the module's output, or what
+            comes before its end.
+        end: what the module does then, with its input as the residual; None if that is done elsewhere.
+    """
+
+    layers: tuple[str, str, str] = ("query", "key", "value")
+    head_dim: str = "attention_head_size"
+    dropout: Callable[[Any], float] = lambda module: module.dropout.p  # dynamo cannot trace an attrgetter
+    finish: Callable[[Any, Tensor], Tensor] = lambda module, out: out
+    end: End | None = None
+
+
+def separate_reason(attention: Any, names: Sequence[str]) -> str | None:
+    """Why the layers of this self-attention, of these names, must be called one by one, or None."""
+    layers = [getattr(attention, name, None) for name in names]
+    for name, layer in zip(names, layers, strict=True):
+        reason = bypass_reason(layer, name, cls="Linear")
+        if reason is not None:
+            return reason
+    weights: list[Any] = [layer.weight for layer in layers]  # type: ignore[union-attr]
+    biases: list[Any] = [layer.bias for layer in layers]  # type: ignore[union-attr]
+    if len({(w.dtype, w.device, w.shape[1]) for w in weights}) > 1:
+        return "query, key and value differ in dtype, device or width"
+    if len({b is None for b in biases}) > 1:
+        return "some of query, key and value have a bias, others none"
+    return None
+
+
+def apart_on_device(attention: Any, names: Sequence[str], hidden_states: Tensor) -> str | None:
+    """Why the layers of these names are called one by one on such an input, or None."""
+    if hidden_states.device.type in SEPARATE_ON:
+        return f"on a {hidden_states.device.type} they are as fast"
+    reason = separate_reason(attention, names)
+    return reason or uncovered(hidden_states, *(getattr(attention, name).weight for name in names))
+
+
+def _their_call(attention: Any, cache: Any) -> str | None:
+    """Why fasttx's attention cannot be called in place of this self-attention's, or None."""
+    if cache is not None:
+        return "the call has a cache"
+    if attention.config._attn_implementation != NAME:
+        return f"attn_implementation is {attention.config._attn_implementation!r}"
+    return None
+
+
+def _separate_now(attention: Any, names: Sequence[str], hidden_states: Tensor, cache: Any) -> str | None:
+    """Why this call runs the three layers one by one, or None."""
+    return _their_call(attention, cache) or apart_on_device(attention, names, hidden_states)
+
+
+def joint_qkv_class(original: type, module: str, projections: Projections) -> type:
+    """The subclass of a transformers self-attention that computes query, key and value in one product.
+
+    Args:
+        original: the self-attention, with ``scaling`` and ``forward(hidden_states, attention_mask=None, ...)``, which
+            may take a cache.
+        module: where pickle finds the class.
+        projections: what else is in it.
+    """
+    original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
+    names = tuple(inspect.signature(original_forward).parameters)[3:]
+    linear, head_dim, dropout_of, finish, end = (getattr(projections, f.name) for f in fields(projections))
+
+    @functools.wraps(original_forward)
+    def forward(
+        self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *rest: Any, **kwargs: Any
+    ) -> Any:
+        patch: ModulePatch | None = getattr(self, "_fasttx", None)
+        joins = patch is not None and patch.options.qkv
+        fuses = patch is not None and patch.options.norm and end is not None
+        if patch is None or not (joins or fuses):
+            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        given = dict(zip(names, rest)) | kwargs
+        cache = argument(given, CACHE)
+        for name in CACHE:
+            given.pop(name, None)
+        if joins:
+            reason = _separate_now(self, linear, hidden_states, cache)
+            note("query, key, value", "one product" if reason is None else "three products", reason or "")
+            joins = reason is None
+        if fuses:
+            reason = end_apart_now(self, end, hidden_states, patch) or _their_call(self, cache)
+            note(END_NAME, "three calls" if reason else "one call", reason or "")
+            fuses = reason is None
+        if not (joins or fuses):
+            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        layers = [getattr(self, name) for name in linear]
+        if joins:
+            biases = None if layers[0].bias is None else [layer.bias for layer in layers]
+            products = joint_linear(hidden_states, [layer.weight for layer in layers], biases)
+        else:
+            products = tuple(layer(hidden_states) for layer in layers)
+        lead = hidden_states.shape[:-1]
+        q, k, v = (x.view(*lead, -1, getattr(self, head_dim)).transpose(1, 2) for x in products)
+        dropout = dropout_of(self) if self.training else 0.0
+        out, weights = fasttx_attention(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **given)
+        out = finish(self, out.reshape(*lead, -1))
+        if fuses:
+            out = add_and_norm(self, end, patch, out, hidden_states)
+        elif end is not None:
+            out = one_by_one(self, end, out, hidden_states)
+        return out, weights
+
+    forward._fasttx_packs = original_forward  # type: ignore[attr-defined]
+    return subclass_of(original, forward, module)

@@ -1,0 +1,264 @@
+"""Padding-free encoders: tokens are packed once after the embeddings, and put back once after the last layer.
+
+A patched encoder runs transformers' own forward, and so transformers' own layers, on one row of real tokens,
+(1, total, hidden), and passes on where its sequences start: the attention function needs that, every other part of a
+layer looks at one token at a time. Padded positions of the result are 0.
+
+Lengths that the caller knows (``seq_lens=``, Python ints: ``fasttx.data`` provides them) are taken from there;
+otherwise the mask is counted, for which the host waits once a call on a GPU. A graph that is being compiled or exported
+must not depend on the values of a mask: without ``seq_lens`` the padded kernels run there, with the mask. So they do
+while a CUDA graph is captured: a replay would have the lengths of the capture.
+
+Poolers and classifiers read the first position of a row. Where it is padding (rows padded on the left, empty rows)
+transformers has them read the hidden state of a padding token there, so that such a batch stays padded too, unless
+``unpad=True`` asks for packing whatever the mask.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from ...functional._packing import Layout, first_tokens, layout_of, put_rows, take_rows
+from ...functional._routing import uncovered
+from ...ops.checks import values_may_be_read
+from ...ops.decisions import note, recording
+from ..attention.interface import NAME, refuse_lengths_alone
+from ..options import ModulePatch
+from ..subclass import subclass_of
+from ..tracing import captured, graph_in_the_making
+from ..transformers_names import CACHE
+from .layers import Forwards, strange_part
+
+STAY_PADDED = "fasttx_stay_padded"
+"""Argument of a call, from a patched head to its encoder: True keeps the batch padded."""
+
+PART = "padded batch"
+TOO_SMALL = "too little padding for packing to pay"
+NO_PADDING = "there is no padding"
+PAIRS = "the mask has a row for every query"
+
+WORTH_IT = 1 / 32
+"""Share of padding from which packing pays under ``unpad="auto"``: two gathers of the hidden states against that share
+of every layer."""
+
+WORTH_IT_ON_CPU = 40_000_000
+"""Multiply-adds that packing must save a layer on a CPU besides: sequences cost attention a call each there. A padded
+token has 12 hidden^2 in the products, 4 hidden seqlen in attention, and elementwise work that takes as long as 500
+hidden. Measured by ``python -m bench.padding``."""
+
+
+def static_reason(config: Any) -> str | None:
+    """Why an encoder can never run packed as it is configured now, or None."""
+    if getattr(config, "is_decoder", False):
+        return "is a decoder: causal masks and caches are padded"
+    if config.chunk_size_feed_forward:
+        return f"config.chunk_size_feed_forward is {config.chunk_size_feed_forward}: chunks are cut from padded rows"
+    if config.output_attentions or config.output_hidden_states:
+        return "config asks for attentions or hidden states, which have padded shapes"
+    return None
+
+
+def _padded_call(config: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any], asked: dict[str, Any]) -> str | None:
+    """Why this call has to run padded, whatever its mask says, or None."""
+    if config._attn_implementation != NAME:  # another one would let sequences see each other
+        return f"attn_implementation is {config._attn_implementation!r}"
+    cross_or_cache = ("encoder_hidden_states", "encoder_attention_mask", *CACHE)
+    if any(value is not None for value in rest) or any(asked.get(name) is not None for name in cross_or_cache):
+        return "the call has encoder states or a cache"
+    if asked.get("cu_seq_lens_q") is not None:
+        return "the caller has packed the batch"
+    if asked.get("output_attentions") or asked.get("output_hidden_states"):
+        return "attentions or hidden states are asked for, which have padded shapes"
+    if hidden.numel() == 0:
+        return "there is no element"
+    if mask.shape != hidden.shape[:2]:
+        return PAIRS
+    return uncovered(hidden) or static_reason(config)
+
+
+def _enough_for_a_cpu(config: Any, hidden: Tensor, tokens: int) -> bool:
+    """Whether it pays to save `tokens` on hidden's device, as far as it is a CPU."""
+    seqlen, width = hidden.shape[-2], config.hidden_size
+    return hidden.device.type != "cpu" or tokens * width * (12 * width + 4 * seqlen + 500) >= WORTH_IT_ON_CPU
+
+
+def _full_on_a_cpu(hidden: Tensor, mask: Tensor) -> bool:
+    """Whether a CPU, which need not wait for that, sees a batch without padding: nothing else need be asked then."""
+    return (
+        hidden.device.type == "cpu"
+        and mask.shape == hidden.shape[:2]
+        and not graph_in_the_making(hidden)
+        and bool(mask.all())
+    )
+
+
+def _checked_lengths(seq_lens: Any, hidden: Tensor) -> Sequence[int] | Tensor:
+    """`seq_lens` as Python ints, or as it is where its values must not be read: a tensor in a graph in the making.
+
+    Raises:
+        ValueError: not one length from 0 to seqlen a row.
+    """
+    batch, seqlen = hidden.shape[:2]
+    given: Any = seq_lens
+    if isinstance(seq_lens, Tensor):
+        if seq_lens.device.type != "cpu":
+            raise ValueError(f"seq_lens: got a tensor on {seq_lens.device}; allowed are ints or a tensor on the CPU")
+        if torch.compiler.is_compiling() and seq_lens.dim() == 1 and seq_lens.shape[0] == batch:
+            return seq_lens
+        given = seq_lens.tolist()
+    if not isinstance(given, (list, tuple)) or len(given) != batch:
+        size = f"{len(given)} of them" if isinstance(given, (list, tuple)) else type(given).__name__
+        raise ValueError(f"seq_lens: got {size}; allowed is one length for each of the {batch} rows of the batch")
+    for length in given:
+        if isinstance(length, bool) or not isinstance(length, (int, torch.SymInt)) or not 0 <= length <= seqlen:
+            raise ValueError(f"seq_lens: got {length!r}; allowed are ints from 0 to {seqlen}, the padded length")
+    return given
+
+
+def _mask_with_lengths(config: Any, mask: Tensor | None, lengths: Sequence[int] | Tensor, hidden: Tensor) -> Any:
+    """The mask of a call with lengths: the one given, or one that says the same as they do.
+
+    Raises:
+        ValueError: the mask says something else (looked at on a CPU, and on a GPU with FASTTX_CHECK=1); there is no
+            mask, and it is not ours to make.
+    """
+    if mask is not None:
+        readable = values_may_be_read(mask.device) and not graph_in_the_making(mask)
+        if (
+            readable
+            and mask.shape == hidden.shape[:2]
+            and not torch.equal(mask != 0, first_tokens(lengths, hidden.shape[1], mask.device))
+        ):
+            raise ValueError(
+                "seq_lens: attention_mask marks other tokens; allowed are the numbers of real tokens of rows that are "
+                "padded on the right"
+            )
+        return mask
+    if getattr(config, "is_decoder", False) or config._attn_implementation != NAME or captured(hidden):
+        refuse_lengths_alone(lengths, hidden.shape[1])
+        return None
+    return first_tokens(lengths, hidden.shape[1], hidden.device)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The module of a family that a patch makes run on real tokens only.
+
+    Attributes:
+        cls: its class; ``forward(hidden_states, attention_mask=None, ...)`` returns an output with a last_hidden_state.
+        passing: what hands on to attention where sequences start: path below the encoder -> class. The layers come
+            first, and each path after those above it; ``*`` stands for every entry of a list.
+        config: finds the config, of an encoder.
+        key_mask: where the encoder does not get the mask of keys itself: that mask, of the mask that it gets, or None.
+        run: where its forward cannot run packed: the last hidden states (total, width) of an encoder, a packed batch
+            (total, width) and its layout.
+        not_ready: why the parts of an encoder cannot run packed as they are now, or None.
+        distances: whether its layers look at how far apart tokens are, so that none may be taken out between them.
+    """
+
+    cls: str
+    passing: Mapping[str, str] = field(hash=False)
+    config: Callable[[Any], Any] = lambda encoder: encoder.config  # dynamo cannot trace an attrgetter
+    key_mask: Callable[[Tensor], Tensor | None] = lambda mask: mask
+    run: Callable[[Any, Tensor, Layout], Tensor] | None = None
+    not_ready: Callable[[Any], str | None] = lambda encoder: None
+    distances: bool = False
+
+
+def padding_free_class(original: type, module: str, encoder: Encoder, forwards: Forwards) -> type:
+    """The subclass of a transformers encoder that runs on real tokens only.
+
+    Args:
+        original: the encoder.
+        module: where pickle finds the class.
+        encoder: what is known of it.
+        forwards: transformers' own; a layer with another one is not given a packed batch.
+    """
+    original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
+    config_of = encoder.config
+
+    @functools.wraps(original_forward)
+    def forward(
+        self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *rest: Any, **kwargs: Any
+    ) -> Any:
+        patch: ModulePatch | None = getattr(self, "_fasttx", None)
+        if patch is None or not patch.options.unpad:
+            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        seq_lens, stay_padded = kwargs.pop("seq_lens", None), kwargs.pop(STAY_PADDED, False)
+        config = config_of(self)
+        lengths: Sequence[int] | None = None
+        if seq_lens is not None:
+            given = _checked_lengths(seq_lens, hidden_states)
+            attention_mask = _mask_with_lengths(config, attention_mask, given, hidden_states)
+            lengths = None if isinstance(given, Tensor) or captured(hidden_states) else given
+        auto = patch.options.unpad == "auto"
+        keys = None if attention_mask is None else encoder.key_mask(attention_mask)
+        reason: str | None
+        if attention_mask is None:
+            reason = "there is no mask"
+        elif keys is None:
+            reason = PAIRS
+        elif _full_on_a_cpu(hidden_states, keys):
+            reason, attention_mask = NO_PADDING, None
+        elif stay_padded:
+            reason = "transformers' value of the loss depends on what stands at padding (loss='hf')"
+        elif auto and not _enough_for_a_cpu(config, hidden_states, hidden_states.shape[:-1].numel()):
+            reason = TOO_SMALL
+        elif lengths is None and graph_in_the_making(hidden_states):
+            reason = "a graph without seq_lens must not depend on the mask"
+        else:
+            reason = _padded_call(config, hidden_states, keys, rest, kwargs) or strange_part(self, forwards)
+            reason = reason or encoder.not_ready(self)
+        if reason is not None:
+            note(PART, "padded", reason)
+            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        assert keys is not None  # or there were a reason
+        batch, seqlen, width = hidden_states.shape
+        counts = None
+        if lengths is None:
+            real = keys if keys.dtype == torch.bool else keys != 0
+            counts = real.sum(-1, dtype=torch.int32)
+            looks = [counts, real[:, 0]]
+            if encoder.distances:  # how often tokens begin after padding
+                looks.append((real[:, 1:] & ~real[:, :-1]).sum(-1) + real[:, 0])
+            lengths, starts, *pieces = torch.stack(looks).tolist()
+            if pieces and max(pieces[0]) > 1:
+                note(PART, "padded", "there is padding between tokens, whose distances count")
+                return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        else:  # the mask is not read: were it to say something else, sequences would be cut at wrong places
+            real = first_tokens(lengths, seqlen, hidden_states.device)
+            starts = lengths  # padded on the right: only an empty row begins with padding
+        padding = batch * seqlen - sum(lengths)
+        if padding == 0:
+            note(PART, "padded", NO_PADDING)
+            return original_forward(self, hidden_states, None, *rest, **kwargs)
+        pays = padding > WORTH_IT * batch * seqlen and all(starts) and _enough_for_a_cpu(config, hidden_states, padding)
+        if sum(lengths) == 0 or (auto and not pays):
+            note(PART, "padded", "a row begins with padding" if not all(starts) else TOO_SMALL)
+            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        layout = layout_of(real, lengths, counts)
+        if recording():  # in a graph with symbolic lengths a text of them would make constants of them
+            note(PART, "real tokens only", f"{layout.total} of {batch * seqlen} tokens")
+        packed = take_rows(hidden_states.reshape(batch * seqlen, width), layout.indices)
+        if encoder.run is None:
+            kwargs.update(
+                cu_seq_lens_q=layout.cu_seqlens,
+                cu_seq_lens_k=layout.cu_seqlens,
+                max_length_q=layout.max_seqlen,
+                max_length_k=layout.max_seqlen,
+            )
+            output = original_forward(self, packed[None], None, *rest, **kwargs)
+            last = output.last_hidden_state[0]  # on another device where layers are spread over several
+        else:
+            output, last = BaseModelOutput(), encoder.run(self, packed, layout)
+        padded = put_rows(last, layout.indices.to(last.device), batch * seqlen).view(batch, seqlen, last.shape[-1])
+        return type(output)(**{**output, "last_hidden_state": padded})
+
+    return subclass_of(original, forward, module)

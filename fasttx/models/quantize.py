@@ -1,0 +1,166 @@
+"""``fasttx.quantize``: the linear layers of encoders as int8, chosen by what is known of the families.
+
+The layers of an encoder hold most of the weights and nearly all of the products, and their errors average out over
+tokens and layers. What stands outside (embeddings, poolers, heads) stays as it is: few rows, or errors that go straight
+into the result.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..nn.bypass import bypass_reason
+from ..ops.checks import FLOATS
+from ..quant import Int8Config, int8_layers, put_back, replace_layers
+from ..quant.layers import quantised
+from .expected import expected_backend
+from .patch import _root
+from .plan import FAMILIES, _key, _unwrapped
+from .report import Report, Row
+
+LAYERS = frozenset((family.source, family.layer) for family in FAMILIES)
+"""Classes of the layers of encoders."""
+OWN = ("transformers.", "torch.nn.modules.")
+"""Where classes come from that call their linear layers as they are."""
+MARK = "hf_quantizer"
+"""The attribute by which transformers knows a quantised model: with a stranger there it refuses to save."""
+
+
+class _NotSaved:
+    """Stops ``save_pretrained``, whose files ``from_pretrained`` would read as float weights, without their scales."""
+
+    class quantization_config:  # noqa: N801, the name that transformers asks for
+        quant_method = (
+            "fasttx.quantize, which from_pretrained cannot read yet (save its state_dict() and load that into a model "
+            "quantised in the same way, or call fasttx.dequantize first),"
+        )
+
+
+def _class(module: nn.Module) -> type:
+    """transformers' class of a module that may be patched or wrapped."""
+    cls = _unwrapped(type(module))
+    original: type = cls.__dict__.get("_fasttx_original", cls)
+    return original
+
+
+def _mark(root: nn.Module) -> None:
+    """Marks the transformers models in `root` that hold int8 layers, and takes the mark off the others."""
+    for module in root.modules():
+        if not isinstance(module, PreTrainedModel):
+            continue
+        if int8_layers(module):
+            module.__dict__.setdefault(MARK, _NotSaved())
+        elif isinstance(module.__dict__.get(MARK), _NotSaved):
+            del module.__dict__[MARK]
+
+
+def _float_reason(name: str, linear: Any, inside: list[nn.Module]) -> str | None:
+    """Why this layer of an encoder must stay float, or None.
+
+    Args:
+        inside: the modules around it, from the layer of the encoder inwards.
+    """
+    for module in inside:
+        if not _class(module).__module__.startswith(OWN):
+            return f"is part of a {type(module).__module__}.{type(module).__name__}"
+    reason = bypass_reason(linear, "it", cls="Linear")
+    if reason is not None:
+        return reason
+    weight = linear.weight
+    if type(weight) is not nn.Parameter or weight.is_meta or weight.dtype not in FLOATS:
+        return f"its weight is a {weight.dtype} {type(weight).__name__} on {weight.device}"
+    if not bool(weight.isfinite().all()):
+        return "its weight holds a NaN or an infinity"
+    return None
+
+
+def _around(root: nn.Module, name: str) -> list[nn.Module]:
+    """The modules that hold the one of that name, from the innermost layer of an encoder inwards; [] outside of any."""
+    parts = name.split(".")
+    above = [root.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
+    starts = [i for i, module in enumerate(above) if _key(_class(module)) in LAYERS]
+    return above[starts[-1] :] if starts else []
+
+
+def quantize(model: Any, config: Int8Config | None = None) -> Report:
+    """Make the linear layers of a model's encoder int8, in place, for inference; :func:`dequantize` undoes it.
+
+    The weights are rounded to 8 bits by output channel, the activations by token when a layer is called. Embeddings,
+    poolers, heads and whatever is not exactly a ``torch.nn.Linear`` (LoRA, hooks, parametrisations) stay as they are,
+    and the report says why. Works before and after :func:`fasttx.patch`. A quantised model has no gradients: backward
+    raises. Its ``state_dict()`` holds int8 weights and scales, and loads into a model quantised in the same way;
+    ``save_pretrained`` refuses, because ``from_pretrained`` cannot read them yet.
+
+    Args:
+        model: a transformers model, or anything that holds some (PEFT, sentence-transformers, a pipeline).
+        config: :class:`fasttx.Int8Config`; None for the default one.
+
+    Returns:
+        A report, as of :func:`fasttx.patch`: one row for each linear layer.
+
+    Raises:
+        ValueError: `model` holds no encoder layer of a known family; a pattern of ``skip`` matches no layer.
+        TypeError: config is something else.
+    """
+    if config is None:
+        config = Int8Config()
+    if not isinstance(config, Int8Config):
+        raise TypeError(f"config: got {type(config).__name__}; allowed are fasttx.Int8Config and None")
+    root = _root(model)
+    if not any(_key(_class(module)) in LAYERS for module in root.modules()):
+        names = ", ".join(family.name for family in FAMILIES)
+        raise ValueError(f"model: {type(root).__name__} holds no encoder layer of {names}")
+    report = Report(type(root).__name__, call="fasttx.quantize")
+    chosen: dict[nn.Module, nn.Module] = {}
+    unused, already = set(config.skip), int8_layers(root)
+    for name, module in root.named_modules():
+        is_int8 = name in already
+        if not isinstance(module, nn.Linear) and not is_int8:
+            continue
+        layer: Any = module
+        before = f"{type(module).__name__}({layer.in_features}, {layer.out_features})"
+        inside = _around(root, name)
+        skipped = {pattern for pattern in config.skip if fnmatch.fnmatchcase(name, pattern)}
+        unused -= skipped
+        reason: str | None
+        if is_int8:
+            reason = "is int8 already"
+        elif not inside:
+            reason = "is no part of an encoder's layer: a pooler or a head has few rows, or its errors are the result's"
+        elif skipped:
+            reason = f"skip names it: {min(skipped)!r}"
+        else:
+            reason = _float_reason(name, module, inside)
+        if reason is None:
+            chosen[module] = quantised(layer, config.keep_float)
+            backend = expected_backend("int8_linear", "auto", module)
+            report.rows.append(Row(name, before, "Int8Linear", backend, "activations by token"))
+        else:
+            report.rows.append(Row(name, before, None, "", reason))
+    if unused:
+        raise ValueError(f"skip: {sorted(unused)} match no linear layer of this {type(root).__name__}")
+    replace_layers(root, chosen)
+    _mark(root)
+    if not chosen:
+        warnings.warn(f"fasttx.quantize replaced nothing: {'; '.join(report.reasons())}", stacklevel=2)
+    return report
+
+
+def dequantize(model: Any) -> None:
+    """Make every int8 layer of a model a ``torch.nn.Linear`` again.
+
+    The weights are the rounded ones, in the dtype of the layer's bias (float32 where there is none), and bias is the
+    same parameter as ever. After ``Int8Config(keep_float=True)`` the layers are the very objects that there were.
+
+    Raises:
+        ValueError: nothing in `model` is int8.
+    """
+    root = _root(model)
+    if not put_back(root):
+        raise ValueError(f"model: no layer of this {type(root).__name__} is int8; fasttx.quantize(model) makes them so")
+    _mark(root)

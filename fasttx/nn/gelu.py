@@ -1,0 +1,82 @@
+"""GELU, torch.nn's class with our function inside, and LinearGELU: a linear layer, GELU and dropout in one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functional import _gelu
+from .scripting import prepare_scriptable
+
+
+class GELU(torch.nn.GELU):
+    """torch.nn.GELU on fasttx kernels; see :func:`fasttx.functional.gelu`.
+
+    Args:
+        approximate: "none" or "tanh".
+    """
+
+    __prepare_scriptable__ = prepare_scriptable
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _gelu.gelu(input, approximate=self.approximate)
+
+
+class LinearGELU(torch.nn.Linear):
+    """A linear layer, GELU and dropout; see :func:`fasttx.functional.linear_gelu`.
+
+    A torch.nn.Linear that goes on: the same parameters, and state dictionaries that fit either.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as of torch.nn.Linear.
+        approximate: "none" or "tanh".
+        p: probability of zeroing an element of the result in training, in [0, 1).
+
+    Raises:
+        ValueError: approximate is another word, or p lies outside of [0, 1).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        approximate: str = "none",
+        p: float = 0.0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if approximate not in ("none", "tanh"):
+            raise ValueError(f"approximate: must be 'none' or 'tanh', got {approximate!r}")
+        if not 0.0 <= p < 1.0:
+            raise ValueError(f"p: must lie in [0, 1), got {p}")
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.approximate, self.p = approximate, p
+
+    @classmethod
+    def from_linear(cls, linear: torch.nn.Linear, approximate: str = "none", p: float = 0.0) -> LinearGELU:
+        """A LinearGELU on the very parameters of `linear`, and in its mode.
+
+        Args:
+            linear: exactly a torch.nn.Linear, as a subclass may compute something else.
+            approximate, p: as of the class.
+
+        Raises:
+            TypeError: `linear` is of another class.
+        """
+        if type(linear) is not torch.nn.Linear:
+            raise TypeError(f"linear: must be a torch.nn.Linear, got {type(linear).__name__}")
+        made = cls(linear.in_features, linear.out_features, linear.bias is not None, approximate, p, device="meta")
+        made.weight, made.bias = linear.weight, linear.bias
+        return made.train(linear.training)
+
+    def forward(self, input: Tensor, row_index: Tensor | None = None) -> Tensor:
+        return _gelu.linear_gelu(
+            input, self.weight, self.bias,
+            approximate=self.approximate, dropout_p=self.p, training=self.training, row_index=row_index,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, approximate={self.approximate!r}, p={self.p}"

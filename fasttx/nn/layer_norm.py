@@ -1,0 +1,67 @@
+"""LayerNorm, torch.nn's class with our function inside, and DropoutAddLayerNorm: dropout, sum and norm in one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functional import _dropout_add_layer_norm, _layer_norm
+from .scripting import prepare_scriptable
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """torch.nn.LayerNorm on fasttx kernels; see :func:`fasttx.functional.layer_norm`.
+
+    Args:
+        normalized_shape, eps, elementwise_affine, bias, device, dtype: as of torch.nn.LayerNorm.
+    """
+
+    _fasttx_original = torch.nn.LayerNorm
+    __prepare_scriptable__ = prepare_scriptable
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _layer_norm.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class DropoutAddLayerNorm(torch.nn.LayerNorm):
+    """Layer norm of dropout(input) + residual; see :func:`fasttx.functional.dropout_add_layer_norm`.
+
+    A torch.nn.LayerNorm with a probability: the same parameters, and state dictionaries that fit either.
+
+    Args:
+        normalized_shape: the size of the last dimension, an int or a sequence of one.
+        p: probability of zeroing an element of input in training, in [0, 1).
+        eps, elementwise_affine, bias, device, dtype: as of torch.nn.LayerNorm.
+
+    Raises:
+        ValueError: normalized_shape has several dimensions, or p lies outside of [0, 1).
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        p: float = 0.1,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not isinstance(normalized_shape, int) and len(normalized_shape) != 1:
+            raise ValueError(f"normalized_shape: must be one size, got {tuple(normalized_shape)}")
+        if not 0.0 <= p < 1.0:
+            raise ValueError(f"p: must lie in [0, 1), got {p}")
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
+        self.p = p
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, row_index: Tensor | None = None) -> Tensor:
+        return _dropout_add_layer_norm.dropout_add_layer_norm(
+            input, residual, self.weight, self.bias,
+            dropout_p=self.p, eps=self.eps, training=self.training, row_index=row_index,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, p={self.p}"

@@ -1,0 +1,1 @@
+"""The op `attention`: op.py has its row of the table."""

@@ -1,0 +1,194 @@
+"""The attention op: out = dropout(softmax(softmax_scale * q k^T + attn_bias)) v, padded or packed, and its backward.
+
+Arguments and shapes: docs/design.md, "Operators".  Here stand the schema, the fakes, the cost and the table
+row; the checks are in _attention_checks.py, the compositions of PyTorch operators in _attention_cpu.py (what a CPU user
+runs) and _attention_math.py (any other device), the float64 reference in reference.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..registry import Half, Impl, Op
+from . import composed, reference
+from .checks import check_bwd, check_fwd, lse_shape
+from .cpu import dispatch as cpu
+from .cpu.dispatch import worth_slicing as worth_slicing
+
+MAX_HEAD_DIM = 256
+"""The largest head_dim (of q, k and of v) that a kernel takes; beyond it PyTorch's own operators run."""
+LARGEST_BLOCK = 128
+"""Rows of the largest tile in kernels/attention_config.py."""
+MAX_TOKEN_STRIDE = (2**31 - MAX_HEAD_DIM) // LARGEST_BLOCK
+"""Elements from one token to the next, up to which offsets within a tile, 32-bit in the kernels, do not overflow."""
+
+_T = TypeVar("_T")
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_BIAS_DTYPES = (torch.bool, *_DTYPES)
+
+_INPUTS = (
+    "Tensor? attn_bias, Tensor? seqused_k, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? rng_state, "
+    "SymInt max_seqlen_q, SymInt max_seqlen_k, float softmax_scale, float dropout_p, int window_left, int window_right"
+)
+_FWD = f"(Tensor q, Tensor k, Tensor v, {_INPUTS}, str backend) -> (Tensor out, Tensor softmax_lse)"
+_BWD = (
+    f"(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor softmax_lse, {_INPUTS}, bool deterministic, "
+    "str backend) -> (Tensor dq, Tensor dk, Tensor dv)"
+)
+
+
+# ------------------------------------------------------------------------------------------------ fakes and costs
+
+
+def fake_fwd(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(lse_shape(q), dtype=torch.float32)
+
+
+def fake_bwd(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def visible_pairs(
+    q: Tensor, k: Tensor, seqused_k: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
+    window_left: int, window_right: int,
+) -> int:  # fmt: skip
+    """How many (query, key) pairs of one head the window and the lengths leave; reads the lengths."""
+    if cu_seqlens_q is not None and cu_seqlens_k is not None:
+        lengths = list(zip(cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist(), strict=True))
+        shifts = [n - m for m, n in lengths]
+    else:
+        keys = [k.shape[1]] * q.shape[0] if seqused_k is None else seqused_k.tolist()
+        lengths = [(q.shape[1], n) for n in keys]
+        shifts = [0] * len(lengths)
+    total = 0
+    for (m, n), d in zip(lengths, shifts, strict=True):
+        rows = torch.arange(m) + d
+        first = (rows - window_left).clamp(0, n) if window_left >= 0 else torch.zeros_like(rows)
+        last = (rows + window_right + 1).clamp(0, n) if window_right >= 0 else torch.full_like(rows, n)
+        total += int((last - first).clamp(min=0).sum())
+    return total
+
+
+def _bytes(*tensors: Tensor | None) -> float:
+    return float(sum(x.numel() * x.element_size() for x in tensors if x is not None))
+
+
+def cost_fwd(
+    q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None, seqused_k: Tensor | None, cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None, rng_state: Tensor | None, max_seqlen_q: int, max_seqlen_k: int, softmax_scale: float,
+    dropout_p: float, window_left: int, window_right: int,
+) -> tuple[float, float]:  # fmt: skip
+    pairs = visible_pairs(q, k, seqused_k, cu_seqlens_q, cu_seqlens_k, window_left, window_right)
+    flop = 2.0 * pairs * q.shape[-2] * (q.shape[-1] + v.shape[-1])
+    return flop, _bytes(q, k, v, attn_bias, *fake_fwd(q, k, v))
+
+
+def cost_bwd(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *args: Any
+) -> tuple[float, float]:
+    pairs = visible_pairs(q, k, args[1], args[2], args[3], *args[-3:-1])
+    flop = 2.0 * pairs * q.shape[-2] * (3 * q.shape[-1] + 2 * v.shape[-1])  # q k^T again, dq, dk; dout v^T, dv
+    return flop, _bytes(dout, q, k, v, out, softmax_lse, args[0], q, k, v)
+
+
+# ------------------------------------------------------------------------------------------------------ the row
+
+
+def _composed(on_cpu: Callable[..., _T], elsewhere: Callable[..., _T]) -> Callable[..., _T]:
+    """Chooses by the device of the first tensor; autograd and autocast stay outside, whoever calls the op."""
+
+    @functools.wraps(on_cpu)
+    def run(*args: Any) -> _T:
+        device = args[0].device.type
+        function = on_cpu if device == "cpu" else elsewhere
+        if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device):
+            return function(*args)
+        with torch.no_grad():
+            if not torch.is_autocast_enabled(device):
+                return function(*args)
+            with torch.autocast(device, enabled=False):
+                return function(*args)
+
+    return run
+
+
+def supports(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the Triton kernels cannot run tensors like these, or None."""
+    if q.dtype not in _DTYPES:
+        return f"{q.dtype} is not float32, float16 or bfloat16"
+    largest = max(q.shape[-1], v.shape[-1])
+    if largest > MAX_HEAD_DIM:
+        return f"head_dim {largest} is larger than {MAX_HEAD_DIM}"
+    if q.shape[-2] * largest > MAX_TOKEN_STRIDE:  # the results are contiguous
+        return f"out's token stride would be {q.shape[-2] * largest}; allowed are {MAX_TOKEN_STRIDE} elements"
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.stride(-3) > MAX_TOKEN_STRIDE and x.shape[-3] > 1:
+            return f"{name}'s token stride is {x.stride(-3)}; allowed are {MAX_TOKEN_STRIDE} elements"
+    return None
+
+
+def _whole(x: Tensor, total: int, value: float = 0.0) -> Tensor:
+    """x (used, ...) as (total, ...), `value` after its rows."""
+    whole = x.new_full((total, *x.shape[1:]), value)
+    whole[: x.shape[0]] = x
+    return whole
+
+
+def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """Sets packed tokens of no sequence apart, for which cpu has no place."""
+    used = _used(q, k, args[2], args[3])
+    if used is None:
+        return cpu.forward(q, k, v, *args)
+    m, n = used
+    out, lse = cpu.forward(q[:m], k[:n], v[:n], *args)
+    return _whole(out, q.shape[0]), _whole(lse.t(), q.shape[0], -math.inf).t().contiguous()
+
+
+def _cpu_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    used = _used(q, k, args[2], args[3])
+    if used is None:
+        return cpu.backward(dout, q, k, v, out, softmax_lse, *args)
+    m, n = used
+    rows = (dout[:m], q[:m], k[:n], v[:n], out[:m], softmax_lse[:, :m].contiguous())
+    dq, dk, dv = cpu.backward(*rows, *args)
+    return _whole(dq, q.shape[0]), _whole(dk, k.shape[0]), _whole(dv, k.shape[0])
+
+
+def _used(q: Tensor, k: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> tuple[int, int] | None:
+    """How many tokens of packed q and of packed k have a sequence, on a CPU; None where all have."""
+    if cu_seqlens_q is None or cu_seqlens_k is None:
+        return None
+    used = int(cu_seqlens_q[-1]), int(cu_seqlens_k[-1])
+    return None if used == (q.shape[0], k.shape[0]) else used
+
+
+ATTENTION = Op(
+    "attention",
+    Half(
+        _FWD,
+        check_fwd,
+        fake_fwd,
+        _composed(_cpu_forward, composed.forward),
+        reference.forward,
+        ("q", "k", "v"),
+        cost_fwd,
+    ),
+    Half(
+        _BWD,
+        check_bwd,
+        fake_bwd,
+        _composed(_cpu_backward, composed.backward),
+        reference.backward,
+        ("q", "k", "v"),
+        cost_bwd,
+    ),
+    (Impl("triton", "fasttx.kernels.attention:attention_fwd", "fasttx.kernels.attention_bwd:attention_bwd", supports),),
+)

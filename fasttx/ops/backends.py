@@ -1,0 +1,55 @@
+"""The names of the backends, and which of them is forced: for a block, or for the process by ``FASTTX_BACKEND``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+BACKENDS = ("cuda", "triton", "torch")
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for cannot run the call; the message says which, and why."""
+
+
+_ALLOWED = frozenset(("auto", *BACKENDS))
+_forced = os.environ.get("FASTTX_BACKEND", "auto")  # judged at the first use: an import must not fail for it
+
+
+def wrong_name(given: str, name: str) -> str | None:
+    """What is wrong with the name of a backend that `given` holds, or None."""
+    return None if name in _ALLOWED else f"{given}: allowed are 'auto', {', '.join(map(repr, BACKENDS))}"
+
+
+def forced_backend() -> str:
+    """The backend in force: ``"auto"``, or the name given to :class:`backend` or ``FASTTX_BACKEND``.
+
+    Raises:
+        BackendError: ``FASTTX_BACKEND`` holds an unknown name.
+    """
+    if _forced not in _ALLOWED:
+        raise BackendError(wrong_name(f"FASTTX_BACKEND={_forced!r}", _forced))
+    return _forced
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force every op of the whole process, all threads, to one backend within the ``with`` block.
+
+    Args:
+        name: ``"cuda"``, ``"triton"``, ``"torch"``, or ``"auto"`` for the default choice.
+
+    Raises:
+        BackendError: at once for an unknown name, here or in ``FASTTX_BACKEND``; at the call of an op that this
+            backend cannot run.  A forced backend never falls back.
+    """
+    global _forced
+    problem = wrong_name(f"backend {name!r}", name)
+    if problem is not None:
+        raise BackendError(problem)
+    before, _forced = forced_backend(), name
+    try:
+        yield
+    finally:
+        _forced = before

@@ -1,0 +1,178 @@
+"""The row of bias_gelu: out = dropout(gelu(x + bias)), what follows the first product of a BERT layer's MLP.
+
+Formulas: kernels/bias_gelu.py.  x is that product, without its bias: so backward's sum over rows, dbias, is taken where
+dx is computed, and no kernel reads dx again for it.  Backward is given x and bias; their sum is float32 in the kernels
+and never rounded.
+
+row_index counts the rows for the dropout mask, so that a packed batch drops what the padded one does; without it rows
+count from 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..checks import FLOATS, check_one_device
+from ..dropout import rows as row_dropout
+from ..registry import Half, Impl, Op
+from . import composed
+
+# ------------------------------------------------------------------------------------------------------------- check
+
+
+def _check(
+    x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, tanh: bool
+) -> None:
+    if x.dim() < 1 or x.shape[-1] == 0 or x.dtype not in FLOATS:
+        raise ValueError(
+            "x: expected float32, float16 or bfloat16 (..., n_cols) of at least one column, "
+            f"got {x.dtype} {tuple(x.shape)}"
+        )
+    n_cols = x.shape[-1]
+    if bias is not None and (bias.shape != (n_cols,) or bias.dtype not in (x.dtype, torch.float32)):
+        raise ValueError(f"bias: expected {x.dtype} or float32 ({n_cols},), got {bias.dtype} {tuple(bias.shape)}")
+    row_dropout.check(row_index, rng_state, dropout_p, x.shape[:-1].numel())
+    check_one_device("x", x.device, bias=bias, row_index=row_index, rng_state=rng_state)
+
+
+def _check_bwd(
+    dout: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
+    tanh: bool, needs_dx: bool, needs_dbias: bool,
+) -> None:  # fmt: skip
+    _check(x, bias, row_index, rng_state, dropout_p, tanh)
+    if dout.shape != x.shape or dout.dtype not in FLOATS or dout.device != x.device:
+        raise ValueError(
+            f"dout: expected float32, float16 or bfloat16 {tuple(x.shape)} on {x.device}, "
+            f"got {dout.dtype} {tuple(dout.shape)} on {dout.device}"
+        )
+    if needs_dbias and bias is None:
+        raise ValueError("needs_dbias: is True, but there is no bias; allowed is False")
+
+
+# -------------------------------------------------------------------------------------------------------------- fakes
+
+
+def _fake(
+    x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, tanh: bool
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _fake_bwd(
+    dout: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
+    tanh: bool, needs_dx: bool, needs_dbias: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dx = x.new_empty(x.shape if needs_dx else (0,))
+    return dx, x.new_empty((0,)) if bias is None or not needs_dbias else bias.new_empty(bias.shape)
+
+
+# --------------------------------------------------------------------------------------------------- float64 reference
+
+
+def _reference_factor(
+    x: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float
+) -> Tensor | float:
+    """What GELU's result is multiplied by: keep / (1 - p_hat)."""
+    if rng_state is None:
+        return 1.0
+    return composed.exact_keep(x, row_index, rng_state, dropout_p).double() * composed.keep_scale(dropout_p)
+
+
+def _reference_z(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x.double() if bias is None else x.double() + bias.double()
+
+
+def _reference(
+    x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, tanh: bool
+) -> Tensor:
+    z = _reference_z(x, bias)
+    if tanh:
+        phi = 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z**3)))
+    else:
+        phi = 0.5 * torch.erfc(-z / math.sqrt(2.0))
+    return z * phi * _reference_factor(x, row_index, rng_state, dropout_p)
+
+
+def _reference_bwd(
+    dout: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
+    tanh: bool, needs_dx: bool, needs_dbias: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    z = _reference_z(x, bias)
+    if tanh:
+        k = math.sqrt(2.0 / math.pi)
+        t = torch.tanh(k * (z + 0.044715 * z**3))
+        slope = 0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * k * (1.0 + 3.0 * 0.044715 * z * z)
+    else:
+        slope = 0.5 * torch.erfc(-z / math.sqrt(2.0)) + z * torch.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
+    dz = dout.double() * _reference_factor(x, row_index, rng_state, dropout_p) * slope
+    none = dz.new_empty((0,))
+    return dz if needs_dx else none, dz.reshape(-1, x.shape[-1]).sum(0) if needs_dbias else none
+
+
+# ------------------------------------------------------------------------------------------------------ cost and row
+
+
+def _bytes(*tensors: Tensor | None) -> float:
+    return float(sum(t.numel() * t.element_size() for t in tensors if t is not None))
+
+
+def _cost(
+    x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, tanh: bool
+) -> tuple[float, float]:
+    """About 20 per element, most of them erf's polynomial; every tensor once."""
+    return 20.0 * x.numel(), _bytes(x, x, bias, row_index)
+
+
+def _cost_bwd(
+    dout: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
+    tanh: bool, needs_dx: bool, needs_dbias: bool,
+) -> tuple[float, float]:  # fmt: skip
+    """About 30 per element; every tensor once, and the gradients that are needed."""
+    written = _bytes(x if needs_dx else None, bias if needs_dbias else None)
+    return 30.0 * x.numel(), _bytes(dout, x, bias, row_index) + written
+
+
+def _supports(x: Tensor) -> str | None:
+    n_cols = x.shape[-1]
+    if max(n_cols, x.numel() // max(n_cols, 1)) >= 2**31 - 2048:  # a tile may reach beyond the tensor
+        return f"rows and columns are counted in 32 bits, x has shape {tuple(x.shape)}"
+    return None
+
+
+_TENSORS = "Tensor x, Tensor? bias, Tensor? row_index, Tensor? rng_state, float dropout_p, bool tanh"
+
+BIAS_GELU = Op(
+    "bias_gelu",
+    fwd=Half(
+        f"({_TENSORS}, str backend) -> Tensor out",
+        _check,
+        _fake,
+        composed.forward,
+        _reference,
+        ("x",),
+        _cost,
+    ),
+    bwd=Half(
+        f"(Tensor dout, {_TENSORS}, bool needs_dx, bool needs_dbias, str backend) -> (Tensor dx, Tensor dbias)",
+        _check_bwd,
+        _fake_bwd,
+        composed.backward,
+        _reference_bwd,
+        ("x",),
+        _cost_bwd,
+    ),
+    impls=(
+        Impl("triton", "fasttx.kernels.bias_gelu:bias_gelu_fwd", "fasttx.kernels.bias_gelu:bias_gelu_bwd", _supports),
+        Impl("cuda", "fasttx.ops.bias_gelu.cuda:bias_gelu_fwd", "fasttx.ops.bias_gelu.cuda:bias_gelu_bwd", _supports),
+    ),
+)
+
+
+def keep_of(x: Tensor, row_index: Tensor | None, rng_state: Tensor, dropout_p: float, backend: str) -> Tensor:
+    """The mask that the op applies to x under `backend`."""
+    if BIAS_GELU.pick(backend, x) is None or x.numel() == 0:
+        return composed.drawn_keep(x, row_index, rng_state, dropout_p)
+    return composed.exact_keep(x, row_index, rng_state, dropout_p)

@@ -1,0 +1,137 @@
+"""The row of binary cross-entropy with logits: weight and pos_weight broadcast against the logits, every reduction.
+
+Formulas: kernels/binary_cross_entropy.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import FLOATS, MEAN, NONE, REDUCTIONS, broadcasts, check_dloss
+from ..registry import Half, Impl, Op
+
+
+def _check(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> None:
+    shape, device = x.shape, x.device
+    if target.shape != shape:
+        raise ValueError(f"Target size ({target.size()}) must be the same as input size ({x.size()})")
+    if x.dtype not in FLOATS:
+        raise ValueError(f"x: allowed are float32, float16 and bfloat16, got {x.dtype}")
+    for name, t in (("target", target), ("weight", weight), ("pos_weight", pos_weight)):
+        if t is None:
+            continue
+        if t.dtype not in FLOATS:
+            raise ValueError(f"{name}: allowed are float32, float16 and bfloat16, got {t.dtype}")
+        if t.device != device:
+            raise ValueError(f"{name}: is on {t.device}, x on {device}; allowed is one device")
+        if t is not target and not broadcasts(t.shape, shape):
+            raise ValueError(f"{name}: must broadcast to the shape of x, {tuple(shape)}, got {tuple(t.shape)}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: allowed are 0 (none), 1 (mean) and 2 (sum), got {reduction}")
+
+
+def _check_bwd(
+    dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+) -> None:
+    check_dloss(dloss, x.shape, reduction)
+
+
+def _fake(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> Tensor:
+    return x.new_empty(x.shape if reduction == NONE else (), dtype=torch.float32)
+
+
+def _fake_bwd(dloss: Tensor, x: Tensor, *_: object) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _float(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.float()
+
+
+def _torch(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> Tensor:
+    return torch.binary_cross_entropy_with_logits(
+        x.float(), target.float(), _float(weight), _float(pos_weight), reduction
+    ).contiguous()
+
+
+def _torch_bwd(
+    dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+) -> Tensor:
+    y = target.float()
+    if pos_weight is None:
+        d = torch.sigmoid(x.float()).sub_(y)
+    else:
+        vy = y * pos_weight.float()
+        d = torch.sigmoid(x.float()).mul_(vy + 1.0 - y).sub_(vy)
+    if weight is not None:
+        d.mul_(weight.float())
+    d.mul_(dloss / max(x.numel(), 1) if reduction == MEAN else dloss)
+    return d.to(x.dtype).contiguous()
+
+
+def _reference(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> Tensor:
+    x, y = x.double(), target.double()
+    v = 1.0 if pos_weight is None else pos_weight.double()
+    w = 1.0 if weight is None else weight.double()
+    loss = w * ((1.0 - y) * x + (1.0 + (v - 1.0) * y) * torch.logaddexp(-x, torch.zeros_like(x)))
+    return loss if reduction == NONE else loss.mean() if reduction == MEAN else loss.sum()
+
+
+def _reference_bwd(
+    dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+) -> Tensor:
+    y = target.double()
+    vy = y if pos_weight is None else y * pos_weight.double()
+    w = 1.0 if weight is None else weight.double()
+    g = dloss.double() / (x.numel() if reduction == MEAN else 1)
+    return g * w * ((vy + 1.0 - y) * torch.sigmoid(x.double()) - vy)
+
+
+def _bytes(*tensors: Tensor | None) -> float:
+    return float(sum(t.numel() * t.element_size() for t in tensors if t is not None))
+
+
+def _cost(
+    x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+) -> tuple[float, float]:
+    """About ten operations an element; every input once, and the losses if they are not summed."""
+    return 10.0 * x.numel(), _bytes(x, target, weight, pos_weight) + (4.0 * x.numel() if reduction == NONE else 4.0)
+
+
+def _cost_bwd(
+    dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+) -> tuple[float, float]:
+    return 10.0 * x.numel(), _bytes(dloss, x, x, target, weight, pos_weight)
+
+
+def _supports(x: Tensor, target: Tensor) -> str | None:
+    if x.dtype not in FLOATS or target.dtype not in FLOATS:
+        return f"x, target: {x.dtype}, {target.dtype}; allowed are float32, float16 and bfloat16"
+    return None
+
+
+_ARGUMENTS = "Tensor x, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction, str backend"
+_KEYS = ("x", "target")
+
+BINARY_CROSS_ENTROPY = Op(
+    "binary_cross_entropy",
+    fwd=Half(f"({_ARGUMENTS}) -> Tensor", _check, _fake, _torch, _reference, _KEYS, _cost),
+    bwd=Half(
+        f"(Tensor dloss, {_ARGUMENTS}) -> Tensor", _check_bwd, _fake_bwd, _torch_bwd, _reference_bwd, _KEYS, _cost_bwd
+    ),
+    impls=(
+        Impl(
+            "triton",
+            "fasttx.kernels.binary_cross_entropy:binary_cross_entropy_fwd",
+            "fasttx.kernels.binary_cross_entropy:binary_cross_entropy_bwd",
+            _supports,
+        ),
+        Impl(
+            "cuda",
+            "fasttx.ops.binary_cross_entropy.cuda:binary_cross_entropy_fwd",
+            "fasttx.ops.binary_cross_entropy.cuda:binary_cross_entropy_bwd",
+            _supports,
+        ),
+    ),
+)

@@ -1,0 +1,1 @@
+"""The dropout scheme in PyTorch's operators: row by row, and of attention."""

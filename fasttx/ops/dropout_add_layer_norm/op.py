@@ -1,0 +1,239 @@
+"""The row of dropout_add_layer_norm: out = layer_norm(dropout(x) + residual) weight + bias over the last dim.
+
+Formulas: kernels/dropout_add_layer_norm.py.  Backward is given x and residual, not their sum: the sum would have to be
+written in forward to be read in backward, as many bytes as reading two tensors that exist anyway, and rounded to their
+dtype.  Statistics and sums are float32 in every implementation; each gradient has the dtype of its own tensor.
+
+row_index counts the rows for the dropout mask, so that a packed batch drops what the padded one does; without it rows
+count from 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..checks import FLOATS, check_one_device, row_too_long
+from ..dropout import rows as row_dropout
+from ..registry import Half, Impl, Op
+from . import composed
+
+MAX_COLS = 8192
+"""The longest row that the kernels hold in registers."""
+
+# ------------------------------------------------------------------------------------------------------------- check
+
+
+def _check_tensors(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
+    rng_state: Tensor | None, dropout_p: float,
+) -> None:  # fmt: skip
+    if x.dim() < 1 or x.shape[-1] == 0 or x.dtype not in FLOATS:
+        raise ValueError(
+            "x: expected float32, float16 or bfloat16 (..., n_cols) of at least one column, "
+            f"got {x.dtype} {tuple(x.shape)}"
+        )
+    n_cols = x.shape[-1]
+    for name, t, shape in (("residual", residual, x.shape), ("weight", weight, (n_cols,)), ("bias", bias, (n_cols,))):
+        if t is not None and (t.shape != shape or t.dtype not in FLOATS):
+            raise ValueError(
+                f"{name}: expected float32, float16 or bfloat16 {tuple(shape)}, got {t.dtype} {tuple(t.shape)}"
+            )
+    row_dropout.check(row_index, rng_state, dropout_p, x.shape[:-1].numel())
+    check_one_device(
+        "x", x.device, residual=residual, weight=weight, bias=bias, row_index=row_index, rng_state=rng_state
+    )
+
+
+def _check(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
+    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
+) -> None:  # fmt: skip
+    _check_tensors(x, residual, weight, bias, row_index, rng_state, dropout_p)
+    if not 0.0 <= eps < math.inf:
+        raise ValueError(f"eps: must be finite and not negative, got {eps}")
+    if out_dtype not in FLOATS:
+        raise ValueError(f"out_dtype: allowed are float32, float16 and bfloat16, got {out_dtype}")
+
+
+def _check_bwd(
+    dout: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
+    rstd: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, needs_dx: bool,
+    needs_dresidual: bool, needs_dweight: bool, needs_dbias: bool,
+) -> None:  # fmt: skip
+    _check_tensors(x, residual, weight, bias, row_index, rng_state, dropout_p)
+    if dout.shape != x.shape or dout.dtype not in FLOATS or dout.device != x.device:
+        raise ValueError(
+            f"dout: expected float32, float16 or bfloat16 {tuple(x.shape)} on {x.device}, "
+            f"got {dout.dtype} {tuple(dout.shape)} on {dout.device}"
+        )
+    n_rows = x.shape[:-1].numel()
+    for name, t in (("mean", mean), ("rstd", rstd)):
+        if t.shape != (n_rows,) or t.dtype != torch.float32 or t.device != x.device:
+            raise ValueError(f"{name}: expected float32 ({n_rows},) on {x.device}, got {t.dtype} {tuple(t.shape)}")
+    for name, needed, owner in (
+        ("residual", needs_dresidual, residual), ("weight", needs_dweight, weight), ("bias", needs_dbias, bias),
+    ):  # fmt: skip
+        if needed and owner is None:
+            raise ValueError(f"needs_d{name}: is True, but there is no {name}; allowed is False")
+
+
+# -------------------------------------------------------------------------------------------------------------- fakes
+
+
+def _fake(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
+    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    n_rows = x.shape[:-1].numel()
+    mean, rstd = (x.new_empty((n_rows,), dtype=torch.float32) for _ in range(2))
+    return x.new_empty(x.shape, dtype=out_dtype), mean, rstd
+
+
+def _fake_bwd(
+    dout: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
+    rstd: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, needs_dx: bool,
+    needs_dresidual: bool, needs_dweight: bool, needs_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    def like(t: Tensor | None, needed: bool) -> Tensor:
+        return x.new_empty((0,)) if t is None or not needed else t.new_empty(t.shape)
+
+    return (
+        like(x, needs_dx), like(residual, needs_dresidual), like(weight, needs_dweight), like(bias, needs_dbias),
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------- float64 reference
+
+
+def _reference_z(
+    x: Tensor, residual: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float
+) -> tuple[Tensor, Tensor | float]:
+    """z, and what x is multiplied by: keep / (1 - p_hat)."""
+    factor: Tensor | float = 1.0
+    if rng_state is not None:
+        factor = composed.exact_keep(x, row_index, rng_state, dropout_p).double()
+        factor = factor * composed.keep_scale(dropout_p)
+    z = x.double() * factor
+    return z if residual is None else z + residual.double(), factor
+
+
+def _reference(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
+    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    z, _ = _reference_z(x, residual, row_index, rng_state, dropout_p)
+    mean = z.mean(-1, keepdim=True)
+    rstd = ((z - mean).square().mean(-1, keepdim=True) + eps).rsqrt()
+    out = (z - mean) * rstd
+    if weight is not None:
+        out = out * weight.double()
+    if bias is not None:
+        out = out + bias.double()
+    return out, mean.flatten(), rstd.flatten()
+
+
+def _reference_bwd(
+    dout: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
+    rstd: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, needs_dx: bool,
+    needs_dresidual: bool, needs_dweight: bool, needs_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    z, factor = _reference_z(x, residual, row_index, rng_state, dropout_p)
+    statistics = (*x.shape[:-1], 1)
+    rstd = rstd.double().view(statistics)
+    xhat = (z - mean.double().view(statistics)) * rstd
+    dy = dout.double()
+    g = dy if weight is None else dy * weight.double()
+    dz = rstd * (g - g.mean(-1, keepdim=True) - xhat * (g * xhat).mean(-1, keepdim=True))
+    none, rows = dy.new_empty((0,)), (-1, x.shape[-1])
+    return (
+        dz * factor if needs_dx else none,
+        dz if needs_dresidual else none,
+        (dy * xhat).reshape(rows).sum(0) if needs_dweight else none,
+        dy.reshape(rows).sum(0) if needs_dbias else none,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ cost and row
+
+
+def _bytes(*tensors: Tensor | None) -> float:
+    return float(sum(t.numel() * t.element_size() for t in tensors if t is not None))
+
+
+def _cost(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
+    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
+) -> tuple[float, float]:  # fmt: skip
+    """Dropout, sum, mean, differences, squares, variance, scale, weight, bias: 10 per element; every tensor once."""
+    statistics = 8.0 * x.shape[:-1].numel()
+    return 10.0 * x.numel(), _bytes(x, residual, weight, bias, row_index) + x.numel() * out_dtype.itemsize + statistics
+
+
+def _cost_bwd(
+    dout: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
+    rstd: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, needs_dx: bool,
+    needs_dresidual: bool, needs_dweight: bool, needs_dbias: bool,
+) -> tuple[float, float]:  # fmt: skip
+    """About 14 per element; every tensor once, and the gradients that are needed."""
+    written = _bytes(
+        x if needs_dx else None, residual if needs_dresidual else None, weight if needs_dweight else None,
+        bias if needs_dbias else None,
+    )  # fmt: skip
+    return 14.0 * x.numel(), _bytes(dout, x, residual, weight, mean, rstd, row_index) + written
+
+
+def supports(x: Tensor) -> str | None:
+    return row_too_long(x, MAX_COLS)
+
+
+_TENSORS = "Tensor x, Tensor? residual, Tensor? weight, Tensor? bias"
+_MASK = "Tensor? row_index, Tensor? rng_state, float dropout_p"
+_NEEDS = "bool needs_dx, bool needs_dresidual, bool needs_dweight, bool needs_dbias"
+
+DROPOUT_ADD_LAYER_NORM = Op(
+    "dropout_add_layer_norm",
+    fwd=Half(
+        f"({_TENSORS}, {_MASK}, float eps, ScalarType out_dtype, str backend)"
+        " -> (Tensor out, Tensor mean, Tensor rstd)",
+        _check,
+        _fake,
+        composed.forward,
+        _reference,
+        ("x",),
+        _cost,
+    ),
+    bwd=Half(
+        f"(Tensor dout, {_TENSORS}, Tensor mean, Tensor rstd, {_MASK}, {_NEEDS}, str backend)"
+        " -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
+        _check_bwd,
+        _fake_bwd,
+        composed.backward,
+        _reference_bwd,
+        ("x",),
+        _cost_bwd,
+    ),
+    impls=(
+        Impl(
+            "triton",
+            "fasttx.kernels.dropout_add_layer_norm:dropout_add_layer_norm_fwd",
+            "fasttx.kernels.dropout_add_layer_norm:dropout_add_layer_norm_bwd",
+            supports,
+        ),
+        Impl(
+            "cuda",
+            "fasttx.ops.dropout_add_layer_norm.cuda:dropout_add_layer_norm_fwd",
+            "fasttx.ops.dropout_add_layer_norm.cuda:dropout_add_layer_norm_bwd",
+            supports,
+        ),
+    ),
+)
+
+
+def keep_of(x: Tensor, row_index: Tensor | None, rng_state: Tensor, dropout_p: float, backend: str) -> Tensor:
+    """The mask that the op applies to x under `backend`."""
+    if DROPOUT_ADD_LAYER_NORM.pick(backend, x) is None or x.numel() == 0:
+        return composed.drawn_keep(x, row_index, rng_state, dropout_p)
+    return composed.exact_keep(x, row_index, rng_state, dropout_p)

@@ -1,0 +1,101 @@
+"""The row of int8_linear: an exact int8 product, dequantised, with bias, activation and residual.
+
+    acc_mn = sum_k x_q_mk w_q_nk  (int32, exact),   out = act(acc_mn x_scale_m w_scale_n + bias_n) + residual_mn
+
+Formulas of the activations: kernels/int8_linear.py.  A row whose scale is NaN gives NaN.  Inference only: there is no
+backward, because the gradient of rounded weights is not defined.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..checks import FLOATS, check_one_device
+from ..registry import Half, Impl, Op
+from . import composed
+
+ACTIVATIONS = ("none", "gelu", "gelu_tanh")
+MAX_IN_FEATURES = (2**31 - 1) // 128**2
+"""Beyond it a sum of products may leave int32."""
+
+
+def _check(
+    x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor | None,
+    activation: str, out_dtype: torch.dtype,
+) -> None:  # fmt: skip
+    if x_q.dim() != 2 or x_q.dtype != torch.int8:
+        raise ValueError(f"x_q: expected int8 (n_rows, in_features), got {x_q.dtype} {tuple(x_q.shape)}")
+    n_rows, n_in = x_q.shape
+    if w_q.dim() != 2 or w_q.dtype != torch.int8 or w_q.shape[1] != n_in or w_q.shape[0] == 0:
+        raise ValueError(
+            f"w_q: expected int8 (out_features, {n_in}) of at least one row, got {w_q.dtype} {tuple(w_q.shape)}"
+        )
+    n_out = w_q.shape[0]
+    if n_in > MAX_IN_FEATURES:
+        raise ValueError(f"x_q: at most {MAX_IN_FEATURES} in_features sum up within int32, got {n_in}")
+    for name, scale, size in (("x_scale", x_scale, n_rows), ("w_scale", w_scale, n_out)):
+        if scale.shape != (size,) or scale.dtype != torch.float32:
+            raise ValueError(f"{name}: expected float32 ({size},), got {scale.dtype} {tuple(scale.shape)}")
+    for name, t, shape in (("bias", bias, (n_out,)), ("residual", residual, (n_rows, n_out))):
+        if t is not None and (t.shape != shape or t.dtype not in FLOATS):
+            raise ValueError(f"{name}: expected float32, float16 or bfloat16 {shape}, got {t.dtype} {tuple(t.shape)}")
+    check_one_device("x_q", x_q.device, w_q=w_q, x_scale=x_scale, w_scale=w_scale, bias=bias, residual=residual)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: allowed are {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
+    if out_dtype not in FLOATS:
+        raise ValueError(f"out_dtype: allowed are float32, float16 and bfloat16, got {out_dtype}")
+
+
+def _fake(
+    x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor | None,
+    activation: str, out_dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    return x_q.new_empty((x_q.shape[0], w_q.shape[0]), dtype=out_dtype)
+
+
+def _reference(
+    x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor | None,
+    activation: str, out_dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    y = (x_q.double() @ w_q.double().t()) * x_scale.double()[:, None] * w_scale.double()
+    if bias is not None:
+        y = y + bias.double()
+    if activation == "gelu":
+        y = 0.5 * y * (1.0 + torch.erf(y / math.sqrt(2.0)))
+    elif activation == "gelu_tanh":
+        y = 0.5 * y * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (y + 0.044715 * y**3)))
+    return y if residual is None else y + residual.double()
+
+
+def _cost(
+    x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor | None,
+    activation: str, out_dtype: torch.dtype,
+) -> tuple[float, float]:  # fmt: skip
+    """Two operations a product, 3 an element of out and about 12 more with an activation; every tensor once."""
+    outputs = x_q.shape[0] * w_q.shape[0]
+    flop = (2.0 * x_q.shape[1] + 3.0 + (0.0 if activation == "none" else 12.0)) * outputs
+    given = (x_q, w_q, x_scale, w_scale, bias, residual)
+    moved = sum(t.numel() * t.element_size() for t in given if t is not None)
+    return flop if x_q.numel() else 0.0, float(moved + outputs * out_dtype.itemsize)
+
+
+def _supports(x_q: Tensor, w_q: Tensor) -> str | None:
+    for name, t in (("x_q", x_q), ("w_q", w_q)):
+        if t.shape[0] >= 2**31 - 2**10:
+            return f"{name}: rows are counted in 32 bits, it has shape {tuple(t.shape)}"
+    return None
+
+
+INT8_LINEAR = Op(
+    "int8_linear",
+    fwd=Half(
+        "(Tensor x_q, Tensor w_q, Tensor x_scale, Tensor w_scale, Tensor? bias, Tensor? residual, str activation, "
+        "ScalarType out_dtype, str backend) -> Tensor out",
+        _check, _fake, composed.forward, _reference, ("x_q", "w_q"), _cost,
+    ),
+    bwd=None,
+    impls=(Impl("triton", "fasttx.kernels.int8_linear:int8_linear_fwd", "", _supports),),
+)  # fmt: skip

@@ -1,0 +1,119 @@
+"""The row of the Kullback-Leibler divergence: log-probabilities against probabilities or their logarithms.
+
+Formulas: kernels/kl_div.py.  Backward needs the target alone, so that the choice of a backend hangs on that.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import FLOATS, MEAN, NONE, REDUCTIONS, check_dloss, check_one_device
+from ..registry import Half, Impl, Op
+
+BATCHMEAN = 3
+"""The sum divided by the length of the first dim; 0, 1 and 2 are PyTorch's own numbers."""
+
+
+def _check_target(target: Tensor, reduction: int) -> None:
+    if target.dtype not in FLOATS:
+        raise ValueError(f"target: allowed are float32, float16 and bfloat16, got {target.dtype}")
+    if reduction not in (*REDUCTIONS, BATCHMEAN):
+        raise ValueError(f"reduction: allowed are 0 (none), 1 (mean), 2 (sum) and 3 (batchmean), got {reduction}")
+    if reduction == BATCHMEAN and target.dim() == 0:
+        raise ValueError("reduction: 3 (batchmean) takes tensors of at least one dim, got none")
+
+
+def _check(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> None:
+    if target.shape != x.shape:
+        raise ValueError(f"target: expected the shape of x, {tuple(x.shape)}, got {tuple(target.shape)}")
+    if x.dtype not in FLOATS:
+        raise ValueError(f"x: allowed are float32, float16 and bfloat16, got {x.dtype}")
+    check_one_device("x", x.device, target=target)
+    _check_target(target, reduction)
+
+
+def _check_bwd(dloss: Tensor, target: Tensor, reduction: int, log_target: bool, dtype: torch.dtype) -> None:
+    _check_target(target, reduction)
+    check_dloss(dloss, target.shape, reduction)
+    if dtype not in FLOATS:
+        raise ValueError(f"dtype: allowed are float32, float16 and bfloat16, got {dtype}")
+
+
+def _fake(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> Tensor:
+    return target.new_empty(target.shape if reduction == NONE else (), dtype=torch.float32)
+
+
+def _fake_bwd(dloss: Tensor, target: Tensor, reduction: int, log_target: bool, dtype: torch.dtype) -> Tensor:
+    return target.new_empty(target.shape, dtype=dtype)
+
+
+def _reduced(loss: Tensor, reduction: int) -> Tensor:
+    if reduction == NONE:
+        return loss.contiguous()
+    if reduction == MEAN:
+        return loss.mean()
+    return loss.sum() / loss.shape[0] if reduction == BATCHMEAN else loss.sum()
+
+
+def _torch(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> Tensor:
+    return _reduced(torch.kl_div(x.float(), target.float(), NONE, log_target=log_target), reduction)
+
+
+def divisor(target: Tensor, reduction: int) -> int:
+    """What the sum is divided by."""
+    if reduction in (MEAN, BATCHMEAN):
+        return max(target.numel() if reduction == MEAN else target.shape[0], 1)
+    return 1
+
+
+def gradient(dloss: Tensor, target: Tensor, reduction: int, log_target: bool, dtype: torch.dtype) -> Tensor:
+    """dx by PyTorch's operators, which can be differentiated again."""
+    t = target.float().exp() if log_target else target.float()
+    return (t * (dloss / -divisor(target, reduction))).to(dtype).contiguous()
+
+
+def _reference(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> Tensor:
+    x, t = x.double(), target.double()
+    return _reduced(t.exp() * (t - x) if log_target else torch.xlogy(t, t) - t * x, reduction)
+
+
+def _reference_bwd(dloss: Tensor, target: Tensor, reduction: int, log_target: bool, dtype: torch.dtype) -> Tensor:
+    t = target.double()
+    return -(t.exp() if log_target else t) * dloss.double() / divisor(target, reduction)
+
+
+def _cost(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> tuple[float, float]:
+    """About four operations an element; both inputs once, and the losses if they are not summed."""
+    read = x.numel() * x.element_size() + target.numel() * target.element_size()
+    return 4.0 * x.numel(), float(read + (4 * x.numel() if reduction == NONE else 4))
+
+
+def _cost_bwd(
+    dloss: Tensor, target: Tensor, reduction: int, log_target: bool, dtype: torch.dtype
+) -> tuple[float, float]:
+    moved = 4 * dloss.numel() + target.numel() * (target.element_size() + dtype.itemsize)
+    return 2.0 * target.numel(), float(moved)
+
+
+def _supports(target: Tensor) -> str | None:
+    if target.dtype not in FLOATS:
+        return f"target: {target.dtype}; allowed are float32, float16 and bfloat16"
+    return None
+
+
+KL_DIV = Op(
+    "kl_div",
+    fwd=Half(
+        "(Tensor x, Tensor target, int reduction, bool log_target, str backend) -> Tensor",
+        _check, _fake, _torch, _reference, ("target",), _cost,
+    ),
+    bwd=Half(
+        "(Tensor dloss, Tensor target, int reduction, bool log_target, ScalarType dtype, str backend) -> Tensor",
+        _check_bwd, _fake_bwd, gradient, _reference_bwd, ("target",), _cost_bwd,
+    ),
+    impls=(
+        Impl("triton", "fasttx.kernels.kl_div:kl_div_fwd", "fasttx.kernels.kl_div:kl_div_bwd", _supports),
+        Impl("cuda", "fasttx.ops.kl_div.cuda:kl_div_fwd", "fasttx.ops.kl_div.cuda:kl_div_bwd", _supports),
+    ),
+)  # fmt: skip

@@ -1,0 +1,108 @@
+"""The row of quantize_per_token: symmetric int8 of each row of x, over the last dim, and its float32 scale.
+
+    absmax_m = max_k |x_mk|,   x_scale_m = absmax_m / 127,   x_q_mk = round_half_even(x_mk * (127 / absmax_m))
+
+in float32 operations, each rounded once: every implementation gives the same integers.  With `scale` given, one for
+all rows: x_q = clamp(round_half_even(x * (1 / scale)), -127, 127), x_scale = scale.  A row whose absmax is below
+2**-118 counts as one of that absmax: a row of zeros gets the integers 0 and the scale 2**-118 / 127.  A row that holds
+a NaN or an infinity, or any row where `scale` is not positive and finite with a finite inverse, gets the integers 0 and
+the scale NaN: whatever is computed from it is NaN, and other rows are as they would be without it.
+
+It has no backward: rounding has no useful gradient.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..checks import FLOATS, row_too_long, values_may_be_read
+from ..registry import Half, Impl, Op
+from . import composed
+from .composed import LEAST_ABSMAX, LEVELS
+
+MAX_COLS = 16384
+"""The longest row that the kernels hold in registers."""
+
+
+def _check(x: Tensor, scale: Tensor | None) -> None:
+    if x.dim() < 1 or x.dtype not in FLOATS:
+        raise ValueError(f"x: expected float32, float16 or bfloat16 (..., n_cols), got {x.dtype} {tuple(x.shape)}")
+    check_scale(scale, x)
+
+
+def check_scale(scale: Tensor | None, x: Tensor) -> None:
+    """Raises ValueError unless `scale` is None or one positive, finite float32 beside x."""
+    if scale is None:
+        return
+    if scale.shape != () or scale.dtype != torch.float32:
+        raise ValueError(f"scale: expected float32 (), got {scale.dtype} {tuple(scale.shape)}")
+    if scale.device != x.device:
+        raise ValueError(f"scale: is on {scale.device}, x on {x.device}; allowed is one device")
+    if values_may_be_read(scale.device) and not torch.compiler.is_compiling():
+        value = float(scale)
+        if not (value > 0.0 and math.isfinite(value)):
+            raise ValueError(f"scale: must be positive and finite, got {value}")
+
+
+def _fake(x: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+def _reference(x: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """In float64, with the roundings to float32 that the definition has: a quotient of two float32 in float64, rounded
+    to float32, is the quotient rounded once, and their product is exact in float64."""
+    x64 = x.double()
+    if x.shape[-1] == 0:
+        value = torch.tensor(LEAST_ABSMAX / LEVELS) if scale is None else scale
+        return x64, value.to(x64).expand(x.shape[:-1])
+    absmax = x64.abs().amax(-1, keepdim=True)
+    finite = x64.isfinite().all(-1, keepdim=True)
+    if scale is None:
+        absmax = absmax.clamp(min=LEAST_ABSMAX)
+        x_scale, inverse = absmax / LEVELS, torch.full_like(absmax, LEVELS) / absmax
+    else:
+        x_scale, inverse = scale.double().expand(absmax.shape), 1.0 / scale.double().expand(absmax.shape)
+        inverse32 = inverse.float()
+        finite = finite & (x_scale > 0) & x_scale.isfinite() & inverse32.isfinite()
+    product = (torch.where(finite, x64, 0.0) * inverse.float().double()).float().double()
+    x_q = torch.where(finite, product.round().clamp(-LEVELS, LEVELS), 0.0)
+    return x_q, torch.where(finite, x_scale, math.nan).squeeze(-1)
+
+
+def unrounded(x64: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The reference for rows that are computed themselves, float64 and not rounded: the real numbers that x_q rounds,
+    and the scales. Of what is rounded on the way no integer could be foretold.
+    """
+    absmax = x64.abs().amax(-1, keepdim=True)  # NaN where the row has one
+    x_scale = absmax.clamp(min=LEAST_ABSMAX) / LEVELS if scale is None else scale.double().expand(absmax.shape)
+    finite = (absmax < math.inf) & (x_scale > 0) & (x_scale < math.inf)
+    if scale is not None:
+        finite = finite & scale.reciprocal().isfinite()
+    x_q = torch.where(finite, x64 / x_scale, 0.0).clamp(-LEVELS, LEVELS)
+    return x_q, torch.where(finite, x_scale, math.nan).squeeze(-1)
+
+
+def _cost(x: Tensor, scale: Tensor | None) -> tuple[float, float]:
+    """Magnitude, maximum, product, rounding: 4 an element; x read once, a byte an element and a scale a row written."""
+    return 4.0 * x.numel(), float(x.numel() * (x.element_size() + 1) + 4 * x.shape[:-1].numel())
+
+
+def supports(x: Tensor) -> str | None:
+    return row_too_long(x, MAX_COLS)
+
+
+QUANTIZE_PER_TOKEN = Op(
+    "quantize_per_token",
+    fwd=Half(
+        "(Tensor x, Tensor? scale, str backend) -> (Tensor x_q, Tensor x_scale)",
+        _check, _fake, composed.forward, _reference, ("x",), _cost,
+    ),
+    bwd=None,
+    impls=(
+        Impl("triton", "fasttx.kernels.quantize_per_token:quantize_per_token_fwd", "", supports),
+        Impl("cuda", "fasttx.ops.quantize_per_token.cuda:quantize_per_token_fwd", "", supports),
+    ),
+)  # fmt: skip

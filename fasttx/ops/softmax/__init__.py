@@ -1,0 +1,1 @@
+"""The op `softmax`: op.py has its row of the table."""

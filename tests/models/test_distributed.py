@@ -1,0 +1,101 @@
+"""Two processes on one machine: DistributedDataParallel and FSDP2 around a patched model."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from models import model_zoo as zoo
+
+import fasttx
+from fasttx.models.fusions import fusion, qkv
+
+WORLD = 2
+
+
+def batch() -> dict[str, torch.Tensor]:
+    inputs = {name: t[:WORLD] for name, t in zoo.inputs_for(zoo.BERT, "BertForMaskedLM").items()}
+    inputs["labels"][1, 1:] = -100  # very different numbers of labels on the two ranks
+    inputs["labels"][1, 0] = 7
+    return inputs
+
+
+def new_model() -> Any:
+    return zoo.tiny_model(zoo.BERT, "BertForMaskedLM")
+
+
+def whole_batch_gradients() -> dict[str, torch.Tensor]:
+    model = new_model()
+    model(**batch()).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def share_of(rank: int) -> dict[str, Any]:
+    inputs: dict[str, Any] = {name: t[rank : rank + 1] for name, t in batch().items()}
+    inputs["num_items_in_batch"] = (batch()["labels"] != -100).sum()
+    return inputs
+
+
+def run_ddp(rank: int) -> None:
+    model = new_model()
+    fasttx.patch(model)
+    wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    loss = wrapped(**share_of(rank)).loss * WORLD  # DDP averages over the ranks
+    loss.backward()
+    for name, expected in whole_batch_gradients().items():
+        torch.testing.assert_close(dict(model.named_parameters())[name].grad, expected, rtol=1e-4, atol=1e-6)
+    fasttx.unpatch(wrapped)
+    assert not fasttx.is_patched(model)
+
+
+def run_fsdp(rank: int) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    model = new_model()
+    fasttx.patch(model)
+    for layer in model.bert.encoder.layer:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    loss = model(**share_of(rank)).loss * WORLD
+    loss.backward()
+    grads = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
+    for name, expected in whole_batch_gradients().items():
+        torch.testing.assert_close(grads[name], expected, rtol=1e-4, atol=1e-6)
+    for function in (fasttx.unpatch, fasttx.patch):
+        with pytest.raises(ValueError, match="fully_shard"):
+            function(model)
+
+    late = new_model()
+    fully_shard(late, mesh=mesh)
+    report = fasttx.patch(late)
+    assert [row.reason for row in report.left_alone] == ["was wrapped by fully_shard; patch first, then fully_shard"]
+    assert len(report.replaced) == 2 * 5 + 2  # the modules inside are their own, and their weights plain in forward
+    late(**share_of(rank)).loss.backward()
+
+
+def worker(rank: int, port: int) -> None:
+    qkv.SEPARATE_ON = fusion.APART_ON = frozenset()
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    try:
+        run_ddp(rank)
+        run_fsdp(rank)
+    finally:
+        dist.destroy_process_group()
+    os._exit(0)  # a thread of PyTorch's may outlive the interpreter, whose end is an abort then, without fasttx as well
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
+def test_ddp_and_fsdp2() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(worker, args=(port,), nprocs=WORLD)
