@@ -59,7 +59,7 @@ def test_the_extension_is_built_for_the_gpu_that_is_there(tmp_path: Path, monkey
 @pytest.mark.slow
 def test_rehearsal_of_the_tests(tmp_path: Path) -> None:
     arguments = ["--part", "tests", "--cpu-rehearsal", "--out", str(tmp_path), "--jobs", "1"]
-    assert gpu_check.main([*arguments, "--only", "gpu_graphs", "--keyword", "losses"]) == 0
+    assert gpu_check.main([*arguments, "--only", "graphs", "--keyword", "losses"]) == 0
     with (tmp_path / "tests.csv").open(encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert row["test"].endswith("test_losses") and row["outcome"] == "passed"
@@ -70,7 +70,7 @@ def test_rehearsal_of_the_tests(tmp_path: Path) -> None:
 def test_too_little_time(tmp_path: Path) -> None:
     """Files that no time is left for are named, and that is a problem and not a success."""
     log = gpu_check.Log(tmp_path / "log")
-    assert gpu_check.run_tests(tmp_path, log, 0.01, 1, True, only="gpu_graphs") == 1
+    assert gpu_check.run_tests(tmp_path, log, 0.01, 1, True, only="graphs") == 1
     text = (tmp_path / "log").read_text(encoding="utf-8")
     assert "test_graphs.py: did not fit" in text and "the time was too short" in text
 

@@ -13,7 +13,7 @@ from bench import workloads
 from bench.kernel_calls import copy_call
 from bench.kernels import Row, failed, run
 from bench.op_case import Workload
-from fasttx.ops.cuda import launch as cuda
+from fasttx.ops.softmax import cuda as softmax_cuda
 
 CPU = torch.device("cpu")
 
@@ -41,14 +41,14 @@ def test_another_backend_in_the_same_turns(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_wrong_backend_beside_has_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, emulator: None) -> None:
-    launch = cuda.launch
+    launch = softmax_cuda.launch
 
     def off(name: str, outputs: dict[str, Tensor], *arguments: object, **numbers: object) -> None:
         launch(name, outputs, *arguments, **numbers)  # type: ignore[arg-type]
         if name == "softmax_bwd":
             outputs["dx"].mul_(1.01)
 
-    monkeypatch.setattr(cuda, "launch", off)
+    monkeypatch.setattr(softmax_cuda, "launch", off)
     rows = measured(monkeypatch, tmp_path, workloads.softmax("s", 4, 20, torch.float32), beside=("cuda",))
     found = {r.direction: r for r in rows if r.peer == "fasttx[cuda]"}
     assert {d: r.status for d, r in found.items()} == {

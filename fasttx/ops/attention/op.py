@@ -1,8 +1,8 @@
 """The attention op: out = dropout(softmax(softmax_scale * q k^T + attn_bias)) v, padded or packed, and its backward.
 
 Arguments and shapes: docs/design.md, "Operators".  Here stand the schema, the fakes, the cost and the table
-row; the checks are in _attention_checks.py, the compositions of PyTorch operators in _attention_cpu.py (what a CPU user
-runs) and _attention_math.py (any other device), the float64 reference in reference.py.
+row; the checks are in checks.py, the compositions of PyTorch operators in cpu/ (what a CPU user
+runs) and composed.py (any other device), the float64 reference in reference.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """embedding_layer_norm of PyTorch's own operators, on any device.
 
-Layer norm is native_layer_norm in float32, as in _dropout_add_layer_norm_composition.
+Layer norm is native_layer_norm in float32, as in dropout_add_layer_norm/composed.py.
 """
 
 from __future__ import annotations

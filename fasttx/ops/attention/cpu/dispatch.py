@@ -1,8 +1,8 @@
 """The attention op of PyTorch's own operators on a CPU: never slower than F.scaled_dot_product_attention.
 
-A call is cut into parts (_attention_parts.py).  A part without dropout goes to PyTorch's CPU flash kernel and its
-backward (_attention_flash.py); with dropout, or where v has a head_dim of its own, a few heads at a time are computed
-by matrix products (_attention_chunks.py).  Packed sequences without a mask go a shorter way (_attention_packed.py).
+A call is cut into parts (parts.py).  A part without dropout goes to PyTorch's CPU flash kernel and its
+backward (flash.py); with dropout, or where v has a head_dim of its own, a few heads at a time are computed
+by matrix products (chunks.py).  Packed sequences without a mask go a shorter way (packed.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import packed as packed_batch
 from .chunks import Chunks
 from .flash import FLASH, FLASH_BACKWARD, flash_backward, flash_forward
 from .packed import packed_lengths
@@ -28,7 +29,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *args: object) -> tuple[Tensor, Ten
     packed = packed_lengths(q, k, call)
     if packed is not None:
         both = _results(q, v)
-        write = packed.flash_forward if flash else packed.chunked_forward
+        write = packed_batch.flash_forward if flash else packed_batch.chunked_forward
         write(q, k, v, *both, call, packed)
         return both
     out = softmax_lse = None
@@ -90,9 +91,9 @@ def backward(
     if packed is not None:
         three = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
         if flash:
-            packed.flash_backward(dout, q, k, v, out, softmax_lse, three, call, packed)
+            packed_batch.flash_backward(dout, q, k, v, out, softmax_lse, three, call, packed)
         else:
-            packed.chunked_backward(dout, q, k, v, softmax_lse, three, call, packed)
+            packed_batch.chunked_backward(dout, q, k, v, softmax_lse, three, call, packed)
         return three
     grads: tuple[Tensor, ...] | None = None
     chunks = None
