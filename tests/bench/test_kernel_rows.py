@@ -13,6 +13,7 @@ from bench import workloads
 from bench.kernel_calls import copy_call
 from bench.kernels import Row, failed, run
 from bench.op_case import Workload
+from fasttx.ops.cuda import launch as cuda_launch
 from fasttx.ops.softmax import cuda as softmax_cuda
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, out: Path, workload: Workload, bes
 
 @pytest.fixture
 def emulator(device: torch.device) -> None:
-    if cuda.why_not(CPU, None) is not None:
+    if cuda_launch.why_not(CPU, None) is not None:
         pytest.skip("no kernels in CUDA C++ run on a CPU here: a GPU is tested, or there is no g++")
 
 
