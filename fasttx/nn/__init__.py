@@ -1,7 +1,7 @@
 """torch.nn with fasttx inside: our modules under torch's names, and every other name straight from torch.nn.
 
-``import fasttx.nn as nn`` in place of ``import torch.nn as nn`` is the whole change; torch.nn's submodules can be
-imported from here, too.
+``import fasttx.nn as nn`` in place of ``import torch.nn as nn`` is the whole change.  torch.nn's submodules are
+attributes here (``nn.utils.clip_grad_norm_``); to import from one, name torch: ``from torch.nn.utils import ...``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from .layer_norm import DropoutAddLayerNorm, LayerNorm
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, LinearCrossEntropyLoss
 from .multi_head import MultiheadAttention
 from .softmax import LogSoftmax, Softmax
-from .submodules import install as _install
 from .transformer import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
@@ -39,8 +38,6 @@ __all__ = [
     "TransformerEncoderLayer",
     "functional",
 ]
-
-_install()
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..functional import _gelu
-from .scripting import prepare_scriptable
 
 
 class GELU(torch.nn.GELU):
@@ -17,8 +16,6 @@ class GELU(torch.nn.GELU):
     Args:
         approximate: "none" or "tanh".
     """
-
-    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor) -> Tensor:
         return _gelu.gelu(input, approximate=self.approximate)

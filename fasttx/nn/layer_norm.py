@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..functional import _dropout_add_layer_norm, _layer_norm
-from .scripting import prepare_scriptable
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -20,7 +19,6 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     _fasttx_original = torch.nn.LayerNorm
-    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor) -> Tensor:
         return _layer_norm.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)

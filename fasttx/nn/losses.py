@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..functional import _binary_cross_entropy, _cross_entropy, _kl_div, _linear_cross_entropy
-from .scripting import prepare_scriptable
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -20,8 +19,6 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
     Arguments, buffers and state_dict are torch's.
     """
-
-    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return _cross_entropy.cross_entropy(
@@ -40,8 +37,6 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
     Arguments, buffers and state_dict are torch's.
     """
 
-    __prepare_scriptable__ = prepare_scriptable
-
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return _binary_cross_entropy.binary_cross_entropy_with_logits(
             input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
@@ -50,8 +45,6 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
 
 class KLDivLoss(torch.nn.KLDivLoss):
     """torch.nn.KLDivLoss on fasttx kernels; see :func:`fasttx.functional.kl_div`."""
-
-    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return _kl_div.kl_div(input, target, reduction=self.reduction, log_target=self.log_target)

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..functional._multi_head_attention import Projections, Wants, multi_head, one_mask, why_torch_multi_head
 from ..functional._routing import refuse_if_forced
 from ..ops.backends import forced_backend
-from .scripting import prepare_scriptable
 
 _SMALL = 32_768
 """Elements of query below which torch's fused forward of evaluation is faster on a CPU: it is one operator there."""
@@ -58,7 +57,6 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     """
 
     _fasttx_original = torch.nn.MultiheadAttention
-    __prepare_scriptable__ = prepare_scriptable
 
     def forward(
         self,

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..functional import _softmax
-from .scripting import prepare_scriptable
 
 
 class Softmax(torch.nn.Softmax):
@@ -15,8 +14,6 @@ class Softmax(torch.nn.Softmax):
     Args:
         dim: the dimension that sums to 1.
     """
-
-    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor) -> Tensor:
         return _softmax.softmax(input, self.dim, _stacklevel=5)
@@ -28,8 +25,6 @@ class LogSoftmax(torch.nn.LogSoftmax):
     Args:
         dim: the dimension whose exponentials sum to 1.
     """
-
-    __prepare_scriptable__ = prepare_scriptable
 
     def forward(self, input: Tensor) -> Tensor:
         return _softmax.log_softmax(input, self.dim, _stacklevel=5)

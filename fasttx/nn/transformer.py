@@ -18,7 +18,6 @@ from ..functional.attention.sdpa import attention_varlen
 from .bypass import bypass_reason
 from .layer_norm import LayerNorm
 from .multi_head import SMALL_REASON, MultiheadAttention, every_row_sees, may_be_fused
-from .scripting import prepare_scriptable
 
 _Torchs = torch.nn.TransformerEncoderLayer
 _SMALL = 1_000_000
@@ -42,7 +41,6 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     """
 
     _fasttx_original = torch.nn.TransformerEncoderLayer
-    __prepare_scriptable__ = prepare_scriptable
 
     def __init__(
         self,
@@ -158,7 +156,6 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
     """
 
     _fasttx_original = torch.nn.TransformerEncoder
-    __prepare_scriptable__ = prepare_scriptable
 
     def forward(
         self,
