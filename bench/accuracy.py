@@ -80,7 +80,7 @@ def check(workload: Workload, op: Op, device: torch.device, size: str, backend: 
         plain[names.index("rng_state")], plain[names.index("dropout_p")] = None, 0.0
         scale = 1.0 / (1.0 - p)
     found = {}
-    for direction, half in op.halves.items():
+    for direction, half in op.directions.items():
         if direction == "fwd":
             args, undropped, results = case.args, plain, outputs
         else:

@@ -81,7 +81,7 @@ def _calls_of(op: Op, device: torch.device) -> dict[str, Call]:
     fwd = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
     calls: dict[str, Call] = {
         "check": lambda _: op.fwd.check(*args),
-        "choice of the backend": lambda _: op.pick(backend, *keys),
+        "choice of the backend": lambda _: op.choice(backend, *keys),
         "allocation": lambda _: op.fwd.fake(*args),
         "op, forward": lambda _: fwd(*args, backend),
     }
@@ -93,7 +93,7 @@ def _calls_of(op: Op, device: torch.device) -> dict[str, Call]:
 def _calls_with_backward(op: Op, args: list[Any], device: torch.device, backend: str) -> dict[str, Call]:
     fwd = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
     bwd = getattr(torch.ops.fasttx, f"{op.name}_bwd").default
-    composed_bwd = op.halves["bwd"].torch
+    composed_bwd = op.directions["bwd"].torch
     outputs = call_op(op, "fwd", args, backend)
     back = backward_arguments(op.name, args, outputs, torch.ones_like(outputs[0]))
 

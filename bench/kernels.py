@@ -126,7 +126,7 @@ def measure(
         return
     copies = 2 if rehearsal or device.type == "cpu" else copies_for(device, bytes_of(*first.args), limit=8)
     cases = [first, *(workload.build(device, size, i) for i in range(1, copies))]
-    directions = [*op.halves, "step"] if first.step else list(op.halves)
+    directions = [*op.directions, "step"] if first.step else list(op.directions)
     peers, peer_errors = peer_calls(workload, cases, device, rehearsal, quick, directions)
     right = [name for name, (_, good) in errors.items() if good]
     calls = {name: our_calls(op, cases, name[len("fasttx[") : -1]) for name in right} | peers

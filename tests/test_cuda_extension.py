@@ -55,7 +55,7 @@ def test_a_gpu_without_triton_takes_the_compiled_kernels(gpu, monkeypatch: pytes
     monkeypatch.setattr(availability, "_triton_present", lambda: False)
     monkeypatch.setattr(cuda, "_compiled", lambda: (SimpleNamespace(ARCHS="90a"), ""))
     x = SimpleNamespace(device=gpu, shape=(2, 3), numel=lambda: 6)
-    assert softmax.SOFTMAX.pick("auto", x).backend == "cuda"  # type: ignore[arg-type,union-attr]
+    assert softmax.SOFTMAX.choice("auto", x).backend == "cuda"  # type: ignore[arg-type,union-attr]
 
 
 def test_absent_and_broken_modules_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

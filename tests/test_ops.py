@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fasttx.ops
 from fasttx.ops.backends import BACKENDS, BackendError
-from fasttx.ops.registry import LAUNCHES, OPS, Half, Op
+from fasttx.ops.registry import LAUNCHES, OPS, Direction, Op
 from fasttx.testing import assert_as_accurate
 
 for _module in pkgutil.iter_modules(fasttx.ops.__path__):
@@ -21,11 +21,11 @@ for _module in pkgutil.iter_modules(fasttx.ops.__path__):
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TABLE = [pytest.param(OPS[name], id=name) for name in sorted(OPS)]
-HALVES = [pytest.param(OPS[n], d, id=f"{n}_{d}") for n in sorted(OPS) for d in OPS[n].halves]
+HALVES = [pytest.param(OPS[n], d, id=f"{n}_{d}") for n in sorted(OPS) for d in OPS[n].directions]
 ROWS = [
     pytest.param(OPS[n], b, id=f"{n}-{b}") for n in sorted(OPS) for b in ["torch", *(i.backend for i in OPS[n].impls)]
 ]
-HALVES_OF_ROWS = [pytest.param(*row.values, d, id=f"{row.id}-{d}") for row in ROWS for d in row.values[0].halves]
+HALVES_OF_ROWS = [pytest.param(*row.values, d, id=f"{row.id}-{d}") for row in ROWS for d in row.values[0].directions]
 CASES = [
     pytest.param(OPS[n], case, id=f"{n}-{case}")
     for n in sorted(OPS)
@@ -58,7 +58,7 @@ def skip_unless_runnable(op: Op, backend: str, arguments) -> None:
 
 @pytest.mark.parametrize("op, direction", HALVES)
 def test_functions_take_the_arguments_of_the_schema(op: Op, direction: str) -> None:
-    half: Half = getattr(op, direction)
+    half: Direction = getattr(op, direction)
     names = half.argument_names()[:-1]
     schema = operator(op, direction)._schema
     assert [a.name for a in schema.arguments] == [*names, "backend"]
@@ -73,7 +73,7 @@ def test_functions_take_the_arguments_of_the_schema(op: Op, direction: str) -> N
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op, case", CASES)
 def test_results_are_as_the_fake_says_and_accurate(device, op: Op, case: str, dtype: torch.dtype) -> None:
-    for direction, half in op.halves.items():
+    for direction, half in op.directions.items():
         arguments = arguments_of(op, direction, case, device, dtype)
         half.check(*arguments)
         fakes = tupled(half.fake(*arguments))
@@ -111,7 +111,7 @@ def test_opcheck(device, op: Op, backend: str, direction: str) -> None:
 def test_a_forced_call_launches_that_implementation(device, op: Op, backend: str) -> None:
     case, forward = next(op_cases.FORWARD[op.name](device, torch.float32))
     skip_unless_runnable(op, backend, forward)
-    for direction in op.halves:
+    for direction in op.directions:
         arguments = arguments_of(op, direction, case, device, torch.float32)
         LAUNCHES.clear()
         operator(op, direction)(*arguments, backend)

@@ -15,15 +15,16 @@ import torch
 
 from fasttx.ops import availability, registry
 from fasttx.ops.backends import BackendError, backend, forced_backend
-from fasttx.ops.registry import Half, Impl, Op
+from fasttx.ops.dropout.state import new_rng_state
+from fasttx.ops.registry import Direction, Impl, Op
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:
     return x * 2
 
 
-def _half(arguments: str) -> Half:
-    return Half(
+def _direction(arguments: str) -> Direction:
+    return Direction(
         schema=f"({arguments}, str backend) -> Tensor",
         check=lambda x: None,
         fake=torch.empty_like,
@@ -44,8 +45,8 @@ def op() -> Op:
     where = f"{__name__}:triple_into"
     made = Op(
         "table_test",
-        _half("Tensor x"),
-        _half("Tensor x"),
+        _direction("Tensor x"),
+        _direction("Tensor x"),
         (Impl("triton", where, where, lambda x: "needs an even length" if x.numel() % 2 else None),),
     )
     del registry.OPS["table_test"]  # not a row that other tests should see
@@ -97,7 +98,7 @@ for call, run in calls.items():
 
 def test_environment_forces() -> None:
     env = {**os.environ, "FASTTX_BACKEND": "torch"}
-    code = "from fasttx.ops.registry import forced_backend; print(forced_backend())"
+    code = "from fasttx.ops.backends import forced_backend; print(forced_backend())"
     ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "torch"
 
@@ -132,14 +133,15 @@ def test_auto_on_a_gpu_warns_once_and_says_why(op: Op, monkeypatch: pytest.Monke
             return self.n
 
     monkeypatch.setattr(registry, "cannot_run_on", lambda *a: None)
-    assert op.pick("auto", OnGpu(4)).backend == "triton"  # type: ignore[union-attr,arg-type]
+    assert op.choice("auto", OnGpu(4)).backend == "triton"  # type: ignore[union-attr,arg-type]
+    assert op.choice("auto", OnGpu(3)) is None  # type: ignore[arg-type]
     with pytest.warns(
         UserWarning, match=r"table_test runs as PyTorch's own operators on cuda:0 \(triton: needs an even"
     ):
-        assert op.pick("auto", OnGpu(3)) is None  # type: ignore[arg-type]
+        op.warn_once(OnGpu(3))  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert op.pick("auto", OnGpu(3)) is None  # type: ignore[arg-type]
+        op.warn_once(OnGpu(3))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -190,7 +192,7 @@ def test_triton_needs_a_c_compiler_on_a_gpu(
     else:
         assert reason is not None and reason.startswith("needs a C compiler")
         assert cc is None or f"CC={cc!r}" in reason
-    monkeypatch.setattr(availability._cuda, "_compiled", lambda: (SimpleNamespace(ARCHS="80,90a"), ""))
+    monkeypatch.setattr(availability.cuda, "_compiled", lambda: (SimpleNamespace(ARCHS="80,90a"), ""))
     assert availability.cannot_run_on("cuda", ampere, 80) is None  # compiled long ago
 
 
@@ -214,13 +216,14 @@ def test_without_a_c_compiler_auto_warns_once_and_a_forced_call_refuses(
     monkeypatch.setenv("PATH", str(tmp_path))
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
+    assert op.choice("auto", x) is None  # type: ignore[arg-type]
     with pytest.warns(UserWarning, match=r"PyTorch's own operators on cuda:0 \(triton: needs a C compiler"):
-        assert op.pick("auto", x) is None  # type: ignore[arg-type]
+        op.warn_once(x)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert op.pick("auto", x) is None  # type: ignore[arg-type]
+        op.warn_once(x)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="'triton' cannot run this call: needs a C compiler"):
-        op.pick("triton", x)  # type: ignore[arg-type]
+        op.choice("triton", x)  # type: ignore[arg-type]
 
 
 def test_the_interpreter_needs_no_c_compiler(
@@ -232,6 +235,28 @@ def test_the_interpreter_needs_no_c_compiler(
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert availability.cannot_run_on("triton", torch.device("cpu"), 80) is None
     assert availability.cannot_run_on("triton", ampere, 80) is None
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
+@pytest.mark.parametrize("why", [None, "needs compute capability 80, the device has 61"], ids=["kernel", "none"])
+def test_has_kernel_answers_by_device_and_what_else_speaks_against_a_call(
+    op: Op, traced: bool, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(registry, "cannot_run_on", lambda name, *a: asked.append(name) or why)
+    monkeypatch.setattr(registry, "_kernels", {})
+    monkeypatch.setattr(registry, "_warned", set())
+    monkeypatch.setitem(registry.OPS, op.name, op)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: traced)
+    gpu = torch.device("cuda", 7)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert op.has_kernel(gpu) == (why is None)
+        assert not op.has_kernel(gpu, "head_dim 264 is larger than 256")
+    assert not op.has_kernel(torch.device("cpu")), "auto launches nothing on a CPU"
+    assert asked == ["triton"] * (3 if traced else 2), "an answer is kept"
+    assert len(told) == 1
 
 
 def test_reasons_name_every_backend(op: Op, device: torch.device) -> None:
@@ -246,17 +271,17 @@ def test_empty_input_launches_nothing(op: Op, device: torch.device) -> None:
 
 
 def test_schema_must_end_in_backend() -> None:
-    half = Half("(Tensor x) -> Tensor", *[lambda x: x] * 4, keys=("x",), cost=lambda x: (0, 0))  # type: ignore[arg-type]
+    direction = Direction("(Tensor x) -> Tensor", *[lambda x: x] * 4, keys=("x",), cost=lambda x: (0, 0))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="last argument of the schema must be 'str backend', got 'x'"):
-        Op("table_test_wrong", half, half)
+        Op("table_test_wrong", direction, direction)
     del registry.OPS["table_test_wrong"]
 
 
 def test_rng_state_follows_the_seed(device: torch.device) -> None:
     torch.manual_seed(7)
-    a, b = registry.new_rng_state(device), registry.new_rng_state(device)
+    a, b = new_rng_state(device), new_rng_state(device)
     torch.manual_seed(7)
-    assert torch.equal(a, registry.new_rng_state(device)) and not torch.equal(a, b)
+    assert torch.equal(a, new_rng_state(device)) and not torch.equal(a, b)
     assert a.shape == (2,) and a.dtype == torch.int64 and a.device.type == device.type
 
 

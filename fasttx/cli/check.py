@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..ops.backends import BACKENDS
-from ..ops.registry import Half
+from ..ops.registry import Direction
 from ..testing import bound, error, share_of_bound
 from . import cases
 
@@ -53,7 +53,7 @@ def _tuple(outputs: Any) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _judge(result: Result, half: Half, arguments: list[Any]) -> None:
+def _judge(result: Result, half: Direction, arguments: list[Any]) -> None:
     """Calls the operator and fills in status, error and time."""
     began = time.perf_counter()
     operator = getattr(torch.ops.fasttx, f"{result.op}_{result.direction}").default
@@ -70,13 +70,13 @@ def _judge(result: Result, half: Half, arguments: list[Any]) -> None:
     result.status = "ok" if worst <= 1.0 else "wrong"
 
 
-def _attempts(device: torch.device) -> Iterator[tuple[Result, Half, list[Any]]]:
+def _attempts(device: torch.device) -> Iterator[tuple[Result, Direction, list[Any]]]:
     """Every (op, direction, dtype, backend), with its arguments."""
     for name, op in cases.load_ops().items():
         for short, dtype in DTYPES.items():
             forward = cases.FORWARD[name](dtype, device)
             outputs = _tuple(op.fwd.torch(*forward))
-            for direction, half in op.halves.items():
+            for direction, half in op.directions.items():
                 arguments = forward if direction == "fwd" else cases.backward(name, forward, outputs)
                 names = half.argument_names()
                 reasons = op.reasons(*(arguments[names.index(key)] for key in half.keys))

@@ -20,7 +20,6 @@ from ._routing import overrides_functions, refuse_if_forced, uncovered
 
 _fwd = torch.ops.fasttx.bias_gelu_fwd.default
 _bwd = torch.ops.fasttx.bias_gelu_bwd.default
-_kernel_on: dict[torch.device, bool] = {}
 
 
 class BiasGELUFunction(torch.autograd.Function):
@@ -61,27 +60,6 @@ def _apply(
     return _fwd(*arguments)
 
 
-def _has_kernel(device: torch.device) -> bool:
-    """Whether "auto" launches a kernel on `device`; without one torch's own functions are faster than the operator."""
-    if device.type != "cuda":
-        return False
-    if torch.compiler.is_compiling():
-        return _has_kernel_traced(device)
-    found = _kernel_on.get(device)
-    if found is None:
-        found = _kernel_on[device] = BIAS_GELU.has_kernel(device)
-    return found
-
-
-def _has_kernel_traced(device: torch.device) -> bool:
-    """Dynamo calls this while it traces: what a device can run does not change."""
-    return BIAS_GELU.has_kernel(device)
-
-
-# What torch.compiler.assume_constant_result does, without its import of dynamo, which takes seconds.
-_has_kernel_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 # --------------------------------------------------------------------------------------------------------------- gelu
 
 
@@ -98,7 +76,7 @@ def _gelu_to_torch(input: Tensor, approximate: str, backend: str) -> str | None:
     """Why torch's own function takes this call, a wrong one included; None where the operator does."""
     if not isinstance(input, Tensor):
         return "input is no Tensor"
-    if backend == "torch" or (backend == "auto" and not _has_kernel(input.device)):
+    if backend == "torch" or (backend == "auto" and not BIAS_GELU.has_kernel(input.device)):
         return "the operator is torch's function here"
     reason = uncovered(input)
     if reason is not None:
@@ -276,7 +254,7 @@ def linear_gelu_on(
     backend = backend or forced_backend()
     reason = uncovered(*tensors)
     if reason is None and backend == "auto" and rng_state is None and row_index is None:
-        reason = None if _has_kernel(input.device) else "torch's own functions are as fast without a kernel"
+        reason = None if BIAS_GELU.has_kernel(input.device) else "torch's own functions are as fast without a kernel"
     if reason is None and weight.shape[0] == 0:
         reason = "rows have no element"
     if reason is not None:

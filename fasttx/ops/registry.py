@@ -1,49 +1,35 @@
 """The table of ops: what exists, which implementations each op has, and which of them runs.
 
-An :class:`Op` is one row: a forward and a backward :class:`Half` (schema, check, fake, PyTorch composition, float64
-reference, cost), or the forward alone for what has no gradient, and the :class:`Impl` rows that can run the pair.
-Dispatch, ``python -m fasttx supported``, the tests and the benchmarks all read the same rows, so that none of them can
-know an op that another does not.
+An :class:`Op` is one row: a forward and a backward :class:`Direction` (schema, check, fake, PyTorch composition,
+float64 reference, cost), or the forward alone for what has no gradient, and the :class:`Impl` rows that can run the
+pair. Dispatch, the report of a patch, ``explain``, ``supported``, the tests and the benchmarks all read the same rows,
+so that none can know an op that another does not; which backend runs is answered by :meth:`Op.choice` alone.
 
-Every half is a PyTorch operator ``fasttx::<name>_fwd`` / ``fasttx::<name>_bwd`` whose last argument ``backend`` is what
-the caller asked for ("auto", or a forced name).  Autograd keeps that string between the two calls: since ``auto`` is a
-pure function of the tensors and both halves decide on the same ones, backward runs where forward ran.
+Every direction is a PyTorch operator ``fasttx::<name>_fwd`` / ``fasttx::<name>_bwd`` whose last argument ``backend`` is
+what the caller asked for ("auto", or a forced name).  Autograd keeps that string between the two calls: since ``auto``
+is a pure function of the tensors and both directions decide on the same ones, backward runs where forward ran.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import operator
 import warnings
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import profiler
 
 from .availability import cannot_run_on
 from .backends import BACKENDS, BackendError
-from .decisions import note, recording
+from .dispatch import LAUNCHES as LAUNCHES
+from .dispatch import alone, body, without_backend
 from .library import LIB
 
 OPS: dict[str, Op] = {}
-LAUNCHES: Counter[tuple[str, str]] = Counter()
-"""How often each (operator, backend) ran in this process, e.g. ``LAUNCHES["softmax_fwd", "triton"]``."""
 
 _warned: set[tuple[str, str]] = set()
-_below_autograd = torch._C._AutoDispatchBelowAutograd
-
-
-def _resolve(path: str) -> Callable[..., None]:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-# ------------------------------------------------------------------------------------------------------ the table
+_kernels: dict[tuple[str, torch.device, str | None], bool] = {}
 
 
 @dataclass(frozen=True)
@@ -56,7 +42,7 @@ class Impl:
     Attributes:
         backend: ``"triton"`` or ``"cuda"``.
         fwd, bwd: ``"module:function"``, imported at the first call; bwd is "" for an op without a backward.
-        supports: gets the tensors named by ``Half.keys`` and answers None or the reason it cannot run them.
+        supports: gets the tensors named by ``Direction.keys`` and answers None or the reason it cannot run them.
         min_arch: lowest compute capability, times ten.
     """
 
@@ -66,9 +52,13 @@ class Impl:
     supports: Callable[..., str | None]
     min_arch: int = 80
 
+    def why_not(self, *tensors: Tensor) -> str | None:
+        """Why it cannot run tensors like these, or None."""
+        return cannot_run_on(self.backend, tensors[0].device, self.min_arch) or self.supports(*tensors)
+
 
 @dataclass(frozen=True)
-class Half:
+class Direction:
     """One direction of an op.
 
     Attributes:
@@ -76,11 +66,14 @@ class Half:
         check: the only place where shapes, dtypes and devices are validated; raises ValueError or TypeError.
         fake: allocates the outputs from the arguments (also on fake and meta tensors).
         torch: the same result composed of PyTorch's own operators, on any device; returns what `fake` returns.
+            Whoever calls it, it records no graph of its own and is not autocast.
         reference: the same result in float64, written from the formula; returns what `fake` returns, in float64
             (integers too, which every implementation must give exactly; where one hangs on a float that was rounded
             before, the real number that it rounds).
         keys: names of the tensors on which support is decided.
         cost: (flop, bytes that must move at least), from the arguments.
+        derived: of a backward, arguments that :meth:`Op.backward_arguments` cannot find by their name: how each
+            follows from the forward's arguments and results.
     """
 
     schema: str
@@ -90,10 +83,25 @@ class Half:
     reference: Callable[..., Any]
     keys: tuple[str, ...]
     cost: Callable[..., tuple[float, float]]
+    derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "torch", alone(self.torch))
 
     def argument_names(self) -> list[str]:
+        """The names of the schema's arguments, ``backend`` included."""
         inside = self.schema[self.schema.index("(") + 1 : self.schema.index(") ->")]
         return [a.split("=")[0].split()[-1] for a in inside.split(", ") if a.strip() != "*"]
+
+    def result_names(self) -> list[str]:
+        """The names of the schema's results, of which one alone has none."""
+        results = self.schema.rsplit("->", 1)[1].strip(" ()").split(", ")
+        return [result.split()[-1] for result in results if " " in result]
+
+    def key_tensors(self, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+        """Those of `arguments` on which support is decided."""
+        names = self.argument_names()
+        return tuple(arguments[names.index(key)] for key in self.keys)
 
 
 @dataclass(frozen=True)
@@ -101,165 +109,148 @@ class Op:
     """A row of the table; creating it registers ``fasttx::<name>_fwd`` and, where there is one, its ``_bwd``."""
 
     name: str
-    fwd: Half
-    bwd: Half | None
+    fwd: Direction
+    bwd: Direction | None
     impls: tuple[Impl, ...] = ()
 
     @property
-    def halves(self) -> dict[str, Half]:
-        """By direction: "fwd", and "bwd" unless the op has no gradient."""
+    def directions(self) -> dict[str, Direction]:
+        """By name: "fwd", and "bwd" unless the op has no gradient."""
         return {"fwd": self.fwd} if self.bwd is None else {"fwd": self.fwd, "bwd": self.bwd}
 
     def __post_init__(self) -> None:
         OPS[self.name] = self
-        for direction, half in self.halves.items():
-            full = f"{self.name}_{direction}"
-            names = half.argument_names()
-            if names[-1] != "backend":
-                raise ValueError(f"{full}: the last argument of the schema must be 'str backend', got {names[-1]!r}")
-            LIB.define(full + half.schema, tags=(torch.Tag.pt2_compliant_tag,))
-            LIB.impl(full, _body(self, direction, half, names), "CompositeExplicitAutograd")
-            torch.library.register_fake(f"fasttx::{full}", _without_backend(half.fake), lib=LIB)
+        for name, direction in self.directions.items():
+            full, last = f"{self.name}_{name}", direction.argument_names()[-1]
+            if last != "backend":
+                raise ValueError(f"{full}: the last argument of the schema must be 'str backend', got {last!r}")
+            LIB.define(full + direction.schema, tags=(torch.Tag.pt2_compliant_tag,))
+            LIB.impl(full, body(self, name, direction), "CompositeExplicitAutograd")
+            torch.library.register_fake(f"fasttx::{full}", without_backend(direction.fake), lib=LIB)
 
-    def reasons(self, *tensors: Tensor) -> dict[str, str | None]:
-        """For every backend, None if it can run tensors like these, else why not."""
-        found: dict[str, str | None] = {name: "not implemented" for name in BACKENDS}
-        found["torch"] = None
-        for impl in self.impls:
-            found[impl.backend] = self._why_not(impl, tensors)
-        return found
+    # ------------------------------------------------------------------------------------------- which backend runs
 
-    def pick(self, requested: str, *tensors: Tensor) -> Impl | None:
+    def choice(self, requested: str, *tensors: Tensor) -> Impl | None:
         """The implementation that runs tensors like these; None stands for the PyTorch composition.
+
+        "auto" takes the first of the row that can run them on a GPU. Where there is no element nothing is launched:
+        the composition defines empty results.
 
         Raises:
             BackendError: `requested` is a backend's name and that backend cannot run them.
         """
-        device = tensors[0].device
-        if requested == "torch":
+        auto = requested == "auto"
+        if requested == "torch" or (auto and tensors[0].device.type != "cuda"):
             return None
-        if requested != "auto":
-            why = "not implemented"
-            for impl in self.impls:
-                if impl.backend == requested:
-                    reason = self._why_not(impl, tensors)
-                    if reason is None:
-                        return impl
-                    why = reason
-            raise BackendError(f"fasttx::{self.name}: backend '{requested}' cannot run this call: {why}")
-        if device.type != "cuda":
+        why: str | None = "not implemented"
+        for impl in self.impls:
+            if auto or impl.backend == requested:
+                why = impl.why_not(*tensors)
+                if why is None:
+                    return impl if tensors[0].numel() else None
+        if auto:
             return None
-        reasons = []
-        for impl in self.impls:
-            reason = self._why_not(impl, tensors)
-            if reason is None:
-                return impl
-            reasons.append(f"{impl.backend}: {reason}")
-        self._warn_once(device, reasons)
-        return None
+        raise BackendError(f"fasttx::{self.name}: backend '{requested}' cannot run this call: {why}")
 
-    def has_kernel(self, device: torch.device, besides: str | None = None) -> bool:
-        """Whether "auto" finds a compiled implementation on `device`; warns as :meth:`pick` does where none is.
+    def runs(self, requested: str, *tensors: Tensor) -> str:
+        """The name of the backend that :meth:`choice` gives."""
+        impl = self.choice(requested, *tensors)
+        return "torch" if impl is None else impl.backend
 
-        Args:
-            besides: what else speaks against a call, its shapes for instance; None if nothing does.
-        """
-        reasons = []
-        for impl in self.impls:
-            reason = cannot_run_on(impl.backend, device, impl.min_arch) or besides
-            if reason is None:
-                return True
-            reasons.append(f"{impl.backend}: {reason}")
-        if device.type == "cuda":
-            self._warn_once(device, reasons)
-        return False
+    def reasons(self, *tensors: Tensor) -> dict[str, str | None]:
+        """For every backend, None if it can run tensors like these, else why not."""
+        found: dict[str, str | None] = dict.fromkeys(BACKENDS, "not implemented") | {"torch": None}
+        return found | {impl.backend: impl.why_not(*tensors) for impl in self.impls}
 
-    def _warn_once(self, device: torch.device, reasons: list[str]) -> None:
-        key = (self.name, "; ".join(reasons))
-        if key not in _warned:
-            _warned.add(key)
-            warnings.warn(f"fasttx::{self.name} runs as PyTorch's own operators on {device} ({key[1]})", stacklevel=3)
-
-    def why(self, requested: str, impl: Impl | None, tensors: tuple[Tensor, ...]) -> str:
-        """In words, why `impl` runs these tensors and no other backend does."""
+    def why(self, requested: str, *tensors: Tensor) -> str:
+        """In words, why :meth:`choice` took what it took; "" for the first kernel of the row."""
         if requested != "auto":
             return f"asked for '{requested}'"
         if tensors[0].numel() == 0:
             return "there is no element"
-        if impl is not None:
+        if self.choice(requested, *tensors) is not None:
             return ""
         device = tensors[0].device.type
         if device != "cuda":
             return f"kernels run on NVIDIA GPUs, and these tensors are on {device}"
         return "; ".join(f"{name}: {reason}" for name, reason in self.reasons(*tensors).items() if reason)
 
-    @staticmethod
-    def _why_not(impl: Impl, tensors: tuple[Tensor, ...]) -> str | None:
-        return cannot_run_on(impl.backend, tensors[0].device, impl.min_arch) or impl.supports(*tensors)
+    def has_kernel(self, device: torch.device, besides: str | None = None) -> bool:
+        """Whether "auto" finds a compiled implementation on `device`, to decide before an operator is called at all.
+
+        The answer is kept, as what a device can run does not change; dynamo takes it as a constant. Where no
+        implementation runs on a GPU, it warns once, as a call of the operator does.
+
+        Args:
+            besides: what else speaks against a call, its shapes for instance; None if nothing does.
+        """
+        if device.type == "cpu":
+            return False
+        if torch.compiler.is_compiling():  # what speaks against it may hold sizes that are being traced
+            return _has_kernel_traced(self.name, device, besides is None)
+        key = (self.name, device, besides)
+        found = _kernels.get(key)
+        if found is None:
+            found = _kernels[key] = self._find_kernel(device, besides)
+        return found
+
+    def _find_kernel(self, device: torch.device, besides: str | None) -> bool:
+        reasons = {i.backend: cannot_run_on(i.backend, device, i.min_arch) or besides for i in self.impls}
+        found = None in reasons.values()
+        if not found and device.type == "cuda":
+            self._warn_once(device, reasons)
+        return found
+
+    def warn_once(self, *tensors: Tensor) -> None:
+        """Says once for each reason that PyTorch's operators run tensors like these on a GPU, and why no kernel."""
+        if tensors[0].numel():
+            self._warn_once(tensors[0].device, {i.backend: i.why_not(*tensors) for i in self.impls})
+
+    def _warn_once(self, device: torch.device, reasons: Mapping[str, str | None]) -> None:
+        key = (self.name, "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+        if key not in _warned:
+            _warned.add(key)
+            warnings.warn(f"fasttx::{self.name} runs as PyTorch's own operators on {device} ({key[1]})", stacklevel=4)
+
+    # ------------------------------------------------------------------------------------------------- its backward
+
+    def backward_arguments(
+        self, forward: Sequence[Any], outputs: Sequence[Tensor], dout: Tensor, **given: Any
+    ) -> list[Any]:
+        """The arguments of ``<op>_bwd`` without ``backend``: every gradient that there is, unless `given` says less.
+
+        By name: of the forward's arguments and results; ``needs_d<x>`` is whether the forward was given an `x`, or
+        True where that is none of its arguments; the rest is in ``Direction.derived``, or `given`.
+
+        Args:
+            forward: the arguments of ``<op>_fwd`` without ``backend``.
+            outputs: what that returned.
+            dout: the gradient of its first result.
+            given: arguments by name, which win.
+
+        Raises:
+            ValueError: the op has no backward, or `given` names what is no argument of it.
+        """
+        if self.bwd is None:
+            raise ValueError(f"op: {self.name} has no backward")
+        first, *names = self.bwd.argument_names()[:-1]
+        if not given.keys() <= set(names):
+            raise ValueError(f"given: got {sorted(given)}; allowed are arguments of {self.name}_bwd: {names}")
+        known = dict(zip(self.fwd.argument_names()[:-1], forward, strict=True))
+        known |= zip(self.fwd.result_names(), outputs)
+        if "out" not in known:
+            known["out"] = outputs[0]
+        for name in names:
+            if name not in known and name.startswith("needs_d"):
+                known[name] = known.get(name.removeprefix("needs_d"), dout) is not None
+        known |= {name: derive(known) for name, derive in self.bwd.derived.items()} | given
+        return [dout, *(known[name] for name in names)]
 
 
-def _without_backend(fn: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(fn)
-    def call(*args: Any) -> Any:
-        return fn(*args[:-1])
-
-    return call
+def _has_kernel_traced(name: str, device: torch.device, supported: bool) -> bool:
+    """Dynamo calls this while it traces, with constants, outside of what it compiles."""
+    return OPS[name]._find_kernel(device, None if supported else "its shapes or strides are too large")
 
 
-def _runs(impl: Impl | None, tensors: tuple[Tensor, ...]) -> str:
-    """The backend that computes these: a launcher is not called for tensors without elements."""
-    return impl.backend if impl is not None and tensors[0].numel() else "torch"
-
-
-def _body(op: Op, direction: str, half: Half, names: list[str]) -> Callable[..., Any]:
-    """The operator's implementation: check, choose, allocate, launch.
-
-    A profiler sees the operator by its own name, and within it a range that names the backend.
-    """
-    full = f"{op.name}_{direction}"
-    where = [names.index(k) for k in half.keys]
-    first = where[0]
-    keys_of = operator.itemgetter(*where) if len(where) > 1 else lambda args: (args[first],)
-    check, composition = half.check, half.torch
-    launchers: dict[str, Callable[..., None]] = {}
-
-    def composed(device: str, args: tuple[Any, ...]) -> Any:
-        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-            return composition(*args)
-        with torch.autocast(device, enabled=False):  # casts are layer 4's business: a float32 sum would be one in fp16
-            return composition(*args)
-
-    def body(*args: Any) -> Any:
-        requested, args = args[-1], args[:-1]
-        check(*args)
-        tensors = keys_of(args)
-        impl = op.pick(requested, *tensors)
-        if recording():
-            note(full, _runs(impl, tensors), op.why(requested, impl, tensors))
-        if profiler._is_profiler_enabled:
-            with torch.profiler.record_function(f"fasttx::{full}[{_runs(impl, tensors)}]"):
-                return run(impl, tensors, args)
-        return run(impl, tensors, args)
-
-    def run(impl: Impl | None, tensors: tuple[Tensor, ...], args: tuple[Any, ...]) -> Any:
-        if impl is None or tensors[0].numel() == 0:  # nothing to launch on: the composition defines empty results
-            LAUNCHES[full, "torch"] += 1
-            if not torch.is_grad_enabled():
-                return composed(tensors[0].device.type, args)
-            with _below_autograd():  # gradients are layer 4's business: the composition must not record its own
-                return composed(tensors[0].device.type, args)
-        launch = launchers.get(impl.backend)
-        if launch is None:
-            launch = launchers[impl.backend] = _resolve(getattr(impl, direction))
-        outputs = half.fake(*args)
-        flat = outputs if isinstance(outputs, tuple) else (outputs,)
-        device = tensors[0].device
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
-            with torch.cuda.device(device):
-                launch(*flat, *args)
-        else:
-            launch(*flat, *args)
-        LAUNCHES[full, impl.backend] += 1
-        return outputs
-
-    return body
+# What torch.compiler.assume_constant_result does, without its import of dynamo, which takes seconds.
+_has_kernel_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -145,7 +145,7 @@ def results(backend: str, status: str, detail: str = "") -> list[dict[str, objec
     """What `doctor` gets of every op in every dtype."""
     return [
         asdict(check.Result(name, direction, dtype, "cpu", backend, status, detail, error=4e-7, allowed=1e-6))
-        for name, op in cases.load_ops().items() for direction in op.halves for dtype in check.DTYPES
+        for name, op in cases.load_ops().items() for direction in op.directions for dtype in check.DTYPES
     ]  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def test_doctor_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = invoke("doctor", columns=80)
     for name, op in cases.load_ops().items():
         rows = [line for line in text.splitlines() if line.split()[:1] == [name]]
-        figures = "/".join(["4e-07"] * len(op.halves))
+        figures = "/".join(["4e-07"] * len(op.directions))
         assert [sum(cell == figures for cell in row.split()) for row in rows] == [3, 3], text
     assert " ".join(text.split()).count(f"triton for every op on cpu: {reason}") == 1
     assert max(map(len, text.splitlines())) <= 80
@@ -260,7 +260,7 @@ def test_doctor_runs_every_op_that_can_run_here() -> None:
     report = json.loads(done.stdout)
     ran = {(row["op"], row["direction"], row["backend"]) for row in report["ops"] if row["status"] == "ok"}
     for op, row in cases.load_ops().items():
-        for direction in row.halves:
+        for direction in row.directions:
             assert (op, direction, "torch") in ran
             if report["environment"]["packages"]["triton"]:
                 assert any((op, direction, name) in ran for name in ("triton", "triton (interpreter)"))

@@ -29,7 +29,7 @@ SEEDS = (1, 2, 3)  # odd ones run a warp as far as it gets, even ones switch at 
 
 def run(race, op, direction, *arguments):
     """The outputs of an operator in the race build: the same bits at every seed, as accurate as its dtype allows."""
-    half, first = op.halves[direction], None
+    half, first = op.directions[direction], None
     for seed in SEEDS:
         race.configure(seed)
         found = getattr(torch.ops.fasttx, f"{op.name}_{direction}")(*arguments, "cuda")

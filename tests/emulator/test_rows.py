@@ -42,7 +42,7 @@ def in_every_order(race, op, direction, *arguments):
 
 def run(race, op, direction, *arguments):
     """The same, held to the float64 reference."""
-    half = op.halves[direction]
+    half = op.directions[direction]
     outputs = in_every_order(race, op, direction, *arguments)
     references = half.reference(*arguments)
     for x, reference in zip(outputs, references if isinstance(references, tuple) else (references,)):

@@ -35,7 +35,7 @@ def _drop_in(q: Tensor) -> Tensor:
 def reason(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
     """What the registry says about the device."""
     monkeypatch.setattr(registry, "cannot_run_on", lambda *a: request.param)
-    monkeypatch.setattr(attention_routes, "_kernel_for", {})
+    monkeypatch.setattr(registry, "_kernels", {})
     return request.param
 
 
@@ -106,7 +106,7 @@ def test_the_reason_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not attention_routes.has_kernel(q, q, q)  # type: ignore[arg-type]
-        assert ATTENTION.pick("auto", q, q, q) is None  # type: ignore[arg-type]
+        assert ATTENTION.choice("auto", q, q, q) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (1, 1)], ids=str)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fasttx.ops.add_layer_norm_quantize.op import ADD_LAYER_NORM_QUANTIZE
 from fasttx.ops.backends import BackendError
+from fasttx.ops.dispatch import resolve
 from fasttx.ops.dropout_add_layer_norm.op import MAX_COLS
-from fasttx.ops.registry import LAUNCHES, _resolve
+from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
 ops = torch.ops.fasttx
@@ -155,7 +156,7 @@ def test_nothing_outside_of_the_tensors_is_read_or_written(device, n_cols: int, 
     q_room = torch.full((3 * n_cols + 2 * GUARD,), 99, dtype=torch.int8, device=device)
     x_q = q_room[GUARD:-GUARD].view(3, n_cols)
     impl = next(i for i in ADD_LAYER_NORM_QUANTIZE.impls if i.backend == backend)
-    _resolve(impl.fwd)(out, x_q, x_scale, x, residual, weight, bias, None, 1e-5, FP32)
+    resolve(impl.fwd)(out, x_q, x_scale, x, residual, weight, bias, None, 1e-5, FP32)
     assert bool(out.isfinite().all()), "an element was not written, or one outside was read"
     wanted_q, wanted_scale = ops.quantize_per_token_fwd(out, None, backend)
     assert torch.equal(x_q, wanted_q) and torch.equal(x_scale, wanted_scale)

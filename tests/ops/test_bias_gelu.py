@@ -175,7 +175,7 @@ def test_what_does_not_fit_32_bits_is_refused():
         x = torch.empty(1, dtype=BF16).expand(shape)
         assert "counted in 32 bits" in op.BIAS_GELU.reasons(x)["triton"]
     with pytest.raises(BackendError, match="counted in 32 bits"):
-        op.BIAS_GELU.pick("triton", x)
+        op.BIAS_GELU.choice("triton", x)
 
 
 @each_backend

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fasttx.ops.backends import BackendError
 from fasttx.ops.bias_gelu_quantize.op import BIAS_GELU_QUANTIZE
+from fasttx.ops.dispatch import resolve
 from fasttx.ops.quantize_per_token.op import MAX_COLS
-from fasttx.ops.registry import LAUNCHES, _resolve
+from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
 ops = torch.ops.fasttx
@@ -114,7 +115,7 @@ def test_nothing_outside_of_the_tensors_is_read_or_written(device, n_cols: int, 
     q_room = torch.full((n_rows * n_cols + 2 * GUARD,), 99, dtype=torch.int8, device=device)
     x_q = q_room[GUARD:-GUARD].view(n_rows, n_cols)
     impl = next(i for i in BIAS_GELU_QUANTIZE.impls if i.backend == backend)
-    _resolve(impl.fwd)(x_q, x_scale, x, bias, None, True)
+    resolve(impl.fwd)(x_q, x_scale, x, bias, None, True)
     wanted_q, wanted_scale = hold(backend, x, bias, None, True)
     assert torch.equal(x_q, wanted_q) and torch.equal(x_scale, wanted_scale)
     for room, fill in ((scale_room, 7.0), (q_room, 99)):

@@ -12,7 +12,8 @@ from torch import Tensor
 from fasttx.ops.binary_cross_entropy import cuda as binary_cross_entropy_cuda
 from fasttx.ops.binary_cross_entropy.op import BINARY_CROSS_ENTROPY
 from fasttx.ops.checks import MEAN, NONE, SUM
-from fasttx.ops.registry import LAUNCHES, _resolve
+from fasttx.ops.dispatch import resolve
+from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate, error
 
 fwd = torch.ops.fasttx.binary_cross_entropy_fwd.default
@@ -48,7 +49,7 @@ def _runnable(request: pytest.FixtureRequest, device: torch.device) -> None:
 def launchers(written: str):
     """(forward, backward) of a backend, below the operators and their checks."""
     impl = next(impl for impl in BINARY_CROSS_ENTROPY.impls if impl.backend == written)
-    return _resolve(impl.fwd), _resolve(impl.bwd)
+    return resolve(impl.fwd), resolve(impl.bwd)
 
 
 def by_torch(

@@ -12,7 +12,8 @@ from torch import Tensor
 from fasttx.ops.checks import MEAN, NONE, SUM
 from fasttx.ops.cross_entropy import composed as cross_entropy_composed
 from fasttx.ops.cross_entropy.op import CROSS_ENTROPY
-from fasttx.ops.registry import LAUNCHES, _resolve
+from fasttx.ops.dispatch import resolve
+from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate, error
 
 fwd = torch.ops.fasttx.cross_entropy_fwd.default
@@ -60,7 +61,7 @@ def _runnable(request: pytest.FixtureRequest, device: torch.device) -> None:
 def launchers(written: str):
     """(forward, backward) of a backend, below the operators and their checks."""
     impl = next(impl for impl in CROSS_ENTROPY.impls if impl.backend == written)
-    return _resolve(impl.fwd), _resolve(impl.bwd)
+    return resolve(impl.fwd), resolve(impl.bwd)
 
 
 def make(n_rows: int, n_cols: int, dtype: torch.dtype, probs: bool, weighted: bool, device: torch.device):

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fasttx.ops.checks import MEAN, NONE, SUM
+from fasttx.ops.dispatch import resolve
 from fasttx.ops.kl_div import cuda as kl_div_cuda
 from fasttx.ops.kl_div.op import BATCHMEAN, KL_DIV
-from fasttx.ops.registry import LAUNCHES, _resolve
+from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate, error
 
 fwd = torch.ops.fasttx.kl_div_fwd.default
@@ -121,7 +122,7 @@ def test_strided_inputs_are_left_alone(backend: str, device: torch.device) -> No
 def test_writes_stay_inside(written: str, device: torch.device) -> None:
     """Below the operators, at an address that is a multiple of 16 bytes and at one that is not."""
     impl = next(impl for impl in KL_DIV.impls if impl.backend == written)
-    kl_div_fwd, kl_div_bwd = _resolve(impl.fwd), _resolve(impl.bwd)
+    kl_div_fwd, kl_div_bwd = resolve(impl.fwd), resolve(impl.bwd)
     n = 2 * 1024 + 3
     x, target = pair((n,), False, device, torch.float32)
     for guard in (1024, 1023):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fasttx.ops.backends import BackendError
+from fasttx.ops.dispatch import resolve
 from fasttx.ops.quantize_per_token.op import LEAST_ABSMAX, MAX_COLS, QUANTIZE_PER_TOKEN
-from fasttx.ops.registry import _resolve
 
 op = torch.ops.fasttx.quantize_per_token_fwd
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -107,7 +107,7 @@ def test_layouts(device: torch.device, backend: str) -> None:
 def test_nothing_is_written_outside(device: torch.device, backend: str, n_cols: int, lead: int) -> None:
     runnable(backend, torch.empty(1, device=device))
     impl = next(i for i in QUANTIZE_PER_TOKEN.impls if i.backend == backend)
-    quantize_per_token_fwd = _resolve(impl.fwd)
+    quantize_per_token_fwd = resolve(impl.fwd)
     n_rows = 4096 // 128 + 3  # ragged in both directions
     x = torch.randn(n_rows, n_cols, device=device)
     room_q = torch.full((n_rows * n_cols + lead + 64,), 99, dtype=torch.int8, device=device)

@@ -18,7 +18,6 @@ _SMALL = 400_000
 """Scores of a call with dropout below which torch's own composition is faster on a CPU."""
 _SMALL_SEQUENCE = 45_000
 """The same of each sequence, where a mask of keys has the op compute one sequence at a time."""
-_kernel_for: dict[tuple[torch.device, str | None], bool] = {}
 
 
 def ours(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
@@ -43,23 +42,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """False where the op would only compose PyTorch's operators on a device whose own fused attention is faster."""
-    reason = supports(q, k, v)
-    if torch.compiler.is_compiling():
-        return _has_kernel_traced(q.device, reason is None)
-    key = (q.device, reason)
-    found = _kernel_for.get(key)
-    if found is None:
-        found = _kernel_for[key] = ATTENTION.has_kernel(*key)
-    return found
-
-
-def _has_kernel_traced(device: torch.device, supported: bool) -> bool:
-    """Dynamo calls this while it traces: what a device can run does not change."""
-    return ATTENTION.has_kernel(device, None if supported else "head_dim or strides are too large")
-
-
-# What torch.compiler.assume_constant_result does, without its import of dynamo, which takes seconds.
-_has_kernel_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return ATTENTION.has_kernel(q.device, supports(q, k, v))
 
 
 def cpu_gains(q: Tensor, keys: int, mask: Tensor | None, dropout_p: float) -> bool:

@@ -21,7 +21,7 @@ from ..dropout_add_layer_norm import composed as norm
 from ..dropout_add_layer_norm.op import DROPOUT_ADD_LAYER_NORM, supports
 from ..quantize_per_token import composed as quantising
 from ..quantize_per_token.op import QUANTIZE_PER_TOKEN, check_scale, unrounded
-from ..registry import Half, Impl, Op
+from ..registry import Direction, Impl, Op
 
 _norm, _quantise = DROPOUT_ADD_LAYER_NORM.fwd, QUANTIZE_PER_TOKEN.fwd
 NO_DROPOUT = (None, None, 0.0)
@@ -70,7 +70,7 @@ def _cost(
 
 ADD_LAYER_NORM_QUANTIZE = Op(
     "add_layer_norm_quantize",
-    fwd=Half(
+    fwd=Direction(
         "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? scale, float eps, ScalarType out_dtype, "
         "str backend) -> (Tensor out, Tensor x_q, Tensor x_scale)",
         _check, _fake, _composition, _reference, ("x",), _cost,

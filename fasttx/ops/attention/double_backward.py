@@ -19,7 +19,7 @@ def differentiable_forward(backend: str, q: Tensor, k: Tensor, v: Tensor, *args:
     """
     keep = None
     drawn = args[4] is not None  # rng_state
-    if drawn and q.device.type == "cpu" and q.numel() > 0 and ATTENTION.pick(backend, q, k, v) is None:
+    if drawn and q.device.type == "cpu" and q.numel() > 0 and ATTENTION.choice(backend, q, k, v) is None:
         keep = _kept_on_cpu(q, k, *args)
     return composed.forward(q, k, v, *(*args, keep))[0]
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..registry import Half, Impl, Op
+from ..registry import Direction, Impl, Op
 from . import composed, reference
 from .checks import check_bwd, check_fwd, lse_shape
 from .cpu import dispatch as cpu
@@ -101,19 +101,11 @@ def cost_bwd(
 
 
 def _composed(on_cpu: Callable[..., _T], elsewhere: Callable[..., _T]) -> Callable[..., _T]:
-    """Chooses by the device of the first tensor; autograd and autocast stay outside, whoever calls the op."""
+    """Chooses by the device of the first tensor."""
 
     @functools.wraps(on_cpu)
     def run(*args: Any) -> _T:
-        device = args[0].device.type
-        function = on_cpu if device == "cpu" else elsewhere
-        if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device):
-            return function(*args)
-        with torch.no_grad():
-            if not torch.is_autocast_enabled(device):
-                return function(*args)
-            with torch.autocast(device, enabled=False):
-                return function(*args)
+        return (on_cpu if args[0].device.type == "cpu" else elsewhere)(*args)
 
     return run
 
@@ -172,7 +164,7 @@ def _used(q: Tensor, k: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tenso
 
 ATTENTION = Op(
     "attention",
-    Half(
+    Direction(
         _FWD,
         check_fwd,
         fake_fwd,
@@ -181,7 +173,7 @@ ATTENTION = Op(
         ("q", "k", "v"),
         cost_fwd,
     ),
-    Half(
+    Direction(
         _BWD,
         check_bwd,
         fake_bwd,
@@ -189,6 +181,7 @@ ATTENTION = Op(
         reference.backward,
         ("q", "k", "v"),
         cost_bwd,
+        derived={"deterministic": lambda known: False},
     ),
     (Impl("triton", "fasttx.kernels.attention:attention_fwd", "fasttx.kernels.attention_bwd:attention_bwd", supports),),
 )

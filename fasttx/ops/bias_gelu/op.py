@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..checks import FLOATS, check_one_device
 from ..dropout import rows as row_dropout
-from ..registry import Half, Impl, Op
+from ..registry import Direction, Impl, Op
 from . import composed
 
 # ------------------------------------------------------------------------------------------------------------- check
@@ -146,7 +146,7 @@ _TENSORS = "Tensor x, Tensor? bias, Tensor? row_index, Tensor? rng_state, float 
 
 BIAS_GELU = Op(
     "bias_gelu",
-    fwd=Half(
+    fwd=Direction(
         f"({_TENSORS}, str backend) -> Tensor out",
         _check,
         _fake,
@@ -155,7 +155,7 @@ BIAS_GELU = Op(
         ("x",),
         _cost,
     ),
-    bwd=Half(
+    bwd=Direction(
         f"(Tensor dout, {_TENSORS}, bool needs_dx, bool needs_dbias, str backend) -> (Tensor dx, Tensor dbias)",
         _check_bwd,
         _fake_bwd,
@@ -173,6 +173,6 @@ BIAS_GELU = Op(
 
 def keep_of(x: Tensor, row_index: Tensor | None, rng_state: Tensor, dropout_p: float, backend: str) -> Tensor:
     """The mask that the op applies to x under `backend`."""
-    if BIAS_GELU.pick(backend, x) is None or x.numel() == 0:
+    if BIAS_GELU.choice(backend, x) is None:
         return composed.drawn_keep(x, row_index, rng_state, dropout_p)
     return composed.exact_keep(x, row_index, rng_state, dropout_p)

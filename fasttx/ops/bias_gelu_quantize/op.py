@@ -19,7 +19,7 @@ from ..bias_gelu import composed as activation
 from ..bias_gelu.op import BIAS_GELU
 from ..quantize_per_token import composed as quantising
 from ..quantize_per_token.op import QUANTIZE_PER_TOKEN, check_scale, supports, unrounded
-from ..registry import Half, Impl, Op
+from ..registry import Direction, Impl, Op
 
 _gelu, _quantise = BIAS_GELU.fwd, QUANTIZE_PER_TOKEN.fwd
 NO_DROPOUT = (None, None, 0.0)
@@ -51,7 +51,7 @@ def _cost(x: Tensor, bias: Tensor | None, scale: Tensor | None, tanh: bool) -> t
 
 BIAS_GELU_QUANTIZE = Op(
     "bias_gelu_quantize",
-    fwd=Half(
+    fwd=Direction(
         "(Tensor x, Tensor? bias, Tensor? scale, bool tanh, str backend) -> (Tensor x_q, Tensor x_scale)",
         _check, _fake, _composition, _reference, ("x",), _cost,
     ),

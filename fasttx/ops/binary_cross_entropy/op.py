@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, MEAN, NONE, REDUCTIONS, broadcasts, check_dloss
-from ..registry import Half, Impl, Op
+from ..registry import Direction, Impl, Op
 
 
 def _check(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> None:
@@ -116,8 +116,8 @@ _KEYS = ("x", "target")
 
 BINARY_CROSS_ENTROPY = Op(
     "binary_cross_entropy",
-    fwd=Half(f"({_ARGUMENTS}) -> Tensor", _check, _fake, _torch, _reference, _KEYS, _cost),
-    bwd=Half(
+    fwd=Direction(f"({_ARGUMENTS}) -> Tensor", _check, _fake, _torch, _reference, _KEYS, _cost),
+    bwd=Direction(
         f"(Tensor dloss, {_ARGUMENTS}) -> Tensor", _check_bwd, _fake_bwd, _torch_bwd, _reference_bwd, _KEYS, _cost_bwd
     ),
     impls=(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, MEAN, NONE, REDUCTIONS, check_dloss, check_target_values, not_countable
-from ..registry import Half, Impl, Op
+from ..registry import Direction, Impl, Op
 from .composed import composed, composed_bwd, empty_gradient
 
 
@@ -141,11 +141,11 @@ _KEYS = ("logits", "target")
 
 CROSS_ENTROPY = Op(
     "cross_entropy",
-    fwd=Half(
+    fwd=Direction(
         f"(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}) -> (Tensor loss, Tensor lse, Tensor total_weight)",
         _check, _fake, composed, _reference, _KEYS, _cost,
     ),
-    bwd=Half(
+    bwd=Direction(
         "(Tensor dloss, Tensor logits, Tensor target, Tensor? weight, Tensor lse, Tensor total_weight, "
         f"{_OPTIONS}) -> Tensor",
         _check_bwd, empty_gradient, composed_bwd, _reference_bwd, _KEYS, _cost_bwd,

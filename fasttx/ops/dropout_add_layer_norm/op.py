@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..checks import FLOATS, check_one_device, row_too_long
 from ..dropout import rows as row_dropout
-from ..registry import Half, Impl, Op
+from ..registry import Direction, Impl, Op
 from . import composed
 
 MAX_COLS = 8192
@@ -195,7 +195,7 @@ _NEEDS = "bool needs_dx, bool needs_dresidual, bool needs_dweight, bool needs_db
 
 DROPOUT_ADD_LAYER_NORM = Op(
     "dropout_add_layer_norm",
-    fwd=Half(
+    fwd=Direction(
         f"({_TENSORS}, {_MASK}, float eps, ScalarType out_dtype, str backend)"
         " -> (Tensor out, Tensor mean, Tensor rstd)",
         _check,
@@ -205,7 +205,7 @@ DROPOUT_ADD_LAYER_NORM = Op(
         ("x",),
         _cost,
     ),
-    bwd=Half(
+    bwd=Direction(
         f"(Tensor dout, {_TENSORS}, Tensor mean, Tensor rstd, {_MASK}, {_NEEDS}, str backend)"
         " -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
         _check_bwd,
@@ -234,6 +234,6 @@ DROPOUT_ADD_LAYER_NORM = Op(
 
 def keep_of(x: Tensor, row_index: Tensor | None, rng_state: Tensor, dropout_p: float, backend: str) -> Tensor:
     """The mask that the op applies to x under `backend`."""
-    if DROPOUT_ADD_LAYER_NORM.pick(backend, x) is None or x.numel() == 0:
+    if DROPOUT_ADD_LAYER_NORM.choice(backend, x) is None:
         return composed.drawn_keep(x, row_index, rng_state, dropout_p)
     return composed.exact_keep(x, row_index, rng_state, dropout_p)

@@ -12,13 +12,15 @@ count, so that positions of a padded batch need no copy for each sequence.  row_
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_index_values, check_one_device
 from ..dropout import rows as row_dropout
-from ..registry import Half, Impl, Op
+from ..registry import Direction, Impl, Op
 from . import composed, reference
 
 MAX_COLS = 4096
@@ -206,6 +208,11 @@ def _supports(ids: Tensor, word: Tensor) -> str | None:
     return None
 
 
+def _sums_types(known: Mapping[str, Any]) -> bool:
+    """Whether backward sums the gradient of the table of token types."""
+    return known["token_type"] is not None and known["token_type"].shape[0] <= MAX_TYPES
+
+
 _TABLES = "Tensor ids, Tensor word, Tensor? position_ids, Tensor? position, Tensor? type_ids, Tensor? token_type"
 _NORM = "Tensor? weight, Tensor? bias"
 _MASK = "Tensor? row_index, Tensor? rng_state, float dropout_p"
@@ -213,7 +220,7 @@ _NEEDS = "bool needs_dz, bool needs_dtoken_type, bool needs_dweight, bool needs_
 
 EMBEDDING_LAYER_NORM = Op(
     "embedding_layer_norm",
-    fwd=Half(
+    fwd=Direction(
         f"({_TABLES}, {_NORM}, {_MASK}, float eps, ScalarType out_dtype, str backend)"
         " -> (Tensor out, Tensor mean, Tensor rstd)",
         _check,
@@ -223,7 +230,7 @@ EMBEDDING_LAYER_NORM = Op(
         ("ids", "word"),
         _cost,
     ),
-    bwd=Half(
+    bwd=Direction(
         f"(Tensor dout, {_TABLES}, {_NORM}, Tensor mean, Tensor rstd, {_MASK}, {_NEEDS}, str backend)"
         " -> (Tensor dz, Tensor dtoken_type, Tensor dweight, Tensor dbias)",
         _check_bwd,
@@ -232,6 +239,7 @@ EMBEDDING_LAYER_NORM = Op(
         reference.backward,
         ("ids", "word"),
         _cost_bwd,
+        derived={"needs_dtoken_type": _sums_types},
     ),
     impls=(
         Impl(
@@ -254,6 +262,6 @@ def keep_of(
     ids: Tensor, word: Tensor, row_index: Tensor | None, rng_state: Tensor, dropout_p: float, backend: str
 ) -> Tensor:
     """The mask (n_rows, n_cols) that the op applies under `backend`."""
-    if EMBEDDING_LAYER_NORM.pick(backend, ids, word) is None or ids.numel() == 0:
+    if EMBEDDING_LAYER_NORM.choice(backend, ids, word) is None:
         return composed.drawn_keep(ids, word.shape[1], row_index, rng_state, dropout_p)
     return composed.exact_keep(ids, word.shape[1], row_index, rng_state, dropout_p)

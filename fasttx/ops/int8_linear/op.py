@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_one_device
-from ..registry import Half, Impl, Op
+from ..registry import Direction, Impl, Op
 from . import composed
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh")
@@ -91,7 +91,7 @@ def _supports(x_q: Tensor, w_q: Tensor) -> str | None:
 
 INT8_LINEAR = Op(
     "int8_linear",
-    fwd=Half(
+    fwd=Direction(
         "(Tensor x_q, Tensor w_q, Tensor x_scale, Tensor w_scale, Tensor? bias, Tensor? residual, str activation, "
         "ScalarType out_dtype, str backend) -> Tensor out",
         _check, _fake, composed.forward, _reference, ("x_q", "w_q"), _cost,

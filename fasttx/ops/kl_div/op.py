@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, MEAN, NONE, REDUCTIONS, check_dloss, check_one_device
-from ..registry import Half, Impl, Op
+from ..registry import Direction, Impl, Op
 
 BATCHMEAN = 3
 """The sum divided by the length of the first dim; 0, 1 and 2 are PyTorch's own numbers."""
@@ -104,13 +104,14 @@ def _supports(target: Tensor) -> str | None:
 
 KL_DIV = Op(
     "kl_div",
-    fwd=Half(
+    fwd=Direction(
         "(Tensor x, Tensor target, int reduction, bool log_target, str backend) -> Tensor",
         _check, _fake, _torch, _reference, ("target",), _cost,
     ),
-    bwd=Half(
+    bwd=Direction(
         "(Tensor dloss, Tensor target, int reduction, bool log_target, ScalarType dtype, str backend) -> Tensor",
         _check_bwd, _fake_bwd, gradient, _reference_bwd, ("target",), _cost_bwd,
+        derived={"dtype": lambda known: known["x"].dtype},
     ),
     impls=(
         Impl("triton", "fasttx.kernels.kl_div:kl_div_fwd", "fasttx.kernels.kl_div:kl_div_bwd", _supports),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checks import FLOATS, NONE, REDUCTIONS, check_dloss, check_target_values
 from ..cross_entropy.op import CROSS_ENTROPY
-from ..registry import Half, Impl, Op
+from ..registry import Direction, Impl, Op
 from .composed import composed, composed_bwd
 
 
@@ -100,7 +100,7 @@ def _reference_bwd(
     lse: Tensor, total_weight: Tensor, needs_dx: bool, needs_dweight: bool, needs_dbias: bool, ignore_index: int,
     label_smoothing: float, reduction: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    d = CROSS_ENTROPY.halves["bwd"].reference(
+    d = CROSS_ENTROPY.directions["bwd"].reference(
         dloss, _logits64(x, weight, bias), target, class_weight, lse, total_weight, ignore_index, label_smoothing,
         reduction,
     )  # fmt: skip
@@ -143,11 +143,11 @@ _KEYS = ("x", "weight", "target")
 
 LINEAR_CROSS_ENTROPY = Op(
     "linear_cross_entropy",
-    fwd=Half(
+    fwd=Direction(
         f"({_GIVEN}, {_OPTIONS}) -> (Tensor loss, Tensor lse, Tensor total_weight)",
         _check, _fake, composed, _reference, _KEYS, _cost,
     ),
-    bwd=Half(
+    bwd=Direction(
         f"(Tensor dloss, {_GIVEN}, Tensor lse, Tensor total_weight, bool needs_dx, bool needs_dweight, "
         f"bool needs_dbias, {_OPTIONS}) -> (Tensor dx, Tensor dweight, Tensor dbias)",
         _check_bwd, _fake_bwd, composed_bwd, _reference_bwd, _KEYS, _cost_bwd,

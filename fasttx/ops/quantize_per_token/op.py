@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, row_too_long, values_may_be_read
-from ..registry import Half, Impl, Op
+from ..registry import Direction, Impl, Op
 from . import composed
 from .composed import LEAST_ABSMAX, LEVELS
 
@@ -96,7 +96,7 @@ def supports(x: Tensor) -> str | None:
 
 QUANTIZE_PER_TOKEN = Op(
     "quantize_per_token",
-    fwd=Half(
+    fwd=Direction(
         "(Tensor x, Tensor? scale, str backend) -> (Tensor x_q, Tensor x_scale)",
         _check, _fake, composed.forward, _reference, ("x",), _cost,
     ),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..checks import FLOATS, broadcasts, not_countable
 from ..dropout import rows as row_dropout
-from ..registry import Half, Impl, Op
+from ..registry import Direction, Impl, Op
 
 MAX_LEADING_DIMS = 4
 
@@ -221,8 +221,8 @@ _ARGUMENTS = "Tensor? mask, Tensor? rng_state, float scale, float dropout_p, boo
 
 SOFTMAX = Op(
     "softmax",
-    fwd=Half(f"(Tensor x, {_ARGUMENTS}) -> Tensor", _check, _fake, _torch, _reference, ("x",), _cost),
-    bwd=Half(
+    fwd=Direction(f"(Tensor x, {_ARGUMENTS}) -> Tensor", _check, _fake, _torch, _reference, ("x",), _cost),
+    bwd=Direction(
         f"(Tensor dout, Tensor saved, {_ARGUMENTS}) -> Tensor",
         _check_bwd,
         _fake_bwd,
@@ -230,6 +230,7 @@ SOFTMAX = Op(
         _reference_bwd,
         ("saved",),
         _cost_bwd,
+        derived={"saved": lambda known: known["out" if known["rng_state"] is None else "x"]},
     ),
     impls=(
         Impl("triton", "fasttx.kernels.softmax:softmax_fwd", "fasttx.kernels.softmax:softmax_bwd", not_countable),
@@ -258,7 +259,7 @@ def differentiable_bwd(
     if rng_state is None:
         dx = _normalise_bwd(dout.float(), saved.float(), mask is not None, scale, log)
     else:
-        if SOFTMAX.pick(backend, saved) is None:
+        if SOFTMAX.choice(backend, saved) is None:
             keep = row_dropout.drawn_keep(rng_state, saved.shape, row_dropout.SOFTMAX_TAG, dropout_p).float()
             keep = keep * row_dropout.keep_scale(dropout_p)
         else:

@@ -1,0 +1,113 @@
+"""What an operator of the table does when it is called: check, choose, allocate, launch."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import operator
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import profiler
+
+from .decisions import note, recording
+
+if TYPE_CHECKING:
+    from .registry import Direction, Impl, Op
+
+LAUNCHES: Counter[tuple[str, str]] = Counter()
+"""How often each (operator, backend) ran in this process, e.g. ``LAUNCHES["softmax_fwd", "triton"]``."""
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def resolve(path: str) -> Callable[..., None]:
+    """The launcher that an :class:`Impl` names by ``"module:function"``."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    """What an operator returned, one tensor or several, as a tuple."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def alone(composition: Callable[..., Any]) -> Callable[..., Any]:
+    """A composition of PyTorch's operators that records no graph of its own and is not autocast.
+
+    Gradients are the business of fasttx.functional, and so are casts: a float32 sum would be one in float16.
+    """
+
+    @functools.wraps(composition)
+    def run(*args: Any) -> Any:
+        device = args[0].device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return run(*args)
+        if not torch.is_grad_enabled():
+            return composition(*args)
+        with _below_autograd():
+            return composition(*args)
+
+    return run
+
+
+def without_backend(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` as an operator calls it: with ``backend`` as one more argument."""
+
+    @functools.wraps(fn)
+    def call(*args: Any) -> Any:
+        return fn(*args[:-1])
+
+    return call
+
+
+def body(op: Op, name: str, direction: Direction) -> Callable[..., Any]:
+    """The implementation of the operator ``fasttx::<op>_<name>``.
+
+    A profiler sees the operator by its own name, and within it a range that names the backend.
+    """
+    full = f"{op.name}_{name}"
+    names = direction.argument_names()
+    where = [names.index(key) for key in direction.keys]
+    first = where[0]
+    keys_of = operator.itemgetter(*where) if len(where) > 1 else lambda args: (args[first],)
+    check, fake, composition = direction.check, direction.fake, direction.torch
+    launchers: dict[str, Callable[..., None]] = {}
+
+    def call(*args: Any) -> Any:
+        requested, args = args[-1], args[:-1]
+        check(*args)
+        tensors = keys_of(args)
+        impl = op.choice(requested, *tensors)
+        if impl is None and requested == "auto" and tensors[0].device.type == "cuda":
+            op.warn_once(*tensors)
+        if recording():
+            note(full, "torch" if impl is None else impl.backend, op.why(requested, *tensors))
+        if profiler._is_profiler_enabled:
+            with torch.profiler.record_function(f"fasttx::{full}[{'torch' if impl is None else impl.backend}]"):
+                return run(impl, tensors, args)
+        return run(impl, tensors, args)
+
+    def run(impl: Impl | None, tensors: tuple[Tensor, ...], args: tuple[Any, ...]) -> Any:
+        if impl is None:
+            LAUNCHES[full, "torch"] += 1
+            return composition(*args)
+        launch = launchers.get(impl.backend)
+        if launch is None:
+            launch = launchers[impl.backend] = resolve(getattr(impl, name))
+        outputs = fake(*args)
+        flat = as_tuple(outputs)
+        device = tensors[0].device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                launch(*flat, *args)
+        else:
+            launch(*flat, *args)
+        LAUNCHES[full, impl.backend] += 1
+        return outputs
+
+    return call
