@@ -11,8 +11,10 @@ import fnmatch
 import warnings
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer
 
 from ..nn.bypass import bypass_reason
 from ..ops.checks import FLOATS
@@ -31,14 +33,34 @@ MARK = "hf_quantizer"
 """The attribute by which transformers knows a quantised model: with a stranger there it refuses to save."""
 
 
-class _NotSaved:
-    """Stops ``save_pretrained``, whose files ``from_pretrained`` would read as float weights, without their scales."""
+class _Quantizer(HfQuantizer):
+    """What transformers asks about a quantised model.
+
+    ``save_pretrained`` is refused: ``from_pretrained`` would read the integers as float weights, without their scales.
+    ``Trainer`` may evaluate and predict with it; a training step fails in backward, which says why.
+    """
+
+    requires_calibration = False
+    is_trainable = False
+    is_qat_trainable = False
+    is_compileable = True
 
     class quantization_config:  # noqa: N801, the name that transformers asks for
         quant_method = (
             "fasttx.quantize, which from_pretrained cannot read yet (save its state_dict() and load that into a model "
             "quantised in the same way, or call fasttx.dequantize first),"
         )
+
+    def __init__(self) -> None:
+        self.pre_quantized = False
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        return False
+
+    def dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        """``model.dequantize()`` is :func:`fasttx.dequantize`, followed by a cast where a dtype is asked for."""
+        dequantize(model)
+        return model if dtype is None else model.to(dtype)
 
 
 def _class(module: nn.Module) -> type:
@@ -54,8 +76,8 @@ def _mark(root: nn.Module) -> None:
         if not isinstance(module, PreTrainedModel):
             continue
         if int8_layers(module):
-            module.__dict__.setdefault(MARK, _NotSaved())
-        elif isinstance(module.__dict__.get(MARK), _NotSaved):
+            module.__dict__.setdefault(MARK, _Quantizer())
+        elif isinstance(module.__dict__.get(MARK), _Quantizer):
             del module.__dict__[MARK]
 
 
