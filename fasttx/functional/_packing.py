@@ -6,7 +6,6 @@ nothing is added up and the result is deterministic.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +33,8 @@ class _PutRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, indices: Tensor, n_rows: int) -> Tensor:
         ctx.save_for_backward(indices)
-        return x.new_zeros((n_rows, *x.shape[1:])).index_copy_(0, indices, x)
+        out = x.new_zeros((n_rows, *x.shape[1:])).index_copy_(0, indices, x)
+        return out.detach()  # in torch 2.11's graphs a tensor that was written in place has no gradient
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
@@ -87,7 +87,7 @@ def layout_of(real: Tensor, lengths: Sequence[int], counts: Tensor | None = None
     total = sum(lengths)
     cu_seqlens = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
     indices = torch.nonzero_static(real.reshape(-1), size=total).view(total)
-    return Layout(indices, cu_seqlens, functools.reduce(torch.sym_max, lengths, 0), total)
+    return Layout(indices, cu_seqlens, max((0, *lengths)), total)
 
 
 def unpad(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:

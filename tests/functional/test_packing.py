@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fasttx.functional import repad, unpad
-from fasttx.functional._packing import layout_of
+from fasttx.functional._packing import layout_of, take_rows
 
 MASKS = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=0, max_size=4)
 
@@ -71,6 +71,32 @@ def test_only_indices_are_saved(function):
     gc.collect()
     assert alive() is None
     out.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_gradients_are_those_without_a_graph(backend):
+    torch.compiler.reset()
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 0]])
+    indices = unpad(mask, mask)[1]
+    factors = torch.arange(1.0, 10.0).view(3, 3, 1)
+
+    def step(x, w):
+        layout = layout_of(mask.bool(), [3, 2, 1])
+        packed = take_rows((x @ w).flatten(0, 1), indices) * layout.max_seqlen
+        return (repad(packed @ w, indices, 3, 3) * factors).sum()
+
+    leaves = torch.randn(3, 3, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
+    want = torch.autograd.grad(step(*leaves), leaves)
+    got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend=backend)(*leaves), leaves)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_what_repad_gives_may_be_written_in_place():
+    packed = torch.randn(3, 2, requires_grad=True)
+    hidden = repad(packed, torch.tensor([0, 1, 3]), 2, 2)
+    hidden.mul_(2).sum().backward()
+    assert packed.grad.eq(2).all()
 
 
 def test_sizes_may_be_symbols():
