@@ -11,7 +11,7 @@ from ...ops.attention.masks import with_infinities
 from ...ops.attention.op import ATTENTION, supports, worth_slicing
 from .._routing import uncovered
 
-_PLAIN = frozenset({Tensor, torch.nn.Parameter, torch._subclasses.FakeTensor})
+_PLAIN = (Tensor, torch.nn.Parameter, torch._subclasses.FakeTensor)  # torch 2.8 compiles no `in` of a frozenset
 NO_GAIN = "on a CPU torch's function is as fast for such a call"
 NO_KERNEL = "no kernel runs such a call here, and torch's fused attention is faster than a composition"
 _SMALL = 400_000
