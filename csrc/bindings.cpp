@@ -1,23 +1,82 @@
-// The Python module fasttx._C: numbers by name -> params struct, filled by name -> launcher. This file and those of
-// bindings/ are the only ones that know pybind11.
+// The Python module fasttx._C: values by name -> params struct -> launcher. This file and those of bindings/ are the
+// only ones that know pybind11.
 //
-// Tensors arrive as addresses, 0 for None; the caller holds the tensors, has checked them and has made their device
-// current.
-#include "bindings/losses.h"
-#include "bindings/rows.h"
-#include "bindings/softmax.h"
+// A launcher takes the stream as a number and the members of its struct by name: a tensor as (address, its number in
+// DTYPES) or None, a struct as a dict. SIGNATURES says what each may be. The caller holds the tensors, has checked them
+// and has made their device current.
+#include "add_layer_norm_quantize/add_layer_norm_quantize.h"
+#include "bias_gelu/bias_gelu.h"
+#include "bias_gelu_quantize/bias_gelu_quantize.h"
+#include "binary_cross_entropy/binary_cross_entropy.h"
+#include "bindings/launcher.h"
+#include "cross_entropy/cross_entropy.h"
+#include "dropout_add_layer_norm/dropout_add_layer_norm.h"
+#include "embedding_layer_norm/embedding_layer_norm.h"
+#include "kl_div/kl_div.h"
+#include "quantize_per_token/quantize_per_token.h"
+#include "softmax/softmax.h"
+
+#define F FTX_MEMBER
+
+namespace bindings {
+using namespace fasttx;
+
+FTX_STRUCT(Dropout, F(rng_state), F(row_index), F(threshold), F(keep_scale));
+FTX_STRUCT(EmbeddingTable, F(rows), F(ids), F(period), F(n_rows));
+FTX_STRUCT(RepeatedWeight, F(values), F(period));
+FTX_STRUCT(SoftmaxMask, F(data), F(dtype), F(sizes), F(strides));
+
+void define_launchers(py::module_& m) {
+  FTX_LAUNCHER(m, softmax_fwd, SoftmaxFwdParams, F(out), F(x), F(mask), F(rng_state), F(dtype), F(n_rows), F(n_cols),
+               F(stride_xm), F(scale), F(threshold), F(keep_scale), F(log));
+  FTX_LAUNCHER(m, softmax_bwd, SoftmaxBwdParams, F(dx), F(dout), F(saved), F(mask), F(rng_state), F(dtype), F(n_rows),
+               F(n_cols), F(stride_dm), F(stride_sm), F(scale), F(threshold), F(keep_scale), F(log));
+
+  FTX_LAUNCHER(m, dropout_add_layer_norm_fwd, DropoutAddLayerNormFwdParams, F(out), F(mean), F(rstd), F(x), F(residual),
+               F(weight), F(bias), F(dropout), F(n_rows), F(n_cols), F(stride_xm), F(stride_rm), F(eps));
+  FTX_LAUNCHER(m, dropout_add_layer_norm_bwd, DropoutAddLayerNormBwdParams, F(dx), F(dresidual), F(dweight), F(dbias),
+               F(partial), F(dout), F(x), F(residual), F(weight), F(mean), F(rstd), F(dropout), F(n_rows), F(n_cols),
+               F(stride_dm), F(stride_xm), F(stride_rm), F(programs));
+  FTX_LAUNCHER(m, embedding_layer_norm_fwd, EmbeddingLayerNormFwdParams, F(out), F(mean), F(rstd), F(word), F(position),
+               F(token_type), F(weight), F(bias), F(dropout), F(n_rows), F(n_cols), F(eps));
+  FTX_LAUNCHER(m, embedding_layer_norm_bwd, EmbeddingLayerNormBwdParams, F(dz), F(dtoken_type), F(dweight), F(dbias),
+               F(partial), F(dout), F(word), F(position), F(token_type), F(weight), F(mean), F(rstd), F(dropout),
+               F(n_rows), F(n_cols), F(stride_dm), F(programs));
+  FTX_LAUNCHER(m, bias_gelu_fwd, BiasGeluFwdParams, F(out), F(x), F(bias), F(dropout), F(dtype), F(n_rows), F(n_cols),
+               F(stride_xm), F(tanh));
+  FTX_LAUNCHER(m, bias_gelu_bwd, BiasGeluBwdParams, F(dx), F(dbias), F(partial), F(dout), F(x), F(bias), F(dropout),
+               F(dtype), F(n_rows), F(n_cols), F(stride_dm), F(stride_xm), F(row_programs), F(tanh));
+
+  FTX_LAUNCHER(m, quantize_per_token_fwd, QuantizePerTokenParams, F(x_q), F(x_scale), F(x), F(scale), F(dtype),
+               F(n_rows), F(n_cols), F(stride_xm));
+  FTX_LAUNCHER(m, add_layer_norm_quantize_fwd, AddLayerNormQuantizeParams, F(out), F(x_q), F(x_scale), F(x),
+               F(residual), F(weight), F(bias), F(scale), F(n_rows), F(n_cols), F(stride_xm), F(stride_rm), F(eps));
+  FTX_LAUNCHER(m, bias_gelu_quantize_fwd, BiasGeluQuantizeParams, F(x_q), F(x_scale), F(x), F(bias), F(scale), F(dtype),
+               F(n_rows), F(n_cols), F(stride_xm), F(tanh));
+
+  FTX_LAUNCHER(m, cross_entropy_fwd, CrossEntropyFwdParams, F(loss), F(lse), F(total_weight), F(partials), F(logits),
+               F(labels), F(probabilities), F(weight), F(dtype), F(n_rows), F(n_cols), F(stride_xm), F(stride_tm),
+               F(n_partials), F(ignore_index), F(smoothing), F(mean));
+  FTX_LAUNCHER(m, cross_entropy_bwd, CrossEntropyBwdParams, F(dlogits), F(dloss), F(logits), F(labels),
+               F(probabilities), F(weight), F(weight_sum), F(lse), F(total_weight), F(dtype), F(n_rows), F(n_cols),
+               F(stride_dloss), F(stride_dxm), F(stride_xm), F(stride_tm), F(ignore_index), F(smoothing));
+  FTX_LAUNCHER(m, binary_cross_entropy_fwd, BinaryCrossEntropyFwdParams, F(loss), F(partials), F(x), F(target),
+               F(weight), F(pos_weight), F(dtype), F(n), F(n_partials), F(mean));
+  FTX_LAUNCHER(m, binary_cross_entropy_bwd, BinaryCrossEntropyBwdParams, F(dx), F(dloss), F(x), F(target), F(weight),
+               F(pos_weight), F(dtype), F(n), F(one_dloss), F(scale));
+  FTX_LAUNCHER(m, kl_div_fwd, KlDivFwdParams, F(loss), F(partials), F(x), F(target), F(dtype), F(n), F(n_partials),
+               F(log_target), F(divisor));
+  FTX_LAUNCHER(m, kl_div_bwd, KlDivBwdParams, F(dx), F(dloss), F(target), F(dtype), F(n), F(log_target), F(one_dloss),
+               F(scale));
+}
+
+}  // namespace bindings
 
 PYBIND11_MODULE(FASTTX_MODULE, m) {
-  using fasttx::DType;
   m.attr("ARCHS") = FASTTX_ARCHS;  // what the kernels were compiled for, "80,90a,ptx120"
   pybind11::dict dtypes;
-  dtypes["float32"] = static_cast<int>(DType::kFloat32);
-  dtypes["float16"] = static_cast<int>(DType::kFloat16);
-  dtypes["bfloat16"] = static_cast<int>(DType::kBFloat16);
-  dtypes["float64"] = static_cast<int>(DType::kFloat64);
-  dtypes["bool"] = static_cast<int>(DType::kBool);
+  for (const auto& [name, dtype] : bindings::kDTypes) dtypes[name] = static_cast<int>(dtype);
   m.attr("DTYPES") = dtypes;
-  bindings::define_softmax(m);
-  bindings::define_rows(m);
-  bindings::define_losses(m);
+  m.attr("SIGNATURES") = pybind11::dict();
+  bindings::define_launchers(m);
 }

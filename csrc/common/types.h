@@ -6,9 +6,9 @@ namespace fasttx {
 
 using Stream = void*;  // a cudaStream_t; the bindings know it as a number
 
-enum class DType : int { kFloat32, kFloat16, kBFloat16, kFloat64, kBool };
+enum class DType : int { kFloat32, kFloat16, kBFloat16, kFloat64, kBool, kInt8, kInt32, kInt64 };
 
-// A tensor of a float type of its own; data is nullptr where there is none.
+// A tensor of a float type of its own; data is nullptr where there is none, and its type is not looked at then.
 struct In {
   const void* data;
   DType dtype;

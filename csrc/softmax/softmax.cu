@@ -39,6 +39,7 @@ void check(const char* name, const Params& p) {
   require(p.rng_state == nullptr || !p.log, name, "log and dropout exclude each other");
   require(p.threshold >= 0 && p.threshold <= 256, name, "threshold must lie in 0 .. 256");
   for (int64_t size : p.mask.sizes) require(size > 0, name, "mask sizes must be positive");
+  require(p.mask.data == nullptr || p.mask.dtype <= DType::kBool, name, "mask must be bool or of a float type");
 }
 
 }  // namespace

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ast
+import copy
 import ctypes
 import functools
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import host_build
 from torch import Tensor
@@ -63,7 +64,28 @@ def load(variant: str) -> tuple[ModuleType, Emulator]:
     return module, Emulator(library)
 
 
-def signatures() -> dict[str, list[str]]:
-    """The functions of fasttx/_C.pyi and the names of their arguments."""
-    tree = ast.parse((host_build.ROOT / "fasttx" / "_C.pyi").read_text())
-    return {f.name: [a.arg for a in f.args.kwonlyargs] for f in tree.body if isinstance(f, ast.FunctionDef)}
+def harmless(module: ModuleType, kinds: dict[str, Any]) -> dict[str, Any]:
+    """Members by their kinds in SIGNATURES: tensors at address 16, every number 1.
+
+    For calls in which `altered` changes a member that the launcher then refuses, before it launches.
+    """
+    likewise = {"int": 1, "float": 1.0, "bool": False, "dtype": 0, "int[3]": (1,) * 3, "int[5]": (1,) * 5}
+
+    def of(kind: Any) -> Any:
+        if isinstance(kind, dict):
+            return harmless(module, kind)
+        element = kind.split()[1] if " " in kind else ""
+        return (16, module.DTYPES.get(element, 0)) if element else likewise[kind]
+
+    return {name: of(kind) for name, kind in kinds.items()}
+
+
+def altered(members: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    """The members with some changed; those of a struct are named "struct.member"."""
+    result = copy.deepcopy(members)
+    for path, value in changed.items():
+        *structs, name = path.split(".")
+        target = functools.reduce(lambda of, struct: of[struct], structs, result)
+        assert name in target, f"{path} is no member"
+        target[name] = value
+    return result

@@ -106,7 +106,7 @@ def test_more_blocks_than_a_grid_has_are_refused(plain):
 
     module, _ = host_module.load("plain")
     with pytest.raises(ValueError, match="softmax_fwd: n_rows times the blocks of a row must lie below"):
-        module.softmax_fwd(**arguments("softmax_fwd", n_rows=2**31 - 1, n_cols=2**17))
+        module.softmax_fwd(0, **arguments("softmax_fwd", n_rows=2**31 - 1, n_cols=2**17))
 
 
 # blocks of a cluster, and lengths about the bounds of their sections: the last block has one column, its last whole

@@ -152,8 +152,8 @@ def test_strided_inputs_are_left_alone(written: str, device: torch.device) -> No
 def test_a_long_period_is_spread_out(numel: int, period: int) -> None:
     """In CUDA C++ positions within a period, times the elements of a tile, are counted in 32 bits."""
     x, weight = torch.empty(2, numel, device="meta"), torch.empty(1, numel, device="meta")
-    repeated, found = binary_cross_entropy_cuda._repeated(weight, x)
-    assert repeated is not None and repeated.numel() == found == period
+    repeated = binary_cross_entropy_cuda._repeated(weight, x)
+    assert repeated["values"].numel() == repeated["period"] == period
 
 
 @pytest.mark.parametrize("written", WRITTEN)

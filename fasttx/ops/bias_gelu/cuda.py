@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..cuda.launch import launch
-from ..cuda.rows import as_rows, dropout_numbers, dtype_or, flat, is_long, only_if
+from ..cuda.rows import as_rows, dropout, flat, only_if
 
 COLUMNS = 256
 """Columns of a whole tile: no thread is idle in rows of a multiple of it."""
@@ -25,25 +25,43 @@ def _in_rows(alike: bool, *tensors: Tensor) -> list[Tensor]:
 
 
 def bias_gelu_fwd(
-    out: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
+    out: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
     tanh: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Writes out; arguments as of the op (fasttx/ops/bias_gelu/op.py)."""
     (rows,) = _in_rows(bias is None and rng_state is None, x)
     launch(
         "bias_gelu_fwd",
-        {"out": out},
-        {"x": rows, "bias": flat(bias), "row_index": flat(row_index), "rng_state": rng_state},
-        {"dtype": x.dtype, "bias_dtype": dtype_or(bias, x)},
-        n_rows=rows.shape[0], n_cols=rows.shape[1], stride_xm=rows.stride(0), row_index_is_long=is_long(row_index),
-        tanh=tanh, **dropout_numbers(rng_state, dropout_p),
-    )  # fmt: skip
+        out=out,
+        x=rows,
+        bias=flat(bias),
+        dropout=dropout(rng_state, row_index, dropout_p),
+        dtype=x.dtype,
+        n_rows=rows.shape[0],
+        n_cols=rows.shape[1],
+        stride_xm=rows.stride(0),
+        tanh=tanh,
+    )
 
 
 def bias_gelu_bwd(
-    dx: Tensor, dbias: Tensor, dout: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float, tanh: bool, needs_dx: bool, needs_dbias: bool,
-) -> None:  # fmt: skip
+    dx: Tensor,
+    dbias: Tensor,
+    dout: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    tanh: bool,
+    needs_dx: bool,
+    needs_dbias: bool,
+) -> None:
     """Writes the gradients that are needed; the others are of no element."""
     if not (needs_dx or needs_dbias):
         return
@@ -52,11 +70,18 @@ def bias_gelu_bwd(
     row_programs = min(n_rows, max(PROGRAMS // -(-n_cols // COLUMNS), 1))
     launch(
         "bias_gelu_bwd",
-        {"dx": only_if(needs_dx, dx), "dbias": only_if(needs_dbias, dbias),
-         "partial": x.new_empty((row_programs, n_cols), dtype=torch.float32) if needs_dbias else None},
-        {"dout": dout_rows, "x": rows, "bias": flat(bias), "row_index": flat(row_index), "rng_state": rng_state},
-        {"dtype": x.dtype, "dout_dtype": dout.dtype, "bias_dtype": dtype_or(bias, x)},
-        n_rows=n_rows, n_cols=n_cols, stride_dm=dout_rows.stride(0), stride_xm=rows.stride(0),
-        row_programs=row_programs, row_index_is_long=is_long(row_index), tanh=tanh,
-        **dropout_numbers(rng_state, dropout_p),
-    )  # fmt: skip
+        dx=only_if(needs_dx, dx),
+        dbias=only_if(needs_dbias, dbias),
+        partial=x.new_empty((row_programs, n_cols), dtype=torch.float32) if needs_dbias else None,
+        dout=dout_rows,
+        x=rows,
+        bias=flat(bias),
+        dropout=dropout(rng_state, row_index, dropout_p),
+        dtype=x.dtype,
+        n_rows=n_rows,
+        n_cols=n_cols,
+        stride_dm=dout_rows.stride(0),
+        stride_xm=rows.stride(0),
+        row_programs=row_programs,
+        tanh=tanh,
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..cuda.launch import launch
-from ..cuda.rows import as_rows, dtype_or, flat
+from ..cuda.rows import as_rows, flat
 
 
 def bias_gelu_quantize_fwd(
@@ -17,8 +17,14 @@ def bias_gelu_quantize_fwd(
     rows = as_rows(x)
     launch(
         "bias_gelu_quantize_fwd",
-        {"x_q": x_q, "x_scale": x_scale},
-        {"x": rows, "bias": flat(bias), "scale": scale},
-        {"dtype": x.dtype, "bias_dtype": dtype_or(bias, x)},
-        n_rows=rows.shape[0], n_cols=rows.shape[1], stride_xm=rows.stride(0), tanh=tanh,
-    )  # fmt: skip
+        x_q=x_q,
+        x_scale=x_scale,
+        x=rows,
+        bias=flat(bias),
+        scale=scale,
+        dtype=x.dtype,
+        n_rows=rows.shape[0],
+        n_cols=rows.shape[1],
+        stride_xm=rows.stride(0),
+        tanh=tanh,
+    )

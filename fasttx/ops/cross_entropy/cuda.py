@@ -11,62 +11,77 @@ from torch import Tensor
 
 from ..checks import MEAN, NONE
 from ..cuda.launch import launch
-from ..cuda.rows import as_rows
+from ..cuda.rows import as_rows, flat
 
 
 def _common(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
-) -> tuple[dict[str, Tensor | None], dict[str, torch.dtype], dict[str, Any]]:
-    """Inputs, dtypes and numbers that both directions take. Without an array its dtype is not looked at."""
+) -> dict[str, Any]:
+    """The members that both directions have."""
     rows, probs = as_rows(logits), target.is_floating_point()
     target = as_rows(target) if probs else target.contiguous()
-    weight = None if weight is None else weight.contiguous()
-    inputs = {
-        "logits": rows, "labels": None if probs else target, "probabilities": target if probs else None,
-        "weight": weight,
-    }  # fmt: skip
-    dtypes = {
+    return {
+        "logits": rows,
+        "labels": None if probs else target,
+        "probabilities": target if probs else None,
+        "weight": flat(weight),
         "dtype": rows.dtype,
-        "probabilities_dtype": target.dtype if probs else rows.dtype,
-        "weight_dtype": rows.dtype if weight is None else weight.dtype,
+        "n_rows": rows.shape[0],
+        "n_cols": rows.shape[1],
+        "stride_xm": rows.stride(0),
+        "stride_tm": target.stride(0),
+        "ignore_index": ignore_index,
+        "smoothing": label_smoothing,
     }
-    numbers = {
-        "n_rows": rows.shape[0], "n_cols": rows.shape[1], "stride_xm": rows.stride(0), "stride_tm": target.stride(0),
-        "ignore_index": ignore_index, "smoothing": label_smoothing,
-    }  # fmt: skip
-    return inputs, dtypes, numbers
 
 
 def cross_entropy_fwd(
-    loss: Tensor, lse: Tensor, total_weight: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None,
-    ignore_index: int, label_smoothing: float, reduction: int,
-) -> None:  # fmt: skip
+    loss: Tensor,
+    lse: Tensor,
+    total_weight: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> None:
     """Writes loss, lse and total_weight; arguments as of the op (fasttx/ops/cross_entropy/op.py)."""
-    inputs, dtypes, numbers = _common(logits, target, weight, ignore_index, label_smoothing)
-    outputs = {"loss": loss, "lse": lse, "total_weight": total_weight}
     n_partials = 0 if reduction == NONE else 2 * logits.shape[0]
-    if n_partials:
-        outputs["partials"] = loss.new_empty(n_partials)
-    else:
-        inputs["partials"] = None
-    launch("cross_entropy_fwd", outputs, inputs, dtypes, **numbers, n_partials=n_partials, mean=reduction == MEAN)
+    launch(
+        "cross_entropy_fwd",
+        loss=loss,
+        lse=lse,
+        total_weight=total_weight,
+        partials=loss.new_empty(n_partials) if n_partials else None,
+        n_partials=n_partials,
+        mean=reduction == MEAN,
+        **_common(logits, target, weight, ignore_index, label_smoothing),
+    )
 
 
 def cross_entropy_bwd(
-    dlogits: Tensor, dloss: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, lse: Tensor,
-    total_weight: Tensor, ignore_index: int, label_smoothing: float, reduction: int,
-) -> None:  # fmt: skip
+    dlogits: Tensor,
+    dloss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> None:
     """Writes dlogits."""
-    inputs, dtypes, numbers = _common(logits, target, weight, ignore_index, label_smoothing)
     summed = weight is not None and label_smoothing > 0.0 and not target.is_floating_point()
-    inputs["weight_sum"] = weight.sum(dtype=torch.float32) if weight is not None and summed else None
-    inputs |= {"dloss": dloss, "lse": lse.contiguous(), "total_weight": total_weight}
     launch(
         "cross_entropy_bwd",
-        {"dlogits": dlogits},
-        inputs,
-        dtypes,
-        **numbers,
+        dlogits=dlogits,
+        dloss=dloss,
+        weight_sum=weight.sum(dtype=torch.float32) if weight is not None and summed else None,
+        lse=lse.contiguous(),
+        total_weight=total_weight,
         stride_dloss=dloss.stride(0) if reduction == NONE else 0,
         stride_dxm=dlogits.stride(0),
+        **_common(logits, target, weight, ignore_index, label_smoothing),
     )

@@ -1,7 +1,7 @@
 """The compiled kernels of CUDA C++, ``fasttx._C``: whether they are here, and how tensors reach them.
 
-Launchers take addresses, sizes, strides and a stream as numbers, by name.  Nothing here allocates or checks; the caller
-has made the tensors' device current and holds the tensors.
+Launchers take the members of their params structs by name; the bindings (csrc/bindings.cpp) have the one list of them.
+Nothing here allocates; the caller has made the tensors' device current and holds the tensors.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +20,7 @@ Watch = Callable[[dict[str, Tensor], frozenset[str]], None]
 """Is told the tensors of a launch by name, and which of them it writes."""
 
 _stand_in: tuple[ModuleType, Watch] | None = None
-_dtype_codes: dict[str, int] = {}
+_dtype_codes: dict[torch.dtype, int] = {}
 
 
 @functools.cache
@@ -88,30 +88,52 @@ def _module(device: torch.device) -> ModuleType:
     return module
 
 
-def launch(
-    name: str, outputs: Mapping[str, Tensor | None], inputs: Mapping[str, Tensor | None],
-    dtypes: dict[str, torch.dtype], **numbers: Any,
-) -> None:  # fmt: skip
-    """Calls the launcher `name` on the current stream of the tensors' device.
+def _tensors(members: Mapping[str, Any], of: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors among the members of a launcher, and those of structs among them as "struct.member"."""
+    for name, value in members.items():
+        if isinstance(value, Tensor):
+            yield of + name, value
+        elif isinstance(value, dict):
+            yield from _tensors(value, f"{of}{name}.")
+
+
+def _written(signature: Mapping[str, Any], of: str = "") -> Iterator[str]:
+    """What a launcher writes by a signature of SIGNATURES, named as by `_tensors`."""
+    for name, kind in signature.items():
+        if isinstance(kind, dict):
+            yield from _written(kind, f"{of}{name}.")
+        elif kind.startswith("out "):
+            yield of + name
+
+
+def _as_numbers(value: Any) -> Any:
+    """A member as the bindings take it: a tensor as its address and dtype, a dtype as its number."""
+    if isinstance(value, Tensor):
+        return value.data_ptr(), _dtype_codes[value.dtype]
+    if isinstance(value, torch.dtype):
+        return _dtype_codes[value]
+    if isinstance(value, dict):
+        return {name: _as_numbers(each) for name, each in value.items()}
+    return value
+
+
+def launch(name: str, **members: Any) -> None:
+    """Calls a launcher on the current stream of the tensors' device.
 
     Args:
         name: a function of fasttx._C.
-        outputs: what it writes, by the names of its arguments; None becomes address 0.
-        inputs: what it reads, likewise.
-        dtypes: arguments that tell a dtype.
-        numbers: all others.
+        members: every member of its params struct (csrc/<op>/<op>.h) by name: tensors, or None where there is none,
+            dtypes and numbers; a struct is a dict of its own members.
 
     Raises:
+        TypeError: a member is missing, unknown or of another type; the message names the launcher and the member.
         RuntimeError: the launch failed; the message names kernel, shape and arch.
     """
-    tensors = {key: tensor for key, tensor in (*outputs.items(), *inputs.items()) if tensor is not None}
-    device = next(iter(tensors.values())).device
+    device = next(_tensors(members))[1].device
     module = _module(device)
     if device.type == "cpu" and _stand_in is not None:
-        _stand_in[1](tensors, frozenset(outputs))
+        _stand_in[1](dict(_tensors(members)), frozenset(_written(module.SIGNATURES[name])))
     if not _dtype_codes:
-        _dtype_codes.update(module.DTYPES)
-    addresses = {key: 0 for key in (*outputs, *inputs)} | {key: tensor.data_ptr() for key, tensor in tensors.items()}
-    codes = {key: _dtype_codes[str(dtype).removeprefix("torch.")] for key, dtype in dtypes.items()}
+        _dtype_codes.update((getattr(torch, dtype), code) for dtype, code in module.DTYPES.items())
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    getattr(module, name)(**addresses, **codes, **numbers, stream=stream)
+    getattr(module, name)(stream, **_as_numbers(members))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..dropout import rows as row_dropout
@@ -21,11 +20,6 @@ def flat(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def dtype_or(x: Tensor | None, other: Tensor) -> torch.dtype:
-    """The dtype of x; where it is None that of `other`, which nobody looks at."""
-    return other.dtype if x is None else x.dtype
-
-
 def only_if(needed: bool, x: Tensor) -> Tensor | None:
     """x where it is needed: what a launcher is not given it does not compute."""
     return x if needed else None
@@ -38,6 +32,6 @@ def dropout_numbers(rng_state: Tensor | None, dropout_p: float) -> dict[str, Any
     return {"threshold": row_dropout.threshold(dropout_p), "keep_scale": row_dropout.keep_scale(dropout_p)}
 
 
-def is_long(x: Tensor | None) -> bool:
-    """Whether indices are int64, not int32."""
-    return x is not None and x.dtype == torch.int64
+def dropout(rng_state: Tensor | None, row_index: Tensor | None, dropout_p: float) -> dict[str, Any]:
+    """The struct Dropout (csrc/common/types.h)."""
+    return {"rng_state": rng_state, "row_index": flat(row_index), **dropout_numbers(rng_state, dropout_p)}

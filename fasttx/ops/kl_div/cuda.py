@@ -17,22 +17,31 @@ PARTIALS = 4096
 
 def kl_div_fwd(loss: Tensor, x: Tensor, target: Tensor, reduction: int, log_target: bool) -> None:
     """Writes loss; arguments as of the op (fasttx/ops/kl_div/op.py)."""
-    inputs: dict[str, Tensor | None] = {"x": x.contiguous(), "target": target.contiguous()}
-    outputs = {"loss": loss}
-    if reduction == NONE:
-        inputs["partials"] = None
-    else:
-        outputs["partials"] = loss.new_empty(PARTIALS)
+    n_partials = 0 if reduction == NONE else PARTIALS
     launch(
-        "kl_div_fwd", outputs, inputs, {"dtype": x.dtype, "target_dtype": target.dtype}, n=target.numel(),
-        n_partials=0 if reduction == NONE else PARTIALS, log_target=log_target, divisor=divisor(target, reduction),
-    )  # fmt: skip
+        "kl_div_fwd",
+        loss=loss,
+        partials=loss.new_empty(n_partials) if n_partials else None,
+        x=x.contiguous(),
+        target=target.contiguous(),
+        dtype=x.dtype,
+        n=target.numel(),
+        n_partials=n_partials,
+        log_target=log_target,
+        divisor=divisor(target, reduction),
+    )
 
 
 def kl_div_bwd(dx: Tensor, dloss: Tensor, target: Tensor, reduction: int, log_target: bool, dtype: torch.dtype) -> None:
     """Writes dx."""
-    inputs: dict[str, Tensor | None] = {"dloss": dloss.contiguous(), "target": target.contiguous()}
     launch(
-        "kl_div_bwd", {"dx": dx}, inputs, {"dtype": dtype, "target_dtype": target.dtype}, n=target.numel(),
-        log_target=log_target, one_dloss=reduction != NONE, scale=1.0 / divisor(target, reduction),
-    )  # fmt: skip
+        "kl_div_bwd",
+        dx=dx,
+        dloss=dloss.contiguous(),
+        target=target.contiguous(),
+        dtype=dtype,
+        n=target.numel(),
+        log_target=log_target,
+        one_dloss=reduction != NONE,
+        scale=1.0 / divisor(target, reduction),
+    )

@@ -15,8 +15,12 @@ def quantize_per_token_fwd(x_q: Tensor, x_scale: Tensor, x: Tensor, scale: Tenso
     rows = as_rows(x)
     launch(
         "quantize_per_token_fwd",
-        {"x_q": x_q, "x_scale": x_scale},
-        {"x": rows, "scale": scale},
-        {"dtype": x.dtype},
-        n_rows=rows.shape[0], n_cols=rows.shape[1], stride_xm=rows.stride(0),
-    )  # fmt: skip
+        x_q=x_q,
+        x_scale=x_scale,
+        x=rows,
+        scale=scale,
+        dtype=x.dtype,
+        n_rows=rows.shape[0],
+        n_cols=rows.shape[1],
+        stride_xm=rows.stride(0),
+    )
