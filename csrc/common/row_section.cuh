@@ -32,12 +32,12 @@ struct RowSection {
   static constexpr bool kHolds = kForm == Form::kHeld;
   int64_t row;
   uint32_t first = 0, end;  // columns
-  unsigned char* held = nullptr;
+  unsigned char* shared_copy = nullptr;
 
   FTX_DEVICE RowSection(int64_t row_of_group, int64_t n_cols) : row(row_of_group), end(static_cast<uint32_t>(n_cols)) {
     if constexpr (kHolds) {
       FTX_DYNAMIC_SHARED(memory, 16);
-      held = memory;
+      shared_copy = memory;
       const uint32_t columns = section_columns<kTile>(end, cluster_size());
       row = blockIdx.x / cluster_size();
       first = cluster_rank() * columns;
@@ -64,7 +64,7 @@ struct RowSection {
     if constexpr (kHolds) {
 #pragma unroll
       for (int i = 0; i < kRun; i += kWidth) {
-        Vector<T>& place = held_vector<kTensor>(start, item + i);
+        Vector<T>& place = shared_vector<kTensor>(start, item + i);
         if constexpr (kAgain) {
           const Vector<T> vector = place;
 #pragma unroll
@@ -82,9 +82,9 @@ struct RowSection {
  private:
   // The vectors of neighbouring threads lie side by side, whatever columns they are: no bank conflicts.
   template <int kTensor>
-  FTX_DEVICE Vector<T>& held_vector(uint32_t start, int item) const {
+  FTX_DEVICE Vector<T>& shared_vector(uint32_t start, int item) const {
     const uint32_t tile = (start - first) / kTile * kTensors + kTensor;
-    return aligned_at<Vector<T>>(held + tile * kTileBytes +
+    return aligned_at<Vector<T>>(shared_copy + tile * kTileBytes +
                                  (item / kVectorWidth<T> * kGroup + threadIdx.x) * sizeof(Vector<T>));
   }
 };
