@@ -1,4 +1,4 @@
-"""Every op at its workloads' rows and lengths, in every dtype, on the device: DESIGN's accuracy rule."""
+"""Every op at its workloads' rows and lengths, in every dtype, on the device, by the accuracy rule of docs/numerics.md."""
 
 from __future__ import annotations
 

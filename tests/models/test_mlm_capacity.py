@@ -24,7 +24,7 @@ CLASSES = ["BertForMaskedLM", "BertForPreTraining"]
 
 @pytest.fixture
 def in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("head_class", "mlm_head"):
+    for module in ("heads.patched_head", "heads.vocabulary"):
         monkeypatch.setattr(f"fasttx.models.{module}.graph_in_the_making", lambda x: True)
 
 

@@ -92,7 +92,7 @@ def test_a_graph_with_a_decoder_that_must_be_called_has_complete_logits(monkeypa
     want = model(**inputs).loss
     fasttx.patch(model)
     shapes = rows_at_decoder(model)
-    for module in ("head_class", "mlm_head"):
+    for module in ("heads.patched_head", "heads.vocabulary"):
         monkeypatch.setattr(f"fasttx.models.{module}.graph_in_the_making", lambda x: True)
     got = model(**inputs)
     torch.testing.assert_close(got.loss, want)

@@ -1,4 +1,4 @@
-"""The dropout mask of attention, written in NumPy from the definition in DESIGN 3.1, element by element."""
+"""The dropout mask of attention, written in NumPy from the definition in kernels/dropout.py, element by element."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_reference_gradients_are_those_of_autograd(case: str) -> None:
 
 
 def numpy_keep(seed: int, head: int, offset: int, rows: int, keys: int, threshold: int) -> np.ndarray:
-    """DESIGN's scheme, element by element, in uint64."""
+    """The scheme of kernels/dropout.py, element by element, in uint64."""
     low = np.uint64(0xFFFFFFFF)
     row, col = (x.astype(np.uint64) for x in np.broadcast_arrays(np.arange(rows)[:, None], np.arange(keys)[None, :]))
     c = [

@@ -17,7 +17,7 @@ SEED, OFFSET = 0x123456789ABCDEF, (7 << 32) + 0xFEDCBA98
 
 
 def numpy_keep(seed: int, offset: int, rows: np.ndarray, n_cols: int, tag: int, threshold: int) -> np.ndarray:
-    """Straight from DESIGN: one Philox call per element, then the byte."""
+    """Straight from the definition: one Philox call per element, then the byte."""
     cols = np.arange(n_cols, dtype=np.uint64)[None, :]
     low = np.uint64(0xFFFFFFFF)
     c0, c1 = np.broadcast_arrays(cols // np.uint64(16), rows.astype(np.uint64)[:, None] & low)
