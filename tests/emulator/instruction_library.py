@@ -20,6 +20,8 @@ from torch import Tensor
 SOURCES = {name: host_build.HERE / f"{name}.cu" for name in (
     "instructions_sm80", "instructions_sm90", "instructions_cluster", "gemm_sm80", "gemm_sm90",
 )}  # fmt: skip
+ROOM = 1 << 16
+"""More bytes than a product with a fault strays: a report names the tensor that is nearest to an access outside of all."""
 TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
@@ -30,14 +32,20 @@ class Library:
         path: what the compiler made of it.
         device: where tensors have to lie.
         watch: told before each call which tensors it may access, and which of them it writes; None to tell nobody.
+        room: bytes that a product's matrices have on either side for themselves.
     """
 
     def __init__(
-        self, path: Path, device: torch.device, watch: Callable[[dict[str, Tensor], frozenset[str]], None] | None
+        self,
+        path: Path,
+        device: torch.device,
+        watch: Callable[[dict[str, Tensor], frozenset[str]], None] | None,
+        room: int = 0,
     ) -> None:
         self._functions = ctypes.CDLL(str(path))
         self.device = device
         self._watch = watch
+        self._room = room
 
     def call(self, name: str, out: Tensor, inputs: dict[str, Tensor], *numbers: int) -> str:
         """Runs a function with the addresses of the tensors and some numbers; what it reported, empty when nothing."""
@@ -60,6 +68,8 @@ class Library:
         (m, k), n = a.shape, b.shape[1 if transposed_b else 0]
         out = torch.full((m, n), -(2**30), dtype=torch.int32, device=self.device)
         out = out if a.dtype == torch.int8 else out.float().fill_(torch.nan)
+        if self._room:
+            a, b, out = (apart(t, self._room) for t in (a, b, out))
         numbers = (m, n, k, a.stride(0), b.stride(0), TYPES[a.dtype], transposed_b, fault)
         return self.call(f"run_{name}", out, {"a": a, "b": b}, *numbers), out
 
@@ -69,7 +79,7 @@ def for_emulator(variant: str, name: str) -> tuple[Library, host_module.Emulator
     """For tensors on the CPU, and the switches of the emulator in it."""
     path = host_build.build_library(variant, [SOURCES[name]], bindings=False)
     emulator = host_module.Emulator(path)
-    return Library(path, torch.device("cpu"), emulator.watch), emulator
+    return Library(path, torch.device("cpu"), emulator.watch, ROOM if emulator.has_hooks else 0), emulator
 
 
 def gpu_command(source: Path, arch: str) -> list[str]:
@@ -102,6 +112,13 @@ def padded(
     held = torch.full((rows, stride), 99).to(dtype)
     held[:, :columns] = draw(rows, columns).to(dtype)
     return held.to(device)[:, :columns]
+
+
+def apart(matrix: Tensor, room: int) -> Tensor:
+    """The same matrix, in memory where nothing else lies within `room` bytes of it."""
+    elements = room // matrix.element_size()
+    held = matrix.new_zeros(elements + host_module.extent(matrix) // matrix.element_size() + elements)
+    return held.as_strided(matrix.shape, matrix.stride(), elements).copy_(matrix)
 
 
 def small_integers(rows: int, columns: int) -> Tensor:

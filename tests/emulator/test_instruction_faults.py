@@ -102,6 +102,18 @@ def product(variant: str, kernel: str, fault: str, seed: int):
     return report, torch.equal(out.long(), a.long() @ b.t().long())
 
 
+def test_a_report_names_the_matrix_that_was_left_wherever_the_other_one_lies() -> None:
+    """Where the allocator put b right behind a, the rows that a has not got would be nearer to b, or be its rows."""
+    library, emulator = instruction_library.for_emulator("race", "gemm_sm80")
+    held = torch.zeros(2 * 128, 328, dtype=torch.float16)
+    for seed in SEEDS:
+        emulator.configure(seed)
+        report, _ = library.gemm(
+            "gemm_sm80", held[:70, :327], held[70:136, :327], False, FAULTS["gemm_sm80"].index("GlobalRows")
+        )
+        assert re.search(REPORTS["gemm_sm80"]["GlobalRows"], report), f"seed {seed}: {report}"
+
+
 def instruction(fault: str, seed: int) -> str:
     """The report of a kernel of one instruction."""
     library, emulator = instruction_library.for_emulator("race", "instructions_sm90")
@@ -205,7 +217,8 @@ import torch, instruction_library
 from instruction_library import padded, small_integers
 library, emulator = instruction_library.for_emulator("asan", {kernel!r})
 emulator.configure(2)
-a, b = padded(70, 327, torch.float16, small_integers), padded(66, 327, torch.float16, small_integers)
+# One row short of a tile: what a fault reads or writes lies where the sanitizer's mark of a tensor's end still is.
+a, b = padded(127, 327, torch.float16, small_integers), padded(66, 327, torch.float16, small_integers)
 report, out = library.gemm({kernel!r}, a, b, False, {fault})
 assert report == "" and torch.equal(out.long(), a.long() @ b.t().long())
 """
