@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fasttx.ops.dispatch import as_tuple
 from fasttx.ops.registry import Op
 from fasttx.testing import bound, error, share_of_bound
 
@@ -15,43 +16,7 @@ from .op_case import Workload
 from .peers import Peer
 
 
-def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def backward_arguments(name: str, forward: list[Any], outputs: tuple[Tensor, ...], dout: Tensor) -> list[Any]:
-    """The arguments of ``<op>_bwd`` without ``backend``.
-
-    Raises:
-        ValueError: an op that has no rule here yet.
-    """
-    if name == "attention":
-        return [dout, *forward[:3], *outputs, *forward[3:], False]
-    if name == "softmax":
-        return [dout, outputs[0] if forward[2] is None else forward[0], *forward[1:]]
-    if name == "cross_entropy":
-        return [dout, *forward[:3], outputs[1], outputs[2], *forward[3:]]
-    if name == "linear_cross_entropy":
-        return [dout, *forward[:5], *outputs[1:], True, True, forward[2] is not None, *forward[5:]]
-    if name == "dropout_add_layer_norm":
-        tensors, mask = forward[:4], forward[4:7]
-        needs = [t is not None for t in tensors]
-        if mask[1] is None:  # one gradient for x and residual, written once, as autograd asks for it
-            needs[1] = False
-        return [dout, *tensors, *outputs[1:], *mask, *needs]
-    if name == "bias_gelu":
-        return [dout, *forward, True, forward[1] is not None]
-    if name == "embedding_layer_norm":
-        few = forward[5] is not None and forward[5].shape[0] <= 2
-        return [dout, *forward[:8], *outputs[1:], *forward[8:11], True, few, *(t is not None for t in forward[6:8])]
-    if name == "kl_div":
-        return [dout, *forward[1:], forward[0].dtype]
-    if name == "binary_cross_entropy":
-        return [dout, *forward]
-    raise ValueError(f"op: no rule for the backward arguments of {name!r}; add it to bench/kernels.py")
-
-
-def call_op(op: Op, direction: str, args: list[Any], backend: str) -> tuple[Tensor, ...]:
+def call_op(op: Op, direction: str, args: Sequence[Any], backend: str) -> tuple[Tensor, ...]:
     return as_tuple(getattr(torch.ops.fasttx, f"{op.name}_{direction}").default(*args, backend))
 
 
@@ -80,33 +45,19 @@ def check(workload: Workload, op: Op, device: torch.device, size: str, backend: 
         plain[names.index("rng_state")], plain[names.index("dropout_p")] = None, 0.0
         scale = 1.0 / (1.0 - p)
     found = {}
-    for direction, half in op.directions.items():
-        if direction == "fwd":
-            args, undropped, results = case.args, plain, outputs
-        else:
+    for name, direction in op.directions.items():
+        args, undropped, results = case.args, plain, outputs
+        if name == "bwd":
             dout = random_dout(outputs, 1)
-            args = backward_arguments(op.name, case.args, outputs, dout)
-            undropped = args
+            args = undropped = op.backward_arguments(case.args, outputs, dout, **case.given)
             if workload.dropout:
-                undropped = backward_arguments(op.name, plain, as_tuple(op.fwd.torch(*plain)), dout)
-                for i, name in enumerate(half.argument_names()[:-1]):
-                    if name.startswith("needs_"):  # the same gradients, one of which may repeat another without dropout
-                        undropped[i] = args[i]
+                undropped = op.backward_arguments(plain, as_tuple(op.fwd.torch(*plain)), dout, **case.given)
             results = call_op(op, "bwd", args, backend)
-        reference = as_tuple(half.reference(*args))
-        if workload.dropout:
-            allowed = [
-                bound(same, ref, same.dtype) * scale
-                for same, ref in zip(
-                    as_tuple(half.torch(*undropped)), as_tuple(half.reference(*undropped)), strict=True
-                )
-            ]
-        else:
-            allowed = [
-                bound(same, ref, same.dtype) for same, ref in zip(as_tuple(half.torch(*args)), reference, strict=True)
-            ]
+        reference, exact = as_tuple(direction.reference(*args)), as_tuple(direction.reference(*undropped))
+        composed = as_tuple(direction.torch(*undropped))
+        allowed = [bound(same, ref, same.dtype) * scale for same, ref in zip(composed, exact, strict=True)]
         pairs = [(error(out, ref), limit) for out, ref, limit in zip(results, reference, allowed, strict=True)]
-        found[direction] = max(pairs, key=lambda pair: share_of_bound(*pair))
+        found[name] = max(pairs, key=lambda pair: share_of_bound(*pair))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .op_case import BF16, Case, Workload, randn
+from .op_case import BF16, OpCase, Workload, randn
 from .peers import (
     attention_peers,
     packed_peers,
@@ -23,7 +23,7 @@ def attention(
 ) -> Workload:  # fmt: skip
     """`ragged`: "" all tokens are real, "mask" padded with per-sequence lengths, "packed" varlen."""
 
-    def build(device: torch.device, size: str, seed: int) -> Case:
+    def build(device: torch.device, size: str, seed: int) -> OpCase:
         b, s, h = {"full": (batch, seqlen, heads), "check": (2, seqlen, 2), "tiny": (2, min(seqlen, 48), 1)}[size]
         q, k, v = (randn(device, dtype, seed * 3 + i, b, s, h, head_dim) for i in range(3))
         rng = torch.tensor([seed + 7, 3], device=device) if dropout_p else None
@@ -34,7 +34,7 @@ def attention(
             flat = tuple(torch.cat([x[i, :n] for i, n in enumerate(_lengths(b, s))]) for x in (q, k, v))
             cu = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
             peers |= packed_peers(flat, cu, s, dropout_p=dropout_p)
-            return Case([*flat, None, None, cu, cu, rng, *tail], peers)
-        return Case([q, k, v, None, lengths, None, None, rng, *tail], peers)
+            return OpCase([*flat, None, None, cu, cu, rng, *tail], peers)
+        return OpCase([q, k, v, None, lengths, None, None, rng, *tail], peers)
 
     return Workload(name, "attention", build, dropout_p > 0)

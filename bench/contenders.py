@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fasttx
+from fasttx.models.diagnostics.step import training_without_dropout
 from fasttx.testing import FLOOR, bound, error
 
 Batch = dict[str, Any]
@@ -110,22 +109,6 @@ def make_arm(arm: Arm, base: nn.Module, unpad: bool | str, backend: str) -> nn.M
 # -------------------------------------------------------------------------------------------------------- accuracy
 
 
-@contextlib.contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Training mode with every dropout at 0: the path that a training step takes, and a result that can be compared."""
-    found = [module for module in model.modules() if isinstance(module, nn.Dropout)]
-    before, training = [module.p for module in found], model.training
-    model.train()
-    try:
-        for module in found:
-            module.p = 0.0
-        yield
-    finally:
-        for module, p in zip(found, before):
-            module.p = p
-        model.train(training)
-
-
 def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
     """Last hidden states of the real tokens, in eval mode."""
     with torch.no_grad():
@@ -145,7 +128,7 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
 
 def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """The gradient of every parameter (zeros where there is none), without dropout."""
-    with without_dropout(model):
+    with training_without_dropout(model):
         model.zero_grad(set_to_none=True)
         loss_of(model, batch).backward()
     found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}

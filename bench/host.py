@@ -13,7 +13,7 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,62 +22,23 @@ from torch import Tensor, nn
 
 import fasttx
 import fasttx.nn.functional as fasttx_functional
-from fasttx.cli.cases import load_ops
+from fasttx.ops import OPS
+from fasttx.ops.cases import case
+from fasttx.ops.dispatch import as_tuple
 from fasttx.ops.registry import Op
 
-from .accuracy import as_tuple, backward_arguments, call_op
+from .accuracy import call_op
 from .table import Watch, unwatched, write
 from .timer import Call, interleaved, synchronize
 
 Row = dict[str, Any]
 
 
-def smallest(name: str, device: torch.device) -> list[Any]:
-    """Arguments of ``<op>_fwd`` without ``backend``, of a handful of elements.
-
-    Raises:
-        ValueError: an op that has no rule here yet.
-    """
-    x = torch.randn(2, 8, device=device)
-    if name == "attention":
-        q, k, v = (torch.randn(1, 4, 1, 16, device=device) for _ in range(3))
-        return [q, k, v, None, None, None, None, None, 4, 4, 0.25, 0.0, -1, -1]
-    if name == "softmax":
-        return [x, None, None, 1.0, 0.0, False]
-    if name == "cross_entropy":
-        return [x, torch.tensor([3, 5], device=device), None, -100, 0.0, 1]
-    if name == "linear_cross_entropy":
-        return [x, torch.randn(8, 8, device=device), None, torch.tensor([3, 5], device=device), None, -100, 0.0, 1]
-    if name == "binary_cross_entropy":
-        return [x, torch.ones_like(x), None, None, 1]
-    if name == "kl_div":
-        return [x, torch.ones_like(x), 3, False]
-    if name == "dropout_add_layer_norm":
-        return [x, torch.ones_like(x), x[0].clone(), x[1].clone(), None, None, 0.0, 1e-5, x.dtype]
-    if name == "bias_gelu":
-        return [x, x[0].clone(), None, None, 0.0, False]
-    if name == "embedding_layer_norm":
-        ids = torch.tensor([1, 0], device=device)
-        tables = [ids, x, ids, torch.ones_like(x), ids, x.clone()]
-        return [*tables, x[0].clone(), x[1].clone(), None, None, 0.0, 1e-5, x.dtype]
-    if name == "quantize_per_token":
-        return [x, None]
-    if name == "add_layer_norm_quantize":
-        return [x, torch.ones_like(x), x[0].clone(), x[1].clone(), None, 1e-5, x.dtype]
-    if name == "bias_gelu_quantize":
-        return [x, x[0].clone(), None, False]
-    if name == "int8_linear":
-        x_q, w_q = (torch.ones(n, 8, dtype=torch.int8, device=device) for n in (2, 8))
-        return [x_q, w_q, torch.ones(2, device=device), torch.ones(8, device=device), None, None, "none", x.dtype]
-    raise ValueError(f"op: no smallest call of {name!r} is known; add it to bench/host.py")
-
-
 def _calls_of(op: Op, device: torch.device) -> dict[str, Call]:
     """The parts of a forward call, from the bare computation to the autograd Function's pair of calls."""
-    args = smallest(op.name, device)
+    args = case(op, "smallest", device, torch.float32)
     backend = "torch" if device.type == "cpu" else "triton"
-    names = op.fwd.argument_names()
-    keys = [args[names.index(key)] for key in op.fwd.keys]
+    keys = op.fwd.key_tensors(args)
     fwd = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
     calls: dict[str, Call] = {
         "check": lambda _: op.fwd.check(*args),
@@ -90,12 +51,18 @@ def _calls_of(op: Op, device: torch.device) -> dict[str, Call]:
     return calls if op.bwd is None else calls | _calls_with_backward(op, args, device, backend)
 
 
-def _calls_with_backward(op: Op, args: list[Any], device: torch.device, backend: str) -> dict[str, Call]:
+def _calls_with_backward(op: Op, args: Sequence[Any], device: torch.device, backend: str) -> dict[str, Call]:
     fwd = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
     bwd = getattr(torch.ops.fasttx, f"{op.name}_bwd").default
     composed_bwd = op.directions["bwd"].torch
     outputs = call_op(op, "fwd", args, backend)
-    back = backward_arguments(op.name, args, outputs, torch.ones_like(outputs[0]))
+    back = op.backward_arguments(args, outputs, torch.ones_like(outputs[0]))
+    saved = {place: i for place, given in enumerate(back) for i, out in enumerate(outputs) if given is out}
+
+    def backward_arguments(ctx: Any, dout: Tensor) -> list[Any]:
+        """As a Function puts them together: no name is looked up at a call."""
+        found = ctx.saved_tensors[1:]
+        return [dout, *(found[saved[i]] if i in saved else back[i] for i in range(1, len(back)))]
 
     class Plain(torch.autograd.Function):
         """What an op costs that is not in the table: no schema, no check, no choice."""
@@ -108,7 +75,7 @@ def _calls_with_backward(op: Op, args: list[Any], device: torch.device, backend:
 
         @staticmethod
         def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-            grads = as_tuple(composed_bwd(*backward_arguments(op.name, args, ctx.saved_tensors[1:], dout)))
+            grads = as_tuple(composed_bwd(*backward_arguments(ctx, dout)))
             return (grads[0], *(None for _ in args[1:]))
 
     class Ours(torch.autograd.Function):
@@ -122,7 +89,7 @@ def _calls_with_backward(op: Op, args: list[Any], device: torch.device, backend:
 
         @staticmethod
         def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-            grads = as_tuple(bwd(*backward_arguments(op.name, args, ctx.saved_tensors[1:], dout), backend))
+            grads = as_tuple(bwd(*backward_arguments(ctx, dout), backend))
             return (grads[0], *(None for _ in args[1:]))
 
     def with_grad(function: type[torch.autograd.Function]) -> Call:
@@ -147,7 +114,7 @@ def _calls_with_backward(op: Op, args: list[Any], device: torch.device, backend:
 def op_rows(device: torch.device, rounds: int) -> list[Row]:
     """Microseconds a call of every op, its parts, and what the table adds to a plain autograd.Function."""
     rows = []
-    for op in load_ops().values():
+    for op in OPS.values():
         timings = interleaved(_calls_of(op, device), device, rounds=rounds, batch_ms=1.0)
         found = {name: (t.low if device.type == "cpu" else t.wall) * 1e3 for name, t in timings.items()}
         if device.type == "cpu":

@@ -8,10 +8,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from fasttx.ops.dispatch import as_tuple
 from fasttx.ops.registry import Op
 
-from .accuracy import as_tuple, backward_arguments, check_peer, random_dout
-from .op_case import Case, Workload
+from .accuracy import check_peer, random_dout
+from .op_case import OpCase, Workload
 from .peers import Peer
 from .timer import Call
 
@@ -65,7 +66,7 @@ def _calls_of(peers: list[Peer], compile_backend: str, directions: Collection[st
     return calls | {"bwd": backward}
 
 
-def our_calls(op: Op, cases: list[Case], backend: str) -> dict[str, Call | str]:
+def our_calls(op: Op, cases: list[OpCase], backend: str) -> dict[str, Call | str]:
     """Direction -> call of one backend of the op."""
     fwd = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
     calls: dict[str, Call | str] = {"fwd": lambda slot: fwd(*cases[slot].args, backend)}
@@ -76,20 +77,20 @@ def our_calls(op: Op, cases: list[Case], backend: str) -> dict[str, Call | str]:
     outputs = [as_tuple(fwd(*case.args, backend)) for case in cases]
     douts = [random_dout(outs, 1) for outs in outputs]
     back = [
-        backward_arguments(op.name, case.args, outs, dout)
+        op.backward_arguments(case.args, outs, dout, **case.given)
         for case, outs, dout in zip(cases, outputs, douts, strict=True)
     ]
 
     def step(slot: int) -> object:
         case = cases[slot]
         outs = as_tuple(fwd(*case.args, backend))
-        return bwd(*backward_arguments(op.name, case.args, outs, douts[slot]), backend)
+        return bwd(*op.backward_arguments(case.args, outs, douts[slot], **case.given), backend)
 
     return calls | {"bwd": lambda slot: bwd(*back[slot], backend), "step": step}
 
 
 def peer_calls(
-    workload: Workload, cases: list[Case], device: torch.device, rehearsal: bool, quick: bool,
+    workload: Workload, cases: list[OpCase], device: torch.device, rehearsal: bool, quick: bool,
     directions: Collection[str],
 ) -> tuple[dict[str, dict[str, Call | str]], dict[str, tuple[float, float]]]:  # fmt: skip
     """By name, the calls or reasons of every peer by direction, and (error, allowed) of those that can be compared."""

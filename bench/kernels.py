@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 import torch._functorch.config as functorch_config
 
-from fasttx.cli.cases import load_ops
+from fasttx.ops import OPS
 from fasttx.ops.registry import Op
 
-from .accuracy import backward_arguments, call_op, check, random_dout
+from .accuracy import call_op, check, random_dout
 from .kernel_calls import copy_call, our_calls, peer_calls, reason_of
 from .op_case import Workload
 from .table import Watch, unwatched, write
@@ -98,7 +98,7 @@ def measure(
     beside: Collection[str] = (),
 ) -> Iterator[Row]:  # fmt: skip
     """Checks and times one workload; yields its rows."""
-    op = load_ops()[workload.op]
+    op = OPS[workload.op]
     size = "tiny" if rehearsal else "full" if device.type == "cuda" else "check"
     dtype, place = "", _place(device, rehearsal)
 
@@ -134,7 +134,7 @@ def measure(
     outputs = call_op(op, "fwd", forward, backend)
     costs = {"fwd": op.fwd.cost(*forward)}
     if op.bwd is not None:
-        costs["bwd"] = op.bwd.cost(*backward_arguments(op.name, forward, outputs, random_dout(outputs, 1)))
+        costs["bwd"] = op.bwd.cost(*op.backward_arguments(forward, outputs, random_dout(outputs, 1), **first.given))
         costs["step"] = (costs["fwd"][0] + costs["bwd"][0], costs["fwd"][1] + costs["bwd"][1])
     for direction in directions:
         flop, nbytes = costs[direction]

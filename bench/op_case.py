@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,15 +15,17 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
 @dataclass
-class Case:
+class OpCase:
     """Arguments of ``<op>_fwd`` without ``backend``, and the peers on the same values.
 
-    `step` has forward and backward timed as one besides: a loss whose peers make their gradient in forward.
+    `step` has forward and backward timed as one besides: a loss whose peers make their gradient in forward. `given`
+    holds arguments of ``<op>_bwd`` by name, where autograd asks for less than every gradient.
     """
 
     args: list[Any]
     peers: Peers
     step: bool = False
+    given: dict[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Workload:
 
     name: str
     op: str
-    build: Callable[[torch.device, str, int], Case]
+    build: Callable[[torch.device, str, int], OpCase]
     dropout: bool = False
 
 

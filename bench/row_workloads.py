@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .op_case import BF16, FP32, Case, Workload, randn
+from .op_case import BF16, FP32, OpCase, Workload, randn
 from .peers import (
     Peer,
     Peers,
@@ -20,7 +20,7 @@ def dropout_add_layer_norm(
 ) -> Workload:
     """What ends each half of a BERT layer; without a residual plain layer norm."""
 
-    def build(device: torch.device, size: str, seed: int) -> Case:
+    def build(device: torch.device, size: str, seed: int) -> OpCase:
         rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
         x = randn(device, dtype, seed, rows, cols)
         weight, bias = randn(device, dtype, seed + 1, cols), randn(device, dtype, seed + 2, cols)
@@ -35,7 +35,9 @@ def dropout_add_layer_norm(
         peers = written_out(norm, (x, *rest), judged=not dropout_p)
         peers |= liger_layer_norm((x, *rest), 1e-12, dropout_p, exact)
         added = rest[2] if residual else None
-        return Case([x, added, weight, bias, None, rng, dropout_p, 1e-12, dtype], peers)
+        # without dropout x and residual have one gradient, which is written once, as autograd asks for it
+        given = {} if dropout_p else {"needs_dresidual": False}
+        return OpCase([x, added, weight, bias, None, rng, dropout_p, 1e-12, dtype], peers, given=given)
 
     return Workload(name, "dropout_add_layer_norm", build, dropout_p > 0)
 
@@ -46,7 +48,7 @@ def bias_gelu(
 ) -> Workload:  # fmt: skip
     """What follows the first product of a BERT layer's MLP; without a bias plain GELU."""
 
-    def build(device: torch.device, size: str, seed: int) -> Case:
+    def build(device: torch.device, size: str, seed: int) -> OpCase:
         rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
         x = randn(device, dtype, seed, rows, cols)
         rest = (randn(device, dtype, seed + 1, cols),) if bias else ()
@@ -58,7 +60,7 @@ def bias_gelu(
 
         peers = written_out(gelu, (x, *rest), judged=not dropout_p)
         peers["liger"] = "has GEGLU alone, whose GELU multiplies a second input"
-        return Case([x, rest[0] if bias else None, None, rng, dropout_p, tanh], peers)
+        return OpCase([x, rest[0] if bias else None, None, rng, dropout_p, tanh], peers)
 
     return Workload(name, "bias_gelu", build, dropout_p > 0)
 
@@ -71,7 +73,7 @@ def embedding_layer_norm(
     the rows of the word and position tables is PyTorch's kernel with the op too, and measured with neither.
     """
 
-    def build(device: torch.device, size: str, seed: int) -> Case:
+    def build(device: torch.device, size: str, seed: int) -> OpCase:
         b, n, cols, rows = {
             "full": (batch, seqlen, n_cols, vocab), "check": (2, 32, n_cols, 999), "tiny": (2, 5, min(n_cols, 100), 50),
         }[size]  # fmt: skip
@@ -90,13 +92,13 @@ def embedding_layer_norm(
         peers = written_out(embeddings, leaves, judged=False)  # the tables, which stay as they are, are no inputs
         token_type, weight, bias = leaves
         args = [ids, word, places, position, kinds, token_type, weight, bias, None, rng, dropout_p, 1e-12, dtype]
-        return Case(args, peers)
+        return OpCase(args, peers)
 
     return Workload(name, "embedding_layer_norm", build, dropout_p > 0)
 
 
 def quantize_per_token(name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16) -> Workload:
-    def build(device: torch.device, size: str, seed: int) -> Case:
+    def build(device: torch.device, size: str, seed: int) -> OpCase:
         rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
         x = randn(device, dtype, seed, rows, cols)
 
@@ -104,7 +106,7 @@ def quantize_per_token(name: str, n_rows: int, n_cols: int, dtype: torch.dtype =
             absmax = x.float().abs().amax(-1, keepdim=True)
             return (x.float() * (127.0 / absmax)).round().to(torch.int8)
 
-        return Case([x, None], written_out(quantise, (x,), judged=False))
+        return OpCase([x, None], written_out(quantise, (x,), judged=False))
 
     return Workload(name, "quantize_per_token", build)
 
@@ -118,7 +120,7 @@ def quantised_twice(x: Tensor) -> tuple[Tensor, Tensor]:
 def add_layer_norm_quantize(name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16) -> Workload:
     """What ends each half of a BERT layer whose products are int8; the peer `two ops` launches our two kernels."""
 
-    def build(device: torch.device, size: str, seed: int) -> Case:
+    def build(device: torch.device, size: str, seed: int) -> OpCase:
         rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
         x, residual = randn(device, dtype, seed, rows, cols), randn(device, dtype, seed + 3, rows, cols)
         weight, bias = randn(device, dtype, seed + 1, cols), randn(device, dtype, seed + 2, cols)
@@ -134,7 +136,7 @@ def add_layer_norm_quantize(name: str, n_rows: int, n_cols: int, dtype: torch.dt
 
         inputs = (x, weight, bias, residual)
         peers = written_out(norm, inputs, judged=False) | {"two ops": Peer(two_ops, inputs)}
-        return Case([x, residual, weight, bias, None, 1e-12, dtype], peers)
+        return OpCase([x, residual, weight, bias, None, 1e-12, dtype], peers)
 
     return Workload(name, "add_layer_norm_quantize", build)
 
@@ -144,7 +146,7 @@ def bias_gelu_quantize(
 ) -> Workload:  # fmt: skip
     """Between the two int8 products of a BERT layer's MLP; the peer `two ops` launches our two kernels."""
 
-    def build(device: torch.device, size: str, seed: int) -> Case:
+    def build(device: torch.device, size: str, seed: int) -> OpCase:
         rows, cols = {"full": (n_rows, n_cols), "check": (64, n_cols), "tiny": (5, min(n_cols, 100))}[size]
         x, bias = randn(device, dtype, seed, rows, cols), randn(device, dtype, seed + 1, cols)
 
@@ -156,7 +158,7 @@ def bias_gelu_quantize(
             return torch.ops.fasttx.quantize_per_token_fwd(activated, None, "auto")[0]
 
         peers = written_out(gelu, (x, bias), judged=False) | {"two ops": Peer(two_ops, (x, bias))}
-        return Case([x, bias, None, tanh], peers)
+        return OpCase([x, bias, None, tanh], peers)
 
     return Workload(name, "bias_gelu_quantize", build)
 
@@ -164,7 +166,7 @@ def bias_gelu_quantize(
 def int8_linear(name: str, n_rows: int, n_in: int, n_out: int, activation: str = "none") -> Workload:
     """The product and what follows it, of rows that are quantised already."""
 
-    def build(device: torch.device, size: str, seed: int) -> Case:
+    def build(device: torch.device, size: str, seed: int) -> OpCase:
         rows, k, cols = {"full": (n_rows, n_in, n_out), "check": (64, n_in, n_out), "tiny": (5, 48, 40)}[size]
         x_q = randn(device, FP32, seed, rows, k).mul(40).clamp(-127, 127).to(torch.int8)
         w_q = randn(device, FP32, seed + 1, cols, k).mul(40).clamp(-127, 127).to(torch.int8)
@@ -188,6 +190,6 @@ def int8_linear(name: str, n_rows: int, n_in: int, n_out: int, activation: str =
             "_int_mm eager": Peer(unfused, compiled),
             "_int_mm torch.compile": Peer(unfused, compiled, compiled=True),
         }
-        return Case([x_q, w_q, x_scale, w_scale, bias, None, activation, BF16], peers)
+        return OpCase([x_q, w_q, x_scale, w_scale, bias, None, activation, BF16], peers)
 
     return Workload(name, "int8_linear", build)

@@ -1,6 +1,6 @@
 """The named shapes on which ops are measured, with the peers each is measured against.
 
-A workload builds a :class:`bench.op_case.Case` in one of three sizes: "full" is timed, "check" has the same rows and
+A workload builds a :class:`bench.op_case.OpCase` in one of three sizes: "full" is timed, "check" has the same rows and
 sequence lengths but few of them, so that a float64 reference fits beside it, "tiny" runs anywhere (rehearsals without a
 GPU).
 """

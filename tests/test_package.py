@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import fasttx
-from fasttx.ops import registry
+from fasttx.ops import OPS, registry
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,22 +137,19 @@ def _rows(text: str, heading: str) -> dict[str, list[str]]:
 
 def test_readme_table_of_ops_is_the_registry() -> None:
     pytest.importorskip("typer", reason="typer is not installed")
-    from fasttx.cli.cases import load_ops
     from fasttx.cli.supported import on_gpu
 
     table = _rows((ROOT / "README.md").read_text(encoding="utf-8"), "## Ops and backends")
-    ops = load_ops()
-    assert list(table) == sorted(ops)
-    for name, op in ops.items():
+    assert list(table) == sorted(OPS)
+    for name, op in OPS.items():
         assert table[name][-3:] == [on_gpu(op)[backend] for backend in registry.BACKENDS], name
 
 
 def test_every_op_and_backend_has_its_line_of_verification() -> None:
     pytest.importorskip("typer", reason="typer is not installed")
-    from fasttx.cli.cases import load_ops
 
     table = _rows((ROOT / "docs" / "verification.md").read_text(encoding="utf-8"), "## Ops")
-    wanted = {f"{name} {impl.backend}" for name, op in load_ops().items() for impl in op.impls}
+    wanted = {f"{name} {impl.backend}" for name, op in OPS.items() for impl in op.impls}
     assert set(table) == wanted
 
 

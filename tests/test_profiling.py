@@ -9,8 +9,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import fasttx
-from fasttx.cli.cases import FORWARD, backward, load_ops
 from fasttx.functional._softmax import softmax
+from fasttx.ops import OPS
+from fasttx.ops.cases import case
+from fasttx.ops.dispatch import as_tuple
 
 
 def profiled(call: Any) -> Any:
@@ -27,15 +29,16 @@ def profiled(call: Any) -> Any:
     return result, around
 
 
-@pytest.mark.parametrize("name", load_ops())
+@pytest.mark.parametrize("name", OPS)
 def test_every_op_by_name(name: str, device: torch.device) -> None:
-    op, args = load_ops()[name], FORWARD[name](torch.float32, device)
+    op, args = OPS[name], case(OPS[name], "check", device, torch.float32)
     fwd = getattr(torch.ops.fasttx, f"{name}_fwd").default
     outputs, names = profiled(lambda: fwd(*args, "torch"))
     assert f"fasttx::{name}_fwd" in names[f"fasttx::{name}_fwd[torch]"]
     if op.bwd is not None:
         bwd = getattr(torch.ops.fasttx, f"{name}_bwd").default
-        gradient = backward(name, args, outputs if isinstance(outputs, tuple) else (outputs,))
+        outs = as_tuple(outputs)
+        gradient = op.backward_arguments(args, outs, torch.ones_like(outs[0]))
         _, names = profiled(lambda: bwd(*gradient, "torch"))
         assert f"fasttx::{name}_bwd" in names[f"fasttx::{name}_bwd[torch]"]
 

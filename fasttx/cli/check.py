@@ -12,17 +12,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..ops import OPS
 from ..ops.backends import BACKENDS
+from ..ops.cases import case
+from ..ops.dispatch import as_tuple
 from ..ops.registry import Direction
 from ..testing import bound, error, share_of_bound
-from . import cases
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -49,20 +51,17 @@ class Result:
     seconds: float = 0.0
 
 
-def _tuple(outputs: Any) -> tuple[Tensor, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def _judge(result: Result, half: Direction, arguments: list[Any]) -> None:
+def _judge(result: Result, direction: Direction, arguments: Sequence[Any]) -> None:
     """Calls the operator and fills in status, error and time."""
     began = time.perf_counter()
     operator = getattr(torch.ops.fasttx, f"{result.op}_{result.direction}").default
-    outputs = _tuple(operator(*arguments, result.backend))
+    outputs = as_tuple(operator(*arguments, result.backend))
     if outputs[0].is_cuda:
         torch.cuda.synchronize()
     result.seconds = time.perf_counter() - began
     worst = -1.0
-    for out, same, ref in zip(outputs, _tuple(half.torch(*arguments)), _tuple(half.reference(*arguments)), strict=True):
+    composed, reference = as_tuple(direction.torch(*arguments)), as_tuple(direction.reference(*arguments))
+    for out, same, ref in zip(outputs, composed, reference, strict=True):
         found, allowed = error(out, ref), bound(same, ref, out.dtype)
         share = share_of_bound(found, allowed)
         if share > worst:
@@ -70,30 +69,36 @@ def _judge(result: Result, half: Direction, arguments: list[Any]) -> None:
     result.status = "ok" if worst <= 1.0 else "wrong"
 
 
-def _attempts(device: torch.device) -> Iterator[tuple[Result, Direction, list[Any]]]:
+def _attempts(device: torch.device) -> Iterator[tuple[Result, Direction, Sequence[Any]]]:
     """Every (op, direction, dtype, backend), with its arguments."""
-    for name, op in cases.load_ops().items():
+    for op in OPS.values():
         for short, dtype in DTYPES.items():
-            forward = cases.FORWARD[name](dtype, device)
-            outputs = _tuple(op.fwd.torch(*forward))
-            for direction, half in op.directions.items():
-                arguments = forward if direction == "fwd" else cases.backward(name, forward, outputs)
-                names = half.argument_names()
-                reasons = op.reasons(*(arguments[names.index(key)] for key in half.keys))
+            forward = case(op, "check", device, dtype)
+            outputs = as_tuple(op.fwd.torch(*forward))
+            for name, direction in op.directions.items():
+                arguments: Sequence[Any] = forward
+                if name == "bwd":
+                    arguments = op.backward_arguments(forward, outputs, _gradient(outputs[0]))
+                reasons = op.reasons(*direction.key_tensors(arguments))
                 for backend in BACKENDS:
                     why = reasons[backend]
                     status = "unavailable" if why else ""
-                    yield Result(name, direction, short, str(device), backend, status, why or ""), half, arguments
+                    yield Result(op.name, name, short, str(device), backend, status, why or ""), direction, arguments
+
+
+def _gradient(out: Tensor) -> Tensor:
+    """The same numbers on every device."""
+    return torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
 
 
 def run(device: torch.device) -> Iterator[dict[str, Any]]:
     """First ``{"total": n}``, then each :class:`Result` as a dict."""
     attempts = list(_attempts(device))
     yield {"total": len(attempts)}
-    for result, half, arguments in attempts:
+    for result, direction, arguments in attempts:
         if not result.status:
             try:
-                _judge(result, half, arguments)
+                _judge(result, direction, arguments)
             except Exception as problem:  # whatever a kernel or a compiler raises is this row's result
                 lines = str(problem).strip().splitlines()
                 result.status, result.detail = "error", f"{type(problem).__name__}: {lines[0] if lines else ''}"

@@ -22,7 +22,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from . import cases, machine
+from ..ops import OPS
+from . import machine
 from .check import DTYPES
 from .notes import notes
 
@@ -129,7 +130,7 @@ def _show_checks(console: Console, device: str, checks: list[dict[str, Any]]) ->
             for check in checks
             if check["status"] == status and check["detail"] != "not implemented"
         ]
-        for note in notes(reasons, cases.load_ops(), f" on {device}"):
+        for note in notes(reasons, OPS, f" on {device}"):
             console.print(f"[{_COLOUR[status]}]{escape(note)}[/]", highlight=False)
 
 

@@ -17,10 +17,11 @@ from rich.table import Table
 
 import fasttx
 
+from ..ops import OPS
 from ..ops.backends import BACKENDS
+from ..ops.cases import case
 from ..ops.cuda.launch import built_for
 from ..ops.registry import Op
-from . import cases
 from .check import DTYPES
 from .notes import notes
 
@@ -42,12 +43,7 @@ def on_gpu(op: Op) -> dict[str, str]:
 
 def ops_here(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str | None]]:
     """For every op and backend, None if it can run a small call on `device`, else why not."""
-    found = {}
-    for name, op in cases.load_ops().items():
-        forward = cases.FORWARD[name](dtype, device)
-        names = op.fwd.argument_names()
-        found[name] = op.reasons(*(forward[names.index(key)] for key in op.fwd.keys))
-    return found
+    return {name: op.reasons(*op.fwd.key_tensors(case(op, "check", device, dtype))) for name, op in OPS.items()}
 
 
 def _device(text: str | None) -> torch.device:
@@ -83,7 +79,7 @@ def supported(
     """Show which backend runs which op, here and on a GPU, and which models can be patched."""
     where = _device(device)
     here = ops_here(where, DTYPES[dtype.value])
-    gpu = {name: on_gpu(op) for name, op in cases.load_ops().items()}
+    gpu = {name: on_gpu(op) for name, op in OPS.items()}
     known = models()
     if as_json:
         report = {"device": str(where), "dtype": dtype.value, "ops": here, "ops_on_nvidia_gpu": gpu, "models": known}

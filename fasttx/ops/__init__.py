@@ -17,6 +17,9 @@ from .quantize_per_token.op import QUANTIZE_PER_TOKEN
 from .registry import OPS
 from .softmax.op import SOFTMAX
 
+for _name in sorted(OPS):  # one row may have imported another
+    OPS[_name] = OPS.pop(_name)
+
 __all__ = [
     "OPS",
     "ADD_LAYER_NORM_QUANTIZE",

@@ -10,17 +10,17 @@ import torch
 
 import bench.accuracy
 import bench.kernels
-from bench.accuracy import backward_arguments, check
+from bench.accuracy import check
 from bench.compiler_report import compiled_kernels, describe
 from bench.kernels import run
 from bench.workloads import select, softmax
-from fasttx.cli.cases import load_ops
+from fasttx.ops import OPS
 
 CPU = torch.device("cpu")
 
 
 def test_wrong_result_has_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    op = load_ops()["softmax"]
+    op = OPS["softmax"]
     monkeypatch.setattr(bench.kernels, "check", lambda *_: {"fwd": (1.0, 0.5), "bwd": (0.0, 0.5)})
     monkeypatch.setattr(bench.kernels, "select", lambda _: [softmax("softmax-sample", 4, 10)])
     rows, _ = run(CPU, tmp_path / "k.csv", backend="torch", rehearsal=True)
@@ -31,7 +31,7 @@ def test_wrong_result_has_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_error_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """check() compares with float64: an op whose result is off by a little is not accepted."""
-    op = load_ops()["softmax"]
+    op = OPS["softmax"]
     workload = softmax("softmax-sample", 4, 10, torch.float32)
     found, allowed = check(workload, op, CPU, "tiny", "torch")["fwd"]
     assert found <= allowed < 1e-4
@@ -53,11 +53,6 @@ def test_a_workload_that_raises_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_deadline(tmp_path: Path) -> None:
     rows, left = run(CPU, tmp_path / "k.csv", only="softmax", rehearsal=True, deadline=0.0)
     assert not rows and left == [w.name for w in select("softmax")]
-
-
-def test_unknown_op() -> None:
-    with pytest.raises(ValueError, match="no rule for the backward arguments of 'other'"):
-        backward_arguments("other", [], (), torch.zeros(1))
 
 
 def test_description_of_a_compiled_kernel() -> None:

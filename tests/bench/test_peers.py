@@ -17,7 +17,7 @@ import bench.kernels
 from bench import workloads
 from bench.accuracy import check_peer
 from bench.kernels import Row, run
-from bench.op_case import Case, Workload
+from bench.op_case import OpCase, Workload
 from bench.peers import Peer, find, wide
 
 CPU = torch.device("cpu")
@@ -207,10 +207,10 @@ def measured(monkeypatch: pytest.MonkeyPatch, out: Path, workload: Workload, qui
     return rows
 
 
-def with_peers(workload: Workload, peers: Callable[[Case], dict[str, Peer | str]]) -> Workload:
-    def build(device: torch.device, size: str, seed: int) -> Case:
+def with_peers(workload: Workload, peers: Callable[[OpCase], dict[str, Peer | str]]) -> Workload:
+    def build(device: torch.device, size: str, seed: int) -> OpCase:
         case = workload.build(device, size, seed)
-        return Case(case.args, peers(case), case.step)
+        return OpCase(case.args, peers(case), case.step, case.given)
 
     return Workload(workload.name, workload.op, build)
 
@@ -247,7 +247,7 @@ def test_gradients_made_in_forward(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
     kept: list[tuple[Tensor, Tensor]] = []
 
-    def peers(case: Case) -> dict[str, Peer | str]:
+    def peers(case: OpCase) -> dict[str, Peer | str]:
         kept.append((case.args[0], case.args[0].clone()))
         return {"early": Peer(Early.apply, (case.args[0],), early_gradient=True)}
 
@@ -278,7 +278,7 @@ def test_an_inexact_peer_is_timed_and_says_so(monkeypatch: pytest.MonkeyPatch, t
     def scaled(x: Tensor) -> Tensor:
         return exact(x) + 0.001 * (x - x.detach())  # the gradient alone is wrong
 
-    def peers(case: Case) -> dict[str, Peer | str]:
+    def peers(case: OpCase) -> dict[str, Peer | str]:
         inputs = (case.args[0],)
         return {
             "wrong": Peer(scaled, inputs, exact=exact), "fails": Peer(fails, inputs),

@@ -17,8 +17,9 @@ pytest.importorskip("rich", reason="rich is not installed: the command line need
 from typer.testing import CliRunner
 
 import fasttx
-from fasttx.cli import cases, check, doctor, machine, supported
+from fasttx.cli import check, doctor, machine, supported
 from fasttx.cli.app import app
+from fasttx.ops import OPS
 from fasttx.ops.cuda import launch as cuda
 
 BLOCKER = """
@@ -145,7 +146,7 @@ def results(backend: str, status: str, detail: str = "") -> list[dict[str, objec
     """What `doctor` gets of every op in every dtype."""
     return [
         asdict(check.Result(name, direction, dtype, "cpu", backend, status, detail, error=4e-7, allowed=1e-6))
-        for name, op in cases.load_ops().items() for direction in op.directions for dtype in check.DTYPES
+        for name, op in OPS.items() for direction in op.directions for dtype in check.DTYPES
     ]  # fmt: skip
 
 
@@ -155,7 +156,7 @@ def test_doctor_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     found = results("triton (interpreter)", "ok") + results("torch", "ok") + results("triton", "unavailable", reason)
     monkeypatch.setattr(doctor, "_run_checks", lambda *_: iter(found))
     text = invoke("doctor", columns=80)
-    for name, op in cases.load_ops().items():
+    for name, op in OPS.items():
         rows = [line for line in text.splitlines() if line.split()[:1] == [name]]
         figures = "/".join(["4e-07"] * len(op.directions))
         assert [sum(cell == figures for cell in row.split()) for row in rows] == [3, 3], text
@@ -178,33 +179,24 @@ def test_help_flows() -> None:
     assert not any(line.rstrip().endswith("crashed, or") for line in text.splitlines())
 
 
-def test_every_op_has_a_case() -> None:
-    assert set(cases.FORWARD) == set(cases.load_ops())
-
-
 def test_supported_is_json() -> None:
     report = json.loads(invoke("supported", "--json", "--device", "cpu", "--dtype", "fp32"))
-    assert set(report["ops"]) == set(cases.load_ops())
+    assert set(report["ops"]) == set(OPS)
     assert all(reasons["torch"] is None for reasons in report["ops"].values())
     assert report["ops_on_nvidia_gpu"]["softmax"]["triton"] == "capability 8.0"
 
 
 def test_supported_as_tables() -> None:
     text = invoke("supported")
-    for name in cases.load_ops():
+    for name in OPS:
         assert name in text
     for heading in ("Ops on", "NVIDIA GPU", "Models"):
         assert heading in text
 
 
-def test_the_order_of_ops_is_not_that_of_imports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cases, "OPS", dict(reversed(list(cases.load_ops().items()))))
-    assert list(cases.load_ops()) == sorted(cases.OPS) != list(cases.OPS)
-
-
 def test_supported_in_a_narrow_terminal() -> None:
     text = invoke("supported", "--device", "cpu", columns=80)
-    for name in (*cases.load_ops(), *(row["class"] for row in fasttx.supported())):
+    for name in (*OPS, *(row["class"] for row in fasttx.supported())):
         assert name in text  # whole, on one line
     assert text.count("cuda for attention, ") == 1
     assert text.count("compiled kernels, fasttx._C: ") == 1
@@ -259,7 +251,7 @@ def test_doctor_runs_every_op_that_can_run_here() -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     report = json.loads(done.stdout)
     ran = {(row["op"], row["direction"], row["backend"]) for row in report["ops"] if row["status"] == "ok"}
-    for op, row in cases.load_ops().items():
+    for op, row in OPS.items():
         for direction in row.directions:
             assert (op, direction, "torch") in ran
             if report["environment"]["packages"]["triton"]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.accuracy import as_tuple, backward_arguments, call_op
+from bench.accuracy import call_op
 from bench.compiler_report import Compiled, compiled_kernels
 from bench.workloads import WORKLOADS, Workload
-from fasttx.cli.cases import load_ops
+from fasttx.ops import OPS
 
 MAY_SPILL = {"attention-d64-s512-fp32"}
 """fp32 products run on the ordinary cores ("ieee"), with tiles that are not tuned for registers."""
@@ -17,11 +17,12 @@ MAY_SPILL = {"attention-d64-s512-fp32"}
 def _launch(workload: Workload, device: torch.device) -> list[Compiled]:
     """Runs every direction, and gives the variants that this added."""
     before = set(compiled_kernels())
-    op = load_ops()[workload.op]
-    args = workload.build(device, "check" if device.type == "cuda" else "tiny", 0).args
-    outputs = call_op(op, "fwd", args, "triton")
+    op = OPS[workload.op]
+    case = workload.build(device, "check" if device.type == "cuda" else "tiny", 0)
+    outputs = call_op(op, "fwd", case.args, "triton")
     if op.bwd is not None:
-        call_op(op, "bwd", backward_arguments(op.name, args, as_tuple(outputs), torch.ones_like(outputs[0])), "triton")
+        arguments = op.backward_arguments(case.args, outputs, torch.ones_like(outputs[0]), **case.given)
+        call_op(op, "bwd", arguments, "triton")
     return [kernel for kernel in compiled_kernels() if kernel not in before]
 
 

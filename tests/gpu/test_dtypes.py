@@ -1,4 +1,4 @@
-"""Every op at its workloads' rows and lengths, in every dtype, on the device, by the accuracy rule of docs/numerics.md."""
+"""Every op at its workloads' rows and lengths, in every dtype, on the device: the accuracy rule of docs/numerics.md."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bench.workloads import (
     quantize_per_token,
     softmax,
 )
-from fasttx.cli.cases import load_ops
+from fasttx.ops import OPS
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -73,7 +73,7 @@ def _cases() -> list[Workload]:
 @pytest.mark.parametrize("workload", _cases(), ids=lambda w: w.name)
 def test_accuracy(workload: Workload, device: torch.device) -> None:
     size = "check" if device.type == "cuda" else "tiny"
-    for direction, (found, allowed) in check(workload, load_ops()[workload.op], device, size, "triton").items():
+    for direction, (found, allowed) in check(workload, OPS[workload.op], device, size, "triton").items():
         assert found <= allowed, (
             f"{workload.name} {direction}: error {found:.3e} against float64, allowed {allowed:.3e}"
         )

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fasttx.cli.cases import load_ops
+from fasttx.ops import OPS
 from fasttx.testing import assert_as_accurate
 
 BF16 = torch.bfloat16
-load_ops()
 ops = torch.ops.fasttx
 
 
@@ -110,7 +109,7 @@ def test_kl_div_past_2_31(
     written: str, device: torch.device, sized: Callable[[int, int], int], enough_memory: Callable[[int], None]
 ) -> None:
     """Whole tiles and a rest behind 2^31 elements; the last losses and gradients are compared."""
-    reason = load_ops()["kl_div"].reasons(torch.ones(1, device=device))[written]
+    reason = OPS["kl_div"].reasons(torch.ones(1, device=device))[written]
     if reason is not None:
         pytest.skip(f"kl_div on {written}: {reason}")
     n = sized(2**31 + 5000, 5000)

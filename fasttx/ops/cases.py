@@ -1,0 +1,79 @@
+"""Small calls of every op, for all that go through the whole table: tests, `doctor`, `supported` and bench.host.
+
+Those of an op stand in its folder, ``fasttx/ops/<op>/cases.py``, and are imported when somebody asks for them.  The
+first is called "check": it is what `doctor` runs, without dropout, whose mask differs between backends.  One is called
+"smallest": a handful of elements, so that bench.host times Python and not arithmetic.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .registry import Op
+
+Arguments = tuple[Any, ...]
+"""Of ``<op>_fwd``, without the last one, ``backend``."""
+Cases = Iterator[tuple[str, Arguments]]
+"""What the function ``cases`` of an op yields: a name, and the arguments of one call."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Makes the tensors of the cases: the same numbers on every device, so that two reports can be compared."""
+
+    device: torch.device
+    dtype: torch.dtype
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(1234))
+
+    def randn(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Standard normal numbers, of the dtype of the case unless another is named."""
+        return torch.randn(shape, generator=self.generator).to(device=self.device, dtype=dtype or self.dtype)
+
+    def rand(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Numbers from [0, 1)."""
+        return torch.rand(shape, generator=self.generator).to(device=self.device, dtype=dtype)
+
+    def int8(self, *shape: int) -> Tensor:
+        """Integers, most of them small, some at the ends of the range."""
+        return self.randn(*shape, dtype=torch.float32).mul(40).clamp(-127, 127).to(torch.int8)
+
+    def tensor(self, values: object, dtype: torch.dtype | None = None) -> Tensor:
+        """These values; integers are int64 unless another dtype is named."""
+        return torch.tensor(values, dtype=dtype).to(self.device)
+
+    def arange(self, n: int) -> Tensor:
+        return torch.arange(n, device=self.device)
+
+    def rng_state(self) -> Tensor:
+        """Seed and offset of a call with dropout."""
+        return self.tensor([1234, 5])
+
+
+def cases(op: Op, device: torch.device, dtype: torch.dtype) -> Cases:
+    """The cases of an op, by name.
+
+    Raises:
+        ModuleNotFoundError: the op has no file of cases.
+    """
+    make: Callable[[Draw], Cases] = importlib.import_module(f"fasttx.ops.{op.name}.cases").cases
+    return make(Draw(device, dtype))
+
+
+def case(op: Op, name: str, device: torch.device, dtype: torch.dtype) -> Arguments:
+    """One of the cases of an op.
+
+    Raises:
+        ValueError: it has none of that name.
+    """
+    known = []
+    for each, arguments in cases(op, device, dtype):
+        if each == name:
+            return arguments
+        known.append(each)
+    raise ValueError(f"case: got {name!r}; allowed for {op.name} is one of {known}")
