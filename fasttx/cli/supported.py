@@ -6,7 +6,7 @@ import importlib.util
 import json
 import sys
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -19,7 +19,7 @@ import fasttx
 
 from ..ops import OPS
 from ..ops.backends import BACKENDS
-from ..ops.cases import case
+from ..ops.cases import like
 from ..ops.cuda.launch import built_for
 from ..ops.registry import Op
 from .check import DTYPES
@@ -43,7 +43,12 @@ def on_gpu(op: Op) -> dict[str, str]:
 
 def ops_here(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str | None]]:
     """For every op and backend, None if it can run a small call on `device`, else why not."""
-    return {name: op.reasons(*op.fwd.key_tensors(case(op, "check", device, dtype))) for name, op in OPS.items()}
+    return {name: op.reasons(*like(op, device, dtype)) for name, op in OPS.items()}
+
+
+def taken(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """For every op, the backend that runs a small call on `device` where none is forced."""
+    return {name: op.runs("auto", *like(op, device, dtype)) for name, op in OPS.items()}
 
 
 def _device(text: str | None) -> torch.device:
@@ -80,18 +85,26 @@ def supported(
     where = _device(device)
     here = ops_here(where, DTYPES[dtype.value])
     gpu = {name: on_gpu(op) for name, op in OPS.items()}
+    auto = taken(where, DTYPES[dtype.value])
     known = models()
     if as_json:
-        report = {"device": str(where), "dtype": dtype.value, "ops": here, "ops_on_nvidia_gpu": gpu, "models": known}
-        report["compiled_for"] = built_for()
+        report: dict[str, Any] = {
+            "device": str(where),
+            "dtype": dtype.value,
+            "ops": here,
+            "ops_on_nvidia_gpu": gpu,
+            "models": known,
+        }
+        report |= {"auto": auto, "compiled_for": built_for()}
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
         return
     console = Console()
-    yes_or_no = {
-        name: {backend: "[green]yes[/]" if why is None else "[yellow]no[/]" for backend, why in reasons.items()}
+    answers = {
+        name: {b: "[yellow]no[/]" if why else "[green]can[/]" for b, why in reasons.items()}
+        | {auto[name]: "[green]runs[/]"}
         for name, reasons in here.items()
     }
-    console.print(_ops_table(f"Ops on {where} in {dtype.value}", yes_or_no))
+    console.print(_ops_table(f"Ops on {where} in {dtype.value}: what runs, and what else can", answers))
     lacking = [(name, b, why) for name, reasons in here.items() for b, why in reasons.items() if why is not None]
     for note in notes(lacking, here):
         console.print(escape(note), style="yellow", highlight=False)

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from .attention.interface import NAME
 from .attention.masks import calls_the_interface
-from .expected import expected_backend
 from .families import albert, bert, data2vec, deberta, distilbert, electra, ernie, modernbert, mpnet, roberta, vit
 from .families.family import Family
 from .fusions.qkv import separate_reason
@@ -23,7 +22,7 @@ from .heads.vocabulary import full_head_reason
 from .options import ModulePatch, Options
 from .padding.encoder import static_reason
 from .padding.layers import strange_part
-from .report import Report, Row
+from .report import Report, Row, expected_backend
 from .subclass import has_own_forward
 
 DATA = (bert, roberta, electra, ernie, data2vec, distilbert, albert, mpnet, deberta, modernbert, vit)

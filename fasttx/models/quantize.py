@@ -20,10 +20,9 @@ from ..nn.bypass import bypass_reason
 from ..ops.checks import FLOATS
 from ..quant import Int8Config, int8_layers, put_back, replace_layers
 from ..quant.layers import quantised
-from .expected import expected_backend
 from .patch import _root
 from .plan import FAMILIES, _key, _unwrapped
-from .report import Report, Row
+from .report import Report, Row, expected_backend
 
 LAYERS = frozenset((family.source, family.layer) for family in FAMILIES)
 """Classes of the layers of encoders."""

@@ -6,6 +6,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
+from ..ops import OPS
+from ..ops.backends import BackendError, forced_backend
+from ..ops.cases import like
+
 COLUMNS = ("module", "from", "to", "backend", "reason")
 
 
@@ -100,3 +106,31 @@ def _collapsed(rows: list[Row]) -> list[tuple[str, ...]]:
         name = modules[0] if len(modules) == 1 else f"{pattern} ({len(modules)}x)"
         out.append((name or "(the model)", *cells))
     return out
+
+
+def expected_backend(op: str, requested: str, module: nn.Module) -> str:
+    """The backend that would run an op of a patched module on the device and dtype that it has now.
+
+    Args:
+        op: name in the table of ops.
+        requested: ``"auto"`` or a backend's name.
+        module: its first floating parameter tells device and dtype.
+    """
+    if requested == "auto":
+        requested = forced_backend()
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if parameter is None or parameter.device.type == "meta":
+        return requested
+    examples = like(OPS[op], parameter.device, parameter.dtype, _width(op, module))
+    try:
+        return OPS[op].runs(requested, *examples)
+    except BackendError as problem:
+        return f"{requested}, which cannot run here: {str(problem).split('cannot run this call: ')[-1]}"
+
+
+def _width(op: str, module: Any) -> int | None:
+    """The length of the rows that the op would get, as far as a module tells."""
+    if op == "attention":
+        return getattr(module, "attention_head_size", getattr(module, "head_dim", None))
+    norm = next((child for child in module.modules() if isinstance(child, nn.LayerNorm)), None)
+    return norm.normalized_shape[-1] if norm is not None and op.endswith("layer_norm") else None

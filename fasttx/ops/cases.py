@@ -7,6 +7,7 @@ first is called "check": it is what `doctor` runs, without dropout, whose mask d
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .registry import Op
+from .registry import OPS, Op
 
 Arguments = tuple[Any, ...]
 """Of ``<op>_fwd``, without the last one, ``backend``."""
@@ -33,11 +34,12 @@ class Draw:
 
     def randn(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Standard normal numbers, of the dtype of the case unless another is named."""
-        return torch.randn(shape, generator=self.generator).to(device=self.device, dtype=dtype or self.dtype)
+        drawn = torch.randn(shape, generator=self.generator, device="cpu")
+        return drawn.to(device=self.device, dtype=dtype or self.dtype)
 
     def rand(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Numbers from [0, 1)."""
-        return torch.rand(shape, generator=self.generator).to(device=self.device, dtype=dtype)
+        return torch.rand(shape, generator=self.generator, device="cpu").to(device=self.device, dtype=dtype)
 
     def int8(self, *shape: int) -> Tensor:
         """Integers, most of them small, some at the ends of the range."""
@@ -45,7 +47,7 @@ class Draw:
 
     def tensor(self, values: object, dtype: torch.dtype | None = None) -> Tensor:
         """These values; integers are int64 unless another dtype is named."""
-        return torch.tensor(values, dtype=dtype).to(self.device)
+        return torch.tensor(values, dtype=dtype, device=self.device)
 
     def arange(self, n: int) -> Tensor:
         return torch.arange(n, device=self.device)
@@ -77,3 +79,24 @@ def case(op: Op, name: str, device: torch.device, dtype: torch.dtype) -> Argumen
             return arguments
         known.append(each)
     raise ValueError(f"case: got {name!r}; allowed for {op.name} is one of {known}")
+
+
+def like(op: Op, device: torch.device, dtype: torch.dtype, width: int | None = None) -> tuple[Tensor, ...]:
+    """Tensors like those on which a call of the op is decided, without any memory behind their shapes.
+
+    Args:
+        width: of the last dimension of those that are floating; that of the case "check" if None.
+    """
+    found = []
+    for shape, kind in _keys(op.name, dtype):
+        if kind.is_floating_point and width is not None:
+            shape = torch.Size((*shape[:-1], width))
+        found.append(torch.empty(1, device=device, dtype=kind).expand(shape))
+    return tuple(found)
+
+
+@functools.cache
+def _keys(name: str, dtype: torch.dtype) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+    op = OPS[name]
+    arguments = case(op, "check", torch.device("meta"), dtype)
+    return tuple((x.shape, x.dtype) for x in op.fwd.key_tensors(arguments))

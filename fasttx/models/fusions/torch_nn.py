@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from ... import nn as ours
-from ..expected import expected_backend
 from ..options import Options
-from ..report import Report, Row
+from ..report import Report, Row, expected_backend
 
 _NAMES = ("MultiheadAttention", "TransformerEncoderLayer", "TransformerEncoder")
 REPLACED: dict[type, type] = {getattr(nn, name): getattr(ours, name) for name in _NAMES}
