@@ -49,13 +49,10 @@ class BuildCuda(build_ext):
     """Compiles the one extension by nvcc."""
 
     def build_extension(self, ext: Extension) -> None:
-        cuda_build.build(Path(self.get_ext_fullpath(ext.name)), ROOT / "build" / "cuda")
+        names = cuda_build.archs(editable=bool(self.inplace or self.editable_mode))
+        cuda_build.build(Path(self.get_ext_fullpath(ext.name)), ROOT / "build" / "cuda", names)
 
 
-wish, lack = cuda_build.wish(), cuda_build.lacks()
-if wish == "1" and lack is not None and not {"--version", "egg_info", "sdist", "dist_info"} & set(sys.argv):
-    raise SystemExit(f"fasttx: FASTTX_CUDA=1 asks for the kernels in CUDA C++, but {lack}")
-if wish == "auto" and lack is not None:
-    print(f"fasttx: {lack}; installing without fasttx._C: the Triton and PyTorch backends need no compiler")
-compiled = wish != "0" and lack is None
+builds_nothing = {"--version", "egg_info", "sdist", "dist_info"} & set(sys.argv)
+compiled = not builds_nothing and cuda_build.why_not() is None
 setup(ext_modules=[Extension("fasttx._C", [])] if compiled else [], cmdclass={"build_ext": BuildCuda})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import announce
 import cuda_build
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
@@ -11,9 +12,8 @@ COMPILER = "cuda-toolkit[nvcc,cudart,cccl,crt,nvvm]==13.0.*"
 
 
 def _compiling() -> list[str]:
-    wish = cuda_build.wish()
     found = cuda_build.find_toolkit() is not None
-    if wish == "0" or (wish == "auto" and not found):
+    if not cuda_build.has_use() or (cuda_build.wish() == "auto" and not found):
         return []
     return ["pybind11>=2.13"] if found else ["pybind11>=2.13", COMPILER]
 
@@ -26,3 +26,22 @@ def get_requires_for_build_wheel(config_settings=None):
 def get_requires_for_build_editable(config_settings=None):
     """As for a wheel."""
     return [*build_meta.get_requires_for_build_editable(config_settings), *_compiling()]
+
+
+def _say_if_nothing_is_compiled() -> None:
+    announce.behind_pip()
+    reason = cuda_build.why_not()
+    if reason is not None and cuda_build.wish() != "0":
+        announce.say(reason)
+
+
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    """That of setuptools; the person who waits is told what is compiled."""
+    _say_if_nothing_is_compiled()
+    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+
+
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    """As for a wheel."""
+    _say_if_nothing_is_compiled()
+    return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)

@@ -4,13 +4,16 @@ Nothing of torch is needed, and nothing of the driver: the module loads on a mac
 build/cuda/ under a hash of all that goes into them, so that a second build compiles only what has changed.
 
 Environment:
-    FASTTX_CUDA: "auto" (the default) compiles where nvcc is found; "1" insists, and the build backend then brings nvcc
-        from PyPI where there is none; "0" leaves the module out.
-    FASTTX_CUDA_ARCHS: what to compile for, such as "80,90a,ptx90".
+    FASTTX_CUDA: "auto" (the default) compiles where nvcc and an NVIDIA GPU are found; "1" insists, without a GPU too,
+        and the build backend then brings nvcc from PyPI where there is none; "0" leaves the module out.
+    FASTTX_CUDA_ARCHS: what to compile for, such as "80,90a,ptx90"; naming some is asking for the module. By default an
+        editable installation is for the GPUs of this machine; a wheel, which may be for another one, and FASTTX_CUDA=1
+        are for DEFAULT_ARCHS.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import os
@@ -19,10 +22,13 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+
+from announce import say
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -46,14 +52,49 @@ def wish() -> str:
     return asked
 
 
-def archs() -> list[str]:
-    """The names in FASTTX_CUDA_ARCHS."""
-    names = os.environ.get("FASTTX_CUDA_ARCHS", DEFAULT_ARCHS).replace(" ", "").split(",")
+def devices() -> list[str]:
+    """The archs of the NVIDIA GPUs here, by the driver; those of compute capability 8.0 or more."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
+
+    def ask(function: str, *arguments: int) -> int:
+        value = ctypes.c_int()
+        return value.value if getattr(driver, function)(ctypes.byref(value), *arguments) == 0 else 0
+
+    if driver.cuInit(0) != 0:
+        return []
+    usual = {name.rstrip("af"): name for name in DEFAULT_ARCHS.split(",")}
+    found: dict[str, None] = {}
+    for i in range(ask("cuDeviceGetCount")):
+        device = ask("cuDeviceGet", i)
+        major, minor = (ask("cuDeviceGetAttribute", attribute, device) for attribute in (75, 76))
+        if major >= 8:
+            number = str(10 * major + minor)
+            found[usual.get(number, number)] = None
+    return list(found)
+
+
+def _named() -> str | None:
+    return os.environ.get("FASTTX_CUDA_ARCHS")
+
+
+def archs(editable: bool = False) -> list[str]:
+    """The names in FASTTX_CUDA_ARCHS; without it those of an editable installation here, or of a wheel."""
+    here = ",".join(devices()) if editable and wish() == "auto" else ""
+    named = _named()
+    names = ((here or DEFAULT_ARCHS) if named is None else named).replace(" ", "").split(",")
     for name in names:
         number = name.removeprefix("ptx").rstrip("af")
         if not number.isdigit() or int(number) < 80:
             raise SystemExit(f"FASTTX_CUDA_ARCHS: {name!r} is none of 80, 86, 89, 90a, 100, 120, ... or ptx120")
     return names
+
+
+def has_use() -> bool:
+    """Whether someone here asked for the module, or has a GPU for it."""
+    return wish() == "1" or (wish() == "auto" and (_named() is not None or bool(devices())))
 
 
 def _homes() -> list[Path]:
@@ -105,6 +146,26 @@ def lacks() -> str | None:
     return None
 
 
+def why_not() -> str | None:
+    """Why nothing is compiled, with how to ask for it; None if it is.
+
+    Raises:
+        SystemExit: FASTTX_CUDA=1 insists, and something lacks.
+    """
+    if wish() == "0":
+        return "FASTTX_CUDA=0: no CUDA C++ kernels are compiled"
+    lack = lacks()
+    if wish() == "1":
+        if lack is not None:
+            raise SystemExit(f"fasttx: FASTTX_CUDA=1 asks for the kernels in CUDA C++, but {lack}")
+        return None
+    if not has_use():
+        return "no CUDA C++ kernels are compiled, as no NVIDIA GPU (8.0 or later) is here; FASTTX_CUDA=1 compiles them"
+    if lack is not None:
+        return f"no CUDA C++ kernels are compiled, as {lack}; FASTTX_CUDA=1 brings nvcc from PyPI"
+    return None
+
+
 def run(command: Sequence[str]) -> str:
     """Runs a compiler; what it printed.
 
@@ -136,6 +197,21 @@ def made_once(command: Sequence[str], inputs: Sequence[Path], folder: Path, name
     return found
 
 
+def made_all(jobs: Sequence[tuple[Sequence[str], Sequence[Path], str]], folder: Path) -> list[Path]:
+    """`made_once` of each (command, inputs, name), MAX_JOBS at a time, with a line as each is there."""
+    began = time.monotonic()
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        ahead = {pool.submit(made_once, command, inputs, folder, name): inputs[0] for command, inputs, name in jobs}
+        try:
+            for done, job in enumerate(as_completed(ahead), 1):
+                job.result()
+                say(f"[{done}/{len(jobs)}] {ahead[job].name}, {time.monotonic() - began:.0f} s")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # of a build that fails nothing more begins
+            raise
+    return [job.result() for job in ahead]
+
+
 def gencode(names: Sequence[str]) -> list[str]:
     """nvcc's options for these archs."""
     options = []
@@ -153,30 +229,42 @@ def kernel_command(toolkit: Toolkit, source: Path, names: Sequence[str]) -> list
     ]  # fmt: skip
 
 
-def build(target: Path, folder: Path) -> None:
-    """Compiles and links fasttx._C.
+def _start(names: Sequence[str], files: int, toolkit: Toolkit) -> str:
+    """What a build says first: for which devices it compiles, and how to choose them."""
+    own = ",".join(devices())
+    if _named() is not None:
+        choice = "as FASTTX_CUDA_ARCHS says"
+    elif own and list(names) != own.split(","):
+        choice = f"FASTTX_CUDA_ARCHS={own} compiles for this machine alone, FASTTX_CUDA=0 nothing"
+    else:
+        choice = "FASTTX_CUDA_ARCHS=80,90a compiles for those two alone, FASTTX_CUDA=0 nothing"
+    return f"compiling {files} files of CUDA C++ for {', '.join(names)} by {toolkit.nvcc}, some minutes ({choice})"
+
+
+def build(target: Path, folder: Path, names: Sequence[str] | None = None) -> None:
+    """Compiles and links fasttx._C, and says how far it is.
 
     Args:
         target: the module's file.
         folder: where objects are kept.
+        names: the archs; None for those of `archs()`.
 
     Raises:
         RuntimeError: a compiler failed.
     """
-    toolkit, names = find_toolkit(), archs()
+    toolkit, names = find_toolkit(), archs() if names is None else names
     assert toolkit is not None
     headers = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cuh"))
     of_kernels = [p for p in headers if p.parent.name != "bindings"]
     bindings = [
-        str(compiler()), "-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DFASTTX_MODULE=_C",
-        f'-DFASTTX_ARCHS="{",".join(names)}"', f"-I{CSRC}", "-isystem", str(pybind11_headers()),
-        f"-I{sysconfig.get_paths()['include']}", "-c", str(CSRC / "bindings.cpp"),
-    ]  # fmt: skip
+        *(str(compiler()), "-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DFASTTX_MODULE=_C"),
+        *(f'-DFASTTX_ARCHS="{",".join(names)}"', f"-I{CSRC}", "-isystem", str(pybind11_headers())),
+        *(f"-I{sysconfig.get_paths()['include']}", "-c", str(CSRC / "bindings.cpp")),
+    ]
     jobs = [(bindings, [CSRC / "bindings.cpp", *headers])]
     jobs += [(kernel_command(toolkit, source, names), [source, *of_kernels]) for source in sorted(CSRC.glob("*/*.cu"))]
-    workers = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
-    with ThreadPoolExecutor(workers) as pool:
-        made = list(pool.map(lambda job: made_once(*job, folder, f"{job[1][0].stem}.o"), jobs))
+    say(_start(names, len(jobs), toolkit))
+    made = made_all([(*job, f"{job[1][0].stem}.o") for job in jobs], folder)
     link = [str(compiler()), "-shared", "-Wl,--exclude-libs,ALL", *map(str, made), str(toolkit.cudart)]
     module = made_once([*link, "-ldl", "-lrt", "-lpthread"], made, folder, "_C.so")
     target.parent.mkdir(parents=True, exist_ok=True)

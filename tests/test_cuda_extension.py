@@ -40,7 +40,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     "compiled, reason",
     [
         ((SimpleNamespace(ARCHS="80,90a"), ""), None),
-        ((SimpleNamespace(ARCHS="80"), ""), "fasttx._C is built for 80, the device has 90"),
+        (
+            (SimpleNamespace(ARCHS="80"), ""),
+            "fasttx._C is built for 80, the device has 90 (install again with FASTTX_CUDA_ARCHS=80,90)",
+        ),
         ((None, "fasttx._C is not built"), "fasttx._C is not built"),
     ],
     ids=["built", "for another arch", "absent"],

@@ -134,17 +134,20 @@ else:
 
 
 @pytest.mark.parametrize(
-    "wish, toolkit, asked",
+    "wish, gpus, toolkit, asked",
     [
-        ("auto", None, []),
-        ("auto", "here", ["pybind11>=2.13"]),
-        ("0", "here", []),
-        ("1", None, ["pybind11>=2.13", backend.COMPILER]),
-        ("1", "here", ["pybind11>=2.13"]),
+        ("auto", ["90a"], None, []),
+        ("auto", ["90a"], "here", ["pybind11>=2.13"]),
+        ("auto", [], "here", []),
+        ("0", ["90a"], "here", []),
+        ("1", [], None, ["pybind11>=2.13", backend.COMPILER]),
+        ("1", [], "here", ["pybind11>=2.13"]),
     ],
 )
-def test_what_a_build_downloads(wish, toolkit, asked, monkeypatch):
+def test_what_a_build_downloads(wish, gpus, toolkit, asked, monkeypatch):
     monkeypatch.setenv("FASTTX_CUDA", wish)
+    monkeypatch.delenv("FASTTX_CUDA_ARCHS", raising=False)
+    monkeypatch.setattr(cuda_build, "devices", lambda: gpus)
     monkeypatch.setattr(cuda_build, "find_toolkit", lambda: toolkit)
     assert backend._compiling() == asked
 

@@ -27,7 +27,10 @@ _dtype_codes: dict[torch.dtype, int] = {}
 def _compiled() -> tuple[ModuleType | None, str]:
     """(fasttx._C, "") or (None, the reason why it is not here)."""
     if importlib.util.find_spec("fasttx._C") is None:
-        return None, "fasttx._C is not built (it is where fasttx is installed from source with nvcc, or FASTTX_CUDA=1)"
+        return (
+            None,
+            "fasttx._C is not built (installing from source builds it, with nvcc and a GPU or with FASTTX_CUDA=1)",
+        )
     try:
         return importlib.import_module("fasttx._C"), ""
     except ImportError as problem:
@@ -71,7 +74,10 @@ def why_not(device: torch.device, arch: int | None) -> str | None:
     module, reason = _compiled()
     if module is None:
         return reason
-    return None if covers(module.ARCHS, arch) else f"fasttx._C is built for {module.ARCHS}, the device has {arch}"
+    if covers(module.ARCHS, arch):
+        return None
+    again = f"install again with FASTTX_CUDA_ARCHS={module.ARCHS},{arch}"
+    return f"fasttx._C is built for {module.ARCHS}, the device has {arch} ({again})"
 
 
 def set_stand_in(module: ModuleType | None, watch: Watch | None = None) -> None:
