@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from models import model_zoo as zoo
 from models.test_padding_free import LENS, bare, batch, layer_inputs
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fasttx
+from fasttx.models.families.family import Family
 from fasttx.testing import assert_as_accurate
 
 
@@ -82,6 +85,30 @@ def test_dropout(where: str) -> None:
     assert (one != other).any(-1).all()  # acts on every token of every sequence
     model.eval()
     assert torch.equal(run(1), run(2))
+
+
+class Counts(TorchDispatchMode):
+    """How often each of PyTorch's operators ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", zoo.TEXT_FAMILIES, ids=lambda family: family.name)
+def test_the_dim_of_one_row_costs_backward_nothing(family: Family) -> None:
+    """The gradient of x[0] is zeros of x's size and a copy into them; of x.squeeze(0) it is a view."""
+    inputs = zoo.inputs_for(family, family.bare)
+    model = zoo.tiny_model(family, family.bare).train()
+    fasttx.patch(model)
+    hidden = model(**inputs).last_hidden_state
+    with Counts() as found:
+        hidden.square().sum().backward()
+    assert found.calls["mul"] and not found.calls["select_backward"], found.calls
 
 
 def test_the_padded_hidden_states_do_not_live_on() -> None:

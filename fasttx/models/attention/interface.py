@@ -68,7 +68,7 @@ def fasttx_attention(
         query: (batch, num_heads, seqlen_q, head_dim), read by strides.
         key, value: (batch, num_heads_k, seqlen_k, head_dim); seqlen_k differs from seqlen_q with a cache and in cross
             attention, num_heads is a multiple of num_heads_k.
-        attention_mask: None, (batch, seqlen_k) bool, or four-dimensional bool or floating.
+        attention_mask: None, (batch or 1, seqlen_k) bool, or four-dimensional bool or floating.
         dropout: probability; transformers passes 0 outside training.
         scaling: multiplies QK'; head_dim ** -0.5 by default.
         is_causal: used where there is no mask and more than one query, as transformers' sdpa does; aligned top left.
@@ -205,9 +205,9 @@ def _packed(
     if position_bias is not None and position_bias.requires_grad and torch.is_grad_enabled():
         raise ValueError("position_bias: got one that requires a gradient with a packed batch; pass a padded one")
     return attention_packed(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        query.squeeze(0).transpose(0, 1),  # not query[0], whose backward fills a tensor with zeros and copies into it
+        key.squeeze(0).transpose(0, 1),
+        value.squeeze(0).transpose(0, 1),
         kwargs["cu_seq_lens_q"].to(torch.int32),
         kwargs["cu_seq_lens_k"].to(torch.int32),
         int(kwargs["max_length_q"]),

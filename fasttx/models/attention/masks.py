@@ -28,6 +28,11 @@ def calls_the_interface(config: Any) -> bool:
     return hasattr(modelling, "ALL_ATTENTION_FUNCTIONS")
 
 
+def for_batch(mask: Tensor, batch: int) -> Tensor:
+    """A mask of keys with a row for each of `batch`: one row (1, length) stands for all of them."""
+    return mask.expand(batch, -1) if mask.dim() == 2 and mask.shape[0] == 1 else mask
+
+
 def fasttx_mask(**arguments: Any) -> Tensor | None:
     """The mask that :func:`fasttx.models.fasttx_attention` gets, from what transformers knows about it.
 
@@ -38,6 +43,8 @@ def fasttx_mask(**arguments: Any) -> Tensor | None:
     ``"eager"``; (batch, 1, 1, kv_length) where it is a padding mask alone.
     """
     mask = arguments.get("attention_mask")
+    if isinstance(mask, Tensor):
+        mask = arguments["attention_mask"] = for_batch(mask, arguments["batch_size"])
     windowed = arguments.get("local_size") is not None
     padding_only = not arguments.get("use_vmap", False) and (
         arguments.get("mask_function") is bidirectional_mask_function
@@ -68,12 +75,12 @@ def as_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
         return None
     batch, key_length = query.shape[0], key.shape[2]
     if mask.dim() == 2:
-        if mask.shape != (batch, key_length):
+        if mask.shape not in ((batch, key_length), (1, key_length)):
             raise ValueError(
                 f"attention_mask: got shape {tuple(mask.shape)}; a two-dimensional mask must be (batch, key length) = "
-                f"({batch}, {key_length})"
+                f"({batch}, {key_length}) or one row for all, (1, {key_length})"
             )
-        return (mask if mask.dtype == torch.bool else mask != 0).view(batch, 1, 1, key_length)
+        return (mask if mask.dtype == torch.bool else mask != 0)[:, None, None]
     if mask.dim() != 4:
         raise ValueError(
             f"attention_mask: got {mask.dim()} dimensions; allowed are (batch, key length) and "

@@ -74,7 +74,7 @@ def run_layers(encoder: Any, packed: Tensor, layout: Layout) -> Tensor:
     starts, hidden = Starts(layout.cu_seqlens, layout.max_seqlen, rows), packed[None]
     for layer in encoder.layer:
         hidden = layer(hidden, starts, bias)[0]
-    return hidden[0]
+    return hidden.squeeze(0)
 
 
 def not_ready(encoder: Any) -> str | None:
@@ -155,7 +155,9 @@ def _attend(
             arguments |= dict(cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=longest, max_length_k=longest)
         else:
             batch = starts.shape[0] - 1
-            products = [put_rows(x[0], rows, batch * longest).view(batch, longest, *x.shape[2:]) for x in products]
+            products = [
+                put_rows(x.squeeze(0), rows, batch * longest).view(batch, longest, *x.shape[2:]) for x in products
+            ]
     q, k, v = (x.transpose(1, 2) for x in products)
     out, weights = fasttx_attention(module, q, k, v, mask, **arguments)
     if rows is not None:

@@ -74,6 +74,3 @@ class Kind:
     vocabulary: Callable[[LabelledCall], tuple[Any, Tensor]] | None = None
     own: Callable[[Any], bool] = lambda model: False
     honours: bool = False
-
-
-# --------------------------------------------------------------------------------------------------------- the losses

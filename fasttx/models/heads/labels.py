@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...functional._packing import first_tokens
 from ...ops.checks import is_number
+from ..attention.masks import for_batch
 
 IGNORE = -100
 """The label that transformers' data collators and Trainer's item count leave out."""
@@ -21,7 +22,8 @@ def tokens(arguments: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
     """Which of (batch, seqlen) = `shape` are no padding, in bool, if the arguments of a call say so."""
     mask, seq_lens = arguments.get("attention_mask"), arguments.get("seq_lens")
     if mask is not None:
-        return mask != 0 if mask.shape == shape else None
+        real = for_batch(mask, shape[0]) != 0
+        return real if real.shape == shape else None
     return None if seq_lens is None or len(shape) != 2 else first_tokens(seq_lens, shape[1])
 
 

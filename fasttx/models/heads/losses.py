@@ -14,6 +14,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from ...functional._binary_cross_entropy import binary_cross_entropy_on
 from ...functional._cross_entropy import cross_entropy_on
 from ...functional._linear_cross_entropy import linear_cross_entropy_on
+from ..attention.masks import for_batch
 from .kind import Call, Kind, LabelledCall
 from .labels import IGNORE, Named, shape_error, tokens
 from .vocabulary import labelled, plain_linear
@@ -122,7 +123,7 @@ def sequence_classification(call: Call, of_classes: Callable[..., Tensor] = _mea
         if num_labels == 1:
             logits, labels = logits.squeeze(), labels.squeeze()
         with Named("labels", labels, logits.shape):
-            return torch.nn.functional.mse_loss(logits, labels)
+            return _mean_squared_error(logits, labels)
     if config.problem_type == "single_label_classification":
         return of_classes(call, "labels", logits, labels)
     if config.problem_type == "multi_label_classification":
@@ -137,6 +138,14 @@ def sequence_classification(call: Call, of_classes: Callable[..., Tensor] = _mea
         f"config.problem_type: got {config.problem_type!r}; allowed are 'regression', 'single_label_classification', "
         "'multi_label_classification' or None"
     )
+
+
+def _mean_squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """mse_loss in the dtype that it promotes both to, as before 2.9 its backward takes no two dtypes."""
+    dtype = torch.promote_types(logits.dtype, labels.dtype)
+    if torch.is_autocast_enabled(logits.device.type):  # which lists this loss among its float32 functions
+        dtype = torch.promote_types(dtype, torch.float32)
+    return torch.nn.functional.mse_loss(logits.to(dtype), labels.to(dtype))
 
 
 def counted_masked_lm(call: Call) -> Tensor:
@@ -158,6 +167,8 @@ def inferred_classification(call: Call) -> Tensor:
     if call.model.config.problem_type is not None:
         return sequence_classification(call)
     if call.model.num_labels == 1:
+        if not labels.is_floating_point():  # logits become of their dtype
+            raise ValueError(f"labels: got {labels.dtype}; allowed are floating dtypes: the number to predict")
         with Named("labels", labels.view(-1), torch.Size([logits.numel()])):
             return torch.nn.functional.mse_loss(logits.view(-1).to(labels.dtype), labels.view(-1))
     if labels.dim() == 1 or labels.shape[-1] == 1:
@@ -195,7 +206,9 @@ def replaced_token_detection(call: Call) -> Tensor:
     logits = call.output.logits
     logits = logits.view(-1, logits.shape[1])
     labels, mask = call.arguments["labels"].to(logits.device), call.arguments.get("attention_mask")
-    shown = tokens(call.arguments, logits.shape) if mask is None else mask.view(-1, logits.shape[1]) == 1
+    shown = tokens(call.arguments, logits.shape)
+    if mask is not None:  # 1 alone shows a token, in any shape of as many elements
+        shown = for_batch(mask.view(-1, logits.shape[1]), logits.shape[0]) == 1
     shown = shown if shown is None else shown.to(logits.device)
     with Named("labels", labels, logits.shape):
         if labels.shape != logits.shape:

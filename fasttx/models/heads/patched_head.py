@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -63,6 +63,25 @@ def _refuse_lengths(arguments: Mapping[str, Any]) -> None:
     refuse_lengths_alone(arguments["seq_lens"], arguments["inputs_embeds"].shape[-2] if ids is None else ids.shape[-1])
 
 
+def _mask_of_choices(arguments: Mapping[str, Any]) -> Tensor | None:
+    """A mask (1, choices, length) as one for each question of a batch; None where there is nothing to do."""
+    mask, ids = arguments.get("attention_mask"), arguments.get("input_ids")
+    if mask is None or mask.dim() != 3 or mask.shape[0] != 1:
+        return None
+    return mask.repeat((arguments["inputs_embeds"] if ids is None else ids).shape[0], 1, 1)
+
+
+def _with(
+    replaced: Mapping[str, Any], names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, some of them `replaced`; `names` are those that may be positional."""
+    positional = names[: len(args)]
+    return (
+        tuple(replaced.get(name, value) for name, value in zip(positional, args)),
+        {**kwargs, **{name: value for name, value in replaced.items() if name not in positional}},
+    )
+
+
 def refusing_class(original: type, module: str) -> type:
     """The subclass of a bare model that drops arguments it does not know: it refuses lengths that would be lost."""
     original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
@@ -98,6 +117,9 @@ def replacement_class(
         arguments = dict(zip(names, args)) | kwargs
         if patch is not None and not passes_on:
             _refuse_lengths(arguments)
+        if patch is not None and (mask := _mask_of_choices(arguments)) is not None:
+            arguments["attention_mask"] = mask
+            args, kwargs = _with({"attention_mask": mask}, names, args, kwargs)
         if patch is None or any(arguments.get(name) is None for name in kind.labels) or kind.own(self):
             return original_forward(self, *args, **kwargs)
         return_dict = arguments.get("return_dict")
@@ -111,8 +133,7 @@ def replacement_class(
                 arguments["labels"] = without_padding(arguments["labels"], arguments)
         elif packs and patch.options.attention and patch.options.unpad and _needs_padding(kind, arguments):
             replaced |= _padded(self, original.__module__, passes_on, arguments)
-        args = tuple(replaced.get(name, value) for name, value in zip(names, args))
-        kwargs.update((name, value) for name, value in replaced.items() if name not in names[: len(args)])
+        args, kwargs = _with(replaced, names, args, kwargs)
         if (
             kind.vocabulary is not None
             and head is not None

@@ -30,6 +30,7 @@ from ...functional._routing import uncovered
 from ...ops.checks import values_may_be_read
 from ...ops.decisions import note, recording
 from ..attention.interface import NAME, refuse_lengths_alone
+from ..attention.masks import for_batch
 from ..options import ModulePatch
 from ..subclass import subclass_of
 from ..tracing import captured, graph_in_the_making
@@ -193,6 +194,8 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         seq_lens, stay_padded = kwargs.pop("seq_lens", None), kwargs.pop(STAY_PADDED, False)
         config = config_of(self)
+        if attention_mask is not None:
+            attention_mask = for_batch(attention_mask, hidden_states.shape[0])
         lengths: Sequence[int] | None = None
         if seq_lens is not None:
             given = _checked_lengths(seq_lens, hidden_states)
@@ -255,7 +258,7 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
                 max_length_k=layout.max_seqlen,
             )
             output = original_forward(self, packed[None], None, *rest, **kwargs)
-            last = output.last_hidden_state[0]  # on another device where layers are spread over several
+            last = output.last_hidden_state.squeeze(0)  # on another device where layers are spread over several
         else:
             output, last = BaseModelOutput(), encoder.run(self, packed, layout)
         padded = put_rows(last, layout.indices.to(last.device), batch * seqlen).view(batch, seqlen, last.shape[-1])
