@@ -22,7 +22,7 @@ def layer_of(path: pathlib.Path) -> str:
 
 
 SOURCES = sorted(
-    [path for folder in BESIDE for path in ROOT.glob(f"{folder}/*.py")]
+    [path for folder in BESIDE for path in ROOT.glob(f"{folder}/**/*.py")]
     + [path for path in ROOT.glob("fasttx/**/*.py") if path.relative_to(ROOT).parts[1] not in BESIDE]
 )
 
@@ -48,7 +48,7 @@ def imported(path: pathlib.Path) -> set[str]:
     A kernel that is named in a string, to be imported at the first call, counts.
     """
     inside = path.relative_to(ROOT).parts
-    package = inside[:-1] if inside[0] == "fasttx" else ("fasttx", inside[0])
+    package = inside[:-1] if inside[0] == "fasttx" else ("fasttx", *inside[:-1])
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -41,6 +41,13 @@ def on_gpu(op: Op) -> dict[str, str]:
     return found
 
 
+def markdown() -> str:
+    """The table of ops for the documentation: what each computes, and what its backends ask of an NVIDIA GPU."""
+    rows = [("op", "what", *BACKENDS), ("---",) * (2 + len(BACKENDS))]
+    rows += [(f"`{name}`", op.about, *(on_gpu(op)[b] for b in BACKENDS)) for name, op in OPS.items()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace(" --- ", "---")
+
+
 def ops_here(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str | None]]:
     """For every op and backend, None if it can run a small call on `device`, else why not."""
     return {name: op.reasons(*like(op, device, dtype)) for name, op in OPS.items()}
@@ -80,8 +87,12 @@ def supported(
     ] = None,
     dtype: Annotated[DType, typer.Option(help="Ask about tensors of this dtype.")] = DType.bf16,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table of ops.")] = False,
 ) -> None:
     """Show which backend runs which op, here and on a GPU, and which models can be patched."""
+    if as_markdown:
+        sys.stdout.write(markdown())
+        return
     where = _device(device)
     here = ops_here(where, DTYPES[dtype.value])
     gpu = {name: on_gpu(op) for name, op in OPS.items()}

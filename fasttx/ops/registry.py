@@ -106,12 +106,18 @@ class Direction:
 
 @dataclass(frozen=True)
 class Op:
-    """A row of the table; creating it registers ``fasttx::<name>_fwd`` and, where there is one, its ``_bwd``."""
+    """A row of the table; creating it registers ``fasttx::<name>_fwd`` and, where there is one, its ``_bwd``.
+
+    Attributes:
+        impls: in the order in which "auto" tries them.
+        about: what it computes and how far, for the table of `fasttx supported --markdown`.
+    """
 
     name: str
     fwd: Direction
     bwd: Direction | None
     impls: tuple[Impl, ...] = ()
+    about: str = ""
 
     @property
     def directions(self) -> dict[str, Direction]:

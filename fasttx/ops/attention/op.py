@@ -184,4 +184,5 @@ ATTENTION = Op(
         derived={"deterministic": lambda known: False},
     ),
     (Impl("triton", "fasttx.kernels.attention:attention_fwd", "fasttx.kernels.attention_bwd:attention_bwd", supports),),
+    about="padded or packed, bool or additive masks, causal, windows, grouped heads, dropout, head_dim up to 256",
 )

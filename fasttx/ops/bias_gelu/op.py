@@ -146,6 +146,7 @@ _TENSORS = "Tensor x, Tensor? bias, Tensor? row_index, Tensor? rng_state, float 
 
 BIAS_GELU = Op(
     "bias_gelu",
+    about="GELU (erf or tanh) of x + bias, then dropout; dbias in the same pass of backward",
     fwd=Direction(
         f"({_TENSORS}, str backend) -> Tensor out",
         _check,

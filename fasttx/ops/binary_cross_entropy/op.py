@@ -116,6 +116,7 @@ _KEYS = ("x", "target")
 
 BINARY_CROSS_ENTROPY = Op(
     "binary_cross_entropy",
+    about="with logits; weight, pos_weight",
     fwd=Direction(f"({_ARGUMENTS}) -> Tensor", _check, _fake, _torch, _reference, _KEYS, _cost),
     bwd=Direction(
         f"(Tensor dloss, {_ARGUMENTS}) -> Tensor", _check_bwd, _fake_bwd, _torch_bwd, _reference_bwd, _KEYS, _cost_bwd

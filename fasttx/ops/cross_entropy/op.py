@@ -141,6 +141,7 @@ _KEYS = ("logits", "target")
 
 CROSS_ENTROPY = Op(
     "cross_entropy",
+    about="class indices or probabilities, weights, ignore_index, label smoothing",
     fwd=Direction(
         f"(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}) -> (Tensor loss, Tensor lse, Tensor total_weight)",
         _check, _fake, composed, _reference, _KEYS, _cost,

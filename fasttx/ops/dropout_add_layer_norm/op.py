@@ -195,6 +195,7 @@ _NEEDS = "bool needs_dx, bool needs_dresidual, bool needs_dweight, bool needs_db
 
 DROPOUT_ADD_LAYER_NORM = Op(
     "dropout_add_layer_norm",
+    about="layer norm of dropout(x) + residual, or of x; rows of up to 8,192",
     fwd=Direction(
         f"({_TENSORS}, {_MASK}, float eps, ScalarType out_dtype, str backend)"
         " -> (Tensor out, Tensor mean, Tensor rstd)",

@@ -220,6 +220,7 @@ _NEEDS = "bool needs_dz, bool needs_dtoken_type, bool needs_dweight, bool needs_
 
 EMBEDDING_LAYER_NORM = Op(
     "embedding_layer_norm",
+    about="word, position and token-type embeddings, their layer norm, dropout; rows of up to 4,096",
     fwd=Direction(
         f"({_TABLES}, {_NORM}, {_MASK}, float eps, ScalarType out_dtype, str backend)"
         " -> (Tensor out, Tensor mean, Tensor rstd)",

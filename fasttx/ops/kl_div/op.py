@@ -104,6 +104,7 @@ def _supports(target: Tensor) -> str | None:
 
 KL_DIV = Op(
     "kl_div",
+    about="log-probabilities against probabilities or their logarithms (distillation); backward without the input",
     fwd=Direction(
         "(Tensor x, Tensor target, int reduction, bool log_target, str backend) -> Tensor",
         _check, _fake, _torch, _reference, ("target",), _cost,

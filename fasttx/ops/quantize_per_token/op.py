@@ -96,6 +96,7 @@ def supports(x: Tensor) -> str | None:
 
 QUANTIZE_PER_TOKEN = Op(
     "quantize_per_token",
+    about="symmetric int8 of each row, with its own scale or a given one; rows of up to 16,384; forward only",
     fwd=Direction(
         "(Tensor x, Tensor? scale, str backend) -> (Tensor x_q, Tensor x_scale)",
         _check, _fake, composed.forward, _reference, ("x",), _cost,

@@ -221,6 +221,7 @@ _ARGUMENTS = "Tensor? mask, Tensor? rng_state, float scale, float dropout_p, boo
 
 SOFTMAX = Op(
     "softmax",
+    about="softmax and log-softmax of rows of any length; scale, mask, dropout",
     fwd=Direction(f"(Tensor x, {_ARGUMENTS}) -> Tensor", _check, _fake, _torch, _reference, ("x",), _cost),
     bwd=Direction(
         f"(Tensor dout, Tensor saved, {_ARGUMENTS}) -> Tensor",

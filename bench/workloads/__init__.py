@@ -7,18 +7,20 @@ GPU).
 
 from __future__ import annotations
 
-from .attention_workloads import attention
-from .loss_workloads import binary_cross_entropy, cross_entropy, kl_div, linear_cross_entropy, softmax
-from .op_case import FP16, FP32, Workload
-from .row_workloads import (
-    add_layer_norm_quantize,
-    bias_gelu,
-    bias_gelu_quantize,
-    dropout_add_layer_norm,
-    embedding_layer_norm,
-    int8_linear,
-    quantize_per_token,
-)
+from ..op_case import FP16, FP32, Workload
+from ._add_layer_norm_quantize import add_layer_norm_quantize
+from ._attention import attention
+from ._bias_gelu import bias_gelu
+from ._bias_gelu_quantize import bias_gelu_quantize
+from ._binary_cross_entropy import binary_cross_entropy
+from ._cross_entropy import cross_entropy
+from ._dropout_add_layer_norm import dropout_add_layer_norm
+from ._embedding_layer_norm import embedding_layer_norm
+from ._int8_linear import int8_linear
+from ._kl_div import kl_div
+from ._linear_cross_entropy import linear_cross_entropy
+from ._quantize_per_token import quantize_per_token
+from ._softmax import softmax
 
 WORKLOADS: tuple[Workload, ...] = (
     # most telling first: a run that is short of time stops somewhere along this list

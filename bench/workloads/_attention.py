@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .op_case import BF16, OpCase, Workload, randn
-from .peers import (
-    attention_peers,
-    packed_peers,
-)
+from ..op_case import BF16, OpCase, Workload, randn
+from ..peers import attention_peers, packed_peers
 
 
 def _lengths(batch: int, seqlen: int) -> list[int]:
