@@ -36,6 +36,7 @@ class Result:
     Attributes:
         status: "ok", "wrong" (error above allowed), "error" (it raised) or "unavailable"; `detail` says what or why.
         error, allowed: largest error against float64, and fasttx.testing's bound, of the output nearest to its bound.
+        unit: what they count: "" a number of the output, "ulp" units of the last place of an int8 output.
         seconds: host time of the call, the first compilation included.
     """
 
@@ -48,6 +49,7 @@ class Result:
     detail: str = ""
     error: float = 0.0
     allowed: float = 0.0
+    unit: str = ""
     seconds: float = 0.0
 
 
@@ -66,6 +68,7 @@ def _judge(result: Result, direction: Direction, arguments: Sequence[Any]) -> No
         share = share_of_bound(found, allowed)
         if share > worst:
             worst, result.error, result.allowed = share, found, allowed
+            result.unit = "" if out.dtype.is_floating_point else "ulp"
     result.status = "ok" if worst <= 1.0 else "wrong"
 
 

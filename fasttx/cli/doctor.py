@@ -24,7 +24,7 @@ from rich.table import Table
 
 from ..ops import OPS
 from . import machine
-from .check import DTYPES
+from .check import DTYPES, Result
 from .notes import notes
 
 LIMIT_S = 600
@@ -58,11 +58,7 @@ def _run_checks(device: str, interpret: bool, step: Callable[[int | None], None]
         if code != 0:
             complaints.seek(0)
             last = (complaints.read().strip().splitlines() or ["no message"])[-1]
-            yield {
-                "op": "(all that follow)", "direction": "", "dtype": "", "device": device, "backend": "",
-                "status": "error", "detail": f"the check ended with code {code}: {last}",
-                "error": 0.0, "allowed": 0.0, "seconds": 0.0,
-            }  # fmt: skip
+            yield asdict(Result("(all that follow)", "", "", device, "", "error", f"ended with code {code}: {last}"))
 
 
 def _environment_table(found: dict[str, Any]) -> Table:
@@ -94,10 +90,8 @@ _COLOUR = {"ok": "green", "wrong": "bold red", "error": "bold red", "unavailable
 
 def _checks_table(device: str, checks: list[dict[str, Any]]) -> Table:
     """A row for each op and backend that ran; in the cell of a dtype, the errors of forward and backward."""
-    table = Table(
-        title=f"Ops on {device}, against float64 (largest error, forward/backward)", title_justify="left",
-        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
-    )  # fmt: skip
+    title = f"Ops on {device}, against float64 (largest error, forward/backward)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("op", no_wrap=True)
     table.add_column("backend", overflow="fold")
     for dtype in DTYPES:
@@ -115,15 +109,18 @@ def _checks_table(device: str, checks: list[dict[str, Any]]) -> Table:
 def _cell(check: dict[str, Any]) -> str:
     status = check["status"]
     text = status
+    error, allowed = (f"{x:.2g} ulp" if check["unit"] else f"{x:.0e}" for x in (check["error"], check["allowed"]))
     if status == "ok":
-        text = f"{check['error']:.0e}"
+        text = error
     elif status == "wrong":
-        text = f"WRONG {check['error']:.0e} > {check['allowed']:.0e}"
+        text = f"WRONG {error} > {allowed}"
     return f"[{_COLOUR[status]}]{text}[/]"
 
 
 def _show_checks(console: Console, device: str, checks: list[dict[str, Any]]) -> None:
     console.print(_checks_table(device, checks))
+    if any(check["unit"] for check in checks):
+        console.print("ulp: units of the last place of int8; rounding to the nearest is off by 0.5 at most")
     for status in ("unavailable", "error"):
         reasons = [
             (check["op"], check["backend"], check["detail"])

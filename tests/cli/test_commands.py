@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("typer", reason="typer is not installed: the command line needs fasttx[cli]")
 pytest.importorskip("rich", reason="rich is not installed: the command line needs fasttx[cli]")
 
+import torch
 from typer.testing import CliRunner
 
 import fasttx
@@ -162,6 +163,18 @@ def test_doctor_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [sum(cell == figures for cell in row.split()) for row in rows] == [3, 3], text
     assert " ".join(text.split()).count(f"triton for every op on cpu: {reason}") == 1
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_doctor_gives_errors_of_integers_in_their_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a step of int8 is as exact as it can be, and no error of 5e-01 beside others of 1e-7."""
+    found = [row for row in check.run(torch.device("cpu")) if row.get("backend") == "torch"]
+    units = {row["op"]: row["unit"] for row in found if row["direction"] == "fwd"}
+    assert {op for op, unit in units.items() if unit == "ulp"} == {op for op in OPS if "quantize" in op}
+    monkeypatch.setattr(doctor, "_run_checks", lambda *_: iter(found))
+    text = invoke("doctor", columns=100)
+    (row,) = [line for line in text.splitlines() if line.split()[:2] == ["quantize_per_token", "torch"]]
+    assert row.count("0.5 ulp") == 3 and "5e-01" not in text
+    assert "ulp: units of the last place of int8" in text
 
 
 def test_doctor_shows_what_went_wrong_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
