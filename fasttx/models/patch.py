@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from .attention.interface import NAME
+from .attention.interface import IMPLEMENTATION
 from .fusions.torch_nn import REPLACED
 from .heads.kinds import KINDS
 from .options import ModulePatch, Options
@@ -234,7 +234,7 @@ def supported() -> list[dict[str, str]]:
     for family in FAMILIES:
         losses = {cls: ", ".join(KINDS[kind].ops) for cls, kind in family.heads.items()}
         losses |= {cls: "" if why is None else "transformers' own" for cls, why in family.other_heads.items()}
-        attention = NAME if family.replaces_attention else "transformers' own"
+        attention = IMPLEMENTATION if family.replaces_attention else "transformers' own"
         for cls, ops in ({family.bare: ""} | losses).items():
             row = {"family": family.name, "model_type": family.model_type, "class": cls, "attention": attention}
             rows.append(row | {"loss": ops})

@@ -11,11 +11,11 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from .attention.interface import NAME
+from .attention.interface import IMPLEMENTATION
 from .attention.masks import calls_the_interface
 from .families import albert, bert, data2vec, deberta, distilbert, electra, ernie, modernbert, mpnet, roberta, vit
 from .families.family import Family
-from .fusions.qkv import separate_reason
+from .fusions.qkv import unfused_reason
 from .fusions.torch_nn import holds_any, plan_torch_module
 from .heads.kinds import KINDS
 from .heads.vocabulary import full_head_reason
@@ -48,11 +48,11 @@ _SELF_ATTENTION = {
     for family in module.FAMILIES
     if family.qkv is not None
 }
-_PARTS = {
-    (family.source, name): (module, parts)
+_FUSIONS = {
+    (family.source, name): (module, fusions)
     for module in DATA
     for family in module.FAMILIES
-    for name, parts in family.parts.items()
+    for name, fusions in family.fusions.items()
 }
 _ENCODERS = {
     (family.source, family.encoder.cls): (module, family, family.encoder)
@@ -133,8 +133,8 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
             plan.report.rows.append(Row(name, cls.__name__, None, "", reason))
         if options.attention and options.unpad and _key(cls) in _ENCODERS:
             _plan_encoder(plan, name, module)
-        if _key(cls) in _PARTS:
-            _plan_parts(plan, name, module, options)
+        if _key(cls) in _FUSIONS:
+            _plan_fusions(plan, name, module, options)
         if isinstance(module, PreTrainedModel) and options.loss is not None:
             _plan_head(plan, name, module, options)
     for name, module in models:
@@ -143,7 +143,7 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
         if not family_known and not inside_known and not _covers_known(module, known):
             reason = f"model_type {module.config.model_type!r} is not one of fasttx's families; its attention "
             if module._can_set_attn_implementation():
-                reason += f"alone can be fasttx's: model.set_attn_implementation({NAME!r})"
+                reason += f"alone can be fasttx's: model.set_attn_implementation({IMPLEMENTATION!r})"
             else:
                 reason += "is its own, and not looked up in transformers' registry"
             plan.report.rows.append(Row(name, type(module).__name__, None, "", reason))
@@ -191,14 +191,14 @@ def _plan_attention(plan: Plan, name: str, module: nn.Module, options: Options) 
         return False
     plan.attention.append(module)
     backend = expected_backend("attention", options.backend, module)
-    plan.report.rows.append(Row(name, f"attention: {now}", f"attention: {NAME}", backend, ""))
+    plan.report.rows.append(Row(name, f"attention: {now}", f"attention: {IMPLEMENTATION}", backend, ""))
     return True
 
 
 def _plan_qkv(plan: Plan, name: str, module: nn.Module) -> None:
     cls = type(module)
     data, projections = _SELF_ATTENTION[_key(cls)]
-    reason = _fixed(module) or separate_reason(module, projections.layers)
+    reason = _fixed(module) or unfused_reason(module, projections.layers)
     if reason is None:
         plan.classes.append((module, getattr(data, cls.__name__)))
         after, backend, reason = "one product", "torch", "on a GPU; on a CPU three, which are as fast there"
@@ -207,21 +207,21 @@ def _plan_qkv(plan: Plan, name: str, module: nn.Module) -> None:
     plan.report.rows.append(Row(name, "three products for q, k, v", after, backend, reason))
 
 
-def _plan_parts(plan: Plan, name: str, module: nn.Module, options: Options) -> None:
+def _plan_fusions(plan: Plan, name: str, module: nn.Module, options: Options) -> None:
     cls = type(module)
-    data, parts = _PARTS[_key(_unwrapped(cls))]
-    for part in parts:
-        if not getattr(options, part.option):
+    data, fusions = _FUSIONS[_key(_unwrapped(cls))]
+    for fusion in fusions:
+        if not getattr(options, fusion.option):
             continue
-        reason = _fixed(module) or part.apart(module)
-        if part.needs_attention and not any(taken is module for taken in plan.attention):
+        reason = _fixed(module) or fusion.unfused_reason(module)
+        if fusion.needs_attention and not any(taken is module for taken in plan.attention):
             reason = "is fused with fasttx's attention alone, which this patch leaves out"
         if reason is not None:
-            plan.report.rows.append(Row(name, part.before, None, "", reason))
+            plan.report.rows.append(Row(name, fusion.before, None, "", reason))
             continue
         plan.classes.append((module, getattr(data, cls.__name__)))
-        backend = expected_backend(part.op, options.backend, module) if part.op else "torch"
-        plan.report.rows.append(Row(name, part.before, part.after, backend, part.where))
+        backend = expected_backend(fusion.op, options.backend, module) if fusion.op else "torch"
+        plan.report.rows.append(Row(name, fusion.before, fusion.after, backend, fusion.where))
 
 
 def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
@@ -288,5 +288,5 @@ def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options)
 
 def _exchange(config: Any, options: Options) -> ModulePatch:
     own = copy.copy(config)
-    own.__dict__[ATTENTION_SETTING] = NAME
+    own.__dict__[ATTENTION_SETTING] = IMPLEMENTATION
     return ModulePatch(options, own, config, dict(own.__dict__))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from models import model_zoo as zoo
 
-from fasttx.models.fusions import fusion, qkv
+from fasttx.models.fusions import fusion
 from fasttx.models.padding import encoder as padding_free
 
 
@@ -15,8 +15,7 @@ from fasttx.models.padding import encoder as padding_free
 def _as_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models never save enough on a CPU; a test of that rule sets it again. So with other parts."""
     monkeypatch.setattr(padding_free, "WORTH_IT_ON_CPU", 0)
-    monkeypatch.setattr(fusion, "APART_ON", frozenset())
-    monkeypatch.setattr(qkv, "SEPARATE_ON", frozenset())
+    monkeypatch.setattr(fusion, "UNFUSED_ON", frozenset())
 
 
 @pytest.fixture(autouse=True)

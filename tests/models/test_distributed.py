@@ -12,7 +12,7 @@ import torch.distributed as dist
 from models import model_zoo as zoo
 
 import fasttx
-from fasttx.models.fusions import fusion, qkv
+from fasttx.models.fusions import fusion
 
 WORLD = 2
 
@@ -80,7 +80,7 @@ def run_fsdp(rank: int) -> None:
 
 
 def worker(rank: int, port: int) -> None:
-    qkv.SEPARATE_ON = fusion.APART_ON = frozenset()
+    fusion.UNFUSED_ON = frozenset()
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)

@@ -1,4 +1,4 @@
-"""The embeddings of every family in one kernel: where they run, and where their parts are called one by one."""
+"""The embeddings of every family in one kernel: where they run, and where their children are called unfused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FUSED: list[tuple[int, ...]] = []
 FAMILIES = [
     family
     for family in zoo.TEXT_FAMILIES
-    if any(p.op == "embedding_layer_norm" for ps in family.parts.values() for p in ps)
+    if any(p.op == "embedding_layer_norm" for fusions in family.fusions.values() for p in fusions)
 ]
 ROBERTA = next(family for family in FAMILIES if family.name == "RoBERTa")
 ERNIE = next(family for family in FAMILIES if family.name == "ERNIE")
@@ -245,7 +245,7 @@ def test_task_types_take_transformers_forward() -> None:
 
 def test_where_the_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU only where a backend with kernels is forced."""
-    monkeypatch.setattr(fusion, "APART_ON", frozenset(("cpu",)))
+    monkeypatch.setattr(fusion, "UNFUSED_ON", frozenset(("cpu",)))
     model = model_of(zoo.BERT)
     fasttx.patch(model)
     part_of(model)(**calls()["ids"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from models import model_zoo as zoo
-from models.apart import assert_like, assert_stays_apart, hidden_and_gradients
+from models.unfused import assert_like, assert_stays_unfused, hidden_and_gradients
 from torch import Tensor, nn
 
 import fasttx
@@ -76,7 +76,7 @@ def test_every_activation(activation: Any, form: str | None) -> None:
             layer.intermediate.intermediate_act_fn = activation
     model = copy.deepcopy(plain)
     report = fasttx.patch(model, **ON_TRITON)
-    left = [row for row in report.left_alone if row.before == mlp.NAME]
+    left = [row for row in report.left_alone if row.before == mlp.REPORTED_AS]
     assert len(left) == (0 if form else LAYERS) and all("no form of GELU" in row.reason for row in left)
     inputs = zoo.inputs_for(zoo.BERT, "BertModel")
     got, want = run(model, **inputs), plain(**inputs)
@@ -110,11 +110,11 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_layers_that_are_not_plain_stay_apart_and_the_report_says_why(change: str) -> None:
-    assert_stays_apart(*CHANGES[change], mlp.NAME, "encoder.layer.1.intermediate", FUSED, LAYERS)
+def test_layers_that_are_not_plain_stay_unfused_and_the_report_says_why(change: str) -> None:
+    assert_stays_unfused(*CHANGES[change], mlp.REPORTED_AS, "encoder.layer.1.intermediate", FUSED, LAYERS)
 
 
-def test_where_no_kernel_runs_they_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_kernel_runs_they_stay_unfused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = zoo.tiny_model(zoo.BERT, "BertModel")
     for options in ({"mlp": False}, {"backend": "torch"}):
         fasttx.patch(model, **options)
@@ -124,12 +124,12 @@ def test_where_no_kernel_runs_they_stay_apart(monkeypatch: pytest.MonkeyPatch) -
     run(model.double())
     assert not FUSED
     model.float()
-    monkeypatch.setattr(fusion, "APART_ON", frozenset(("cpu",)))
+    monkeypatch.setattr(fusion, "UNFUSED_ON", frozenset(("cpu",)))
     assert "on a CPU two calls" in str(fasttx.patch(model))
     run(model)
     assert not FUSED
     text = str(fasttx.explain(model, zoo.inputs_for(zoo.BERT, "BertModel")))
-    assert re.search(rf"{mlp.NAME} *two calls.*on a cpu", text)
+    assert re.search(rf"{mlp.REPORTED_AS} *two calls.*on a cpu", text)
     with fasttx.backend("triton"):
         run(model)
     assert len(FUSED) == LAYERS

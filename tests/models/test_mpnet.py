@@ -185,11 +185,11 @@ def test_what_a_user_changes_in_a_layer() -> None:
 def test_one_product_for_query_key_and_value(joint: bool) -> None:
     model = build()
     ran = compare(model, batch(), qkv=joint)
-    assert ran["query, key, value"] == ("one product" if joint else "three products")
+    assert ran["query, key, value"] == ("one product" if joint else "q, k, v computed separately")
     model.encoder.layer[0].attention.attn.k.register_forward_hook(lambda *_: None)
     fasttx.patch(model, unpad=False)
     rows = [row for row, _ in fasttx.explain(model, batch()).rows if row.what == "query, key, value"]
-    assert {row.choice for row in rows} == {"one product", "three products"}
+    assert {row.choice for row in rows} == {"one product", "q, k, v computed separately"}
 
 
 def test_bf16() -> None:

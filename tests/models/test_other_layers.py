@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models import model_zoo as zoo
-from models.apart import assert_like, assert_stays_apart, hidden_and_gradients
+from models.unfused import assert_like, assert_stays_unfused, hidden_and_gradients
 from torch import Tensor, nn
 
 import fasttx
@@ -55,12 +55,12 @@ def test_reports_name_the_parts_where_they_are() -> None:
     report = fasttx.patch(zoo.tiny_model(DISTILBERT, "DistilBertModel"))
     assert rows(report, "transformer") == {"padded batch": "real tokens only"}
     assert rows(report, "transformer.layer.0") == {residual_norm.SUM: "dropout_add_layer_norm"}
-    assert rows(report, "transformer.layer.1.ffn") == {mlp.NAME: "linear_gelu"}
+    assert rows(report, "transformer.layer.1.ffn") == {mlp.REPORTED_AS: "linear_gelu"}
     report = fasttx.patch(zoo.tiny_model(ALBERT, "AlbertModel"))
-    assert rows(report, LAYER) == {residual_norm.SUM: "dropout_add_layer_norm", mlp.NAME: "linear_gelu"}
+    assert rows(report, LAYER) == {residual_norm.SUM: "dropout_add_layer_norm", mlp.REPORTED_AS: "linear_gelu"}
     assert rows(report, f"{LAYER}.attention") == {
         "attention: sdpa": "attention: fasttx", "three products for q, k, v": "one product",
-        residual_norm.NAME: "dropout_add_layer_norm",
+        residual_norm.REPORTED_AS: "dropout_add_layer_norm",
     }  # fmt: skip
     report = fasttx.patch(zoo.tiny_model(VIT, "ViTForMaskedImageModeling"))
     assert [row.reason for row in report.left_alone] == [VIT.other_heads["ViTForMaskedImageModeling"]]
@@ -144,7 +144,7 @@ def test_attention_dropout_reaches_the_kernel(monkeypatch: pytest.MonkeyPatch) -
         assert len({float(model.train()(**inputs).loss) for _ in range(3)}) == 3
 
 
-# ------------------------------------------------------------------------------------------------- what stays apart
+# ------------------------------------------------------------------------------------------------- what stays unfused
 
 
 @zoo.needs("ViT")
@@ -161,24 +161,24 @@ def _hook(path: str) -> Callable[[Any], Any]:
     return lambda module: module.get_submodule(path).register_forward_hook(lambda *_: None)
 
 
-APART: dict[str, tuple[Any, Callable[[Any], Any], str, str, str, int]] = {
+UNFUSED: dict[str, tuple[Any, Callable[[Any], Any], str, str, str, int]] = {
     "first norm": (DISTILBERT, _hook("sa_layer_norm"), "sa_layer_norm has hooks", residual_norm.SUM,
                    "transformer.layer.1", 2),
     "second norm": (DISTILBERT, lambda layer: setattr(layer, "output_layer_norm", nn.LayerNorm((11, 32))),
                     "output_layer_norm is over several dimensions", residual_norm.SUM, "transformer.layer.0", 2),
-    "norm of attention": (ALBERT, _hook("LayerNorm"), "LayerNorm has hooks", residual_norm.NAME,
+    "norm of attention": (ALBERT, _hook("LayerNorm"), "LayerNorm has hooks", residual_norm.REPORTED_AS,
                           f"{LAYER}.attention", 2),
-    "dropout of attention": (ALBERT, _hook("output_dropout"), "output_dropout has hooks", residual_norm.NAME,
+    "dropout of attention": (ALBERT, _hook("output_dropout"), "output_dropout has hooks", residual_norm.REPORTED_AS,
                              f"{LAYER}.attention", 2),
     "norm of the layer": (ALBERT, _hook("full_layer_layer_norm"), "full_layer_layer_norm has hooks",
                           residual_norm.SUM, LAYER, 2),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("change", list(APART))
-def test_ends_that_are_not_plain_stay_apart(change: str) -> None:
-    family, mutate, reason, before, where, fewer = APART[change]
-    assert_stays_apart(mutate, reason, before, where, FUSED, ENDS, family, fewer)
+@pytest.mark.parametrize("change", list(UNFUSED))
+def test_ends_that_are_not_plain_stay_unfused(change: str) -> None:
+    family, mutate, reason, before, where, fewer = UNFUSED[change]
+    assert_stays_unfused(mutate, reason, before, where, FUSED, ENDS, family, fewer)
 
 
 def test_a_chunked_mlp_stays_transformers_own() -> None:
@@ -220,7 +220,7 @@ def test_a_hook_on_alberts_head_keeps_the_logits() -> None:
     assert model(**inputs).logits is not None
 
 
-def test_adapters_keep_their_products_apart() -> None:
+def test_adapters_keep_their_products_separate() -> None:
     """A hook on one product: three products and an end that is fused all the same."""
     model, plain = (zoo.tiny_model(ALBERT, "AlbertModel") for _ in range(2))
     seen: list[int] = []
@@ -234,7 +234,7 @@ def test_adapters_keep_their_products_apart() -> None:
 
 
 def test_a_cpu_runs_transformers_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusion, "APART_ON", frozenset(("cpu",)))
+    monkeypatch.setattr(fusion, "UNFUSED_ON", frozenset(("cpu",)))
     for family in (DISTILBERT, ALBERT):
         model = zoo.tiny_model(family, family.bare)
         fasttx.patch(model)

@@ -1,4 +1,4 @@
-"""Query, key and value as one product: where it runs, and where the three layers run one by one."""
+"""Query, key and value as one product: where it runs, and where the three layers run separately."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 import fasttx
-from fasttx.models.fusions import qkv
+from fasttx.models.fusions import fusion, qkv
 from fasttx.models.fusions.joint_linear import joint_linear
 
 JOINED: list[int] = []
@@ -257,13 +257,13 @@ def test_on_a_cpu_and_when_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     run(model)
     assert not JOINED
     monkeypatch.undo()
-    assert "cpu" in qkv.SEPARATE_ON
+    assert "cpu" in fusion.UNFUSED_ON
     with pytest.raises(TypeError, match="qkv: got 'yes'; allowed are True and False"):
         fasttx.patch(model, qkv="yes")
 
 
 def test_separate_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qkv, "SEPARATE_ON", frozenset(("cpu",)))
+    monkeypatch.setattr(fusion, "UNFUSED_ON", frozenset(("cpu",)))
     model = zoo.tiny_model(zoo.BERT, "BertModel")
     assert "on a CPU three" in str(fasttx.patch(model))
     run(model)

@@ -1,4 +1,4 @@
-"""The ends of a layer's halves, dropout, sum and norm, as one call, and where the three run one by one."""
+"""The ends of a layer's halves, dropout, sum and norm, as one call, and where the three run unfused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from models import model_zoo as zoo
-from models.apart import assert_like, assert_stays_apart, hidden_and_gradients
+from models.unfused import assert_like, assert_stays_unfused, hidden_and_gradients
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
@@ -124,8 +124,8 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_ends_that_are_not_plain_stay_apart_and_the_report_says_why(change: str) -> None:
-    assert_stays_apart(*CHANGES[change], residual_norm.NAME, "encoder.layer.1.output", FUSED, ENDS)
+def test_ends_that_are_not_plain_stay_unfused_and_the_report_says_why(change: str) -> None:
+    assert_stays_unfused(*CHANGES[change], residual_norm.REPORTED_AS, "encoder.layer.1.output", FUSED, ENDS)
 
 
 def test_a_product_of_another_class_is_called() -> None:
@@ -153,7 +153,7 @@ def test_hooks_on_every_module_see_the_norms(register: Callable[..., Any]) -> No
     assert any(module is model.encoder.layer[0].output.LayerNorm for module in seen) and not FUSED
 
 
-def test_where_no_kernel_runs_the_three_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_kernel_runs_the_three_stay_unfused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = zoo.tiny_model(zoo.BERT, "BertModel")
     fasttx.patch(model, norm=False)
     run(model)
@@ -165,7 +165,7 @@ def test_where_no_kernel_runs_the_three_stay_apart(monkeypatch: pytest.MonkeyPat
     run(model.double())
     assert not FUSED
     model.float()
-    monkeypatch.setattr(fusion, "APART_ON", frozenset(("cpu",)))
+    monkeypatch.setattr(fusion, "UNFUSED_ON", frozenset(("cpu",)))
     assert "on a CPU three calls" in str(fasttx.patch(model))
     run(model)
     assert not FUSED
@@ -179,7 +179,7 @@ def test_explain_tells_which() -> None:
     fasttx.patch(model)
     model.encoder.layer[1].output.dropout.register_forward_hook(lambda *_: None)
     text = str(fasttx.explain(model, zoo.inputs_for(zoo.BERT, "BertModel")))
-    assert re.search(rf"{residual_norm.NAME}.*one call", text) and "dropout has hooks" in text
+    assert re.search(rf"{residual_norm.REPORTED_AS}.*one call", text) and "dropout has hooks" in text
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ MODELS = [
         'approximate="none",',
         ("tests/models/test_mlp.py",),
     ),
-    Mutation("fasttx/models/fusions/residual_norm.py", "eps=getattr(norm, end.eps)", "eps=1e-5", NORM),
+    Mutation("fasttx/models/fusions/residual_norm.py", "eps=getattr(norm, self.eps)", "eps=1e-5", NORM),
     Mutation(
         "fasttx/models/fusions/residual_norm.py",
         "p = dropout.p if dropout.training else 0.0",

@@ -19,7 +19,7 @@ from ...ops.checks import is_index
 from ..options import ModulePatch, Options
 from .masks import as_bias, checked_position_bias, fasttx_mask, with_position_bias
 
-NAME = "fasttx"
+IMPLEMENTATION = "fasttx"
 
 UNSUPPORTED = frozenset(("softcap", "s_aux", "sinks", "head_mask", "block_mask", "block_indices", "indices"))
 """Arguments of other models' attention that change the result and are not implemented: only None is allowed."""
@@ -119,8 +119,8 @@ def refuse_lengths_alone(seq_lens: Any, seqlen: int) -> None:
     if any(length != seqlen for length in seq_lens):
         raise ValueError(
             "seq_lens: got them without an attention_mask; allowed where fasttx.patch made an encoder run on real "
-            f"tokens only, under attn_implementation={NAME!r} and outside the capture of a CUDA graph; pass the "
-            "attention_mask besides"
+            f"tokens only, under attn_implementation={IMPLEMENTATION!r} and outside the capture of a CUDA graph; pass "
+            "the attention_mask besides"
         )
 
 
@@ -221,5 +221,5 @@ def _packed(
     )[None]
 
 
-AttentionInterface.register(NAME, fasttx_attention)
-AttentionMaskInterface.register(NAME, fasttx_mask)
+AttentionInterface.register(IMPLEMENTATION, fasttx_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, fasttx_mask)

@@ -1,20 +1,20 @@
-"""ALBERT, whose layers share their weights, and whose self-attention ends the first half of a layer by itself."""
+"""ALBERT, whose layers share their weights, and whose self-attention adds and norms by itself."""
 
 from __future__ import annotations
 
 from ..fusions.embeddings import EMBEDDINGS
 from ..fusions.mlp import linear_gelu
 from ..fusions.qkv import Projections
-from ..fusions.residual_norm import End, Half, attention_end, layer_norms
+from ..fusions.residual_norm import PostNorm, SubLayer, attention_norm, layer_norms
 from ..heads.vocabulary import ALBERT_HEAD
 from ..padding.encoder import Encoder
 from .family import Family, replacements
 
-END = End("LayerNorm", "output_dropout")
-SECOND_HALF = layer_norms(
+ATTENTION_NORM = PostNorm("LayerNorm", "output_dropout")
+MLP_NORM = layer_norms(
     (
-        Half(lambda layer, hidden, mask, kwargs: layer.attention(hidden, mask, **kwargs)[0], None),
-        Half(lambda layer, hidden, mask, kwargs: layer.ff_chunk(hidden), "full_layer_layer_norm"),
+        SubLayer(lambda layer, hidden, mask, kwargs: layer.attention(hidden, mask, **kwargs)[0], None),
+        SubLayer(lambda layer, hidden, mask, kwargs: layer.ff_chunk(hidden), "full_layer_layer_norm"),
     ),
     lambda layer: "the MLP runs in chunks" if layer.chunk_size_feed_forward else None,
 )
@@ -34,11 +34,11 @@ ALBERT = Family(
     },
     bare="AlbertModel",
     layer="AlbertLayer",
-    parts={
+    fusions={
         "AlbertEmbeddings": (EMBEDDINGS,),
-        "AlbertAttention": (attention_end(END),),
+        "AlbertAttention": (attention_norm(ATTENTION_NORM),),
         "AlbertLayer": (
-            SECOND_HALF,
+            MLP_NORM,
             linear_gelu("ffn", "activation", "ff_chunk", lambda layer, wide: layer.ffn_output(wide)),
         ),
     },
@@ -53,7 +53,7 @@ ALBERT = Family(
     qkv=Projections(
         dropout=lambda attention: attention.attention_dropout.p,
         finish=lambda attention, out: attention.dense(out),
-        end=END,
+        post_norm=ATTENTION_NORM,
     ),
     vocabulary=ALBERT_HEAD,
 )

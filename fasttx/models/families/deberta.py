@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from ..fusions.mlp import LINEAR_GELU
-from ..fusions.residual_norm import RESIDUAL_NORM, End, residual_norm
+from ..fusions.residual_norm import RESIDUAL_NORM, PostNorm, residual_norm
 from ..heads.vocabulary import Decoder, VocabularyHead
 from .family import Family, replacements
 
 MODELS = "transformers.models"
-OWN_NORM = residual_norm(End(source=f"{MODELS}.deberta", kind="DebertaLayerNorm", eps="variance_epsilon"))
+OWN_NORM = residual_norm(PostNorm(source=f"{MODELS}.deberta", kind="DebertaLayerNorm", eps="variance_epsilon"))
 """DeBERTa's first version has a layer norm of its own, which rounds once more, before the weight."""
 HEADS = {
     "ForMaskedLM": "masked_lm",
@@ -49,7 +49,7 @@ FAMILIES = tuple(
         heads={prefix + suffix: kind for suffix, kind in heads.items()},
         bare=f"{prefix}Model",
         layer=f"{prefix}Layer",
-        parts={
+        fusions={
             f"{prefix}SelfOutput": (norm,),
             f"{prefix}Intermediate": (LINEAR_GELU,),
             f"{prefix}Output": (norm,),

@@ -5,18 +5,18 @@ from __future__ import annotations
 from ..fusions.embeddings import UNTYPED_EMBEDDINGS
 from ..fusions.mlp import linear_gelu
 from ..fusions.qkv import Projections
-from ..fusions.residual_norm import Half, layer_norms
+from ..fusions.residual_norm import SubLayer, layer_norms
 from ..heads.vocabulary import DISTILBERT_HEAD
 from ..padding.encoder import Encoder
 from .family import Family, replacements
 
 LAYER_NORMS = layer_norms(
     (
-        Half(
+        SubLayer(
             lambda layer, hidden, mask, kwargs: layer.attention(hidden, attention_mask=mask, **kwargs)[0],
             "sa_layer_norm",
         ),
-        Half(lambda layer, hidden, mask, kwargs: layer.ffn(hidden), "output_layer_norm"),
+        SubLayer(lambda layer, hidden, mask, kwargs: layer.ffn(hidden), "output_layer_norm"),
     )
 )
 
@@ -34,7 +34,7 @@ DISTILBERT = Family(
     },
     bare="DistilBertModel",
     layer="TransformerBlock",
-    parts={
+    fusions={
         "Embeddings": (UNTYPED_EMBEDDINGS,),
         "TransformerBlock": (LAYER_NORMS,),
         "FFN": (linear_gelu("lin1", "activation", "ff_chunk", lambda ffn, wide: ffn.dropout(ffn.lin2(wide))),),

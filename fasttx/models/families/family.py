@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..fusions.embeddings import EMBEDDINGS
-from ..fusions.fusion import Part
+from ..fusions.fusion import Fusion
 from ..fusions.mlp import LINEAR_GELU
 from ..fusions.qkv import Projections, joint_qkv_class
 from ..fusions.residual_norm import RESIDUAL_NORM
@@ -32,11 +32,11 @@ class Family:
         model_type: ``config.model_type``.
         source: transformers' modelling module.
         attention: classes that call transformers' attention interface; the first one is self-attention. None of them
-            where attention is a part, or stays as it is.
+            where attention is a fusion, or stays as it is.
         heads: class with a loss of its own -> kind of loss, a key of :data:`fasttx.models.heads.kinds.KINDS`.
         bare: the model without a head.
         layer: one layer of its encoder.
-        parts: class of the embeddings, of a layer or of a module within -> what in it is replaced.
+        fusions: class of the embeddings, of a layer or of a module within -> what in it is replaced.
         encoder: the module that runs packed; None if batches stay as they are.
         qkv: the products of self-attention; None if they stay separate.
         vocabulary: the parts of a head over the vocabulary; None if there is no such head.
@@ -53,7 +53,7 @@ class Family:
     heads: Mapping[str, str] = field(hash=False)
     bare: str
     layer: str
-    parts: Mapping[str, tuple[Part, ...]] = field(hash=False)
+    fusions: Mapping[str, tuple[Fusion, ...]] = field(hash=False)
     encoder: Encoder | None = None
     qkv: Projections | None = None
     vocabulary: VocabularyHead | None = None
@@ -64,7 +64,9 @@ class Family:
     @property
     def replaces_attention(self) -> bool:
         """Whether its attention is fasttx's where it is patched."""
-        return bool(self.attention) or any(part.option == "attention" for ps in self.parts.values() for part in ps)
+        return bool(self.attention) or any(
+            fusion.option == "attention" for each in self.fusions.values() for fusion in each
+        )
 
     def forwards(self) -> Forwards:
         """transformers' own forwards of what passes on where sequences start."""
@@ -90,7 +92,7 @@ def bert_like(
         heads={prefix + suffix: kind for suffix, kind in heads.items()},
         bare=f"{prefix}Model",
         layer=f"{prefix}Layer",
-        parts={
+        fusions={
             f"{prefix}Embeddings": (EMBEDDINGS,),
             f"{prefix}SelfOutput": (RESIDUAL_NORM,),
             f"{prefix}Intermediate": (LINEAR_GELU,),
@@ -117,7 +119,7 @@ def replacements(module: str, *families: Family) -> Callable[[str], type]:
 
     def lookup(attribute: str) -> type:
         for family in families:
-            makers: list[Callable[[type, str], type]] = [part.replace for part in family.parts.get(attribute, ())]
+            makers: list[Callable[[type, str], type]] = [fusion.replace for fusion in family.fusions.get(attribute, ())]
             if attribute in family.heads:
                 makers.append(
                     functools.partial(

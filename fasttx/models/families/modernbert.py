@@ -24,7 +24,7 @@ MODERNBERT = Family(
     },
     bare="ModernBertModel",
     layer="ModernBertEncoderLayer",
-    parts={},
+    fusions={},
     stays={
         "ModernBertModel": (
             "unpad",

@@ -37,7 +37,7 @@ MPNET = Family(
     },
     bare="MPNetModel",
     layer="MPNetLayer",
-    parts={
+    fusions={
         "MPNetEmbeddings": (fused_embeddings(("word_embeddings", "position_embeddings"), _positions),),
         "MPNetEncoder": (SHARED_BIAS,),
         "MPNetAttention": (ATTENDED_NORM,),

@@ -21,7 +21,7 @@ def vit_like(name: str, model_type: str, prefix: str, others: Mapping[str, None]
         heads={f"{prefix}ForImageClassification": "image_classification"},
         bare=f"{prefix}Model",
         layer=f"{prefix}Layer",
-        parts={f"{prefix}MLP": (linear_gelu("fc1", "activation_fn", finish=lambda mlp, wide: mlp.fc2(wide)),)},
+        fusions={f"{prefix}MLP": (linear_gelu("fc1", "activation_fn", finish=lambda mlp, wide: mlp.fc2(wide)),)},
         qkv=Projections(
             layers=("q_proj", "k_proj", "v_proj"),
             head_dim="head_dim",

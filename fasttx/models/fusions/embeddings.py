@@ -26,11 +26,11 @@ from ...ops.decisions import note
 from ..options import ModulePatch
 from ..subclass import subclass_of
 from ..transformers_names import CACHE_LENGTH, argument
-from .fusion import Part, apart_now
+from .fusion import Fusion, unfused_reason_now
 
 
-def separate_embeddings_reason(module: Any, tables: Sequence[str]) -> str | None:
-    """Why the parts of this module must be called one by one, or None."""
+def unfused_reason(module: Any, tables: Sequence[str]) -> str | None:
+    """Why the children of this module must be called unfused, or None."""
     for name in tables:
         table = getattr(module, name, None)
         reason = bypass_reason(table, name, cls="Embedding")
@@ -55,8 +55,8 @@ def separate_embeddings_reason(module: Any, tables: Sequence[str]) -> str | None
     return None
 
 
-def _separate_now(module: Any, tables: Sequence[str], given: dict[str, Any], backend: str) -> str | None:
-    """Why this call runs the parts one by one, or None."""
+def _unfused_reason_now(module: Any, tables: Sequence[str], given: dict[str, Any], backend: str) -> str | None:
+    """Why this call runs them unfused, or None."""
     ids = given.get("input_ids")
     if not isinstance(ids, Tensor) or given.get("inputs_embeds") is not None:
         return "the call gives embeddings"
@@ -66,8 +66,8 @@ def _separate_now(module: Any, tables: Sequence[str], given: dict[str, Any], bac
         index = given.get(name)
         if index is not None and not broadcasts(index.shape, ids.shape):
             return f"{name} does not broadcast to input_ids"
-    reason = apart_now(
-        module, ids, backend, lambda module: separate_embeddings_reason(module, tables), attrgetter("LayerNorm")
+    reason = unfused_reason_now(
+        module, ids, backend, lambda module: unfused_reason(module, tables), attrgetter("LayerNorm")
     )
     if reason is not None or backend != "auto":
         return reason
@@ -128,8 +128,8 @@ def fused_embeddings_class(original: type, module: str, tables: Sequence[str], p
             return original_forward(self, *args, **kwargs)
         given = dict(zip(names, args)) | kwargs
         backend = patch.options.forced or forced_backend()
-        reason = _separate_now(self, tables, given, backend)
-        note("embeddings", "one kernel" if reason is None else "one by one", reason or "")
+        reason = _unfused_reason_now(self, tables, given, backend)
+        note("embeddings", "one kernel" if reason is None else "unfused", reason or "")
         if reason is not None:
             return original_forward(self, *args, **kwargs)
         ids: Tensor = given["input_ids"]
@@ -150,15 +150,15 @@ def fused_embeddings_class(original: type, module: str, tables: Sequence[str], p
     return subclass_of(original, forward, module)
 
 
-def fused_embeddings(tables: Sequence[str], positions: Positions = usual_positions) -> Part:
-    """The part of a family whose embeddings are the sum of these tables."""
-    return Part(
+def fused_embeddings(tables: Sequence[str], positions: Positions = usual_positions) -> Fusion:
+    """The fusion of a family whose embeddings are the sum of these tables."""
+    return Fusion(
         option="norm",
         before="embeddings, norm, dropout",
         after="embedding_layer_norm",
         op="embedding_layer_norm",
         where="on a GPU; on a CPU one by one, which is as fast there",
-        apart=lambda module: separate_embeddings_reason(module, tables),
+        unfused_reason=lambda module: unfused_reason(module, tables),
         replace=lambda original, module: fused_embeddings_class(original, module, tables, positions),
     )
 

@@ -1,4 +1,4 @@
-"""A part of a layer that a patch replaces by fewer kernels: what the engine has to know of it."""
+"""Child modules of a layer that a patch replaces by fewer kernels: what the engine has to know of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ...functional._routing import uncovered
 
-APART_ON = frozenset(("cpu",))
+UNFUSED_ON = frozenset(("cpu",))
 """Types of device on which transformers' own forward runs, as it is as fast there, unless a backend is forced."""
 
 
 @dataclass(frozen=True)
-class Part:
+class Fusion:
     """One kind of module within the layers of a family.
 
     Attributes:
@@ -23,9 +23,9 @@ class Part:
         before, after: what transformers calls there and what a patched module does, for the report.
         op: the op in the table that decides on the backend, or "" if none does.
         where: on which devices, for the report.
-        apart: why this module has to be called as transformers does, or None.
+        unfused_reason: why this module has to be called as transformers does, or None.
         replace: makes the subclass, from transformers' class and the module where pickle finds the new one.
-        needs_attention: whether the part belongs to a module that has to call fasttx's attention for it.
+        needs_attention: whether it belongs to a module that has to call fasttx's attention for it.
     """
 
     option: str
@@ -33,31 +33,31 @@ class Part:
     after: str
     op: str
     where: str
-    apart: Callable[[Any], str | None]
+    unfused_reason: Callable[[Any], str | None]
     replace: Callable[[type, str], type]
     needs_attention: bool = False
 
 
-def as_fast_apart(x: Tensor) -> str | None:
-    """The reason why x's device runs a part as transformers does, or None."""
-    return f"on a {x.device.type} they are as fast" if x.device.type in APART_ON else None
+def as_fast_unfused(x: Tensor) -> str | None:
+    """The reason why x's device runs a fusion's children as transformers does, or None."""
+    return f"on a {x.device.type} they are as fast" if x.device.type in UNFUSED_ON else None
 
 
-def apart_now(
-    module: Any, x: Tensor, backend: str, apart: Callable[[Any], str | None], weighted: Callable[[Any], Any]
+def unfused_reason_now(
+    module: Any, x: Tensor, backend: str, unfused_reason: Callable[[Any], str | None], weighted: Callable[[Any], Any]
 ) -> str | None:
-    """Why this call of a part runs as transformers does, or None.
+    """Why this call of a fusion runs as transformers does, or None.
 
     Args:
-        module: the part.
+        module: the patched module.
         x: what it is called with.
         backend: what the call is forced to, or "auto".
-        apart: see :class:`Part`.
+        unfused_reason: see :class:`Fusion`.
         weighted: gives the child whose weight and bias are used without calling it.
     """
     if backend == "torch":
         return "backend='torch' asks for PyTorch's own operators"
-    reason = (as_fast_apart(x) if backend == "auto" else None) or apart(module)
+    reason = (as_fast_unfused(x) if backend == "auto" else None) or unfused_reason(module)
     if reason is not None or backend != "auto":  # a forced backend answers for itself
         return reason
     child = weighted(module)

@@ -19,15 +19,15 @@ from ...ops.backends import forced_backend
 from ...ops.decisions import note
 from ..options import ModulePatch
 from ..subclass import subclass_of
-from .fusion import Part, apart_now
+from .fusion import Fusion, unfused_reason_now
 
-NAME = "product, bias, GELU"
+REPORTED_AS = "product, bias, GELU"
 APPROXIMATE = {"GELUActivation": "none", "NewGELUActivation": "tanh", "GELUTanh": "tanh"}
 """Class of transformers' activation -> the form of GELU that it computes."""
 
 
-def _apart_reason(module: Any, linear: str, activation: str) -> str | None:
-    """Why product and activation of this module must be called one by one, or None."""
+def _unfused_reason(module: Any, linear: str, activation: str) -> str | None:
+    """Why product and activation of this module must be called unfused, or None."""
     reason = bypass_reason(getattr(module, linear), linear, cls="Linear")
     if reason is not None:
         return reason
@@ -43,8 +43,8 @@ def linear_gelu(
     activation: str,
     method: str = "forward",
     finish: Callable[[Any, Tensor], Tensor] = lambda module, wide: wide,
-) -> Part:
-    """The part of a module that widens the hidden states.
+) -> Fusion:
+    """The fusion of a module that widens the hidden states.
 
     Args:
         linear, activation: names of the module's linear layer and of its activation.
@@ -52,8 +52,8 @@ def linear_gelu(
         finish: of the module and the wide hidden states: what else the method does with them.
     """
 
-    def apart(module: Any) -> str | None:
-        return _apart_reason(module, linear, activation)
+    def unfused_reason(module: Any) -> str | None:
+        return _unfused_reason(module, linear, activation)
 
     def replace(original: type, module: str) -> type:
         theirs: Callable[..., Any] = getattr(original, method)
@@ -64,8 +64,8 @@ def linear_gelu(
             if patch is None or not patch.options.mlp:
                 return theirs(self, hidden_states)
             backend = patch.options.forced or forced_backend()
-            reason = apart_now(self, hidden_states, backend, apart, attrgetter(linear))
-            note(NAME, "two calls" if reason else "one call", reason or "")
+            reason = unfused_reason_now(self, hidden_states, backend, unfused_reason, attrgetter(linear))
+            note(REPORTED_AS, "two calls" if reason else "one call", reason or "")
             if reason is not None:
                 return theirs(self, hidden_states)
             product = getattr(self, linear)
@@ -77,13 +77,13 @@ def linear_gelu(
 
         return subclass_of(original, ours, module, method)
 
-    return Part(
+    return Fusion(
         option="mlp",
-        before=NAME,
+        before=REPORTED_AS,
         after="linear_gelu",
         op="bias_gelu",
         where="on a GPU; on a CPU two calls, which are as fast there",
-        apart=apart,
+        unfused_reason=unfused_reason,
         replace=replace,
     )
 

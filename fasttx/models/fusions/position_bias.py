@@ -26,11 +26,10 @@ from ..attention.masks import with_position_bias
 from ..options import ModulePatch
 from ..subclass import subclass_of
 from ..tracing import graph_in_the_making
-from .fusion import Part
+from .fusion import Fusion
 from .joint_linear import joint_linear
-from .qkv import apart_on_device
-from .residual_norm import BERT_END, RESIDUAL_NORM, add_and_norm, end_apart_now
-from .residual_norm import NAME as END_NAME
+from .qkv import SEPARATELY, unfused_reason_now
+from .residual_norm import BERT_NORM, REPORTED_AS, RESIDUAL_NORM
 
 LAYERS = ("q", "k", "v")
 
@@ -84,7 +83,7 @@ def not_ready(encoder: Any) -> str | None:
         patch: ModulePatch | None = getattr(attention, "_fasttx", None)
         if patch is None or not patch.options.attention:
             return f"layer.{i}.attention.attn is not patched"
-        reason = apart_reason(attention)
+        reason = unfused_reason(attention)
         if reason is not None:
             return f"in layer.{i}.attention.attn {reason}"
     return None
@@ -107,7 +106,7 @@ def shared_bias_class(original: type, module: str) -> type:
     return subclass_of(original, compute_position_bias, module, "compute_position_bias")
 
 
-def apart_reason(attention: Any) -> str | None:
+def unfused_reason(attention: Any) -> str | None:
     """Why this attention must be computed by transformers' own forward, or None."""
     return bypass_reason(attention.dropout, "dropout", cls="Dropout")
 
@@ -128,7 +127,7 @@ def biased_attention_class(original: type, module: str) -> type:
         output_attentions: bool = False, **kwargs: Any,
     ) -> Any:  # fmt: skip
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
-        if patch is None or not patch.options.attention or apart_reason(self) is not None:
+        if patch is None or not patch.options.attention or unfused_reason(self) is not None:
             return original_forward(self, hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
         out, weights = _attend(self, hidden_states, attention_mask, position_bias, output_attentions, patch.options.qkv)
         out = self.o(out)
@@ -167,8 +166,8 @@ def _attend(
 
 def _products(module: Any, hidden: Tensor, joint: bool) -> list[Tensor]:
     layers = [getattr(module, name) for name in LAYERS]
-    reason = apart_on_device(module, LAYERS, hidden) if joint else "qkv=False"
-    note("query, key, value", "one product" if reason is None else "three products", reason or "")
+    reason = unfused_reason_now(module, LAYERS, hidden) if joint else "qkv=False"
+    note("query, key, value", "one product" if reason is None else SEPARATELY, reason or "")
     if reason is not None:
         return [layer(hidden) for layer in layers]
     return list(joint_linear(hidden, [layer.weight for layer in layers], [layer.bias for layer in layers]))
@@ -189,33 +188,33 @@ def attended_norm_class(original: type, module: str) -> type:
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
         if patch is None or not patch.options.norm:
             return original_forward(self, hidden_states, *args, **kwargs)
-        reason = end_apart_now(self, BERT_END, hidden_states, patch)
-        note(END_NAME, "three calls" if reason else "one call", reason or "")
+        reason = BERT_NORM.unfused_reason_now(self, hidden_states, patch)
+        note(REPORTED_AS, "three calls" if reason else "one call", reason or "")
         if reason is not None:
             return original_forward(self, hidden_states, *args, **kwargs)
         attended, *weights = self.attn(hidden_states, *args, **kwargs)
-        return (add_and_norm(self, BERT_END, patch, attended, hidden_states), *weights)
+        return (BERT_NORM.fused(self, patch, attended, hidden_states), *weights)
 
     forward._fasttx_packs = original_forward  # type: ignore[attr-defined]
     return subclass_of(original, forward, module)
 
 
 ATTENDED_NORM = dataclasses.replace(RESIDUAL_NORM, replace=attended_norm_class)
-BIASED_ATTENTION = Part(
+BIASED_ATTENTION = Fusion(
     option="attention",
     before="attention: transformers' own",
     after="attention: fasttx",
     op="attention",
     where="PyTorch's own in training, where the position bias has a gradient",
-    apart=apart_reason,
+    unfused_reason=unfused_reason,
     replace=biased_attention_class,
 )
-SHARED_BIAS = Part(
+SHARED_BIAS = Fusion(
     option="attention",
     before="position bias of each sequence",
     after="one for a batch",
     op="",
     where="",
-    apart=lambda encoder: None,
+    unfused_reason=lambda encoder: None,
     replace=shared_bias_class,
 )

@@ -19,16 +19,15 @@ from torch import Tensor
 from ...functional._routing import uncovered
 from ...nn.bypass import bypass_reason
 from ...ops.decisions import note
-from ..attention.interface import NAME, fasttx_attention
+from ..attention.interface import IMPLEMENTATION, fasttx_attention
 from ..options import ModulePatch
 from ..subclass import subclass_of
 from ..transformers_names import CACHE, argument
+from .fusion import as_fast_unfused
 from .joint_linear import joint_linear
-from .residual_norm import NAME as END_NAME
-from .residual_norm import End, add_and_norm, end_apart_now, one_by_one
+from .residual_norm import REPORTED_AS, PostNorm
 
-SEPARATE_ON = frozenset(("cpu",))
-"""Types of device on which the three products stay separate."""
+SEPARATELY = "q, k, v computed separately"
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,18 @@ class Projections:
         dropout: of the module: the probability of dropout in training.
         finish: of the module and what attention gives, (batch, seqlen, heads * head_dim): the module's output, or what
             comes before its end.
-        end: what the module does then, with its input as the residual; None if that is done elsewhere.
+        post_norm: what the module does then, with its input as the residual; None if that is done elsewhere.
     """
 
     layers: tuple[str, str, str] = ("query", "key", "value")
     head_dim: str = "attention_head_size"
     dropout: Callable[[Any], float] = lambda module: module.dropout.p  # dynamo cannot trace an attrgetter
     finish: Callable[[Any, Tensor], Tensor] = lambda module, out: out
-    end: End | None = None
+    post_norm: PostNorm | None = None
 
 
-def separate_reason(attention: Any, names: Sequence[str]) -> str | None:
-    """Why the layers of this self-attention, of these names, must be called one by one, or None."""
+def unfused_reason(attention: Any, names: Sequence[str]) -> str | None:
+    """Why the layers of this self-attention, of these names, must be called unfused, or None."""
     layers = [getattr(attention, name, None) for name in names]
     for name, layer in zip(names, layers, strict=True):
         reason = bypass_reason(layer, name, cls="Linear")
@@ -67,11 +66,9 @@ def separate_reason(attention: Any, names: Sequence[str]) -> str | None:
     return None
 
 
-def apart_on_device(attention: Any, names: Sequence[str], hidden_states: Tensor) -> str | None:
-    """Why the layers of these names are called one by one on such an input, or None."""
-    if hidden_states.device.type in SEPARATE_ON:
-        return f"on a {hidden_states.device.type} they are as fast"
-    reason = separate_reason(attention, names)
+def unfused_reason_now(attention: Any, names: Sequence[str], hidden_states: Tensor) -> str | None:
+    """Why the layers of these names are called unfused on such an input, or None."""
+    reason = as_fast_unfused(hidden_states) or unfused_reason(attention, names)
     return reason or uncovered(hidden_states, *(getattr(attention, name).weight for name in names))
 
 
@@ -79,14 +76,14 @@ def _their_call(attention: Any, cache: Any) -> str | None:
     """Why fasttx's attention cannot be called in place of this self-attention's, or None."""
     if cache is not None:
         return "the call has a cache"
-    if attention.config._attn_implementation != NAME:
+    if attention.config._attn_implementation != IMPLEMENTATION:
         return f"attn_implementation is {attention.config._attn_implementation!r}"
     return None
 
 
-def _separate_now(attention: Any, names: Sequence[str], hidden_states: Tensor, cache: Any) -> str | None:
-    """Why this call runs the three layers one by one, or None."""
-    return _their_call(attention, cache) or apart_on_device(attention, names, hidden_states)
+def _unfused_reason_of_call(attention: Any, names: Sequence[str], hidden_states: Tensor, cache: Any) -> str | None:
+    """Why this call runs the three layers unfused, or None."""
+    return _their_call(attention, cache) or unfused_reason_now(attention, names, hidden_states)
 
 
 def joint_qkv_class(original: type, module: str, projections: Projections) -> type:
@@ -100,7 +97,7 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
     """
     original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
     names = tuple(inspect.signature(original_forward).parameters)[3:]
-    linear, head_dim, dropout_of, finish, end = (getattr(projections, f.name) for f in fields(projections))
+    linear, head_dim, dropout_of, finish, post_norm = (getattr(projections, f.name) for f in fields(projections))
 
     @functools.wraps(original_forward)
     def forward(
@@ -108,7 +105,7 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
     ) -> Any:
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
         joins = patch is not None and patch.options.qkv
-        fuses = patch is not None and patch.options.norm and end is not None
+        fuses = patch is not None and patch.options.norm and post_norm is not None
         if patch is None or not (joins or fuses):
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         given = dict(zip(names, rest)) | kwargs
@@ -116,12 +113,12 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
         for name in CACHE:
             given.pop(name, None)
         if joins:
-            reason = _separate_now(self, linear, hidden_states, cache)
-            note("query, key, value", "one product" if reason is None else "three products", reason or "")
+            reason = _unfused_reason_of_call(self, linear, hidden_states, cache)
+            note("query, key, value", "one product" if reason is None else SEPARATELY, reason or "")
             joins = reason is None
         if fuses:
-            reason = end_apart_now(self, end, hidden_states, patch) or _their_call(self, cache)
-            note(END_NAME, "three calls" if reason else "one call", reason or "")
+            reason = post_norm.unfused_reason_now(self, hidden_states, patch) or _their_call(self, cache)
+            note(REPORTED_AS, "three calls" if reason else "one call", reason or "")
             fuses = reason is None
         if not (joins or fuses):
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
@@ -137,9 +134,9 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
         out, weights = fasttx_attention(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **given)
         out = finish(self, out.reshape(*lead, -1))
         if fuses:
-            out = add_and_norm(self, end, patch, out, hidden_states)
-        elif end is not None:
-            out = one_by_one(self, end, out, hidden_states)
+            out = post_norm.fused(self, patch, out, hidden_states)
+        elif post_norm is not None:
+            out = post_norm.unfused(self, out, hidden_states)
         return out, weights
 
     forward._fasttx_packs = original_forward  # type: ignore[attr-defined]

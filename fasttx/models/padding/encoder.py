@@ -29,7 +29,7 @@ from ...functional._packing import Layout, first_tokens, layout_of, put_rows, ta
 from ...functional._routing import uncovered
 from ...ops.checks import values_may_be_read
 from ...ops.decisions import note, recording
-from ..attention.interface import NAME, refuse_lengths_alone
+from ..attention.interface import IMPLEMENTATION, refuse_lengths_alone
 from ..attention.masks import for_batch
 from ..options import ModulePatch
 from ..subclass import subclass_of
@@ -43,7 +43,7 @@ STAY_PADDED = "fasttx_stay_padded"
 PART = "padded batch"
 TOO_SMALL = "too little padding for packing to pay"
 NO_PADDING = "there is no padding"
-PAIRS = "the mask has a row for every query"
+ROW_PER_QUERY = "the mask has a row for every query"
 
 WORTH_IT = 1 / 32
 """Share of padding from which packing pays under ``unpad="auto"``: two gathers of the hidden states against that share
@@ -68,7 +68,7 @@ def static_reason(config: Any) -> str | None:
 
 def _padded_call(config: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any], asked: dict[str, Any]) -> str | None:
     """Why this call has to run padded, whatever its mask says, or None."""
-    if config._attn_implementation != NAME:  # another one would let sequences see each other
+    if config._attn_implementation != IMPLEMENTATION:  # another one would let sequences see each other
         return f"attn_implementation is {config._attn_implementation!r}"
     cross_or_cache = ("encoder_hidden_states", "encoder_attention_mask", *CACHE)
     if any(value is not None for value in rest) or any(asked.get(name) is not None for name in cross_or_cache):
@@ -80,7 +80,7 @@ def _padded_call(config: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any],
     if hidden.numel() == 0:
         return "there is no element"
     if mask.shape != hidden.shape[:2]:
-        return PAIRS
+        return ROW_PER_QUERY
     return uncovered(hidden) or static_reason(config)
 
 
@@ -142,7 +142,7 @@ def _mask_with_lengths(config: Any, mask: Tensor | None, lengths: Sequence[int] 
                 "padded on the right"
             )
         return mask
-    if getattr(config, "is_decoder", False) or config._attn_implementation != NAME or captured(hidden):
+    if getattr(config, "is_decoder", False) or config._attn_implementation != IMPLEMENTATION or captured(hidden):
         refuse_lengths_alone(lengths, hidden.shape[1])
         return None
     return first_tokens(lengths, hidden.shape[1], hidden.device)
@@ -207,7 +207,7 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
         if attention_mask is None:
             reason = "there is no mask"
         elif keys is None:
-            reason = PAIRS
+            reason = ROW_PER_QUERY
         elif _full_on_a_cpu(hidden_states, keys):
             reason, attention_mask = NO_PADDING, None
         elif stay_padded:

@@ -1,4 +1,4 @@
-"""What the tests of a part of a layer (fasttx/models/fusions/fusion.py) share."""
+"""What the tests of a fusion (fasttx/models/fusions/fusion.py) share."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def assert_like(found: tuple[Tensor, dict[str, Tensor]], wanted: tuple[Tensor, d
         torch.testing.assert_close(found[1][name], grad, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def assert_stays_apart(
-    mutate: Callable[[Any], Any], reason: str, before: str, where: str, fused: list[Any], all_parts: int,
+def assert_stays_unfused(
+    mutate: Callable[[Any], Any], reason: str, before: str, where: str, fused: list[Any], all_fused: int,
     family: Any = zoo.BERT, fewer: int = 1,
 ) -> None:  # fmt: skip
-    """A module that `mutate` changed stays apart, whether before the patch or after it; the result is transformers'.
+    """A module that `mutate` changed stays unfused, whether before the patch or after it; the result is transformers'.
 
     Args:
         mutate, reason: the change, and a pattern of what the report says of it.
-        before: what the report calls the part.
+        before: what the report calls the fusion.
         where: the module, by its name in the family's bare model.
         fused: gets an entry for each fused call.
-        all_parts: how many fused calls a model makes.
+        all_fused: how many fused calls a model makes.
         fewer: how many of them the change prevents.
     """
     inputs, real = zoo.inputs_for(zoo.BERT, "BertModel"), zoo.padding_mask().bool()
@@ -55,7 +55,7 @@ def assert_stays_apart(
     for model in (early, late):
         fused.clear()
         found.append(model(**inputs).last_hidden_state[real])
-        assert len(fused) == all_parts - fewer
+        assert len(fused) == all_fused - fewer
     fasttx.unpatch(late)
     want = late(**inputs).last_hidden_state[real]
     for hidden in found:
