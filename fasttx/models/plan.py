@@ -15,6 +15,7 @@ from .attention.interface import IMPLEMENTATION
 from .attention.masks import calls_the_interface
 from .families import albert, bert, data2vec, deberta, distilbert, electra, ernie, modernbert, mpnet, roberta, vit
 from .families.family import Family
+from .fusions.fusion import changes_here
 from .fusions.qkv import unfused_reason
 from .fusions.torch_nn import holds_any, plan_torch_module
 from .heads.kinds import KINDS
@@ -204,7 +205,8 @@ def _plan_qkv(plan: Plan, name: str, module: nn.Module) -> None:
         after, backend, reason = "one product", "torch", "on a GPU; on a CPU three, which are as fast there"
     else:
         after, backend = None, ""
-    plan.report.rows.append(Row(name, "three products for q, k, v", after, backend, reason))
+    here = changes_here(module, None)
+    plan.report.rows.append(Row(name, "three products for q, k, v", after, backend, reason, here))
 
 
 def _plan_fusions(plan: Plan, name: str, module: nn.Module, options: Options) -> None:
@@ -221,7 +223,8 @@ def _plan_fusions(plan: Plan, name: str, module: nn.Module, options: Options) ->
             continue
         plan.classes.append((module, getattr(data, cls.__name__)))
         backend = expected_backend(fusion.op, options.backend, module) if fusion.op else "torch"
-        plan.report.rows.append(Row(name, fusion.before, fusion.after, backend, fusion.where))
+        here = changes_here(module, options.backend)
+        plan.report.rows.append(Row(name, fusion.before, fusion.after, backend, fusion.where, here))
 
 
 def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:

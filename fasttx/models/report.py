@@ -25,6 +25,7 @@ class Row:
         after: what runs now; None if the module was left alone.
         backend: which backend is expected to run it on the device where it is now; "" if it was left alone.
         reason: why it was left alone, or what else there is to know.
+        here: whether a replacement changes what runs on the device where it is now; most fusions wait for a GPU.
     """
 
     module: str
@@ -32,6 +33,7 @@ class Row:
     after: str | None
     backend: str
     reason: str
+    here: bool = True
 
     @property
     def replaced(self) -> bool:
@@ -44,6 +46,7 @@ class Row:
             "to": self.after,
             "backend": self.backend,
             "reason": self.reason,
+            "here": self.replaced and self.here,
         }
 
 
@@ -65,7 +68,7 @@ class Report:
 
     @property
     def replaced(self) -> list[Row]:
-        """The modules that run on fasttx now."""
+        """The modules that were replaced; ``row.here`` says whether that changes anything on the device they are on."""
         return [row for row in self.rows if row.replaced]
 
     @property
@@ -82,7 +85,10 @@ class Report:
         return {"model": self.model, "rows": [row.to_dict() for row in self.rows]}
 
     def __str__(self) -> str:
-        head = f"{self.call}({self.model}): {len(self.replaced)} replaced, {len(self.left_alone)} left alone"
+        here = sum(row.here for row in self.replaced)
+        later = len(self.replaced) - here
+        on_gpu = f"{later} that change on a GPU only, " if later else ""
+        head = f"{self.call}({self.model}): {here} replaced, {on_gpu}{len(self.left_alone)} left alone"
         if not self.rows:
             return head
         lines = [COLUMNS, *_collapsed(self.rows)]

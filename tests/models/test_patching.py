@@ -20,6 +20,7 @@ from transformers.models.bert import modeling_bert
 
 import fasttx
 from fasttx.models.families.family import Family
+from fasttx.models.fusions import fusion
 
 A_LAYER = 5
 """Rows of the report: attention; query, key and value; two ends with dropout, sum and norm; the MLP."""
@@ -161,10 +162,28 @@ def test_report_prints_and_serialises() -> None:
     assert repr(report) == text
     assert all(len(line) < 200 for line in text.splitlines())
     data = json.loads(json.dumps(report.to_dict()))
-    assert set(data["rows"][0]) == {"module", "from", "to", "backend", "reason"}
+    assert set(data["rows"][0]) == {"module", "from", "to", "backend", "reason", "here"}
     expected = "torch" if model.device.type == "cpu" else "triton"
     kernels = [row for row in report.replaced if "only" not in row.after and "product" not in row.after]
     assert {row.backend for row in kernels} == {expected}
+
+
+def test_report_counts_what_changes_on_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU transformers' own forward of the fusions runs, and is counted apart; a forced kernel runs everywhere."""
+    monkeypatch.setattr(fusion, "UNFUSED_ON", frozenset(("cpu",)))  # which the other tests take away
+    model = zoo.tiny_model(zoo.BERT, "BertForMaskedLM").cpu()
+    report = fasttx.patch(model)
+    waits = {row.before for row in report.replaced if not row.here}
+    assert "three products for q, k, v" in waits and not any("attention: " in before for before in waits)
+    here = sum(row.here for row in report.replaced)
+    assert 0 < here < len(report.replaced)
+    left = len(report.left_alone)
+    wait = len(report.replaced) - here
+    assert f": {here} replaced, {wait} that change on a GPU only, {left} left alone" in str(report).splitlines()[0]
+    assert [row["here"] for row in report.to_dict()["rows"]] == [row.replaced and row.here for row in report.rows]
+    fasttx.unpatch(model)
+    forced = fasttx.patch(model, backend="triton")
+    assert {row.before for row in forced.replaced if not row.here} == {"three products for q, k, v"}
 
 
 class MyBert(transformers.BertForMaskedLM):

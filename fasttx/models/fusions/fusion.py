@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...functional._routing import uncovered
+from ...ops.backends import forced_backend
 
 UNFUSED_ON = frozenset(("cpu",))
 """Types of device on which transformers' own forward runs, as it is as fast there, unless a backend is forced."""
@@ -41,6 +42,19 @@ class Fusion:
 def as_fast_unfused(x: Tensor) -> str | None:
     """The reason why x's device runs a fusion's children as transformers does, or None."""
     return f"on a {x.device.type} they are as fast" if x.device.type in UNFUSED_ON else None
+
+
+def changes_here(module: nn.Module, backend: str | None) -> bool:
+    """Whether a fusion runs on the device where `module` is now; elsewhere transformers' own forward does.
+
+    Args:
+        module: what is replaced; its first parameter tells the device.
+        backend: what the patch asks for, or "auto"; None for a fusion that no op computes, so that the device decides.
+    """
+    if backend == "auto":
+        backend = forced_backend()
+    device = next((parameter.device.type for parameter in module.parameters()), "")
+    return backend != "torch" and (backend not in (None, "auto") or device not in UNFUSED_ON)
 
 
 def unfused_reason_now(
