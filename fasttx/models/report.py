@@ -11,6 +11,7 @@ from torch import nn
 from ..ops import OPS
 from ..ops.backends import BackendError, forced_backend
 from ..ops.cases import like
+from . import layout
 
 COLUMNS = ("module", "from", "to", "backend", "reason")
 
@@ -54,7 +55,7 @@ class Row:
 class Report:
     """What :func:`fasttx.patch` or :func:`fasttx.quantize` did.
 
-    ``print(report)`` shows it, ``report.rows`` holds it, ``to_dict()`` is JSON.
+    ``print(report)`` shows it in as many columns as the terminal has, ``report.rows`` holds it, ``to_dict()`` is JSON.
 
     Attributes:
         model: the class of the model.
@@ -91,20 +92,30 @@ class Report:
         head = f"{self.call}({self.model}): {here} replaced, {on_gpu}{len(self.left_alone)} left alone"
         if not self.rows:
             return head
-        lines = [COLUMNS, *_collapsed(self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS) - 1)]
-        text = ["  ".join([*(cell.ljust(w) for cell, w in zip(line, widths)), line[-1]]).rstrip() for line in lines]
-        text.insert(1, "-" * max(map(len, text)))
-        return "\n".join([head, *text])
+        rows = _collapsed(self.rows)
+        widths = [max(map(len, cells)) for cells in zip(COLUMNS, *rows)]
+        if sum(widths) + 2 * (len(widths) - 1) <= layout.columns():
+            return "\n".join([head, *layout.table(COLUMNS, rows)])
+        blocks: dict[str, list[str]] = {}
+        for row in rows:
+            blocks.setdefault(row[0], []).extend(_block(row))
+        return "\n".join([head, *(line for module, lines in blocks.items() for line in (module, *lines))])
 
     __repr__ = __str__
+
+
+def _block(row: tuple[str, ...]) -> list[str]:
+    """What one row says of its module, as lines of its own: for a terminal that is too narrow for a table."""
+    _, before, after, backend, reason = row
+    change = f"{before}: {after}" if backend == "-" else f"{before} -> {after} ({backend})"
+    return [*layout.wrapped(change, "  "), *layout.wrapped(reason)]
 
 
 def _collapsed(rows: list[Row]) -> list[tuple[str, ...]]:
     """Cells to print; rows that differ only in the numbers of their layers become one."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
-        pattern = re.sub(r"\.\d+\.", ".*.", row.module)
+        pattern = re.sub(r"\.\d+(?=\.|$)", ".*", row.module)
         key = (pattern, row.before, row.after or "left alone", row.backend or "-", row.reason)
         groups.setdefault(key, []).append(row.module)
     out = []

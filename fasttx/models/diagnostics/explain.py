@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from ...ops.decisions import Decision, recorded
+from .. import layout
 from ..patch import _root
-from .step import call, loss_of, without_trace
+from .batch import arguments_of, call
+from .step import loss_of, without_trace
 
 COLUMNS = ("what", "ran as", "times", "why")
 
@@ -39,16 +41,13 @@ class Explanation:
         head = f"fasttx.explain({self.model}): one step, {step}"
         if not self.rows:
             return f"{head}\nnothing of fasttx took part: is the model patched (fasttx.patch)?"
-        lines = [COLUMNS, *((d.what, d.choice, str(times), d.reason) for d, times in self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS) - 1)]
-        text = ["  ".join([*(cell.ljust(w) for cell, w in zip(line, widths)), line[-1]]).rstrip() for line in lines]
-        text.insert(1, "-" * max(map(len, text)))
-        return "\n".join([head, *text])
+        rows = [(d.what, d.choice, str(times), d.reason) for d, times in self.rows]
+        return "\n".join([head, *layout.table(COLUMNS, rows)])
 
     __repr__ = __str__
 
 
-def explain(model: Any, batch: Any) -> Explanation:
+def explain(model: Any, batch: Any, *, tokenizer: Any = None) -> Explanation:
     """Run one real step and say who computed what.
 
     The step runs in the model's present mode, with the autocast that is in force, and with a backward pass if the
@@ -56,7 +55,9 @@ def explain(model: Any, batch: Any) -> Explanation:
 
     Args:
         model: whatever :func:`fasttx.patch` takes; the call is that of the object given, if it is a module.
-        batch: the arguments of its forward by name, labels included to see the backward pass.
+        batch: the arguments of its forward by name (labels included, to see the backward pass); a tensor, or a tuple of
+            arguments in their order; or a list of texts.
+        tokenizer: of transformers, for texts; a pipeline, a SentenceTransformer and a CrossEncoder bring their own.
 
     Returns:
         An explanation, one row for each op (``attention_fwd``), each drop-in that handed a call to torch's own
@@ -64,11 +65,12 @@ def explain(model: Any, batch: Any) -> Explanation:
         run, after what its Python decided when it was compiled, for this step: it is compiled anew.
 
     Raises:
-        TypeError: `batch` is no mapping.  What the model itself raises.
+        TypeError: `batch` is none of these.  ValueError: texts without a tokenizer.  What the model itself raises.
     """
     root = _root(model)
+    arguments = arguments_of(model, root, batch, tokenizer)
     with without_trace(root), recorded() as decisions:
-        output = call(root, batch)
+        output = call(root, arguments)
         loss = loss_of(output) if torch.is_grad_enabled() else None
         if loss is not None:
             loss.sum().backward()

@@ -9,22 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ... import nn as ours
+
 RATES = ("attention_dropout", "dropout")
 """What attention modules that hold a probability, not a Dropout, call it; torch.nn.MultiheadAttention the second."""
-
-
-def call(model: nn.Module, batch: Any) -> Any:
-    """The output of the model for a batch: a mapping of arguments, as a tokenizer or collator gives it.
-
-    A subclass of Sequential, which SentenceTransformer and CrossEncoder are, gets a copy of it as its one argument.
-
-    Raises:
-        TypeError: the batch is no mapping.
-    """
-    if not isinstance(batch, Mapping):
-        raise TypeError(f"batch: got {type(batch).__name__}; allowed is a mapping of the model's arguments by name")
-    whole = isinstance(model, nn.Sequential) and type(model) is not nn.Sequential
-    return model(dict(batch)) if whole else model(**batch)
 
 
 def loss_of(output: Any) -> Tensor | None:
@@ -66,6 +54,13 @@ def without_trace(model: nn.Module) -> Iterator[None]:
                 p.grad = grad
 
 
+def _rates_of(module: nn.Module) -> tuple[str, ...]:
+    """What this module may call its probability: a Dropout p, and so those of fasttx.nn that drop within an op."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return ("p",)
+    return (*RATES, "p") if any(cls.__module__.startswith(ours.__name__) for cls in type(module).__mro__) else RATES
+
+
 @contextlib.contextmanager
 def training_without_dropout(model: nn.Module) -> Iterator[None]:
     """Training mode, every dropout at 0: the way of a training step, with a result that can be compared."""
@@ -73,7 +68,7 @@ def training_without_dropout(model: nn.Module) -> Iterator[None]:
     drops = [
         (module, name, value)
         for module in model.modules()
-        for name in (("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else RATES)
+        for name in _rates_of(module)
         if isinstance(value := getattr(module, name, None), float)
     ]
     try:

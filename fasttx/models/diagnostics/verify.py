@@ -13,11 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ... import nn as ours
 from ...functional._packing import first_tokens
+from ...ops.backends import backend
+from ...ops.decisions import recorded
 from ...testing import FLOOR, bound, error
+from .. import layout
 from ..padding.encoder import _checked_lengths
 from ..patch import _root, is_patched, unpatch
-from .step import call, loss_of, named_outputs, training_without_dropout, without_trace
+from .batch import Arguments, arguments_of, call
+from .step import loss_of, named_outputs, training_without_dropout, without_trace
 
 Results = dict[tuple[str, str], Tensor]
 """(kind, name) -> what one model computed."""
@@ -80,12 +85,8 @@ class Verification:
         )
         shown = [row for row in self.rows if row.kind != "gradient"] + gradients[:SHOWN]
         lines = [f"fasttx.verify({self.model}): {verdict}; largest errors against {self.reference}"]
-        width = max((len(row.name) for row in shown), default=4)
-        lines.append(f"{'':8}  {'name':{width}}  {'patched':>9}  {'unpatched':>9}  {'allowed':>9}")
-        for row in shown:
-            mark = "" if row.ok else "  WRONG"
-            errors = f"{row.error:9.2e}  {row.unpatched_error:9.2e}  {row.allowed:9.2e}"
-            lines.append(f"{row.kind:8}  {row.name:{width}}  {errors}{mark}")
+        header = [*(f"{of:>9}" for of in ("fasttx", "PyTorch", "allowed")), *([""] if wrong else []), "of"]
+        lines += layout.table(header, [_cells(row, wrong > 0) for row in shown])
         if len(gradients) > SHOWN:
             lines.append(f"and {len(gradients) - SHOWN} more gradients, nearer to the reference")
         return "\n".join(lines)
@@ -93,47 +94,86 @@ class Verification:
     __repr__ = __str__
 
 
-def verify(model: Any, batch: Any) -> Verification:
-    """Compare a patched model with its unpatched self, on a batch of yours.
+def _cells(row: Compared, marked: bool) -> list[str]:
+    """One row to print, with a mark where any row has one."""
+    figures = [f"{figure:9.2e}" for figure in (row.error, row.unpatched_error, row.allowed)]
+    name = row.name if row.kind == row.name else f"{row.kind} {row.name}"
+    return [*figures, *(["" if row.ok else "WRONG"] if marked else []), name]
 
-    Three models run one after the other: the patched one; an unpatched copy in the same dtype; an unpatched copy in
-    float32 with transformers' eager attention (float64 where the model is in float32), the reference. Outputs are
+
+def verify(model: Any, batch: Any, *, tokenizer: Any = None) -> Verification:
+    """Compare a patched model, or one built on fasttx.nn, with PyTorch's own modules, on a batch of yours.
+
+    Three models run one after the other: the given one; an unpatched copy in the same dtype; an unpatched copy in
+    float32 with transformers' eager attention (float64 where the model is in float32), the reference. In the copies
+    modules of fasttx.nn become torch.nn's of that name; those that torch lacks run as PyTorch's operators. Outputs are
     compared in eval mode at real tokens; the loss and every parameter's gradient in training mode with dropout at 0,
     both by transformers' definition (``loss="hf"``), as the copies have no other. The model, its gradients and the
     random generators are left as they were; memory holds one more model at a time.
 
     Args:
         model: a patched model: of transformers, a module around one whose call returns its output, or one made of
-            torch.nn's modules, whose output may be a tensor, a tuple or a mapping.
-        batch: the arguments of its forward by name; without labels, outputs alone are compared.  The loss is the output
-            of that name, or a single number that is the output or its first item.
+            torch.nn's modules, whose output may be a tensor, a tuple or a mapping; or one built on fasttx.nn.
+        batch: the arguments of its forward by name; a tensor, or a tuple of arguments in their order; or a list of
+            texts.  Without labels, outputs alone are compared.  The loss is the output of that name, or a single number
+            that is the output or its first item.
+        tokenizer: of transformers, for texts; a pipeline, a SentenceTransformer and a CrossEncoder bring their own.
 
     Returns:
         A verification; ``ok`` says whether every tensor keeps to the rule of :mod:`fasttx.testing`: at most twice the
         unpatched model's error, plus a floor.
 
     Raises:
-        ValueError: the model is not patched, its output holds no tensor, or the caller packed the batch
-            (``cu_seq_lens_q``), for which no copy has an attention.  TypeError: `batch` is no mapping.
+        ValueError: nothing of fasttx is in the model, its output holds no tensor, there are texts and no tokenizer, or
+            the caller packed the batch (``cu_seq_lens_q``), for which no copy has an attention.  TypeError: `batch` is
+            none of these.
     """
     root = _root(model)
-    if not is_patched(root):
-        raise ValueError(f"model: this {type(root).__name__} is not patched; patch it first (fasttx.patch(model))")
-    dtype = next(root.parameters()).dtype
+    arguments = arguments_of(model, root, batch, tokenizer)
+    dtype = next((p.dtype for p in root.parameters()), torch.float32)
     higher = torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32
-    copies = _for_copies(batch)
-    found = _results(root, batch, copies.get("attention_mask"))
+    copies = _for_copies(arguments)
+    mask = copies.get("attention_mask") if isinstance(copies, Mapping) else None
+    if not is_patched(root):
+        _refuse_plain(root, arguments)
+    found = _results(root, arguments, mask)
     if not found:
         raise ValueError(f"batch: the output of {type(root).__name__} holds no floating tensor to compare")
-    plain = copy.deepcopy(root)
-    unpatch(plain)
-    same = _results(plain, copies, copies.get("attention_mask"))
-    for module in plain.modules():
-        if isinstance(module, PreTrainedModel):
-            module.set_attn_implementation("eager")
-    reference = _results(plain.to(higher), _as(copies, higher), copies.get("attention_mask"))
+    plain = _plain_copy(root)
+    with contextlib.nullcontext() if is_patched(root) else backend("torch"):  # for functions of fasttx.nn
+        same = _results(plain, copies, mask)
+        for module in plain.modules():
+            if isinstance(module, PreTrainedModel):
+                module.set_attn_implementation("eager")
+        reference = _results(plain.to(higher), _as(copies, higher), mask)
     del plain
     return Verification(type(root).__name__, str(higher).removeprefix("torch."), _rows(found, same, reference))
+
+
+def _refuse_plain(root: nn.Module, arguments: Arguments) -> None:
+    """Raises where a model that is not patched has nothing of fasttx to compare either."""
+    if any(type(module).__module__.startswith(ours.__name__) for module in root.modules()):
+        return
+    with without_trace(root), torch.no_grad(), recorded() as decisions:
+        call(root, arguments)
+    if not decisions:
+        raise ValueError(
+            f"model: this {type(root).__name__} is not patched, and nothing of fasttx.nn is in it; patch it first "
+            "(fasttx.patch(model))"
+        )
+
+
+def _plain_copy(root: nn.Module) -> nn.Module:
+    """A copy without a patch, whose modules are torch.nn's wherever torch.nn has one of that name."""
+    plain = copy.deepcopy(root)
+    if is_patched(plain):
+        unpatch(plain)
+    for module in plain.modules():
+        cls = type(module)
+        theirs = getattr(nn, cls.__name__, None)
+        if cls.__module__.startswith(ours.__name__) and isinstance(theirs, type) and issubclass(cls, theirs):
+            module.__class__ = theirs
+    return plain
 
 
 def _rows(found: Results, same: Results, reference: Results) -> list[Compared]:
@@ -158,10 +198,10 @@ def _rows(found: Results, same: Results, reference: Results) -> list[Compared]:
     return rows
 
 
-def _for_copies(batch: Any) -> dict[str, Any]:
+def _for_copies(batch: Arguments) -> Arguments:
     """The batch in words of transformers: lengths, which a patched model takes alone, become a mask."""
     if not isinstance(batch, Mapping):
-        return {}  # the call says what is wrong
+        return batch
     if batch.get("cu_seq_lens_q") is not None:
         raise ValueError(
             "batch: got cu_seq_lens_q, of a batch that the caller has packed; allowed is a padded one, which an "
@@ -178,11 +218,16 @@ def _for_copies(batch: Any) -> dict[str, Any]:
     return copies
 
 
-def _as(batch: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
+def _as(batch: Arguments, dtype: torch.dtype) -> Arguments:
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    if isinstance(batch, Mapping):
+        return {name: cast(value) for name, value in batch.items()}
+    return tuple(map(cast, batch))
 
 
-def _results(model: nn.Module, batch: Any, mask: Any) -> Results:
+def _results(model: nn.Module, batch: Arguments, mask: Any) -> Results:
     """Outputs at the tokens of a mask, loss and gradients of one model, on the CPU."""
     found: Results = {}
     modes = [(module, module.training) for module in model.modules()]
