@@ -2,7 +2,7 @@
 
     python -m bench.convergence [--out DIR] [--steps 300] [--seeds 1 2 3 4 5] [--tasks pretraining classification]
 
-Two tasks on examples/data: masked language modelling, and a classifier of six subjects. Of each, every seed is trained
+Two tasks on bench/texts: masked language modelling, and a classifier of six subjects. Of each, every seed is trained
 unpatched and patched with dropout, and one pair without; each arm in a process of its own. Into DIR go an arm's result
 as JSON, curves.csv, verdicts.csv and convergence.png; what is found stands beside what is allowed. The exit status is 1
 where a criterion fails. ``--fault`` breaks the attention of the patched arms: then it should.
@@ -28,6 +28,7 @@ from . import convergence_arms as arms_
 from . import convergence_criteria as criteria_
 from .convergence_arms import Arm
 from .convergence_criteria import Verdict
+from .corpus import TEXTS
 from .environment import describe
 
 PRELOADED = [
@@ -62,7 +63,7 @@ def _write_result(arm: Arm, path: Path, data: Path) -> None:
 
 
 def run_arms(
-    arms: list[Arm], out: Path, data: Path = arms_.DATA, jobs: int = 0, say: Callable[[str], None] = print
+    arms: list[Arm], out: Path, data: Path = TEXTS, jobs: int = 0, say: Callable[[str], None] = print
 ) -> list[dict[str, Any]]:
     """Trains each arm in a process of its own, `jobs` at a time (0: one a core, on a GPU one at a time).
 
@@ -125,9 +126,14 @@ def plot(results: list[dict[str, Any]], path: Path, where: str) -> None:
 
     tasks = [task for task in arms_.TASKS if any(r["task"] == task for r in results)]
     figure, axes = plt.subplots(
-        3, len(tasks), figsize=(6 * len(tasks), 8), sharex=True, squeeze=False, height_ratios=(3, 1.6, 1.6),
+        3,
+        len(tasks),
+        figsize=(6 * len(tasks), 8),
+        sharex=True,
+        squeeze=False,
+        height_ratios=(3, 1.6, 1.6),
         layout="constrained",
-    )  # fmt: skip
+    )
     figure.suptitle(f"Training with and without fasttx.patch; {where}")
     for column, task in enumerate(tasks):
         curves, difference, exact = axes[:, column]
@@ -171,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of the dropout masks")
     parser.add_argument("--tasks", nargs="+", choices=arms_.TASKS, default=arms_.TASKS)
-    parser.add_argument("--data", type=Path, default=arms_.DATA, help="directory of train.txt and dev.txt")
+    parser.add_argument("--data", type=Path, default=TEXTS, help="directory of train.txt and dev.txt")
     parser.add_argument("--jobs", type=int, default=0, help="arms at once; 0: one a core, on a GPU one")
     parser.add_argument("--fault", choices=("", *arms_.FAULTS), default="", help="break the patched arms")
     options = parser.parse_args(arguments)

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor, nn
 
 import fasttx
-from fasttx.bench.corpus import read_pair
+from fasttx.bench.corpus import TEXTS, read_pair
 from fasttx.ops.registry import LAUNCHES
 
 Batch = dict[str, Tensor]
 
-DATA = Path("examples") / "data"
 TASKS = ("pretraining", "classification")
 SHARED_SEED = 1234
 """Of the weights, the order of batches and the tokens that are masked: the same in every arm."""
@@ -180,7 +179,7 @@ def _labelled(tokenizer: Any, pairs: list[tuple[str, str]], labels: list[str]) -
     return {**batch, "labels": torch.tensor([labels.index(label) for label, _ in pairs])}
 
 
-def load(arm: Arm, data: Path = DATA) -> tuple[nn.Module, list[Batch], list[Batch]]:
+def load(arm: Arm, data: Path = TEXTS) -> tuple[nn.Module, list[Batch], list[Batch]]:
     """The model with its initial weights, the batches of all steps, and those of dev.txt (none in pretraining)."""
     from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertTokenizerFast
 
@@ -221,7 +220,7 @@ def leaves_padding_out(model: Any, batch: Batch) -> bool:
     return bool(padding.any()) and not bool(hidden[padding].any())
 
 
-def train(arm: Arm, data: Path = DATA) -> dict[str, Any]:
+def train(arm: Arm, data: Path = TEXTS) -> dict[str, Any]:
     """Trains `arm` on the GPU if there is one, else on one thread of the CPU.
 
     Returns:

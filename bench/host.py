@@ -28,7 +28,9 @@ from fasttx.ops.dispatch import as_tuple
 from fasttx.ops.registry import Op
 
 from .accuracy import call_op
-from .table import Watch, unwatched, write
+from .progress import Watch, add_bound, bound_of, unwatched, watcher
+from .progress import deadline as deadline_in
+from .table import write
 from .timer import Call, interleaved, synchronize
 
 Row = dict[str, Any]
@@ -237,19 +239,32 @@ def import_rows(rounds: int) -> list[Row]:
 
 
 def run(
-    device: torch.device, out: Path, *, rehearsal: bool = False, say: Callable[[str], None] = print,
-    watch: Watch[Any] = unwatched,
-) -> list[Row]:  # fmt: skip
-    """Measures everything and writes `out`; a rehearsal makes two rounds of each."""
+    device: torch.device,
+    out: Path,
+    *,
+    rehearsal: bool = False,
+    deadline: float | None = None,
+    say: Callable[[str], None] = print,
+    watch: Watch = unwatched,
+) -> list[Row]:
+    """Measures everything and writes `out`; a rehearsal makes two rounds of each.
+
+    Parts that have not begun by `deadline` (time.monotonic) are left out, and named.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    parts: list[Callable[[], list[Row]]] = [
-        lambda: op_rows(device, 2 if rehearsal else 61),
-        lambda: function_rows(device, 2 if rehearsal else 61),
-        lambda: layer_rows(device, 3 if rehearsal else 101),
-        lambda: import_rows(1 if rehearsal else 7),
-    ]
-    rows = [row for part in watch(parts) for row in part()]
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "ops": lambda: op_rows(device, 2 if rehearsal else 61),
+        "functions": lambda: function_rows(device, 2 if rehearsal else 61),
+        "layers": lambda: layer_rows(device, 3 if rehearsal else 101),
+        "import": lambda: import_rows(1 if rehearsal else 7),
+    }
+    rows: list[Row] = []
+    for name in watch(list(parts), name=str):
+        if deadline is not None and time.monotonic() > deadline:
+            say(f"{name}: not run: time budget")
+        else:
+            rows += parts[name]()
     torch.set_num_threads(before)
     where = "rehearsal" if rehearsal else torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     write([{**row, "device": where} for row in rows], ("what", "part", "us", "ratio", "device"), out)
@@ -259,12 +274,15 @@ def run(
     return rows
 
 
-def main(arguments: list[str] | None = None, watch: Watch[Any] = unwatched) -> int:
+def main(arguments: list[str] | None = None, watch: Watch | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("host.csv"))
     parser.add_argument("--quick", action="store_true", help="two rounds of each, for a rehearsal")
+    add_bound(parser)
     options = parser.parse_args(arguments)
-    run(torch.device("cuda" if torch.cuda.is_available() else "cpu"), options.out, rehearsal=options.quick, watch=watch)
+    bound, device = bound_of(parser, options), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shown = watch or watcher("bench host")
+    run(device, options.out, rehearsal=options.quick, deadline=deadline_in(bound), watch=shown)
     return 0
 
 

@@ -30,7 +30,9 @@ from fasttx.ops.registry import Op
 from .accuracy import call_op, check, random_dout
 from .kernel_calls import copy_call, our_calls, peer_calls, reason_of
 from .op_case import Workload
-from .table import Watch, unwatched, write
+from .progress import Watch, add_bound, bound_of, unwatched, watcher
+from .progress import deadline as deadline_in
+from .table import write
 from .timer import Call, bytes_of, copies_for, interleaved
 from .workloads import select
 
@@ -170,7 +172,7 @@ def measure(
 def run(
     device: torch.device, out: Path, *, only: str = "", backend: str = "triton", rehearsal: bool = False,
     hot: bool = False, deadline: float | None = None, say: Callable[[str], None] = print, quick: bool = False,
-    watch: Watch[Workload] = unwatched, beside: Collection[str] = (),
+    watch: Watch = unwatched, beside: Collection[str] = (),
 ) -> tuple[list[Row], list[str]]:  # fmt: skip
     """Measures the workloads in order, writes `out` after each; `quick`: the first of each op, without compiled peers.
 
@@ -213,7 +215,7 @@ def run(
     return rows, left
 
 
-def main(arguments: list[str] | None = None, watch: Watch[Workload] = unwatched) -> int:
+def main(arguments: list[str] | None = None, watch: Watch | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="part of a workload's name")
     parser.add_argument("--out", type=Path, default=Path("kernels.csv"))
@@ -223,6 +225,7 @@ def main(arguments: list[str] | None = None, watch: Watch[Workload] = unwatched)
     parser.add_argument("--hot", action="store_true", help="time on cached inputs as well")
     parser.add_argument("--quick", action="store_true", help="one workload an op, three rounds, no torch.compile")
     parser.add_argument("--cpu-rehearsal", action="store_true", help="tiny sizes, Triton's interpreter: no figures")
+    add_bound(parser)
     options = parser.parse_args(arguments)
     device = torch.device("cpu" if options.cpu_rehearsal else options.device)
     backend = options.backend or ("triton" if options.cpu_rehearsal or device.type == "cuda" else "torch")
@@ -230,10 +233,21 @@ def main(arguments: list[str] | None = None, watch: Watch[Workload] = unwatched)
         parser.error(f"--backend {backend} needs a GPU; --cpu-rehearsal runs it at tiny size, without figures")
     if options.cpu_rehearsal:
         rehearse()
-    rows, _ = run(
-        device, options.out, only=options.only, backend=backend, rehearsal=options.cpu_rehearsal, hot=options.hot,
-        quick=options.quick, watch=watch, beside=options.beside,
-    )  # fmt: skip
+    bound = bound_of(parser, options)
+    rows, left = run(
+        device,
+        options.out,
+        only=options.only,
+        backend=backend,
+        rehearsal=options.cpu_rehearsal,
+        hot=options.hot,
+        deadline=deadline_in(bound),
+        quick=options.quick,
+        watch=watch or watcher("bench kernels"),
+        beside=options.beside,
+    )
+    if left:
+        print(f"not begun in time: {', '.join(left)}")
     return int(any(map(failed, rows)))
 
 

@@ -6,7 +6,7 @@ quantiles (0 %, 2.5 %, ... 100 %) and cut at seqlen, as truncation does:
 wikipedia   what BERT is pretrained on at 512: pairs of passages of Wikipedia, 23 % of them of full length, mean 256.
             Quantiles of the histogram that goes with arXiv:2107.02027 (Graphcore's examples, packedBERT), 16.3 M rows.
 squad       questions with their passages (SQuAD 1.1 at 384), mean 172: quantiles of the second histogram there.
-passages    sentences and paragraphs of an English manual (examples/data), in WordPieces of uncased BERT, mean 64.
+passages    sentences and paragraphs of an English manual (bench/texts), in WordPieces of uncased BERT, mean 64.
 """
 
 from __future__ import annotations

@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +38,33 @@ from .model_cases import (
     Case,
     make_batch,
     select,
-)  # fmt: skip
-from .table import Watch, unwatched, write
+)
+from .progress import Watch, add_bound, bound_of, unwatched, watcher
+from .progress import deadline as deadline_in
+from .settings import Settings, one_line
+from .table import write
 from .timer import Call, Timing, interleaved
 
 COLUMNS = (
-    "comparison", "target", "task", "model", "lengths", "batch", "seqlen", "real", "device", "dtype", "arm", "status",
-    "median_ms", "low_ms", "high_ms", "wall_ms", "tokens_per_s", "sequences_per_s", "ratio", "ratio_of_padding",
-    "peak_MiB", "launches", "error", "allowed",
-)  # fmt: skip
-COMPILE_SECONDS = 60.0
-"""Time that has to be left for an arm that compiles."""
+    *(
+        "comparison",
+        "target",
+        "task",
+        "model",
+        "lengths",
+        "batch",
+        "seqlen",
+        "real",
+        "device",
+        "dtype",
+        "arm",
+        "status",
+    ),
+    *("median_ms", "low_ms", "high_ms", "wall_ms", "tokens_per_s", "sequences_per_s", "ratio", "ratio_of_padding"),
+    *("peak_MiB", "launches", "error", "allowed"),
+)
+MEANS = {TRAINING: "training of a masked language model"}
+"""What a task is, where its name does not say so."""
 
 
 def make_call(
@@ -76,40 +90,6 @@ def make_call(
     return step, optimizer
 
 
-def one_line(problem: Exception) -> str:
-    return f"{type(problem).__name__}: {(str(problem).strip().splitlines() or [''])[0][:160]}"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a whole run shares; see :func:`run`."""
-
-    device: torch.device
-    dtype: torch.dtype
-    where: str
-    unpad: bool | str
-    backend: str
-    rounds: int
-    deadline: float | None
-
-    @classmethod
-    def of(cls, device: torch.device, rounds: int, rehearsal: bool, deadline: float | None) -> Settings:
-        on_gpu = device.type == "cuda"
-        return cls(
-            device=device,
-            dtype=torch.bfloat16 if on_gpu else torch.float32,
-            where="rehearsal" if rehearsal else torch.cuda.get_device_name(device) if on_gpu else device.type,
-            unpad=True if rehearsal else "auto",  # so small a batch would stay padded
-            backend="aot_eager" if rehearsal else "inductor",
-            rounds=rounds,
-            deadline=deadline,
-        )
-
-    def late(self, compiled: bool = False) -> bool:
-        spare = COMPILE_SECONDS if compiled and self.backend == "inductor" else 0.0
-        return self.deadline is not None and time.monotonic() + spare > self.deadline
-
-
 def _status(arm: Arm, settings: Settings) -> str:
     """Why an arm is not even tried, or ""."""
     return missing(arm, settings.device) or ("not run: time budget" if settings.late(bool(arm.mode)) else "")
@@ -121,11 +101,16 @@ def compare(case: Case, task: str, arms: Sequence[Arm], settings: Settings) -> l
     batch, lengths = make_batch(case, task, config.vocab_size, device)
     padded = batch["attention_mask"].numel()
     base = {
-        "target": case.target, "task": task, "lengths": case.lengths, "batch": case.batch,
+        "target": case.target,
+        "task": task,
+        "lengths": case.lengths,
+        "batch": case.batch,
         "real": sum(lengths) / padded,
-        "model": case.model + (f", {case.layers} layers" if case.layers else ""), "seqlen": padded // case.batch,
-        "device": settings.where, "dtype": str(settings.dtype).removeprefix("torch."),
-    }  # fmt: skip
+        "model": case.model + (f", {case.layers} layers" if case.layers else ""),
+        "seqlen": padded // case.batch,
+        "device": settings.where,
+        "dtype": str(settings.dtype).removeprefix("torch."),
+    }
     rows = {arm.name: {**base, "arm": arm.name, "status": _status(arm, settings)} for arm in arms}
     if all(row["status"] for row in rows.values()):
         return list(rows.values())
@@ -157,7 +142,9 @@ def compare(case: Case, task: str, arms: Sequence[Arm], settings: Settings) -> l
             row["status"] = one_line(problem)
     del judge
     try:
-        timings = interleaved(calls, device, rounds=settings.rounds, batch_ms=1.0, seconds=60.0) if calls else {}
+        timings = (
+            interleaved(calls, device, rounds=settings.rounds, batch_ms=1.0, seconds=settings.left()) if calls else {}
+        )
     except Exception as problem:  # together they may not fit
         timings = {}
         for name in calls:
@@ -165,9 +152,8 @@ def compare(case: Case, task: str, arms: Sequence[Arm], settings: Settings) -> l
     for name, timing in timings.items():
         rows[name] |= _figures(timing, sum(lengths), case.batch)
         try:
-            rows[name] |= {
-                "peak_MiB": peak_mib(calls[name], device, held[name]), "launches": launches(calls[name], device),
-            }  # fmt: skip
+            rows[name]["peak_MiB"] = peak_mib(calls[name], device, held[name])
+            rows[name]["launches"] = launches(calls[name], device)
         except Exception as problem:  # a profiler that cannot start; the times stand
             rows[name]["launches"] = one_line(problem)
     _ratios(rows, "low_ms" if device.type == "cpu" else "median_ms")
@@ -176,10 +162,14 @@ def compare(case: Case, task: str, arms: Sequence[Arm], settings: Settings) -> l
 
 def _figures(timing: Timing, tokens: int, sequences: int) -> dict[str, Any]:
     return {
-        "status": "ok", "median_ms": timing.median, "low_ms": timing.low, "high_ms": timing.high,
-        "wall_ms": timing.wall, "tokens_per_s": tokens / timing.median * 1e3,
+        "status": "ok",
+        "median_ms": timing.median,
+        "low_ms": timing.low,
+        "high_ms": timing.high,
+        "wall_ms": timing.wall,
+        "tokens_per_s": tokens / timing.median * 1e3,
         "sequences_per_s": sequences / timing.median * 1e3,
-    }  # fmt: skip
+    }
 
 
 def _ratios(rows: dict[str, dict[str, Any]], by: str) -> None:
@@ -194,11 +184,17 @@ def _ratios(rows: dict[str, dict[str, Any]], by: str) -> None:
 
 
 def run(
-    device: torch.device, out: Path, *, cases: Sequence[Case] | None = None, arms: Sequence[Arm] = ARMS,
-    quick: bool = False, rehearsal: bool = False, deadline: float | None = None,
+    device: torch.device,
+    out: Path,
+    *,
+    cases: Sequence[Case] | None = None,
+    arms: Sequence[Arm] = ARMS,
+    quick: bool = False,
+    rehearsal: bool = False,
+    deadline: float | None = None,
     say: Callable[[str], None] = print,
-    watch: Watch[Any] = unwatched,
-) -> list[dict[str, Any]]:  # fmt: skip
+    watch: Watch = unwatched,
+) -> list[dict[str, Any]]:
     """Makes all comparisons and writes `out` after each.
 
     The first case and those that answer a target lead; of each, what runs eagerly goes first, and compiled arms
@@ -234,7 +230,7 @@ def run(
         for task in case.tasks
     ]
     try:
-        for number, (group, case, task) in enumerate(watch(plan)):
+        for number, (group, case, task) in enumerate(watch(plan, name=lambda each: _named(each[1], each[2]))):
             try:
                 new = compare(case, task, group, settings)
             except Exception as problem:  # the batch or the reference: this comparison alone is lost
@@ -242,7 +238,7 @@ def run(
                 new = [{**base, "arm": arm.name, "status": one_line(problem)} for arm in group]
             rows += [{"comparison": number, **row} for row in new]
             write(rows, COLUMNS, out)
-            say(f"model {case.model} {task} {case.batch}x{case.seqlen} {case.lengths}: " + "; ".join(map(_line, new)))
+            say("\n".join([_named(case, task), *(f"  {_line(row)}" for row in new)]))
             torch._dynamo.reset()
             gc.collect()  # models and their hooks refer to each other, and hold the device's memory
     finally:
@@ -255,33 +251,55 @@ def failed(row: dict[str, Any]) -> bool:
     return "fasttx" in row["arm"] and row["status"] != "ok" and not row["status"].startswith("not ")
 
 
+def _named(case: Case, task: str) -> str:
+    layers = f" ({case.layers} layers)" if case.layers else ""
+    return f"{case.model}{layers}, {MEANS.get(task, task)}, {case.batch} x {case.seqlen}, {case.lengths}"
+
+
 def _line(row: dict[str, Any]) -> str:
     if row["status"] != "ok":
         return f"{row['arm']}: {row['status']}"
     return f"{row['arm']} {row['median_ms']:.1f} ms" + (f" ({row['ratio']:.2f}x)" if "ratio" in row else "")
 
 
-def main(arguments: list[str] | None = None, watch: Watch[Any] = unwatched) -> int:
+def main(arguments: list[str] | None = None, watch: Watch | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("model.csv"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--model", nargs="+", choices=list(SHAPES))
-    parser.add_argument("--seqlen", nargs="+", type=int)
-    parser.add_argument("--lengths", nargs="+", choices=NAMES)
-    parser.add_argument("--task", nargs="+", choices=TASKS)
+    parser.add_argument("--seqlen", nargs="+", type=int, help="tokens of the longest row")
+    parser.add_argument("--lengths", nargs="+", choices=NAMES, help="how long rows are (bench/lengths.py)")
+    tasks = "training: a step of a masked language model with AdamW; the other two run the encoder without a head"
+    parser.add_argument("--task", nargs="+", choices=TASKS, help=tasks)
     parser.add_argument("--batch", type=int, help=f"rows (default: {TOKENS} padded tokens; {CPU_TOKENS} on a CPU)")
     parser.add_argument("--arm", nargs="+", choices=[arm.name for arm in ARMS])
     parser.add_argument("--target", nargs="+", help="the cases that answer these targets, D1 for one")
     parser.add_argument("--quick", action="store_true", help="one thread, two layers, three rounds, fasttx and sdpa")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal at tiny sizes: no figures")
+    add_bound(parser)
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     arms = [arm for arm in ARMS if not options.arm or arm.name in options.arm]
     cases = select(
-        device, targets=options.target, models=options.model, seqlens=options.seqlen, lengths=options.lengths,
-        tasks=options.task, batch=options.batch,
-    )  # fmt: skip
-    rows = run(device, options.out, cases=cases, arms=arms, quick=options.quick, rehearsal=options.tiny, watch=watch)
+        device,
+        targets=options.target,
+        models=options.model,
+        seqlens=options.seqlen,
+        lengths=options.lengths,
+        tasks=options.task,
+        batch=options.batch,
+    )
+    bound = bound_of(parser, options)
+    rows = run(
+        device,
+        options.out,
+        cases=cases,
+        arms=arms,
+        quick=options.quick,
+        rehearsal=options.tiny,
+        deadline=deadline_in(bound),
+        watch=watch or watcher("bench model"),
+    )
     return int(any(map(failed, rows)))
 
 

@@ -95,9 +95,14 @@ def _bars(rows: Rows, group: Callable[[dict[str, str]], str], peer: str, title: 
 
 
 def _lines(
-    rows: Rows, length: Callable[[dict[str, str]], float | None], value: str, peer: str, unit: str, title: str,
+    rows: Rows,
+    length: Callable[[dict[str, str]], float | None],
+    value: str,
+    peer: str,
+    unit: str,
+    title: str,
     path: Path,
-) -> Path | None:  # fmt: skip
+) -> Path | None:
     """`value` by length, a line for each peer; nothing to draw with fewer than two lengths."""
     from matplotlib.figure import Figure
 
@@ -174,7 +179,7 @@ def draw(table: Path, out: Path) -> list[Path]:
                     "TFLOP/s",
                     f"attention {direction}: {where}",
                     path(f"attention-{direction}"),
-                )  # fmt: skip
+                )
             )
         return [p for p in pictures if p is not None]
 

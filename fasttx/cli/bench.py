@@ -1,14 +1,25 @@
-"""``fasttx bench``: the benchmarks of ``fasttx.bench`` by name, with a progress bar."""
+"""``fasttx bench``: the benchmarks of ``fasttx.bench`` by name; each shows how far it is."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from typer.core import TyperCommand
 
 
 class Benchmark(str, Enum):
@@ -21,21 +32,48 @@ class Benchmark(str, Enum):
     padding = "padding"
 
 
+class Passing(TyperCommand):
+    """A command that hands on the options after its argument; its usage line says so."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return ["BENCHMARK", "[OPTIONS OF IT]..."]
+
+
+def bar(what: str, console: Console) -> Callable[..., Iterator[Any]]:
+    """What shows in a terminal how far a benchmark is; lines that it prints meanwhile stay above the bar."""
+    count = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn())
+    columns = (*count, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+
+    def watch(items: Sequence[Any], name: Callable[[Any], str] | None = None) -> Iterator[Any]:
+        from ..bench.progress import name_of
+
+        printed = sys.stdout.isatty()  # else it goes to a file, and must not be taken there by the bar
+        with Progress(*columns, console=console, transient=True, redirect_stdout=printed) as progress:
+            task = progress.add_task(what, total=len(items))
+            for item in items:
+                called = (name or name_of)(item)
+                progress.update(task, description=f"{what}: {called}" if called else what)
+                yield item
+                progress.advance(task)
+
+    return watch
+
+
 def bench(
     context: typer.Context,
-    benchmark: Annotated[Benchmark, typer.Argument(help="kernels, model, serving, host or padding")],
+    benchmark: Annotated[Benchmark, typer.Argument(metavar="BENCHMARK", help="what to measure")],
 ) -> None:
-    """Measure ops, models, requests, host costs or padding removal, beside PyTorch's and transformers' own.
+    """Measure fasttx beside PyTorch, transformers and their compilers.
 
-    What follows the name goes to that benchmark: `fasttx bench kernels --help` lists its options, among them --out, the
-    CSV that is written, and --quick. A result is compared with a higher precision before it is timed, and a row that is
-    wrong has no time. Exit code 1 means that something of fasttx was wrong or failed, 2 a wrong option.
+    kernels: each op.  model: a step of BERT and MiniLM; "training" is a masked language model with AdamW.
+    serving: embedding requests.  host: what a call costs in Python.  padding: what skipping it gains.
+
+    `fasttx bench model --help` lists the options of one: --out FILE.csv, --quick, --seconds and more. Every result is
+    checked against a higher precision before it is timed; a wrong one gets no time. Exit code 1: something of fasttx
+    was wrong or failed. 2: a wrong option.
     """
     module = importlib.import_module(f"fasttx.bench.{benchmark.value}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-
-    def watch(items: Sequence[Any]) -> Iterator[Any]:
-        with Progress(*columns, transient=True) as progress:  # lines that are printed meanwhile stay above the bar
-            yield from progress.track(items, description=f"bench {benchmark.value}")
-
+    sys.argv[0] = f"fasttx bench {benchmark.value}"  # what argparse calls the program in its usage line
+    console = Console(stderr=True)
+    watch = bar(f"bench {benchmark.value}", console) if console.is_terminal else None
     raise typer.Exit(module.main(context.args, watch=watch))

@@ -15,7 +15,7 @@ from bench import convergence_criteria as criteria
 from bench.convergence_arms import Arm
 
 STEPS = criteria.LEAST_STEPS
-DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
+DATA = Path(__file__).resolve().parents[2] / "bench" / "texts"
 
 
 def curves(n: int, seed: int, shift: float = 0.0, noise: float = 0.05) -> list[list[float]]:

@@ -14,13 +14,12 @@ pytest.importorskip("rich")
 transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
+from demo_checkpoint import WORDS, small_checkpoint, small_corpus  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from fasttx.bench import corpus  # noqa: E402
 from fasttx.cli import demo as demo_module  # noqa: E402
-from fasttx.ops import registry  # noqa: E402
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "text", "another", "the"]
+from fasttx.ops import backends  # noqa: E402
 
 app = typer.Typer()
 app.command()(demo_module.demo)
@@ -28,23 +27,12 @@ app.command()(demo_module.demo)
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A BERT of a few thousand weights that the demo takes."""
-    directory = tmp_path / "checkpoint"
-    config = transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=24,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    transformers.BertModel(config).save_pretrained(directory)
-    (directory / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
-    return directory
+    return small_checkpoint(tmp_path / "checkpoint")
 
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.txt"
-    path.write_text("a\tone text\nb\tanother text\n", encoding="utf-8")
-    return path
+    return small_corpus(tmp_path / "corpus.txt")
 
 
 def run(checkpoint: Path, train: Path, out: Path, *more: str, dev: Path | None = None) -> tuple[int, str, str]:
@@ -185,7 +173,7 @@ def test_brackets_in_a_path_are_shown(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_backend_that_cannot_run(
     name: str, named: str, checkpoint: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_forced", name)  # read from FASTTX_BACKEND when fasttx is imported
+    monkeypatch.setattr(backends, "_forced", name)  # read from FASTTX_BACKEND when fasttx is imported
     assert named in refused(*run(checkpoint, texts, tmp_path / "out"))
 
 

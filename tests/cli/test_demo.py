@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,19 +15,26 @@ typer = pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("transformers")
 
+from rich.console import Console  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from fasttx.bench import corpus  # noqa: E402
 from fasttx.cli import demo as demo_module  # noqa: E402
-from fasttx.cli import demo_arms  # noqa: E402
+from fasttx.cli import demo_arms, demo_run  # noqa: E402
 from fasttx.cli.demo import demo  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT / "examples" / "data"
+DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
 
 app = typer.Typer()
 app.command()(demo)
 runner = CliRunner()
+
+
+def table_of(result: dict[str, Any], columns: int = 80) -> str:
+    """What the demo prints of a result."""
+    console = Console(width=columns, record=True, file=io.StringIO())
+    demo_module.show(result, console)
+    return console.export_text()
 
 
 @pytest.fixture
@@ -48,14 +57,12 @@ def test_tiny(tmp_path: Path) -> None:
     assert embedding["max_error"] <= tolerance and embedding["min_cosine"] >= 1 - tolerance
     assert 0 < embedding["real_share"] < 1
     losses = training["losses"]
-    assert set(losses) == {demo_module.PLAIN, demo_module.PATCHED}
-    assert len(losses[demo_module.PLAIN]) == 3 and training["max_loss_gap"] <= 100 * tolerance
-    assert losses[demo_module.PATCHED] != losses[demo_module.PATCHED][:1] * 3  # it learns something
+    assert set(losses) == {demo_run.PLAIN, demo_run.PATCHED}
+    assert len(losses[demo_run.PLAIN]) == 3 and training["max_loss_gap"] <= 100 * tolerance
+    assert losses[demo_run.PATCHED] != losses[demo_run.PATCHED][:1] * 3  # it learns something
     assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert found["corpus"]["labels"] == ["debugger", "expressions", "formatting", "objects", "statements", "types"]
-    console = demo_module.Console(width=150, record=True, file=(tmp_path / "table").open("w", encoding="utf-8"))
-    demo_module._show(found, console)
-    assert "dev accuracy" in console.export_text()
+    assert "accuracy on 12 texts" in table_of(found)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +134,9 @@ def test_weights_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_corpus_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo_module, "__file__", str(tmp_path / "a" / "b" / "c.py"))
-    with pytest.raises(ValueError, match=r"examples/data/train\.txt: not found"):
-        demo_module._default_corpus("train.txt")
+    monkeypatch.setattr(corpus, "TEXTS", tmp_path)
+    result = runner.invoke(app, ["--tiny", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2 and f"{tmp_path / 'train.txt'}: no such file" in result.stderr
 
 
 def test_corpus() -> None:
@@ -150,7 +156,7 @@ def test_sentences_differ_in_length() -> None:
 def test_same_batches_for_the_same_seed() -> None:
     pairs = [("a", str(i)) for i in range(10)]
     first, again, other = (
-        demo_module._drawn(pairs, demo_arms.Settings(seed=seed, steps=3, batch_size=4)) for seed in (0, 0, 1)
+        demo_run._drawn(pairs, demo_arms.Settings(seed=seed, steps=3, batch_size=4)) for seed in (0, 0, 1)
     )
     assert first == again != other and len(first) == 12
     assert sorted(first[:10]) == sorted(pairs)  # an epoch holds every line once
@@ -162,4 +168,4 @@ def test_accuracy_counts() -> None:
             return type("Output", (), {"logits": torch.eye(3)[input_ids]})
 
     batch = {"input_ids": torch.tensor([0, 1, 2, 2]), "labels": torch.tensor([0, 1, 2, 0])}
-    assert demo_arms.accuracy(Model(), [batch]) == 0.75
+    assert demo_arms.n_right(Model(), batch) == 3

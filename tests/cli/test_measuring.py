@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +17,11 @@ pytest.importorskip("typer", reason="typer is not installed: the command line ne
 pytest.importorskip("rich", reason="rich is not installed: the command line needs fasttx[cli]")
 
 from cli.test_commands import invoke
+from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from fasttx.bench import plots
+from fasttx.cli.bench import bar
 from fasttx.models.padding import encoder as padding_free
 
 # -------------------------------------------------------------------------------------------------------------- bench
@@ -31,6 +34,13 @@ def test_bench_help_and_wrong_options() -> None:
     assert "not one of" in invoke("bench", "nothing", code=2)
     invoke("bench", "kernels", "--backend", "triton", "--device", "cpu", code=2)
     invoke("bench", "kernels", "--no-such-option", code=2)
+
+
+def test_bench_shows_a_bar_and_the_name_of_what_runs() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80)
+    assert list(bar("bench x", console)([1, 2], name=lambda i: f"item {i}")) == [1, 2]
+    assert "bench x: item 2" in out.getvalue() and "2/2" in out.getvalue()
 
 
 def test_bench_kernels_on_a_cpu(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from bench import convergence
 from bench import convergence_criteria as criteria
 from bench.convergence_arms import TASKS, Arm
 
-DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
+DATA = Path(__file__).resolve().parents[2] / "bench" / "texts"
 STEPS = 200
 SEEDS = (1, 2, 3)
 ON_A_GPU = pytest.mark.skipif(

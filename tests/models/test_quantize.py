@@ -295,7 +295,7 @@ def test_real_embeddings() -> None:
     """all-MiniLM-L6-v2 on real sentences, unpatched, patched, and inside sentence-transformers: directions stay."""
     from sentence_transformers import SentenceTransformer
 
-    path = Path(fasttx.__file__).resolve().parents[1] / "examples" / "data" / "dev.txt"
+    path = Path(fasttx.__file__).resolve().parents[1] / "bench" / "texts" / "dev.txt"
     text = [line.split("\t", 1)[1] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][:32]
     words = (directory() / "vocab.txt").read_text(encoding="utf-8").splitlines()
     tokenizer = transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True)

@@ -36,6 +36,13 @@ print(f"fasttx {fasttx.__version__} imports in {took * 1e3:.0f} ms beyond torch"
 """
 
 
+CORPUS_CHECK = """
+from fasttx.bench import corpus
+train, dev, labels = corpus.read_pair(corpus.TEXTS / "train.txt", corpus.TEXTS / "dev.txt")
+print(f"its corpus: {len(train)} and {len(dev)} passages, {len(labels)} labels")
+"""
+
+
 def run(*command: str | Path, cwd: Path = ROOT) -> None:
     print("$", " ".join(map(str, command)), flush=True)
     environment = os.environ | {"FASTTX_CUDA": "0"}  # pure Python: tests/cuda builds and loads the compiled module
@@ -56,8 +63,10 @@ def expect(found: set[str], wanted: set[str], what: str) -> None:
 def main() -> None:
     kernels = {f"fasttx/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
     bench = {f"fasttx/bench/{p.name}" for p in (ROOT / "bench").glob("*.py")}
+    texts = {f"fasttx/bench/texts/{name}" for name in ("train.txt", "dev.txt", "README.md")}
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "fasttx").rglob("*.py")}
-    wanted = kernels | bench | modules | {"fasttx/py.typed"}
+    modules -= {"fasttx/bench/texts/make_corpus.py"}  # data, with the script that made it
+    wanted = kernels | bench | texts | modules | {"fasttx/py.typed"}
     if not kernels:
         raise SystemExit("kernels/ holds no Python file")
 
@@ -91,6 +100,7 @@ def main() -> None:
         site = Path(sysconfig.get_path("purelib", vars={"base": str(work / "env"), "platbase": str(work / "env")}))
         (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
         run(python, "-c", IMPORT_CHECK, cwd=work)
+        run(python, "-c", CORPUS_CHECK, cwd=work)
         run(python, "-m", "fasttx", "doctor", "--env", "--json", cwd=work)
     print(f"package-check: {len(in_sdist)} files in the sdist, {len(in_wheel)} in the wheel, {len(kernels)} kernels")
 

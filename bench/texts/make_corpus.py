@@ -5,7 +5,7 @@ not overlap, no paragraph occurs twice, and lengths run from a few words to seve
 shows depends on batches whose lengths differ. The same Python version gives the same bytes; another one gives a little
 more or less text, which is why the two files are committed.
 
-    python examples/data/make_corpus.py [--out DIR]
+    python bench/texts/make_corpus.py [--out DIR]
 """
 
 from __future__ import annotations
