@@ -1,7 +1,7 @@
 """fasttx: fused attention, losses and more for Hugging Face BERT and its relatives, in one call.
 
-``fasttx.patch(model)`` and its companions live in :mod:`fasttx.models` and are imported at first use, because they need
-transformers; the rest of the package does not.
+Every name is imported at its first use, so that ``python -m fasttx --help`` waits for neither torch nor transformers.
+``fasttx.patch(model)`` and its companions live in :mod:`fasttx.models`, which needs transformers; the rest does not.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .ops.backends import BackendError, backend
-
 if TYPE_CHECKING:
     from .models import is_patched, patch_transformers, patched, supported, unpatch, unpatch_transformers
     from .models.diagnostics.explain import explain
     from .models.diagnostics.verify import verify
     from .models.patch import patch
     from .models.quantize import dequantize, quantize
+    from .ops.backends import BackendError, backend
     from .quant import Int8Config
 
 __version__ = "0.1.0.dev0"
 
-_SUBPACKAGES = ("functional", "nn", "data", "quant", "models")
+_SUBPACKAGES = ("ops", "functional", "nn", "data", "quant", "models")
+_WITHOUT_TRANSFORMERS = {"BackendError": "ops.backends", "backend": "ops.backends", "Int8Config": "quant"}
 _FROM_MODELS = {
     **dict.fromkeys(("patch", "unpatch", "patched", "is_patched", "supported"), "patch"),
     **dict.fromkeys(("patch_transformers", "unpatch_transformers"), "global_patch"),
@@ -50,18 +50,19 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return importlib.import_module(f".{name}", __name__)
-    if name == "Int8Config":
-        return importlib.import_module(".quant", __name__).Int8Config
-    if name not in _FROM_MODELS:
-        raise AttributeError(f"module 'fasttx' has no attribute {name!r}")
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"fasttx.{name} needs transformers 5 (pip install 'fasttx[hf]')") from error
-    value = getattr(importlib.import_module(f".models.{_FROM_MODELS[name]}", __name__), name)
+    home = _WITHOUT_TRANSFORMERS.get(name)
+    if home is None:
+        if name not in _FROM_MODELS:
+            raise AttributeError(f"module 'fasttx' has no attribute {name!r}")
+        try:
+            import transformers  # noqa: F401
+        except ImportError as error:
+            raise ImportError(f"fasttx.{name} needs transformers 5 (pip install 'fasttx[hf]')") from error
+        home = f"models.{_FROM_MODELS[name]}"
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FROM_MODELS, *_SUBPACKAGES, "Int8Config"})
+    return sorted({*globals(), *_FROM_MODELS, *_SUBPACKAGES, *_WITHOUT_TRANSFORMERS})

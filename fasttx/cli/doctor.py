@@ -22,9 +22,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..ops import OPS
-from . import machine
-from .check import DTYPES, Result
 from .notes import notes
 
 LIMIT_S = 600
@@ -58,6 +55,8 @@ def _run_checks(device: str, interpret: bool, step: Callable[[int | None], None]
         if code != 0:
             complaints.seek(0)
             last = (complaints.read().strip().splitlines() or ["no message"])[-1]
+            from .check import Result
+
             yield asdict(Result("(all that follow)", "", "", device, "", "error", f"ended with code {code}: {last}"))
 
 
@@ -90,6 +89,8 @@ _COLOUR = {"ok": "green", "wrong": "bold red", "error": "bold red", "unavailable
 
 def _checks_table(device: str, checks: list[dict[str, Any]]) -> Table:
     """A row for each op and backend that ran; in the cell of a dtype, the errors of forward and backward."""
+    from .check import DTYPES
+
     title = f"Ops on {device}, against float64 (largest error, forward/backward)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("op", no_wrap=True)
@@ -118,6 +119,8 @@ def _cell(check: dict[str, Any]) -> str:
 
 
 def _show_checks(console: Console, device: str, checks: list[dict[str, Any]]) -> None:
+    from ..ops import OPS
+
     console.print(_checks_table(device, checks))
     if any(check["unit"] for check in checks):
         console.print("ulp: units of the last place of int8; rounding to the nearest is off by 0.5 at most")
@@ -140,6 +143,8 @@ def doctor(
     Without a GPU the Triton kernels run in Triton's interpreter.  The exit code is 1 if an op was wrong or crashed, or
     if FASTTX_BACKEND holds an unknown name; a missing GPU, compiler or package is no failure.
     """
+    from . import machine  # it imports torch, which --help does without
+
     console, progress_console = Console(), Console(stderr=True)
     found = machine.describe()
     report: dict[str, Any] = {"environment": found}

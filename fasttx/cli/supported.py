@@ -6,9 +6,8 @@ import importlib.util
 import json
 import sys
 from enum import Enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich import box
 from rich.console import Console
@@ -17,13 +16,12 @@ from rich.table import Table
 
 import fasttx
 
-from ..ops import OPS
-from ..ops.backends import BACKENDS
-from ..ops.cases import like
-from ..ops.cuda.launch import built_for
-from ..ops.registry import Op
-from .check import DTYPES
 from .notes import notes
+
+if TYPE_CHECKING:  # they import torch, which --help does without
+    import torch
+
+    from ..ops.registry import Op
 
 
 class DType(str, Enum):
@@ -36,6 +34,8 @@ class DType(str, Enum):
 
 def on_gpu(op: Op) -> dict[str, str]:
     """For every backend, what it asks of an NVIDIA GPU, from the rows of the table alone."""
+    from ..ops.backends import BACKENDS
+
     found = {name: "no" for name in BACKENDS} | {"torch": "any"}
     found |= {impl.backend: f"capability {impl.min_arch / 10:.1f}" for impl in op.impls}
     return found
@@ -43,6 +43,9 @@ def on_gpu(op: Op) -> dict[str, str]:
 
 def markdown() -> str:
     """The table of ops for the documentation: what each computes, and what its backends ask of an NVIDIA GPU."""
+    from ..ops import OPS
+    from ..ops.backends import BACKENDS
+
     rows = [("op", "what", *BACKENDS), ("---",) * (2 + len(BACKENDS))]
     rows += [(f"`{name}`", op.about, *(on_gpu(op)[b] for b in BACKENDS)) for name, op in OPS.items()]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace(" --- ", "---")
@@ -50,15 +53,23 @@ def markdown() -> str:
 
 def ops_here(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str | None]]:
     """For every op and backend, None if it can run a small call on `device`, else why not."""
+    from ..ops import OPS
+    from ..ops.cases import like
+
     return {name: op.reasons(*like(op, device, dtype)) for name, op in OPS.items()}
 
 
 def taken(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """For every op, the backend that runs a small call on `device` where none is forced."""
+    from ..ops import OPS
+    from ..ops.cases import like
+
     return {name: op.runs("auto", *like(op, device, dtype)) for name, op in OPS.items()}
 
 
 def _device(text: str | None) -> torch.device:
+    import torch
+
     if text is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -93,6 +104,10 @@ def supported(
     if as_markdown:
         sys.stdout.write(markdown())
         return
+    from ..ops import OPS
+    from ..ops.cuda.launch import built_for
+    from .check import DTYPES
+
     where = _device(device)
     here = ops_here(where, DTYPES[dtype.value])
     gpu = {name: on_gpu(op) for name, op in OPS.items()}
@@ -132,6 +147,8 @@ def supported(
 
 def _ops_table(title: str, cells: dict[str, dict[str, str]]) -> Table:
     """A row for each op, a column for each backend."""
+    from ..ops.backends import BACKENDS
+
     table = Table(title=title, title_justify="left")
     for column in ("op", *BACKENDS):
         table.add_column(column, no_wrap=True)

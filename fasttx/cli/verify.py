@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
+
+if TYPE_CHECKING:  # it takes seconds, which --help does without
+    import torch
 
 SENTENCES = (
     "A short one.",
@@ -15,7 +17,7 @@ SENTENCES = (
     "Does a padded token change what a real one means?",
     "It must not: padding is masked in attention, and left out of every loss.",
 )
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def _load(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -43,49 +45,49 @@ def _load(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _batch(tokenizer: Any, text: Path | None, limit: int) -> dict[str, torch.Tensor]:
-    lines = list(SENTENCES)
-    if text is not None:
-        if not text.is_file():
-            raise typer.BadParameter(f"--text {text}: no such file; expected a line for each sentence")
-        lines = [line for line in text.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][:32]
-        if not lines:
-            raise typer.BadParameter(f"--text {text}: holds no sentence; expected a line for each")
-    return dict(tokenizer(lines, padding=True, truncation=True, max_length=limit, return_tensors="pt"))
+def _lines(text: Path | None) -> list[str]:
+    if text is None:
+        return list(SENTENCES)
+    if not text.is_file():
+        raise typer.BadParameter(f"--text {text}: no such file; expected a line for each sentence")
+    lines = [line for line in text.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][:32]
+    if not lines:
+        raise typer.BadParameter(f"--text {text}: holds no sentence; expected a line for each")
+    return lines
 
 
 def verify(
-    directory: Annotated[Path, typer.Argument(help="a saved transformers model with its tokenizer")],
-    text: Annotated[Path | None, typer.Option(help="a line for each sentence, the first 32 are taken")] = None,
-    dtype: Annotated[str, typer.Option(help=f"one of {', '.join(DTYPES)}")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...; a GPU where there is one")] = "",
-    backend: Annotated[str, typer.Option(help="auto, cuda, triton or torch")] = "auto",
-    max_length: Annotated[int, typer.Option(min=2, help="tokens of a sentence")] = 128,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    directory: Annotated[Path, typer.Argument(help="Folder of a saved transformers model and its tokenizer.")],
+    text: Annotated[Path | None, typer.Option(help="A sentence on each line; the first 32 are taken.")] = None,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one, else cpu")] = "",
+    backend: Annotated[str, typer.Option(help="auto, cuda, triton or torch.")] = "auto",
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens of the longest sentence.")] = 128,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Patch a saved model and compare it with its unpatched self, against a higher precision.
 
     Prints what was replaced, the error of every output beside that of the unpatched model and what is allowed, and
     which backend each op took in one call, and why. Exit code 1 means that an error is larger than allowed.
     """
+    import torch
+
     import fasttx
 
     if dtype not in DTYPES:
         raise typer.BadParameter(f"--dtype: got {dtype!r}; allowed are {', '.join(DTYPES)}")
-    model, tokenizer = _load(directory, DTYPES[dtype])
+    model, tokenizer = _load(directory, getattr(torch, dtype))
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = model.to(torch.device(place)).eval()
     except RuntimeError as problem:  # no such device, or too little memory there
         raise typer.BadParameter(f"--device {place}: {str(problem).splitlines()[0]}") from None
-    # RoBERTa and its relatives count positions from padding_idx + 1
-    positions = int(getattr(model.config, "max_position_embeddings", max_length)) - 1
-    counted_from = int(getattr(model.config, "pad_token_id", None) or 0)
-    limit = max(2, min(max_length, positions + 1 if counted_from == 0 else positions - counted_from))
-    batch = {name: value.to(place) for name, value in _batch(tokenizer, text, limit).items()}
+    lines = _lines(text)
+    tokenizer.model_max_length = min(max_length, tokenizer.model_max_length)
     try:
         report = fasttx.patch(model, backend=backend)
-        found, taken = fasttx.verify(model, batch), fasttx.explain(model, batch)
+        found = fasttx.verify(model, lines, tokenizer=tokenizer)
+        taken = fasttx.explain(model, lines, tokenizer=tokenizer)
     except (ValueError, fasttx.BackendError) as problem:
         raise typer.BadParameter(str(problem)) from None
     if as_json:

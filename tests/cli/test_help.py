@@ -1,0 +1,58 @@
+"""--help: fast, as it imports neither torch nor transformers, and its usage lines can be typed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer", reason="typer is not installed: the command line needs fasttx[cli]")
+pytest.importorskip("rich", reason="rich is not installed: the command line needs fasttx[cli]")
+
+from cli.test_commands import invoke
+
+HELP = """
+import sys
+from fasttx.__main__ import main
+sys.argv = ["fasttx", *{arguments!r}]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+heavy = {{name.split(".")[0] for name in sys.modules}} & {{"torch", "transformers", "triton", "matplotlib", "numpy"}}
+assert not heavy, heavy
+"""
+COMMANDS = ("doctor", "supported", "demo", "verify", "plot", "bench")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), *((name, "--help") for name in COMMANDS)], ids=str)
+def test_help_waits_for_no_heavy_package(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HELP.format(arguments=arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_these_are_all_commands() -> None:
+    from fasttx.cli.app import app
+
+    assert {command.name or command.callback.__name__ for command in app.registered_commands} == set(COMMANDS)
+
+
+def test_bench_says_how_it_is_called() -> None:
+    assert "Usage: fasttx bench BENCHMARK [OPTIONS OF IT]..." in invoke("bench", "--help", columns=80)
+    for name in ("kernels", "model", "serving", "host", "padding"):
+        text = invoke("bench", name, "--help", columns=80)
+        assert text.startswith(f"usage: fasttx bench {name} [-h]") and "--seconds" in text
+
+
+def test_bench_says_what_training_is() -> None:
+    assert '"training" is a masked language model' in " ".join(invoke("bench", "--help").split())
+    assert "training: a step of a masked language model" in " ".join(invoke("bench", "model", "--help").split())
