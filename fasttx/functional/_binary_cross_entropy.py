@@ -15,7 +15,7 @@ from torch.nn import _reduction
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS, broadcasts
 from ._cross_entropy import FASTER_ON_A_CPU, REDUCTIONS, composed_on_cpu, rounded
-from ._routing import refuse_if_forced, uncovered
+from ._routing import refuse_if_forced, unsupported_reason
 
 _bce_fwd = torch.ops.fasttx.binary_cross_entropy_fwd.default
 _bce_bwd = torch.ops.fasttx.binary_cross_entropy_bwd.default
@@ -50,7 +50,7 @@ def _binary_cross_entropy_to_torch(backend: str, input: Tensor, *others: Tensor 
     """Why torch's own function takes this call; on a CPU it is what our composition consists of."""
     if composed_on_cpu(input, backend):
         return FASTER_ON_A_CPU
-    reason = uncovered(input, *others)
+    reason = unsupported_reason(input, *others)
     if reason is not None:
         return reason
     dtype, shape = input.dtype, input.shape

@@ -15,7 +15,7 @@ from torch.nn import _reduction
 
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS, is_index, is_number
-from ._routing import refuse_if_forced, uncovered
+from ._routing import refuse_if_forced, unsupported_reason
 
 _ce_fwd = torch.ops.fasttx.cross_entropy_fwd.default
 _ce_bwd = torch.ops.fasttx.cross_entropy_bwd.default
@@ -100,7 +100,7 @@ def _cross_entropy_to_torch(
         return "input or target is no Tensor"
     if _torch_is_faster(input, backend):
         return FASTER_ON_A_CPU
-    reason = uncovered(input, target, weight)
+    reason = unsupported_reason(input, target, weight)
     if reason is not None:
         return reason
     shape, dtype = input.shape, input.dtype

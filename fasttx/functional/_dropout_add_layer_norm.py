@@ -13,7 +13,7 @@ from ..ops.dropout.state import new_rng_state
 from ..ops.dropout_add_layer_norm.composed import exact_keep
 from ._checks import check_dropout_p, check_eps, check_mask
 from ._layer_norm import apply, result_is_float32
-from ._routing import overrides_functions, refuse_if_forced, uncovered
+from ._routing import overrides_functions, refuse_if_forced, unsupported_reason
 
 
 def _check_tensors(
@@ -139,7 +139,7 @@ def dropout_add_layer_norm_on(
     out_dtype = torch.float32 if result_is_float32(input) else input.dtype
     if residual is not None and residual.dtype != out_dtype:
         out_dtype = torch.promote_types(out_dtype, residual.dtype)
-    reason = uncovered(*tensors)
+    reason = unsupported_reason(*tensors)
     if reason is None and backend == "auto" and input.device.type == "cpu" and rng_state is None and row_index is None:
         reason = "torch's own functions are as fast on a CPU"
     if reason is None and input.shape[-1] == 0:

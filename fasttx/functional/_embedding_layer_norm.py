@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ..ops.backends import forced_backend
-from ..ops.checks import check_index_values, values_may_be_read
+from ..ops.checks import check_index_values, is_index, values_may_be_read, wrong
 from ..ops.dropout.rows import keep_scale
 from ..ops.dropout.state import new_rng_state
 from ..ops.embedding_layer_norm.composed import differentiable, exact_keep, table_gradient
 from ..ops.embedding_layer_norm.op import INDICES, MAX_TYPES, keep_of
 from ._checks import check_dropout_p, check_eps, check_mask
-from ._routing import overrides_functions, refuse_if_forced, uncovered
+from ._routing import overrides_functions, refuse_if_forced, unsupported_reason
 
 _fwd = torch.ops.fasttx.embedding_layer_norm_fwd.default
 _bwd = torch.ops.fasttx.embedding_layer_norm_bwd.default
@@ -123,6 +123,8 @@ def _padding(name: str, padding_idx: int | None, table: Tensor | None) -> int:
     if padding_idx is None:
         return NO_PADDING
     n_table = 0 if table is None else table.shape[0]
+    if isinstance(padding_idx, Tensor) or not is_index(padding_idx):
+        raise TypeError(wrong(name, repr(padding_idx), "an int or None"))
     if not -n_table <= padding_idx < n_table:
         raise ValueError(f"{name}: must be a row of a table of {n_table}, got {padding_idx}")
     return padding_idx % n_table
@@ -184,7 +186,7 @@ def embed(
     on_cpu = input.device.type == "cpu"
     if not on_cpu and torch.is_autocast_enabled(input.device.type):  # float32 is what autocast gives a layer norm there
         out_dtype = torch.promote_types(out_dtype, torch.float32)
-    reason = uncovered(input, word, position_ids, position, type_ids, token_type, weight, bias)
+    reason = unsupported_reason(input, word, position_ids, position, type_ids, token_type, weight, bias)
     if reason is None and backend == "auto" and on_cpu and rng_state is None and row_index is None:
         reason = "torch's own functions are as fast on a CPU"
     numbers = dropout_p, eps, out_dtype
@@ -207,10 +209,14 @@ def embed(
         None if row_index is None else row_index.reshape(-1), rng_state,
     )  # fmt: skip
     tables = (word, position, token_type, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tables):
-        out = EmbeddingLayerNormFunction.apply(*arguments, *numbers, *paddings, backend)
-    else:
-        out = _fwd(*arguments, *numbers, backend)[0]
+    try:
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tables):
+            out = EmbeddingLayerNormFunction.apply(*arguments, *numbers, *paddings, backend)
+        else:
+            out = _fwd(*arguments, *numbers, backend)[0]
+    except ValueError:
+        _check_values(lookups)  # says which argument, by the caller's name for it
+        raise
     return out.view(*shape, word.shape[1])
 
 

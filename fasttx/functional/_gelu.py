@@ -16,7 +16,7 @@ from ..ops.checks import FLOATS
 from ..ops.dropout.rows import keep_scale
 from ..ops.dropout.state import new_rng_state
 from ._checks import check_dropout_p, check_mask
-from ._routing import overrides_functions, refuse_if_forced, uncovered
+from ._routing import overrides_functions, refuse_if_forced, unsupported_reason
 
 _fwd = torch.ops.fasttx.bias_gelu_fwd.default
 _bwd = torch.ops.fasttx.bias_gelu_bwd.default
@@ -78,7 +78,7 @@ def _gelu_to_torch(input: Tensor, approximate: str, backend: str) -> str | None:
         return "input is no Tensor"
     if backend == "torch" or (backend == "auto" and not BIAS_GELU.has_kernel(input.device)):
         return "the operator is torch's function here"
-    reason = uncovered(input)
+    reason = unsupported_reason(input)
     if reason is not None:
         return reason
     if input.dtype not in FLOATS:
@@ -252,7 +252,7 @@ def linear_gelu_on(
     if dropout_p == 0.0:
         rng_state, row_index = None, None
     backend = backend or forced_backend()
-    reason = uncovered(*tensors)
+    reason = unsupported_reason(*tensors)
     if reason is None and backend == "auto" and rng_state is None and row_index is None:
         reason = None if BIAS_GELU.has_kernel(input.device) else "torch's own functions are as fast without a kernel"
     if reason is None and weight.shape[0] == 0:

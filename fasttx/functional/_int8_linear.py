@@ -141,7 +141,8 @@ def int8_linear(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: allowed are {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
     scale = _scale_of(input, act_scale)
-    check_covered("int8_linear", input, weight_int8, weight_scale, bias, residual, scale)
+    covered = {"input": input, "weight_int8": weight_int8, "weight_scale": weight_scale, "bias": bias}
+    check_covered("int8_linear", **covered, residual=residual, act_scale=scale)
     rest = (weight_int8, weight_scale, activation, scale, _result_dtype(input, out_dtype), forced_backend())
     tensors = (input, bias, residual, weight_scale, scale)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):

@@ -18,7 +18,7 @@ from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS
 from ..ops.kl_div.op import BATCHMEAN, gradient
 from ._cross_entropy import composed_on_cpu, rounded
-from ._routing import refuse_if_forced, uncovered
+from ._routing import refuse_if_forced, unsupported_reason
 
 _fwd = torch.ops.fasttx.kl_div_fwd.default
 _bwd = torch.ops.fasttx.kl_div_bwd.default
@@ -48,7 +48,7 @@ def _to_torch(backend: str, input: Tensor, target: Tensor, reduction: str) -> st
         return "input or target is no Tensor"
     if composed_on_cpu(input, backend):
         return "torch's own function is faster on a CPU"
-    reason = uncovered(input, target)
+    reason = unsupported_reason(input, target)
     if reason is not None:
         return reason
     if input.dtype not in FLOATS or target.dtype not in FLOATS:

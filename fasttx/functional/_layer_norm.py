@@ -14,7 +14,7 @@ from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS
 from ..ops.dropout_add_layer_norm.composed import differentiable
 from ..ops.dropout_add_layer_norm.op import keep_of
-from ._routing import refuse_if_forced, uncovered
+from ._routing import refuse_if_forced, unsupported_reason
 
 _fwd = torch.ops.fasttx.dropout_add_layer_norm_fwd.default
 _bwd = torch.ops.fasttx.dropout_add_layer_norm_bwd.default
@@ -83,7 +83,7 @@ def _layer_norm_to_torch(
         return "input is no Tensor"
     if backend == "torch" or (backend == "auto" and input.device.type != "cuda"):
         return "the operator is torch's function here"
-    reason = uncovered(input, weight, bias)
+    reason = unsupported_reason(input, weight, bias)
     if reason is not None:
         return reason
     dtype = input.dtype

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import _reduction
 
 from ..ops.backends import forced_backend
-from ..ops.checks import FLOATS, is_index, is_number
-from ._routing import refuse_if_forced, uncovered
+from ..ops.checks import FLOATS, is_index, is_number, values_are_known
+from ._routing import refuse_if_forced, unsupported_reason
 
 _fwd = torch.ops.fasttx.linear_cross_entropy_fwd.default
 _bwd = torch.ops.fasttx.linear_cross_entropy_bwd.default
@@ -103,7 +103,7 @@ def _to_torch(
     """Why torch's own function takes this call, a wrong one included; None where the operators do."""
     if not all(isinstance(t, Tensor) for t in (input, linear_weight, target)):
         return "input, linear_weight or target is no Tensor"
-    reason = uncovered(input, linear_weight, target, bias, weight)
+    reason = unsupported_reason(input, linear_weight, target, bias, weight)
     if reason is not None:
         return reason
     if input.dim() != 2 or linear_weight.dim() != 2:
@@ -231,7 +231,7 @@ def linear_cross_entropy_on(
     smoothing = max(float(label_smoothing), 0.0)  # torch, too, takes a negative one for 0
     x, w, b, device = input, linear_weight, linear_bias, input.device.type
     with_grad = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or (b is not None and b.requires_grad))
-    if backend == "auto" and device == "cpu" and with_grad and not torch.compiler.is_compiling():
+    if backend == "auto" and device == "cpu" and with_grad and values_are_known(target):
         kept = _labelled_rows_on_cpu(x, w, target, b, weight, ignored, smoothing, reduction)
         if kept is not None:
             return kept

@@ -10,7 +10,7 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 from ..ops.backends import forced_backend
-from ._routing import refuse_if_forced, uncovered
+from ._routing import DERIVATIVES, OTHER_FLOATS, refuse_if_forced, unsupported_reason
 from ._softmax import softmax
 from .attention.sdpa import scaled_dot_product_attention
 
@@ -66,8 +66,8 @@ def why_torch_multi_head(
     """Why torch's own function takes this call, a wrong one included; None where `multi_head` does."""
     if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
         return "query, key or value is no Tensor"
-    reason = uncovered(query, key, value, key_padding_mask, attn_mask, *p.tensors())
-    if reason is not None:
+    reason = unsupported_reason(query, key, value, key_padding_mask, attn_mask, *p.tensors())
+    if reason is not None and not _differentiated_here(reason, query):
         return reason
     mixed = any(t is not None and t.dtype != query.dtype for t in (key, value, *p.tensors()))
     if mixed and not torch.is_autocast_enabled(query.device.type):
@@ -107,6 +107,16 @@ def why_torch_multi_head(
     if wants.need_weights and forced_backend() == "auto" and query.device.type == "cpu":
         return "with weights, torch's own function is as fast on a CPU"
     return None
+
+
+def _differentiated_here(reason: str, query: Tensor) -> bool:
+    """Whether `multi_head` computes a call by torch's functions that the operators do not cover.
+
+    On a CPU torch's own module gets no second derivative, nor a forward-mode one; `scaled_dot_product_attention` has
+    both, in float64 and within transforms too.
+    """
+    here = reason == DERIVATIVES or (reason == OTHER_FLOATS and query.dtype == torch.float64)
+    return here and query.device.type == "cpu" and forced_backend() in ("auto", "torch")
 
 
 def _sizes(query: Tensor, key: Tensor, batch_first: bool) -> tuple[int, int, int]:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops.checks import values_are_known, wrong
+
 
 class _TakeRows(torch.autograd.Function):
     """x (n, ...) -> x[indices]; the indices are distinct. Saves the indices."""
@@ -109,19 +111,19 @@ def unpad(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     """
     for name, value in (("hidden", hidden), ("mask", mask)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"unpad: {name} is {type(value).__name__}; allowed is a tensor")
+            raise TypeError(wrong(f"unpad: {name}", f"a {type(value).__name__}", "a Tensor"))
     if hidden.dim() < 2:
-        raise ValueError(f"unpad: hidden has shape {tuple(hidden.shape)}; allowed is (batch, seqlen, ...)")
+        raise ValueError(wrong("unpad: hidden's shape", tuple(hidden.shape), "(batch, seqlen, ...)"))
     if mask.shape != hidden.shape[:2]:
-        raise ValueError(
-            f"unpad: mask has shape {tuple(mask.shape)}; it must be hidden's (batch, seqlen), {tuple(hidden.shape[:2])}"
-        )
+        allowed = f"hidden's (batch, seqlen), {tuple(hidden.shape[:2])}"
+        raise ValueError(wrong("unpad: mask's shape", tuple(mask.shape), allowed))
     if mask.is_floating_point() or mask.is_complex():
-        raise ValueError(f"unpad: mask has dtype {mask.dtype}; allowed are bool and integers (not 0 = real token)")
+        raise ValueError(wrong("unpad: mask's dtype", mask.dtype, "bool or an integer (not 0 = real token)"))
     if mask.device != hidden.device:
-        raise ValueError(f"unpad: mask is on {mask.device}; it must be on hidden's device, {hidden.device}")
-    if mask.is_meta:
-        raise ValueError("unpad: mask is on meta; the number of tokens depends on its values, which are not there")
+        raise ValueError(wrong("unpad: mask's device", mask.device, f"hidden's, {hidden.device}"))
+    if not (values_are_known(mask) or torch.compiler.is_compiling()):
+        without = "a meta tensor" if mask.is_meta else "a Tensor whose values cannot be read"
+        raise ValueError(wrong("unpad: mask", without, "one with values, on which the number of tokens hangs"))
     real = mask if mask.dtype == torch.bool else mask != 0
     counts = real.sum(-1, dtype=torch.int32)
     layout = layout_of(real, counts.tolist(), counts)
@@ -149,26 +151,21 @@ def repad(packed: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
     """
     for name, value in (("packed", packed), ("indices", indices)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"repad: {name} is {type(value).__name__}; allowed is a tensor")
+            raise TypeError(wrong(f"repad: {name}", f"a {type(value).__name__}", "a Tensor"))
     for name, size in (("batch", batch), ("seqlen", seqlen)):
         if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)):
-            raise TypeError(f"repad: {name} is {size!r}; allowed is an int")
+            raise TypeError(wrong(f"repad: {name}", repr(size), "an int"))
         if size < 0:
-            raise ValueError(f"repad: {name} is {size}; allowed is 0 or more")
+            raise ValueError(wrong(f"repad: {name}", size, "0 or more"))
     if packed.dim() < 1 or indices.dtype != torch.int64 or indices.shape != packed.shape[:1]:
-        raise ValueError(
-            f"repad: indices is {indices.dtype} of shape {tuple(indices.shape)}, packed has shape "
-            f"{tuple(packed.shape)}; allowed is one int64 a row of packed"
-        )
+        given = f"{indices.dtype} of shape {tuple(indices.shape)}"
+        raise ValueError(wrong("repad: indices", given, f"an int64 for each row of packed, {tuple(packed.shape)}"))
     if indices.device != packed.device:
-        raise ValueError(f"repad: indices is on {indices.device}; it must be on packed's device, {packed.device}")
+        raise ValueError(wrong("repad: indices' device", indices.device, f"packed's, {packed.device}"))
     if batch * seqlen < packed.shape[0]:
-        raise ValueError(
-            f"repad: batch * seqlen = {batch} * {seqlen} is less than the {packed.shape[0]} rows of packed"
-        )
+        raise ValueError(wrong("repad: seqlen", seqlen, f"room for the {packed.shape[0]} rows of packed"))
     try:
         return put_rows(packed, indices, batch * seqlen).unflatten(0, (batch, seqlen))
     except IndexError as problem:
         low, high = (int(bound) for bound in indices.aminmax())
-        allowed = f"allowed are 0 to {batch * seqlen - 1}"
-        raise ValueError(f"repad: indices are from {low} to {high}; {allowed}") from problem
+        raise ValueError(wrong("repad: indices", f"{low} to {high}", f"0 to {batch * seqlen - 1}")) from problem

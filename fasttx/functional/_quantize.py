@@ -12,11 +12,11 @@ from ..ops.add_layer_norm_quantize.op import (
 )
 from ..ops.backends import forced_backend
 from ..ops.bias_gelu_quantize.op import BIAS_GELU_QUANTIZE as BIAS_GELU_QUANTIZE
-from ..ops.checks import FLOATS, is_number
+from ..ops.checks import FLOATS, is_number, wrong
 from ..ops.quantize_per_token.op import QUANTIZE_PER_TOKEN as QUANTIZE_PER_TOKEN
 from ._checks import check_eps
 from ._layer_norm import result_is_float32
-from ._routing import uncovered
+from ._routing import unsupported_reason
 
 _quantize = torch.ops.fasttx.quantize_per_token_fwd.default
 _norm = torch.ops.fasttx.add_layer_norm_quantize_fwd.default
@@ -39,11 +39,16 @@ def check_float(name: str, t: Any) -> None:
         raise ValueError(f"{name}: must be float32, float16 or bfloat16, got {t.dtype} {tuple(t.shape)}")
 
 
-def check_covered(function: str, *tensors: Tensor | None) -> None:
-    """ValueError, unless the operators may get these tensors."""
-    reason = uncovered(*tensors)
-    if reason is not None:
-        raise ValueError(f"{function}: {reason}; allowed are plain tensors on one device, outside of transforms")
+def check_covered(function: str, **tensors: Tensor | None) -> None:
+    """ValueError, unless the operators may get these tensors, by the names of their arguments; input comes first."""
+    if unsupported_reason(*tensors.values()) is None:
+        return
+    allowed = "plain tensors on one device, outside of transforms"
+    given = [t for t in tensors.values() if t is not None]
+    for name, t in tensors.items():
+        reason = unsupported_reason(t) if t is given[0] else unsupported_reason(t) or unsupported_reason(given[0], t)
+        if reason is not None:
+            raise ValueError(wrong(f"{function}: {name}", reason, allowed))
 
 
 def scale_tensor(name: str, scale: Tensor | float, device: torch.device) -> Tensor:
@@ -92,7 +97,7 @@ def quantize_per_token(input: Tensor) -> tuple[Tensor, Tensor]:
     (absmax quantisation, by rows).
     """
     _check_rows(input)
-    check_covered("quantize_per_token", input)
+    check_covered("quantize_per_token", input=input)
     return _quantize(input.detach(), None, forced_backend())
 
 
@@ -124,7 +129,7 @@ def quantize_static(input: Tensor, scale: Tensor | float) -> tuple[Tensor, Tenso
     """
     _check_rows(input)
     one = scale_tensor("scale", scale, input.device)
-    check_covered("quantize_static", input, one)
+    check_covered("quantize_static", input=input, scale=one)
     return _quantize(input.detach(), one.detach(), forced_backend())
 
 
@@ -151,7 +156,7 @@ def quantize_per_channel(weight: Tensor) -> tuple[Tensor, Tensor]:
     check_float("weight", weight)
     if weight.dim() != 2:
         raise ValueError(f"weight: must be (out_features, in_features), got {tuple(weight.shape)}")
-    check_covered("quantize_per_channel", weight)
+    check_covered("quantize_per_channel", weight=weight)
     return _quantize(weight.detach(), None, forced_backend())
 
 
@@ -229,7 +234,7 @@ def add_layer_norm_quantize(
     check_eps(eps)
     one = None if scale is None else scale_tensor("scale", scale, input.device)
     tensors = (input, residual, weight, bias)
-    check_covered("add_layer_norm_quantize", *tensors, one)
+    check_covered("add_layer_norm_quantize", input=input, residual=residual, weight=weight, bias=bias, scale=one)
     out_dtype = torch.float32 if result_is_float32(input) else input.dtype
     if residual is not None and residual.dtype != out_dtype:
         out_dtype = torch.promote_types(out_dtype, residual.dtype)
@@ -272,6 +277,6 @@ def gelu_quantize(
     if not isinstance(approximate, str) or approximate not in ("none", "tanh"):
         raise ValueError(f"approximate: allowed are 'none' and 'tanh', got {approximate!r}")
     one = None if scale is None else scale_tensor("scale", scale, input.device)
-    check_covered("gelu_quantize", input, bias, one)
+    check_covered("gelu_quantize", input=input, bias=bias, scale=one)
     constant = [None if t is None else t.detach() for t in (input, bias, one)]
     return _gelu(*constant, approximate == "tanh", forced_backend())

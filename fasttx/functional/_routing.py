@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -15,7 +16,11 @@ from ..ops.decisions import note
 OWN = "torch's own"
 """The choice of a drop-in that hands a call to torch's function of its name."""
 
-_PLAIN = (Tensor, Parameter)
+PLAIN = (Tensor, Parameter, FakeTensor)  # torch 2.8 compiles no `in` of a frozenset
+"""Classes of which torch's functions keep nothing but the values."""
+META = "a meta tensor"
+DERIVATIVES = "a torch.func transform or forward-mode AD is active"
+OTHER_FLOATS = "a floating type other than float32, float16 and bfloat16"
 _disabled = torch._C._disabled_torch_function_impl
 
 
@@ -25,7 +30,13 @@ def overrides_functions(x: object) -> bool:
     torch.overrides.has_torch_function counts function modes besides, which are about every call and every tensor
     (``torch.set_default_device`` sets one), and leaves out what DisableTorchFunctionSubclass turns off.
     """
-    return type(x) not in _PLAIN and getattr(type(x), "__torch_function__", _disabled) is not _disabled
+    return type(x) not in PLAIN and getattr(type(x), "__torch_function__", _disabled) is not _disabled
+
+
+def derivatives_active() -> bool:
+    """Whether the call stands in a torch.func transform or in forward-mode AD."""
+    # _are_functorch_transforms_active is the one query that dynamo, too, answers rightly inside a traced transform.
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _uncovered_class(t: Tensor) -> str | None:
@@ -36,7 +47,7 @@ def _uncovered_class(t: Tensor) -> str | None:
     return None
 
 
-def uncovered(*tensors: Tensor | None) -> str | None:
+def unsupported_reason(*tensors: Tensor | None) -> str | None:
     """Why the operators of fasttx may not get these tensors in the present context; None where they may.
 
     They may not within ``torch.func`` transforms (grad, vmap, jvp, ...) and forward-mode AD, for which they have no
@@ -48,23 +59,22 @@ def uncovered(*tensors: Tensor | None) -> str | None:
     Args:
         tensors: what the call was given; None stands for an absent argument.
     """
-    # _are_functorch_transforms_active is the one query that dynamo, too, answers rightly inside a traced transform.
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "a torch.func transform or forward-mode AD is active"
+    if derivatives_active():
+        return DERIVATIVES
     device = None
     for t in tensors:
         if t is None:
             continue
-        if type(t) not in _PLAIN:
+        if type(t) not in PLAIN:
             reason = _uncovered_class(t)
             if reason is not None:
                 return reason
         if t.dtype not in FLOATS and (t.is_floating_point() or t.is_complex() or t.is_quantized):
-            return "a floating type other than float32, float16 and bfloat16"
+            return OTHER_FLOATS
         if t.layout is not torch.strided or t.is_nested:
             return "a nested or sparse tensor"
         if t.is_meta:
-            return "a meta tensor"
+            return META
         if device is None:
             device = t.device
         elif t.device != device:

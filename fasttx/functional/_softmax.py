@@ -15,7 +15,7 @@ from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS, broadcasts, is_number
 from ..ops.dropout.state import new_rng_state
 from ..ops.softmax.op import MAX_LEADING_DIMS, differentiable_bwd, is_composed
-from ._routing import overrides_functions, refuse_if_forced, uncovered
+from ._routing import overrides_functions, refuse_if_forced, unsupported_reason
 
 _fwd = torch.ops.fasttx.softmax_fwd.default
 _bwd = torch.ops.fasttx.softmax_bwd.default
@@ -90,7 +90,7 @@ def _to_torch(
         return "the operator is torch's function here"
     if plain and backend == "auto" and dim % n_dims != n_dims - 1:
         return "torch has a kernel for strided columns; ours needs a transposed copy"
-    reason = uncovered(input, mask)
+    reason = unsupported_reason(input, mask)
     if reason is not None:
         return reason
     if (input.dtype if dtype is None else dtype) not in FLOATS:

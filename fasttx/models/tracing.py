@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops.checks import values_are_known
+
 
 def captured(x: Tensor) -> bool:
     """Whether a CUDA graph is being captured: Python runs once, and a replay sees other values."""
@@ -12,5 +14,5 @@ def captured(x: Tensor) -> bool:
 
 
 def graph_in_the_making(x: Tensor) -> bool:
-    """Whether a graph over `x` is being compiled, exported, traced or captured."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or captured(x)
+    """Whether a graph over `x` is being compiled, exported, traced or captured, or x is a fake tensor."""
+    return captured(x) or not values_are_known(x)

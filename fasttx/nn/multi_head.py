@@ -10,6 +10,7 @@ from torch import Tensor
 from ..functional._multi_head_attention import Projections, Wants, multi_head, one_mask, why_torch_multi_head
 from ..functional._routing import refuse_if_forced
 from ..ops.backends import forced_backend
+from ..ops.checks import values_are_known
 
 _SMALL = 32_768
 """Elements of query below which torch's fused forward of evaluation is faster on a CPU: it is one operator there."""
@@ -20,7 +21,7 @@ def may_be_fused(module: torch.nn.Module, x: Tensor, parameter: Tensor) -> bool:
     """Whether torch may take its forward of evaluation, on a CPU, with no backend forced."""
     if module.training or x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    if forced_backend() != "auto":
+    if forced_backend() != "auto" or not values_are_known(x):
         return False
     return not (torch.is_grad_enabled() and (x.requires_grad or parameter.requires_grad))
 

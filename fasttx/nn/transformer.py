@@ -13,8 +13,9 @@ from torch import Tensor
 from ..functional._dropout_add_layer_norm import dropout_add_layer_norm
 from ..functional._multi_head_attention import same_kind
 from ..functional._packing import repad, unpad
-from ..functional._routing import refuse_if_forced, uncovered
+from ..functional._routing import refuse_if_forced, unsupported_reason
 from ..functional.attention.sdpa import attention_varlen
+from ..ops.checks import values_are_known
 from .bypass import bypass_reason
 from .layer_norm import LayerNorm
 from .multi_head import SMALL_REASON, MultiheadAttention, every_row_sees, may_be_fused
@@ -90,7 +91,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         """Why torch's own forward takes this call, a wrong one included; it calls our modules within."""
         if not isinstance(src, Tensor):
             return "src is no Tensor"
-        reason = uncovered(src, src_mask, src_key_padding_mask)
+        reason = unsupported_reason(src, src_mask, src_key_padding_mask)
         if reason is not None:
             return reason
         if not isinstance(self.self_attn, MultiheadAttention):
@@ -139,7 +140,7 @@ def _add_norm(norm: Any, dropout: Any, x: Tensor, residual: Tensor) -> Tensor:
         and bypass_reason(dropout, "dropout", cls="Dropout") is None
         and 0.0 <= dropout.p < 1.0
         and len(norm.normalized_shape) == 1
-        and uncovered(x, residual, norm.weight, norm.bias) is None
+        and unsupported_reason(x, residual, norm.weight, norm.bias) is None
     ):
         return dropout_add_layer_norm(
             x, residual, norm.weight, norm.bias, dropout_p=dropout.p, eps=norm.eps, training=dropout.training
@@ -187,7 +188,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         """Why torch's own forward takes this call, a wrong one included; it calls our layers within."""
         if not isinstance(src, Tensor):
             return "src is no Tensor"
-        reason = uncovered(src, mask, src_key_padding_mask)
+        reason = unsupported_reason(src, mask, src_key_padding_mask)
         if reason is not None:
             return reason
         if not (len(self.layers) and all(isinstance(layer, TransformerEncoderLayer) for layer in self.layers)):
@@ -210,7 +211,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
             or not getattr(self, "use_nested_tensor", False)
             or not torch.backends.mha.get_fastpath_enabled()
             or torch.is_autocast_enabled(src.device.type)
-            or torch.compiler.is_compiling()
+            or not values_are_known(src_key_padding_mask)
         ):
             return False
         first = self.layers[0]
@@ -232,7 +233,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
 
 def _is_causal_mask(mask: Tensor | None) -> bool:
     """Whether the mask hides exactly what is right of the diagonal; False while a graph is made. Reads its values."""
-    if mask is None or mask.dim() != 2 or mask.shape[0] != mask.shape[1] or torch.compiler.is_compiling():
+    if mask is None or mask.dim() != 2 or mask.shape[0] != mask.shape[1] or not values_are_known(mask):
         return False
     future = torch.ones(mask.shape, dtype=torch.bool, device=mask.device).triu(1)
     if mask.dtype == torch.bool:

@@ -6,16 +6,25 @@ import os
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 NONE, MEAN, SUM = REDUCTIONS = (0, 1, 2)
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
 FEW = 64
 """Values that a loop in Python reads in less time than one call of torch takes."""
 
 
+def wrong(name: str, given: object, allowed: str) -> str:
+    """The text of an error about one argument: what was given, and what may be."""
+    return f"{name}: got {given}; allowed is {allowed}"
+
+
 def is_number(x: object) -> bool:
     """Whether x is a number of Python, NumPy or a graph that is being traced, or a tensor of one."""
+    if isinstance(x, Tensor):
+        return x.numel() == 1
     return isinstance(x, NUMBERS) or hasattr(x, "__float__")
 
 
@@ -27,6 +36,16 @@ def is_index(x: object) -> bool:
 def values_may_be_read(device: torch.device) -> bool:
     """Where checks may look at values: on a CPU; with FASTTX_CHECK=1 on a GPU too, which the host then waits for."""
     return device.type == "cpu" or os.environ.get("FASTTX_CHECK") == "1"
+
+
+def values_are_known(x: Tensor) -> bool:
+    """Whether the host can read the values of x: not of a fake tensor, and not while a graph is made, which is to hold
+    for others too."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if isinstance(x, FakeTensor) or x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return False
+    return torch._C._get_dispatch_mode(_FAKE) is None
 
 
 def check_one_device(first: str, device: torch.device, **others: Tensor | None) -> None:
@@ -67,7 +86,7 @@ def check_target_values(target: Tensor, n_cols: int, ignore_index: int) -> None:
 
 def check_index_values(name: str, index: Tensor, n_table: int) -> None:
     """Raises ValueError for a number outside [0, n_table), where values may be read."""
-    if not values_may_be_read(index.device) or index.numel() == 0:
+    if index.numel() == 0 or not (values_may_be_read(index.device) and values_are_known(index)):
         return
     low, high = (int(value) for value in index.aminmax())
     if low < 0 or high >= n_table:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fasttx.functional.attention.autograd import run_attention
+from fasttx.ops.attention.call import AttentionCall
 from fasttx.ops.dropout.attention import attention_keep, dropout_scale
 from fasttx.ops.dropout.state import new_rng_state
 
@@ -90,7 +91,7 @@ def _kept(backend: str, layout: str, inputs: list[Tensor], more: dict[str, Any])
             one[rows] = 1.0
         else:
             one[:, j] = 1.0
-        out = run_attention(q, k, one, **more, backend=backend)[..., 0] != 0
+        out = run_attention(q, k, one, AttentionCall(**more), backend=backend)[..., 0] != 0
         for b in range(batch):
             if layout == "packed":
                 first, end = (int(more["cu_seqlens_q"][b + i]) for i in (0, 1))
@@ -114,8 +115,8 @@ def test_second_derivatives_under_dropout(layout: str, backend: str, device: tor
         first = list(torch.autograd.grad(out, x, dout, create_graph=True))
         return first, list(torch.autograd.grad(sum((g.square().sum() for g in first), torch.zeros(())), x))
 
-    first, second = orders(run_attention(*inputs, **more, backend=backend), inputs, dout)
-    plain = torch.autograd.grad(run_attention(*inputs, **more, backend=backend), inputs, dout)
+    first, second = orders(run_attention(*inputs, AttentionCall(**more), backend=backend), inputs, dout)
+    plain = torch.autograd.grad(run_attention(*inputs, AttentionCall(**more), backend=backend), inputs, dout)
     wide = [x.detach().double().requires_grad_() for x in inputs]
     first64, second64 = orders(_dense(*wide, keep, more), wide, dout.double())
     for got, own, want in zip(first, plain, first64, strict=True):

@@ -17,9 +17,11 @@ from torch.fx import GraphModule
 import fasttx
 from fasttx.functional import scaled_dot_product_attention
 from fasttx.functional.attention import routes as attention_routes
+from fasttx.functional.attention import torch_fn
 from fasttx.functional.attention.layouts import attention_padded
-from fasttx.functional.attention.routes import by_torch
+from fasttx.functional.attention.torch_fn import call_torch
 from fasttx.ops import registry
+from fasttx.ops.attention.call import AttentionCall
 from fasttx.ops.attention.op import ATTENTION
 
 
@@ -90,9 +92,9 @@ def test_deterministic_gradients_are_not_left_to_torch(reason: str | None) -> No
 
 def test_a_wrong_call_is_refused_all_the_same() -> None:
     q = torch.empty(2, 9, 4, 16, device="meta")
-    with pytest.raises(ValueError, match="attention: attn_bias's shape is"):
+    with pytest.raises(ValueError, match="attention: attn_bias's shape: got"):
         attention_padded(q, q, q, attn_bias=torch.ones(2, 1, 3, 4, dtype=torch.bool, device="meta"))
-    with pytest.raises(ValueError, match="attention: dropout_p is 1.5"):
+    with pytest.raises(ValueError, match="attention: dropout_p: got 1.5"):
         attention_padded(q, q, q, dropout_p=1.5)
 
 
@@ -125,7 +127,12 @@ def test_torchs_form_gives_what_the_op_gives(mask: str, window: tuple[int, int])
     dout = torch.randn(2, 9, 4, 16)
     results = []
     for out in (
-        by_torch(*inputs, bias, used, 0.0, window, 0.25),
+        call_torch(
+            *inputs,
+            AttentionCall(
+                attn_bias=bias, seqused_k=used, softmax_scale=0.25, window_left=window[0], window_right=window[1]
+            ),
+        ),
         attention_padded(*inputs, attn_bias=bias, seqused_k=used, window=window, softmax_scale=0.25, backend="torch"),
     ):
         results.append((out, *torch.autograd.grad(out, inputs, dout)))
@@ -141,11 +148,11 @@ def test_rows_without_keys_do_not_rely_on_torchs_kernel(monkeypatch: pytest.Monk
         s = s.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else s + mask
         return s.softmax(-1) @ v
 
-    monkeypatch.setattr(attention_routes, "torch_attention", naive)
+    monkeypatch.setattr(torch_fn, "torch_attention", naive)
     q = torch.randn(2, 5, 2, 8, requires_grad=True)
     mask = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)[:, None, None]
     for bias in (mask, torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))):
-        out = by_torch(q, q, q, bias, None, 0.0, (-1, -1), 0.3)
+        out = call_torch(q, q, q, AttentionCall(attn_bias=bias, softmax_scale=0.3))
         assert not out[1].any() and out[0].all()
         (dq,) = torch.autograd.grad(out.sum(), q)
         assert not dq[1].any() and dq.isfinite().all()

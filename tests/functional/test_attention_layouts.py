@@ -57,7 +57,7 @@ def test_varlen_options() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             attention_varlen(q, k, v, cu, cu, 9, 9, **kwargs)
-    with pytest.raises(ValueError, match="q's dtype"):
+    with pytest.raises(ValueError, match="attention_varlen: query's dtype"):
         attention_varlen(q.double(), k.double(), v.double(), cu, cu, 9, 9)
     with pytest.raises(ValueError, match="max_seqlen_q"):
         attention_varlen(q, k, v, cu, cu, 8, 9)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fasttx.functional.attention import autograd as attention_autograd
 from fasttx.functional.attention.autograd import run_attention
+from fasttx.ops.attention.call import AttentionCall
 from fasttx.ops.attention.op import LARGEST_BLOCK, MAX_HEAD_DIM, MAX_TOKEN_STRIDE, supports
 
 
@@ -56,11 +57,9 @@ def test_gradients_and_masks_are_copied_instead(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(attention_autograd, "_bwd", spy)
     q = torch.empty(1, 300, 2, 8, device="meta", requires_grad=True)
     bias = torch.empty_strided((1, 1, 300, 300), (2**40, 2**40, MAX_TOKEN_STRIDE + 1, 1), device="meta")
-    out = run_attention(q, q, q, bias, None, None, None, None, 300, 300, 0.3, 0.0, -1, -1, backend="torch")
+    call = AttentionCall(max_seqlen_q=300, max_seqlen_k=300, softmax_scale=0.3)
+    out = run_attention(q, q, q, call._replace(attn_bias=bias), backend="torch")
     torch.autograd.grad(out, q, strided(MAX_TOKEN_STRIDE + 1, 1, 300, 2, 8))
     assert seen["dout"].is_contiguous() and seen["bias"].is_contiguous()
-    torch.autograd.grad(
-        run_attention(q, q, q, None, None, None, None, None, 300, 300, 0.3, 0.0, -1, -1, backend="torch"),
-        q, strided(24, 1, 300, 2, 8),
-    )  # fmt: skip
+    torch.autograd.grad(run_attention(q, q, q, call, backend="torch"), q, strided(24, 1, 300, 2, 8))
     assert seen["dout"].stride(1) == 24

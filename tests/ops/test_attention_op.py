@@ -10,6 +10,7 @@ import torch
 
 from fasttx.ops.attention import composed as attention_composed
 from fasttx.ops.attention import reference as attention_reference
+from fasttx.ops.attention.call import AttentionCall
 from fasttx.ops.attention.checks import check_bwd, check_fwd
 from fasttx.ops.attention.cpu import chunks as attention_chunks
 from fasttx.ops.attention.cpu import dispatch as attention_cpu
@@ -254,12 +255,12 @@ def test_autocast_does_not_reach_into_the_op() -> None:
 def test_cost_counts_visible_pairs() -> None:
     q, k, v, *rest = make(window=(3, 2))
     seen = sum(1 for i in range(19) for j in range(23) if i - 3 <= j <= i + 2)
-    assert visible_pairs(q, k, None, None, None, 3, 2) == 2 * seen
+    assert visible_pairs(q, k, AttentionCall(*rest)) == 2 * seen
     q, k, v, *rest = make(varlen=True, window=(-1, 0))
     seen = sum(
         1 for m, n in zip(LENGTHS_Q, LENGTHS_K, strict=True) for i in range(m) for j in range(n) if j <= i + n - m
     )
-    assert visible_pairs(q, k, None, rest[2], rest[3], -1, 0) == seen
+    assert visible_pairs(q, k, AttentionCall(*rest)) == seen
     flop, moved = ATTENTION.fwd.cost(q, k, v, *rest)
     assert flop == 4.0 * seen * 4 * 16
     assert moved >= 4 * (q.numel() + k.numel() + v.numel())
@@ -293,7 +294,7 @@ I32 = torch.int32
         ({"attn_bias": torch.zeros(1, 1, 1, 1, device="meta")}, "attn_bias's device"),
         ({"seqused_k": torch.tensor([3, 4])}, "seqused_k"),
         ({"seqused_k": torch.tensor([3], dtype=I32)}, "seqused_k"),
-        ({"seqused_k": torch.tensor([3, 24], dtype=I32)}, "seqused_k is from 3 to 24"),
+        ({"seqused_k": torch.tensor([3, 24], dtype=I32)}, "seqused_k: got 3 to 24"),
         ({"seqused_k": torch.tensor([-1, 2], dtype=I32)}, "seqused_k"),
         ({"cu_seqlens_q": torch.tensor([0, 19], dtype=I32)}, "cu_seqlens_k"),
         ({"max_seqlen_q": 20}, "max_seqlen"),

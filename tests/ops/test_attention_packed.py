@@ -10,6 +10,7 @@ from ops.test_attention_op import NAMES, cu, results
 
 from fasttx.ops.attention import composed as attention_composed
 from fasttx.ops.attention import reference as attention_reference
+from fasttx.ops.attention.call import AttentionCall
 from fasttx.ops.attention.cpu import (
     chunks as attention_chunks,
 )
@@ -20,7 +21,6 @@ from fasttx.ops.attention.cpu import (
     packed as attention_packed,
 )
 from fasttx.ops.attention.cpu.packed import Lengths, _groups, packed_lengths
-from fasttx.ops.attention.cpu.parts import Call
 from fasttx.testing import assert_as_accurate
 
 # runs at the start, amid and at the end; sequences without tokens; one that fits into no group
@@ -112,7 +112,7 @@ def test_dropout_and_its_gradients(shape: str) -> None:
 @pytest.mark.parametrize("causal", [False, True])
 def test_lengths_of_q_and_of_k(causal: bool) -> None:
     q, k, _, *rest = make((5, 3), (5, 3), causal=causal)
-    call = Call(*rest)
+    call = AttentionCall(*rest)
     for starts in (call, call._replace(cu_seqlens_k=cu((5, 3)))):
         assert packed_lengths(q, k, starts) == ([5, 3], [5, 3], causal)
     other = packed_lengths(q, k, call._replace(cu_seqlens_k=cu((4, 4))))
@@ -133,7 +133,7 @@ def test_lengths_of_q_and_of_k(causal: bool) -> None:
 def test_anything_but_lengths_goes_another_way(change: dict[str, Any]) -> None:
     """A bias, a window, or tokens that belong to no sequence."""
     q, k, _, *rest = make((5, 3), (5, 3))
-    call = Call(*rest)._replace(cu_seqlens_q=cu((5, 3)), cu_seqlens_k=cu((5, 3)))
+    call = AttentionCall(*rest)._replace(cu_seqlens_q=cu((5, 3)), cu_seqlens_k=cu((5, 3)))
     assert packed_lengths(q, k, call) == ([5, 3], [5, 3], False)
     assert packed_lengths(q, k, call._replace(**change)) is None
 

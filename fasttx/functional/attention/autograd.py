@@ -7,36 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...ops.attention.call import AttentionCall
 from ...ops.attention.double_backward import differentiable_forward
 from ...ops.attention.op import MAX_TOKEN_STRIDE
 from ...ops.dropout.state import new_rng_state
 
 _fwd = torch.ops.fasttx.attention_fwd.default
 _bwd = torch.ops.fasttx.attention_bwd.default
+_TENSORS = 5
+"""How many of an AttentionCall's members are tensors or None; they come first."""
 
 
 class AttentionFunction(torch.autograd.Function):
-    """The op with its gradient; the arguments of ``fasttx::attention_fwd``; ``deterministic``; ``return_lse``.
+    """The op with its gradient: q, k, v, the members of an AttentionCall, backend, deterministic, return_lse.
 
     deterministic=None leaves it to torch.are_deterministic_algorithms_enabled() at the time of backward.
 
-    Saved for backward: q, k, v, out, softmax_lse and the tensors among the arguments; nothing of size seqlen_q x
-    seqlen_k.
+    Saved for backward: q, k, v, out, softmax_lse and the call's tensors; nothing of size seqlen_q x seqlen_k.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None, seqused_k: Tensor | None,
-        cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, rng_state: Tensor | None, max_seqlen_q: int,
-        max_seqlen_k: int, softmax_scale: float, dropout_p: float, window_left: int, window_right: int, backend: str,
-        deterministic: bool | None, return_lse: bool,
-    ) -> Any:  # fmt: skip
-        out, lse = _fwd(
-            q, k, v, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state, max_seqlen_q, max_seqlen_k,
-            softmax_scale, dropout_p, window_left, window_right, backend,
-        )  # fmt: skip
-        ctx.save_for_backward(q, k, v, out, lse, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state)
-        ctx.numbers = (max_seqlen_q, max_seqlen_k, softmax_scale, dropout_p, window_left, window_right)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *given: Any) -> Any:
+        *call, backend, deterministic, return_lse = given
+        out, lse = _fwd(q, k, v, *call, backend)
+        ctx.save_for_backward(q, k, v, out, lse, *call[:_TENSORS])
+        ctx.numbers = tuple(call[_TENSORS:])
         ctx.backend = backend
         ctx.deterministic = deterministic
         if not return_lse:
@@ -50,50 +45,57 @@ class AttentionFunction(torch.autograd.Function):
         nothing = (None,) * 14
         if dout is None:
             return None, None, None, *nothing
-        q, k, v, out, lse, *others = ctx.saved_tensors
+        q, k, v, out, lse, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *_differentiable_backward(ctx, dout, q, k, v, others), *nothing
+            return *_differentiable_backward(ctx, dout, q, k, v, AttentionCall(*tensors, *ctx.numbers)), *nothing
         if dout.stride(-1) != 1 or dout.stride(-3) > MAX_TOKEN_STRIDE:
             dout = dout.contiguous()
         deterministic = torch.are_deterministic_algorithms_enabled() if ctx.deterministic is None else ctx.deterministic
-        dq, dk, dv = _bwd(dout, q, k, v, out, lse, *others, *ctx.numbers, deterministic, ctx.backend)
+        dq, dk, dv = _bwd(dout, q, k, v, out, lse, *tensors, *ctx.numbers, deterministic, ctx.backend)
         return dq, dk, dv, *nothing
 
 
-def _differentiable_backward(ctx: Any, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, others: list[Any]) -> list[Any]:
+def _differentiable_backward(
+    ctx: Any, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall
+) -> list[Tensor | None]:
     """The gradients as a graph of PyTorch's own operators, for create_graph=True."""
     q, k, v = (x.view_as(x) for x in (q, k, v))  # one tensor given twice has a gradient for each use
     wanted = [x for x, needed in zip((q, k, v), ctx.needs_input_grad, strict=False) if needed]
-    out = differentiable_forward(ctx.backend, q, k, v, *others, *ctx.numbers)
+    out = differentiable_forward(ctx.backend, q, k, v, call)
     found = iter(torch.autograd.grad(out, wanted, dout, create_graph=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
 
 
+def last_dim_contiguous(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def run_attention(
-    q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None, seqused_k: Tensor | None, cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None, rng_state: Tensor | None, max_seqlen_q: int, max_seqlen_k: int, softmax_scale: float,
-    dropout_p: float, window_left: int, window_right: int, *, backend: str, deterministic: bool | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: AttentionCall,
+    *,
+    backend: str,
+    deterministic: bool | None = None,
     return_lse: bool = False,
-) -> Any:  # fmt: skip
+) -> Any:
     """The op, with dropout drawn from a new state unless one is given; out, or (out, softmax_lse)."""
-    if attn_bias is not None and max(attn_bias.stride()[-2:]) > MAX_TOKEN_STRIDE // 2:  # their offsets are added up
-        attn_bias = attn_bias.contiguous()
-    if rng_state is None and dropout_p > 0.0:
-        rng_state = new_rng_state(q.device)
+    q, k, v = last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v)
+    bias = call.attn_bias
+    if bias is not None and max(bias.stride()[-2:]) > MAX_TOKEN_STRIDE // 2:  # their offsets are added up
+        call = call._replace(attn_bias=bias.contiguous())
+    if call.rng_state is None and call.dropout_p > 0.0:
+        call = call._replace(rng_state=new_rng_state(q.device))
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         if torch.compiler.is_compiling():  # dynamo cannot trace a Function that gets one tensor twice
             if v is q or v is k:
                 v = v.view_as(v)
             if k is q:
                 k = k.view_as(k)
-            if cu_seqlens_k is not None and cu_seqlens_k is cu_seqlens_q:
-                cu_seqlens_k = cu_seqlens_k.view_as(cu_seqlens_k)
-        return AttentionFunction.apply(
-            q, k, v, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state, max_seqlen_q, max_seqlen_k,
-            softmax_scale, dropout_p, window_left, window_right, backend, deterministic, return_lse,
-        )  # fmt: skip
-    both = _fwd(
-        q, k, v, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state, max_seqlen_q, max_seqlen_k,
-        softmax_scale, dropout_p, window_left, window_right, backend,
-    )  # fmt: skip
+            starts_k = call.cu_seqlens_k
+            if starts_k is not None and starts_k is call.cu_seqlens_q:
+                call = call._replace(cu_seqlens_k=starts_k.view_as(starts_k))
+        return AttentionFunction.apply(q, k, v, *call, backend, deterministic, return_lse)
+    both = _fwd(q, k, v, *call, backend)
     return both if return_lse else both[0]

@@ -1,4 +1,4 @@
-"""What attention_varlen's arguments may be, as far as the check of the op cannot tell."""
+"""What attention_varlen's arguments may be, as far as the check of the op cannot tell: their types and its words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ...ops.checks import NUMBERS
+from ...ops.checks import NUMBERS, wrong
 
 _WINDOW = "(left, right) of two ints, -1 (unlimited) or larger, or None"
 
@@ -20,7 +20,7 @@ def is_finite(x: Any) -> bool:
 
 
 def _bad(error: type[Exception], argument: str, given: object, allowed: str) -> NoReturn:
-    raise error(f"attention_varlen: {argument} is {given}; allowed is {allowed}")
+    raise error(wrong(f"attention_varlen: {argument}", given, allowed))
 
 
 def _tensor(name: str, x: object, device: torch.device | None, optional: bool = False) -> None:
@@ -64,7 +64,7 @@ def check_tensors(
     if query.dim() != 3:
         _bad(ValueError, "query's shape", tuple(query.shape), "(total_q, heads, head_dim)")
     if attn_bias is not None and attn_bias.requires_grad and torch.is_grad_enabled():
-        raise ValueError("attention_varlen: attn_bias requires a gradient; allowed is a bias without (detach it)")
+        _bad(ValueError, "attn_bias", "a Tensor that requires a gradient", "one that does not (detach it)")
 
 
 def checked_numbers(

@@ -7,27 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops.attention.masks import with_infinities
-from ...ops.attention.op import ATTENTION
+from ...ops.attention import composed
+from ...ops.attention.call import AttentionCall
+from ...ops.attention.checks import Words, check_fwd
 from ...ops.backends import forced_backend
-from ...ops.checks import FLOATS
-from ...ops.decisions import note
-from .._routing import OWN, refuse_if_forced
+from ...ops.checks import FLOATS, wrong
+from ...ops.dropout.state import new_rng_state
+from .._routing import derivatives_active, refuse_if_forced, unsupported_reason
 from .autograd import run_attention
 from .checks import check_flags, check_tensors, checked_numbers
-from .routes import (
-    NO_GAIN,
-    NO_KERNEL,
-    autocast_dtype,
-    by_torch,
-    cpu_gains,
-    has_kernel,
-    hides_nothing,
-    last_dim_contiguous,
-    ours,
-    torch_attention,
-    why_torch,
-)
+from .routes import attend, unsupported_attention
+from .torch_fn import autocast_dtype, call_torch, torch_attention
+
+UNLIKE_A_KERNELS = "its shapes, dtypes, scale or dropout_p are not the kernels'"
+_VARLEN = Words("attention_varlen", "query", "key", "value", "scale", "window_size")
 
 
 def attention_padded(
@@ -71,56 +64,49 @@ def attention_padded(
     if attn_bias is not None and not isinstance(attn_bias, Tensor):
         return torch_attention(q, k, v, attn_mask=attn_bias)
     if seqused_k is not None and not isinstance(seqused_k, Tensor):
-        raise TypeError(f"attention: seqused_k is a {type(seqused_k).__name__}; allowed is a Tensor or None")
+        raise TypeError(wrong("attention: seqused_k", f"a {type(seqused_k).__name__}", "a Tensor or None"))
     dtype = autocast_dtype(q)
     if dtype is not None and torch.float64 not in (q.dtype, k.dtype, v.dtype):
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    if q.dtype not in FLOATS or not ours(q, k, v, attn_bias):
-        out = by_torch(q, k, v, attn_bias, seqused_k, dropout_p, window, scale)
-        refuse_if_forced("attention", why_torch(q, k, v, attn_bias), q, backend)
-        return out
-    if (
-        q.device.type == "cpu"
-        and seqused_k is None
-        and 0.0 <= dropout_p < 1.0
-        and window[0] < 0
-        and window[1] <= 0
-        and backend == "auto"
-        and k.shape[2] == q.shape[2]
-        and (attn_bias is None or attn_bias.dtype == torch.bool or attn_bias.dtype == q.dtype)
-        and not (attn_bias is not None and window[1] == 0)
-        and not cpu_gains(q, k.shape[1], attn_bias, dropout_p)
-    ):
-        note("attention", OWN, NO_GAIN)
-        mask = attn_bias if attn_bias is None or attn_bias.dtype == torch.bool else with_infinities(attn_bias)
-        if mask is not None and hides_nothing(mask):
-            mask = None  # torch's kernel would add a zero to every score
-        out = torch_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, dropout_p, window[1] == 0, scale=scale
-        )
-        return out.transpose(1, 2).contiguous()
-    if q.device.type != "cpu" and backend == "auto" and deterministic is not True and not has_kernel(q, k, v):
-        if not torch.compiler.is_compiling():
-            drawn_elsewhere = 0.0 if 0.0 <= dropout_p < 1.0 else dropout_p
-            ATTENTION.fwd.check(
-                last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v), attn_bias, seqused_k, None,
-                None, None, q.shape[1], k.shape[1], scale, drawn_elsewhere, *window,
-            )  # fmt: skip
-        note("attention", OWN, NO_KERNEL)
-        return by_torch(q, k, v, attn_bias, seqused_k, dropout_p, window, scale)
-    return run_attention(
-        last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v), attn_bias, seqused_k, None, None,
-        None, q.shape[1], k.shape[1], scale, dropout_p, *window, backend=backend, deterministic=deterministic,
-    )  # fmt: skip
+    call = AttentionCall(
+        attn_bias=attn_bias,
+        seqused_k=seqused_k,
+        max_seqlen_q=q.shape[1],
+        max_seqlen_k=k.shape[1],
+        softmax_scale=q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
+        dropout_p=dropout_p,
+        window_left=window[0],
+        window_right=window[1],
+    )
+    reason = unsupported_attention(q, k, v, attn_bias)
+    if reason is None and q.dtype not in FLOATS:
+        reason = UNLIKE_A_KERNELS
+    if reason is None:
+        return attend("attention", q, k, v, call, backend=backend, deterministic=deterministic).contiguous()
+    out = call_torch(q, k, v, call).contiguous()
+    refuse_if_forced("attention", reason, q, backend)
+    return out
 
 
 def attention_packed(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
-    max_seqlen_k: int, *, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
-    attn_bias: Tensor | None = None, window_size: tuple[int, int] | None = None, rng_state: Tensor | None = None,
-    return_lse: bool = False, backend: str | None = None, deterministic: bool | None = None,
-) -> Any:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    attn_bias: Tensor | None = None,
+    window_size: tuple[int, int] | None = None,
+    rng_state: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+    deterministic: bool | None = None,
+) -> Any:
     """attention_varlen with its arguments; backend and deterministic as of attention_padded."""
     check_tensors(query, key, value, cu_seqlens_q, cu_seqlens_k, attn_bias, rng_state)
     check_flags(is_causal=is_causal, return_lse=return_lse)
@@ -128,11 +114,44 @@ def attention_packed(
     dtype = autocast_dtype(query)
     if dtype is not None:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if scale is None:
-        scale = max(query.shape[-1], 1) ** -0.5
-    return run_attention(
-        last_dim_contiguous(query), last_dim_contiguous(key), last_dim_contiguous(value), attn_bias, None,
-        cu_seqlens_q, cu_seqlens_k, rng_state if dropout_p else None, max_seqlen_q, max_seqlen_k, scale, dropout_p,
-        left, 0 if is_causal else right, backend=backend or forced_backend(), deterministic=deterministic,
-        return_lse=return_lse,
-    )  # fmt: skip
+    call = AttentionCall(
+        attn_bias=attn_bias,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        rng_state=rng_state if dropout_p else None,
+        max_seqlen_q=max_seqlen_q,
+        max_seqlen_k=max_seqlen_k,
+        softmax_scale=max(query.shape[-1], 1) ** -0.5 if scale is None else scale,
+        dropout_p=dropout_p,
+        window_left=left,
+        window_right=0 if is_causal else right,
+    )
+    backend = backend or forced_backend()
+    if derivatives_active():
+        return _composed(query, key, value, call, return_lse, backend)
+    options: dict[str, Any] = {"backend": backend, "deterministic": deterministic, "return_lse": return_lse}
+    try:
+        return run_attention(query, key, value, call, **options)
+    except ValueError:
+        _raise_in_its_words(query, key, value, call)
+        raise
+
+
+def _composed(query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, return_lse: bool, backend: str) -> Any:
+    """Within torch.func transforms and forward AD, for which the operators have no rule: PyTorch's own throughout."""
+    if call.dropout_p > 0.0 and call.rng_state is None:
+        call = call._replace(rng_state=new_rng_state(query.device))
+    check_fwd(query, key, value, *call, words=_VARLEN)
+    both = composed.forward(query, key, value, *call)
+    refuse_if_forced("attention_varlen", str(unsupported_reason()), query, backend)
+    return both if return_lse else both[0]
+
+
+def _raise_in_its_words(query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> None:
+    """What the operator has found wrong, in the words of attention_varlen."""
+    if call.dropout_p > 0.0 and call.rng_state is None:
+        call = call._replace(dropout_p=0.0)  # the state is drawn below
+    try:
+        check_fwd(query, key, value, *call, words=_VARLEN)
+    except ValueError as problem:
+        raise problem from None

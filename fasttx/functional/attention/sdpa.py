@@ -7,25 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops.attention.masks import with_infinities
+from ...ops.attention.call import AttentionCall
 from ...ops.backends import forced_backend
 from ...ops.checks import FLOATS, NUMBERS
-from ...ops.decisions import note
-from .._routing import OWN, refuse_if_forced
-from .autograd import run_attention
+from .._routing import refuse_if_forced
 from .checks import is_finite
-from .layouts import attention_packed
-from .routes import (
-    NO_GAIN,
-    NO_KERNEL,
-    autocast_dtype,
-    cpu_gains,
-    has_kernel,
-    last_dim_contiguous,
-    ours,
-    torch_attention,
-    why_torch,
-)
+from .layouts import UNLIKE_A_KERNELS, attention_packed
+from .routes import attend, unsupported_attention
+from .torch_fn import autocast_dtype, torch_attention
 
 
 def scaled_dot_product_attention(
@@ -61,14 +50,18 @@ def scaled_dot_product_attention(
         gradient, tensor subclasses, torch.func transforms, forward AD, empty tensors, broadcast batches, is_causal
         with attn_mask), goes to torch's own function.  BackendError where a backend is forced that cannot run it.
 
-    Saved for backward: query, key, value, the output and one float per row.  Double backward is supported, by
-    PyTorch's own operators, which hold the scores of every head in memory.
+    Saved for backward: query, key, value, the output and one float per row.  Gradients can be differentiated again
+    (create_graph=True, torch.func); that runs PyTorch's own operators, which hold the scores of every head in memory.
+    On a GPU without our kernels it takes a call that PyTorch's own function can differentiate twice.
     Numerics: fp32 scores, softmax and accumulation.  Under autocast everything floating is cast to its dtype first.
     Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.1; Dao, "FlashAttention-2", 2023.
     """
     q, k, v, mask = query, key, value, attn_mask
-    reason = None
-    if isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor) and ours(q, k, v, mask):
+    if isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor):
+        reason = unsupported_attention(q, k, v, mask)
+    else:
+        reason = "query, key or value is no Tensor"
+    if reason is None:
         dtype = autocast_dtype(q)
         if dtype is not None and torch.float64 not in (q.dtype, k.dtype, v.dtype):
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
@@ -80,22 +73,31 @@ def scaled_dot_product_attention(
                 q, k, v = (x[(None,) * (4 - dims)] for x in (q, k, v))
             elif q.shape[:-3] == k.shape[:-3] == v.shape[:-3]:
                 q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
-        out = _padded(q, k, v, mask, query, dropout_p, is_causal, scale, enable_gqa)
-        if isinstance(out, Tensor):
+        call = _call_of(q, k, v, mask, query, dropout_p, is_causal, scale, enable_gqa)
+        if call is not None:
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            out = attend("scaled_dot_product_attention", q, k, v, call, backend=forced_backend()).transpose(1, 2)
             return out if dims == 4 else out.reshape(*query.shape[:-1], value.shape[-1])
-        reason = out
+        reason = UNLIKE_A_KERNELS
     out = torch_attention(
         query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
     )
-    refuse_if_forced("scaled_dot_product_attention", reason or why_torch(query, key, value, attn_mask), query)
+    refuse_if_forced("scaled_dot_product_attention", reason, query)
     return out
 
 
-def _padded(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query: Tensor, dropout_p: float, is_causal: bool,
-    scale: float | None, enable_gqa: bool,
-) -> Tensor | str | None:  # fmt: skip
-    """(batch, heads, L, Ev) from (batch, heads, L, E); None, or why, where the call is torch's."""
+def _call_of(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    query: Tensor,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> AttentionCall | None:
+    """What q, k, v (batch, heads, L, E) are asked; None where the call is torch's, a wrong one included."""
     q_shape, k_shape, v_shape, dtype, device = q.shape, k.shape, v.shape, q.dtype, q.device
     if len(q_shape) != 4 or len(k_shape) != 4 or len(v_shape) != 4:
         return None
@@ -105,8 +107,6 @@ def _padded(
         dtype not in FLOATS
         or k.dtype is not dtype
         or v.dtype is not dtype
-        or k.device != device
-        or v.device != device
         or k_shape[0] != batch
         or k_shape[3] != head_dim
         or v_shape[:3] != k_shape[:3]
@@ -127,22 +127,14 @@ def _padded(
         scale = head_dim**-0.5
     elif not isinstance(scale, NUMBERS) or not is_finite(scale):
         return None
-    backend = forced_backend()
-    if backend == "auto" and not (has_kernel(q, k, v) if device.type != "cpu" else cpu_gains(q, keys, mask, dropout_p)):
-        reason = NO_GAIN if device.type == "cpu" else NO_KERNEL
-        if mask is None or mask.dtype == torch.bool:
-            return reason
-        note("scaled_dot_product_attention", OWN, reason)
-        mask = with_infinities(mask)
-        return torch_attention(q, k, v, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
-    out = run_attention(
-        last_dim_contiguous(q).transpose(1, 2),
-        last_dim_contiguous(k).transpose(1, 2),
-        last_dim_contiguous(v).transpose(1, 2),
-        mask, None, None, None, None, rows, keys, scale, dropout_p, -1, 0 if is_causal else -1,
-        backend=backend,
-    )  # fmt: skip
-    return out.transpose(1, 2)
+    return AttentionCall(
+        attn_bias=mask,
+        max_seqlen_q=rows,
+        max_seqlen_k=keys,
+        softmax_scale=scale,
+        dropout_p=dropout_p,
+        window_right=0 if is_causal else -1,
+    )
 
 
 def _mask_4d(mask: Tensor, lead: tuple[int, ...], full: tuple[int, ...]) -> Tensor | None:
@@ -214,7 +206,18 @@ def attention_varlen(
     Saved for backward: query, key, value, out, softmax_lse.  Numerics and source: as scaled_dot_product_attention.
     """
     return attention_packed(
-        query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=dropout_p,
-        is_causal=is_causal, scale=scale, attn_bias=attn_bias, window_size=window_size, rng_state=rng_state,
+        query,
+        key,
+        value,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=scale,
+        attn_bias=attn_bias,
+        window_size=window_size,
+        rng_state=rng_state,
         return_lse=return_lse,
-    )  # fmt: skip
+    )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...functional._embedding_layer_norm import NO_PADDING, embed
-from ...functional._routing import uncovered
+from ...functional._routing import unsupported_reason
 from ...nn.bypass import bypass_reason
 from ...ops.backends import forced_backend
 from ...ops.checks import broadcasts
@@ -71,7 +71,7 @@ def _unfused_reason_now(module: Any, tables: Sequence[str], given: dict[str, Any
     )
     if reason is not None or backend != "auto":
         return reason
-    return uncovered(ids, *(getattr(module, name).weight for name in tables))
+    return unsupported_reason(ids, *(getattr(module, name).weight for name in tables))
 
 
 def usual_positions(module: Any, ids: Tensor, past: int) -> Tensor:

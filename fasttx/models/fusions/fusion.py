@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...functional._routing import uncovered
+from ...functional._routing import unsupported_reason
 from ...ops.backends import forced_backend
 
 UNFUSED_ON = frozenset(("cpu",))
@@ -75,4 +75,4 @@ def unfused_reason_now(
     if reason is not None or backend != "auto":  # a forced backend answers for itself
         return reason
     child = weighted(module)
-    return uncovered(x, child.weight, child.bias)
+    return unsupported_reason(x, child.weight, child.bias)

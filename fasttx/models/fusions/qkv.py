@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...functional._routing import uncovered
+from ...functional._routing import unsupported_reason
 from ...nn.bypass import bypass_reason
 from ...ops.decisions import note
 from ..attention.interface import IMPLEMENTATION, fasttx_attention
@@ -69,7 +69,7 @@ def unfused_reason(attention: Any, names: Sequence[str]) -> str | None:
 def unfused_reason_now(attention: Any, names: Sequence[str], hidden_states: Tensor) -> str | None:
     """Why the layers of these names are called unfused on such an input, or None."""
     reason = as_fast_unfused(hidden_states) or unfused_reason(attention, names)
-    return reason or uncovered(hidden_states, *(getattr(attention, name).weight for name in names))
+    return reason or unsupported_reason(hidden_states, *(getattr(attention, name).weight for name in names))
 
 
 def _their_call(attention: Any, cache: Any) -> str | None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from ...functional._packing import Layout, first_tokens, layout_of, put_rows, take_rows
-from ...functional._routing import uncovered
+from ...functional._routing import unsupported_reason
 from ...ops.checks import values_may_be_read
 from ...ops.decisions import note, recording
 from ..attention.interface import IMPLEMENTATION, refuse_lengths_alone
@@ -81,7 +81,7 @@ def _padded_call(config: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any],
         return "there is no element"
     if mask.shape != hidden.shape[:2]:
         return ROW_PER_QUERY
-    return uncovered(hidden) or static_reason(config)
+    return unsupported_reason(hidden) or static_reason(config)
 
 
 def _enough_for_a_cpu(config: Any, hidden: Tensor, tokens: int) -> bool:

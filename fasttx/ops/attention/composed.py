@@ -6,12 +6,13 @@ step is differentiable, which is what double backward uses.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..dropout.attention import attention_keep, dropout_scale
+from .call import AttentionCall
 from .masks import hides
 
 
@@ -43,114 +44,107 @@ def _unpad(padded: Tensor, cu_seqlens: Tensor, total: int, none: float = 0.0) ->
     return rows.masked_fill(lost, float("nan")).masked_fill(after, none)
 
 
-def _probabilities(
-    q: Tensor, k: Tensor, attn_bias: Tensor | None, lengths_q: Tensor | None, lengths_k: Tensor | None,
-    rng_state: Tensor | None, softmax_scale: float, dropout_p: float, window_left: int, window_right: int,
-    keep: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """P and lse of padded q, k (batch, heads, seqlen, head_dim) in fp32, and the dropout factors."""
-    m, n = q.shape[2], k.shape[2]
-    scores = (q @ k.transpose(-1, -2)) * softmax_scale
-    i = torch.arange(m, device=q.device)[:, None]
-    j = torch.arange(n, device=q.device)[None, :]
-    if lengths_q is not None and lengths_k is not None:
-        i = i + (lengths_k - lengths_q)[:, None, None, None]
-    seen = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=q.device)
-    if window_left >= 0:
-        seen = seen & (j >= i - window_left)
-    if window_right >= 0:
-        seen = seen & (j <= i + window_right)
-    if lengths_k is not None:
-        seen = seen & (j < lengths_k[:, None, None, None])
-    if attn_bias is not None:
-        if attn_bias.dtype == torch.bool:
-            seen = seen & attn_bias
-        else:
-            seen = seen & ~hides(attn_bias)
-            scores = scores + attn_bias.float()
-    scores = scores.masked_fill(~seen, float("-inf"))
-    dead = scores.isneginf().all(-1, keepdim=True)
-    scores = scores.masked_fill(dead, 0.0)  # before the softmax: its derivative there would be NaN
-    p = scores.softmax(-1).masked_fill(dead, 0.0)
-    lse = (scores.logsumexp(-1) if n else scores.sum(-1)).masked_fill(dead.squeeze(-1), float("-inf"))
-    if rng_state is None:
-        return p, lse, None
-    if keep is None:
-        heads = torch.arange(q.shape[0] * q.shape[1], device=q.device)
-        keep = attention_keep(rng_state, heads, m, n, dropout_p).view(p.shape)
-    return p, lse, keep * dropout_scale(dropout_p)
+class _Padded(NamedTuple):
+    """q, k, v in fp32 (batch, num_heads, seqlen, head_dim), k and v repeated for grouped heads, and the lengths."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    lengths_q: Tensor | None
+    lengths_k: Tensor | None
 
 
-def _padded(
-    q: Tensor, k: Tensor, v: Tensor, seqused_k: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
-    max_seqlen_q: int, max_seqlen_k: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """q, k, v as fp32 (batch, num_heads, seqlen, head_dim), k and v repeated for grouped heads; lengths of q and k."""
-    lengths_q, lengths_k = None, seqused_k
-    if cu_seqlens_q is not None and cu_seqlens_k is not None:
-        lengths_q, lengths_k = cu_seqlens_q.diff(), cu_seqlens_k.diff()
-        q = _zero_past(pad(q, cu_seqlens_q, max_seqlen_q), lengths_q)
-        k, v = pad(k, cu_seqlens_k, max_seqlen_k), pad(v, cu_seqlens_k, max_seqlen_k)
+def _padded(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> _Padded:
+    lengths_q, lengths_k, starts = None, call.seqused_k, call.starts
+    if starts is not None:
+        starts_q, starts_k = starts
+        lengths_q, lengths_k = starts_q.diff(), starts_k.diff()
+        q = _zero_past(pad(q, starts_q, call.max_seqlen_q), lengths_q)
+        k, v = pad(k, starts_k, call.max_seqlen_k), pad(v, starts_k, call.max_seqlen_k)
     if lengths_k is not None:
         k, v = _zero_past(k, lengths_k), _zero_past(v, lengths_k)
     group = q.shape[2] // k.shape[2]
     q, k, v = (x.float().transpose(1, 2) for x in (q, k, v))
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    return q, k, v, lengths_q, lengths_k
+    return _Padded(q, k, v, lengths_q, lengths_k)
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None, seqused_k: Tensor | None, cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None, rng_state: Tensor | None, max_seqlen_q: int, max_seqlen_k: int, softmax_scale: float,
-    dropout_p: float, window_left: int, window_right: int, keep: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _probabilities(x: _Padded, call: AttentionCall, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """P and lse in fp32, and the dropout factors."""
+    q, k, lengths_k = x.q, x.k, x.lengths_k
+    m, n = q.shape[2], k.shape[2]
+    scores = (q @ k.transpose(-1, -2)) * call.softmax_scale
+    i = torch.arange(m, device=q.device)[:, None]
+    j = torch.arange(n, device=q.device)[None, :]
+    if x.lengths_q is not None and lengths_k is not None:
+        i = i + (lengths_k - x.lengths_q)[:, None, None, None]
+    seen = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=q.device)
+    if call.window_left >= 0:
+        seen = seen & (j >= i - call.window_left)
+    if call.window_right >= 0:
+        seen = seen & (j <= i + call.window_right)
+    if lengths_k is not None:
+        seen = seen & (j < lengths_k[:, None, None, None])
+    bias = call.attn_bias
+    if bias is not None:
+        if bias.dtype == torch.bool:
+            seen = seen & bias
+        else:
+            seen = seen & ~hides(bias)
+            scores = scores + bias.float()
+    scores = scores.masked_fill(~seen, float("-inf"))
+    dead = scores.isneginf().all(-1, keepdim=True)
+    scores = scores.masked_fill(dead, 0.0)  # before the softmax: its derivative there would be NaN
+    p = scores.softmax(-1).masked_fill(dead, 0.0)
+    lse = (scores.logsumexp(-1) if n else scores.sum(-1)).masked_fill(dead.squeeze(-1), float("-inf"))
+    if call.rng_state is None:
+        return p, lse, None
+    if keep is None:
+        heads = torch.arange(q.shape[0] * q.shape[1], device=q.device)
+        keep = attention_keep(call.rng_state, heads, m, n, call.dropout_p).view(p.shape)
+    return p, lse, keep * dropout_scale(call.dropout_p)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, *given: Any, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """out and softmax_lse, as in op.py; `keep`, (batch, heads, seqlen_q, seqlen_k), replaces the drawn mask."""
-    q4, k4, v4, lengths_q, lengths_k = _padded(
-        q, k, v, seqused_k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
-    )
-    p, lse, factor = _probabilities(
-        q4, k4, attn_bias, lengths_q, lengths_k, rng_state, softmax_scale, dropout_p, window_left, window_right, keep
-    )
-    out = ((p if factor is None else p * factor) @ v4).to(q.dtype).transpose(1, 2)
-    if cu_seqlens_q is None:
+    call = AttentionCall(*given)
+    x = _padded(q, k, v, call)
+    p, lse, factor = _probabilities(x, call, keep)
+    out = ((p if factor is None else p * factor) @ x.v).to(q.dtype).transpose(1, 2)
+    if call.cu_seqlens_q is None:
         return out.contiguous(), lse.contiguous()
     total = q.shape[0]
-    lse = _unpad(lse.transpose(1, 2), cu_seqlens_q, total, float("-inf"))
-    return _unpad(out, cu_seqlens_q, total), lse.t().contiguous()
+    lse = _unpad(lse.transpose(1, 2), call.cu_seqlens_q, total, float("-inf"))
+    return _unpad(out, call.cu_seqlens_q, total), lse.t().contiguous()
 
 
 def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, attn_bias: Tensor | None,
-    seqused_k: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, rng_state: Tensor | None,
-    max_seqlen_q: int, max_seqlen_k: int, softmax_scale: float, dropout_p: float, window_left: int, window_right: int,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dq, dk and dv of ops/attention/op.py."""
-    q4, k4, v4, lengths_q, lengths_k = _padded(
-        q, k, v, seqused_k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
-    )
-    p, _, factor = _probabilities(
-        q4, k4, attn_bias, lengths_q, lengths_k, rng_state, softmax_scale, dropout_p, window_left, window_right
-    )
-    if cu_seqlens_q is not None and lengths_q is not None:
-        dout = _zero_past(pad(dout, cu_seqlens_q, max_seqlen_q), lengths_q)
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *given: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv of ops/attention/op.py; `given` ends in deterministic."""
+    call = AttentionCall(*given[:-1])
+    x = _padded(q, k, v, call)
+    p, _, factor = _probabilities(x, call)
+    starts_q, starts_k = call.starts or (None, None)
+    if starts_q is not None and x.lengths_q is not None:
+        dout = _zero_past(pad(dout, starts_q, call.max_seqlen_q), x.lengths_q)
     do = dout.float().transpose(1, 2)
-    dp = do @ v4.transpose(-1, -2)
+    dp = do @ x.v.transpose(-1, -2)
     z = p
     if factor is not None:
         z, dp = p * factor, dp * factor
-    ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * softmax_scale
+    ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * call.softmax_scale
     grads: list[Any] = []
-    for grad, like, cu_seqlens in (
-        (ds @ k4, q, cu_seqlens_q),
-        (ds.transpose(-1, -2) @ q4, k, cu_seqlens_k),
-        (z.transpose(-1, -2) @ do, v, cu_seqlens_k),
+    for grad, like, starts in (
+        (ds @ x.k, q, starts_q),
+        (ds.transpose(-1, -2) @ x.q, k, starts_k),
+        (z.transpose(-1, -2) @ do, v, starts_k),
     ):
         batch, heads, rows, head_dim = grad.shape
         group = heads // like.shape[-2]
         if group > 1:
             grad = grad.view(batch, heads // group, group, rows, head_dim).sum(2)
         grad = grad.transpose(1, 2).to(like.dtype)
-        grads.append(grad.contiguous() if cu_seqlens is None else _unpad(grad, cu_seqlens, like.shape[0]))
+        grads.append(grad.contiguous() if starts is None else _unpad(grad, starts, like.shape[0]))
     return grads[0], grads[1], grads[2]

@@ -1,8 +1,8 @@
 """The attention op: out = dropout(softmax(softmax_scale * q k^T + attn_bias)) v, padded or packed, and its backward.
 
-Arguments and shapes: docs/design.md, "Operators".  Here stand the schema, the fakes, the cost and the table
-row; the checks are in checks.py, the compositions of PyTorch operators in cpu/ (what a CPU user
-runs) and composed.py (any other device), the float64 reference in reference.py.
+Arguments and shapes: docs/design.md, "Operators".  Here stand the schema, the fakes, the cost and the row of the table.
+call.py is the type of the arguments, checks.py refuses wrong ones, composed.py has the composition of PyTorch's
+operators for every device but the CPU, whose own is cpu/, and reference.py the same in float64.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..checks import FLOATS
 from ..registry import Direction, Impl, Op
 from . import composed, reference
+from .call import AttentionCall
 from .checks import check_bwd, check_fwd, lse_shape
 from .cpu import dispatch as cpu
 from .cpu.dispatch import worth_slicing as worth_slicing
@@ -29,8 +31,6 @@ MAX_TOKEN_STRIDE = (2**31 - MAX_HEAD_DIM) // LARGEST_BLOCK
 """Elements from one token to the next, up to which offsets within a tile, 32-bit in the kernels, do not overflow."""
 
 _T = TypeVar("_T")
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_BIAS_DTYPES = (torch.bool, *_DTYPES)
 
 _INPUTS = (
     "Tensor? attn_bias, Tensor? seqused_k, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? rng_state, "
@@ -54,23 +54,20 @@ def fake_bwd(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def visible_pairs(
-    q: Tensor, k: Tensor, seqused_k: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
-    window_left: int, window_right: int,
-) -> int:  # fmt: skip
+def visible_pairs(q: Tensor, k: Tensor, call: AttentionCall) -> int:
     """How many (query, key) pairs of one head the window and the lengths leave; reads the lengths."""
-    if cu_seqlens_q is not None and cu_seqlens_k is not None:
-        lengths = list(zip(cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist(), strict=True))
+    if call.starts is not None:
+        lengths = list(zip(*(x.diff().tolist() for x in call.starts), strict=True))
         shifts = [n - m for m, n in lengths]
     else:
-        keys = [k.shape[1]] * q.shape[0] if seqused_k is None else seqused_k.tolist()
+        keys = [k.shape[1]] * q.shape[0] if call.seqused_k is None else call.seqused_k.tolist()
         lengths = [(q.shape[1], n) for n in keys]
         shifts = [0] * len(lengths)
     total = 0
     for (m, n), d in zip(lengths, shifts, strict=True):
         rows = torch.arange(m) + d
-        first = (rows - window_left).clamp(0, n) if window_left >= 0 else torch.zeros_like(rows)
-        last = (rows + window_right + 1).clamp(0, n) if window_right >= 0 else torch.full_like(rows, n)
+        first = (rows - call.window_left).clamp(0, n) if call.window_left >= 0 else torch.zeros_like(rows)
+        last = (rows + call.window_right + 1).clamp(0, n) if call.window_right >= 0 else torch.full_like(rows, n)
         total += int((last - first).clamp(min=0).sum())
     return total
 
@@ -79,22 +76,19 @@ def _bytes(*tensors: Tensor | None) -> float:
     return float(sum(x.numel() * x.element_size() for x in tensors if x is not None))
 
 
-def cost_fwd(
-    q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None, seqused_k: Tensor | None, cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None, rng_state: Tensor | None, max_seqlen_q: int, max_seqlen_k: int, softmax_scale: float,
-    dropout_p: float, window_left: int, window_right: int,
-) -> tuple[float, float]:  # fmt: skip
-    pairs = visible_pairs(q, k, seqused_k, cu_seqlens_q, cu_seqlens_k, window_left, window_right)
-    flop = 2.0 * pairs * q.shape[-2] * (q.shape[-1] + v.shape[-1])
-    return flop, _bytes(q, k, v, attn_bias, *fake_fwd(q, k, v))
+def cost_fwd(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[float, float]:
+    call = AttentionCall(*given)
+    flop = 2.0 * visible_pairs(q, k, call) * q.shape[-2] * (q.shape[-1] + v.shape[-1])
+    return flop, _bytes(q, k, v, call.attn_bias, *fake_fwd(q, k, v))
 
 
 def cost_bwd(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *args: Any
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *given: Any
 ) -> tuple[float, float]:
-    pairs = visible_pairs(q, k, args[1], args[2], args[3], *args[-3:-1])
+    call = AttentionCall(*given[:-1])
+    pairs = visible_pairs(q, k, call)
     flop = 2.0 * pairs * q.shape[-2] * (3 * q.shape[-1] + 2 * v.shape[-1])  # q k^T again, dq, dk; dout v^T, dv
-    return flop, _bytes(dout, q, k, v, out, softmax_lse, args[0], q, k, v)
+    return flop, _bytes(dout, q, k, v, out, softmax_lse, call.attn_bias, q, k, v)
 
 
 # ------------------------------------------------------------------------------------------------------ the row
@@ -112,7 +106,7 @@ def _composed(on_cpu: Callable[..., _T], elsewhere: Callable[..., _T]) -> Callab
 
 def supports(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the Triton kernels cannot run tensors like these, or None."""
-    if q.dtype not in _DTYPES:
+    if q.dtype not in FLOATS:
         return f"{q.dtype} is not float32, float16 or bfloat16"
     largest = max(q.shape[-1], v.shape[-1])
     if largest > MAX_HEAD_DIM:
@@ -132,33 +126,33 @@ def _whole(x: Tensor, total: int, value: float = 0.0) -> Tensor:
     return whole
 
 
-def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
     """Sets packed tokens of no sequence apart, for which cpu has no place."""
-    used = _used(q, k, args[2], args[3])
+    used = _used(q, k, AttentionCall(*given))
     if used is None:
-        return cpu.forward(q, k, v, *args)
+        return cpu.forward(q, k, v, *given)
     m, n = used
-    out, lse = cpu.forward(q[:m], k[:n], v[:n], *args)
+    out, lse = cpu.forward(q[:m], k[:n], v[:n], *given)
     return _whole(out, q.shape[0]), _whole(lse.t(), q.shape[0], -math.inf).t().contiguous()
 
 
 def _cpu_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *args: Any
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *given: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    used = _used(q, k, args[2], args[3])
+    used = _used(q, k, AttentionCall(*given[:-1]))
     if used is None:
-        return cpu.backward(dout, q, k, v, out, softmax_lse, *args)
+        return cpu.backward(dout, q, k, v, out, softmax_lse, *given)
     m, n = used
     rows = (dout[:m], q[:m], k[:n], v[:n], out[:m], softmax_lse[:, :m].contiguous())
-    dq, dk, dv = cpu.backward(*rows, *args)
+    dq, dk, dv = cpu.backward(*rows, *given)
     return _whole(dq, q.shape[0]), _whole(dk, k.shape[0]), _whole(dv, k.shape[0])
 
 
-def _used(q: Tensor, k: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> tuple[int, int] | None:
+def _used(q: Tensor, k: Tensor, call: AttentionCall) -> tuple[int, int] | None:
     """How many tokens of packed q and of packed k have a sequence, on a CPU; None where all have."""
-    if cu_seqlens_q is None or cu_seqlens_k is None:
+    if call.starts is None:
         return None
-    used = int(cu_seqlens_q[-1]), int(cu_seqlens_k[-1])
+    used = int(call.starts[0][-1]), int(call.starts[1][-1])
     return None if used == (q.shape[0], k.shape[0]) else used
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ...dropout.attention import dropout_scale, dropout_threshold
+from ..call import AttentionCall
 from ..masks import hides
-from .parts import INF, Call, Part, additive, window
+from .parts import INF, Part, additive, window
 
 _softmax = torch.ops.aten._softmax.out
 _softmax_backward = torch.ops.aten._softmax_backward_data.out
@@ -32,7 +33,7 @@ def _heads_of(x: Tensor) -> Tensor:
 class Chunks:
     """Buffers, random bytes and the walk over (sequences, heads) of one part after the other."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: AttentionCall) -> None:
         self.call = call
         self.threshold = dropout_threshold(call.dropout_p)
         self.keep_scale = dropout_scale(call.dropout_p)

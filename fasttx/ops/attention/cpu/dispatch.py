@@ -1,26 +1,29 @@
 """The attention op of PyTorch's own operators on a CPU: never slower than F.scaled_dot_product_attention.
 
-A call is cut into parts (parts.py).  A part without dropout goes to PyTorch's CPU flash kernel and its
-backward (flash.py); with dropout, or where v has a head_dim of its own, a few heads at a time are computed
-by matrix products (chunks.py).  Packed sequences without a mask go a shorter way (packed.py).
+A call is cut into parts (parts.py).  A part without dropout goes to PyTorch's CPU flash kernel and its backward
+(flash.py).  With dropout, or where v has a head_dim of its own, a few heads at a time are computed by matrix products
+(chunks.py).  Packed sequences without a mask go a shorter way (packed.py).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ..call import AttentionCall
 from . import packed as packed_batch
 from .chunks import Chunks
 from .flash import FLASH, FLASH_BACKWARD, flash_backward, flash_forward
 from .packed import packed_lengths
-from .parts import INF, Call, parts
+from .parts import INF, parts
 from .parts import worth_slicing as worth_slicing
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
     """out and softmax_lse of ops/attention/op.py."""
-    call = Call(*args)  # type: ignore[arg-type]
+    call = AttentionCall(*given)
     flash = call.rng_state is None and q.shape[-1] == v.shape[-1]
     if flash and _whole(q, k, call):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -57,7 +60,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *args: object) -> tuple[Tensor, Ten
     return out, softmax_lse
 
 
-def _whole(q: Tensor, k: Tensor, call: Call) -> bool:
+def _whole(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
     """Nothing but q, k, v and perhaps the causal flag: one call of the flash kernel, with no time lost before it."""
     return (
         call.attn_bias is None
@@ -77,10 +80,10 @@ def _results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *args: object
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *given: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv of ops/attention/op.py."""
-    call = Call(*args[:-1])  # type: ignore[arg-type]
+    """dq, dk and dv of ops/attention/op.py; `given` ends in deterministic, which it is anyway."""
+    call = AttentionCall(*given[:-1])
     flash = call.rng_state is None and q.shape[-1] == v.shape[-1]
     if flash and _whole(q, k, call):
         dout, q, k, v, out = (x.transpose(1, 2) for x in (dout, q, k, v, out))

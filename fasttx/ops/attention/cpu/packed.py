@@ -15,10 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..call import AttentionCall
 from . import chunks
 from .chunks import Chunks
 from .flash import FLASH, FLASH_BACKWARD
-from .parts import INF, Call, Part
+from .parts import INF, Part
 
 _PADDING = 5_000
 """Padded scores that cost as much as the calls a group saves by one more sequence, at a head_dim of 32."""
@@ -32,7 +33,7 @@ class Lengths(NamedTuple):
     causal: bool
 
 
-def packed_lengths(q: Tensor, k: Tensor, call: Call) -> Lengths | None:
+def packed_lengths(q: Tensor, k: Tensor, call: AttentionCall) -> Lengths | None:
     """None unless nothing but the lengths, and perhaps a causal flag, hides a key, and every token has a sequence."""
     if (
         call.cu_seqlens_q is None
@@ -73,7 +74,9 @@ def _tokens(x: Tensor, runs: list[tuple[int, int]]) -> list[Tensor]:
     return _views(x.transpose(0, 1).unsqueeze(0), runs)
 
 
-def flash_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, call: Call, lengths: Lengths) -> None:
+def flash_forward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, call: AttentionCall, lengths: Lengths
+) -> None:
     """Writes out and softmax_lse."""
     runs_q, runs_k = _runs(lengths)
     outs, lses = _tokens(out, runs_q), _views(lse.unsqueeze(0), runs_q)
@@ -89,9 +92,16 @@ def flash_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cal
 
 
 def flash_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grads: tuple[Tensor, Tensor, Tensor],
-    call: Call, lengths: Lengths,
-) -> None:  # fmt: skip
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    call: AttentionCall,
+    lengths: Lengths,
+) -> None:
     """Writes dq, dk and dv."""
     runs_q, runs_k = _runs(lengths)
     where = (runs_q, runs_k, runs_k)
@@ -168,7 +178,9 @@ def _groups(q: Tensor, lengths: Lengths) -> Iterator[tuple[_Rows, _Rows, Part]]:
         yield group()
 
 
-def chunked_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, call: Call, lengths: Lengths) -> None:
+def chunked_forward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, call: AttentionCall, lengths: Lengths
+) -> None:
     """Writes out and softmax_lse."""
     chunks = Chunks(call)
     if 0 in lengths.q or 0 in lengths.k:
@@ -182,9 +194,15 @@ def chunked_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, c
 
 
 def chunked_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, grads: tuple[Tensor, Tensor, Tensor], call: Call,
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    call: AttentionCall,
     lengths: Lengths,
-) -> None:  # fmt: skip
+) -> None:
     """Writes dq, dk and dv."""
     chunks = Chunks(call)
     if 0 in lengths.q or 0 in lengths.k:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..call import AttentionCall
 from ..masks import with_infinities
 
 INF = float("inf")
@@ -41,22 +42,6 @@ class Part(NamedTuple):
         return softmax_lse[:, self.rows].unsqueeze(0) if softmax_lse.dim() == 2 else softmax_lse[self.batch]
 
 
-class Call(NamedTuple):
-    """The arguments that forward and backward share, in the schema's order."""
-
-    attn_bias: Tensor | None
-    seqused_k: Tensor | None
-    cu_seqlens_q: Tensor | None
-    cu_seqlens_k: Tensor | None
-    rng_state: Tensor | None
-    max_seqlen_q: int
-    max_seqlen_k: int
-    softmax_scale: float
-    dropout_p: float
-    window_left: int
-    window_right: int
-
-
 def _prefix_lengths(mask: Tensor, batch: int) -> list[int] | None:
     """Lengths of a bool key mask (batch | 1, 1, 1, seqlen_k) that is a prefix of each sequence."""
     keys = mask[:, 0, 0]
@@ -77,7 +62,7 @@ def window(rows: int, keys: int, shift: int, left: int, right: int) -> Tensor:
     return seen[None, None]
 
 
-def _part(call: Call, batch: slice, rows: slice, keys: slice, bias: Tensor | None, shift: int) -> Part:
+def _part(call: AttentionCall, batch: slice, rows: slice, keys: slice, bias: Tensor | None, shift: int) -> Part:
     """Decides whether the window is the flash kernel's own causal flag or a mask."""
     left, right = call.window_left, call.window_right
     causal = left < 0 and right == 0 and shift == 0
@@ -90,7 +75,7 @@ def _part(call: Call, batch: slice, rows: slice, keys: slice, bias: Tensor | Non
     return Part(batch, rows, keys, bias, causal)
 
 
-def parts(q: Tensor, k: Tensor, call: Call) -> Iterator[Part]:
+def parts(q: Tensor, k: Tensor, call: AttentionCall) -> Iterator[Part]:
     bias = call.attn_bias
     if call.cu_seqlens_q is not None and call.cu_seqlens_k is not None:
         starts_q, starts_k = call.cu_seqlens_q.tolist(), call.cu_seqlens_k.tolist()

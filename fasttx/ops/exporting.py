@@ -1,0 +1,36 @@
+"""Exported programs (torch.export, ONNX, AOTInductor) hold PyTorch's own operators wherever those compute anyway.
+
+So they run where fasttx is not installed.  What a kernel of fasttx is to compute stays an operator of fasttx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .registry import Op
+
+
+def exporting() -> bool:
+    """Whether a program is being exported: not so under torch.compile, which may call what is installed."""
+    return torch.compiler.is_exporting()
+
+
+def called(op: Op, exported: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """The forward operator of `op`, or its composition where a program is exported that no kernel computes.
+
+    Args:
+        exported: the composition for exported programs, where it is another than the row's: no value is read there.
+    """
+    operator = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
+    direction = op.fwd
+    composition: Callable[..., Any] = exported or direction.torch.__wrapped__  # type: ignore[attr-defined]
+
+    def call(*arguments: Any) -> Any:
+        if exporting() and op.runs(arguments[-1], *direction.key_tensors(arguments)) == "torch":
+            return composition(*arguments[:-1])
+        return operator(*arguments)
+
+    return call
