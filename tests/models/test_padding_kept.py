@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 
 import fasttx
 from fasttx.functional.attention import layouts as attention_layouts
-from fasttx.functional.attention.routes import torch_attention
+from fasttx.functional.attention.torch_fn import torch_attention
 from fasttx.models.padding import encoder as padding_free
 
 

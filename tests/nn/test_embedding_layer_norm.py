@@ -210,7 +210,7 @@ def test_autocast_of_other_devices_gives_float32(monkeypatch):
     """Every device but the CPU has layer norm on autocast's float32 list; played on tensors without data."""
     seen = []
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: device_type == "meta")
-    monkeypatch.setattr(_embedding_layer_norm, "uncovered", lambda *tensors: None)
+    monkeypatch.setattr(_embedding_layer_norm, "unsupported_reason", lambda *tensors: None)
     seen_by = lambda *args: seen.append((args[1].dtype, args[-2])) or (args[1][args[0]],)  # noqa: E731
     monkeypatch.setattr(_embedding_layer_norm, "_fwd", seen_by)
     for dtype in DTYPES:

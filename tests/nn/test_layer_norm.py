@@ -141,7 +141,7 @@ def test_autocast_of_other_devices_gives_float32(monkeypatch):
     seen = []
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: device_type == "meta")
     for module in (_layer_norm, _dropout_add_layer_norm):
-        monkeypatch.setattr(module, "uncovered", lambda *tensors: None)
+        monkeypatch.setattr(module, "unsupported_reason", lambda *tensors: None)
         monkeypatch.setattr(module, "forced_backend", lambda: "triton")
     monkeypatch.setattr(_layer_norm, "_fwd", lambda x, *rest: seen.append((x.dtype, rest[-2])) or (x,))
     w = torch.ones(3, device="meta")

@@ -212,7 +212,7 @@ static, norm, gelu = F.quantize_static, F.add_layer_norm_quantize, F.gelu_quanti
         (lambda: static(ONES, None), TypeError, "scale: must be a number, a Tensor"),
         (lambda: static(ONES, True), TypeError, "scale: must be a number, a Tensor"),
         (lambda: static(ONES, ONES[0]), ValueError, r"scale: must be float32 \(\), got torch.float32 \(40,\)"),
-        (lambda: static(ONES.to("meta"), 0.1), ValueError, "quantize_static: a meta tensor"),
+        (lambda: static(ONES.to("meta"), 0.1), ValueError, "quantize_static: input: got a meta tensor"),
         (lambda: norm(ONES.double(), None, None, None), ValueError, "input: must be float32"),
         (lambda: norm(ONES[:, :0], None, None, None), ValueError, "input: rows must have"),
         (lambda: norm(ONES, ONES[0], None, None), ValueError, r"residual: must be \(2, 40\)"),
@@ -220,12 +220,12 @@ static, norm, gelu = F.quantize_static, F.add_layer_norm_quantize, F.gelu_quanti
         (lambda: norm(ONES, None, None, 1.0), TypeError, "bias: must be a Tensor, got float"),
         (lambda: norm(ONES, None, None, None, eps=-1.0), ValueError, "eps: must be finite"),
         (lambda: norm(ONES, None, None, None, scale="x"), TypeError, "scale: must be a number"),
-        (lambda: norm(ONES.to("meta"), None, None, None), ValueError, "add_layer_norm_quantize: a meta"),
+        (lambda: norm(ONES.to("meta"), None, None, None), ValueError, "add_layer_norm_quantize: input: got a meta"),
         (lambda: gelu(ONES, ONES), ValueError, r"bias: must be \(40,\)"),
         (lambda: gelu(ONES, ONES[0].half()), ValueError, "bias: must be of input's dtype, torch.float32, or"),
         (lambda: gelu(ONES, approximate="erf"), ValueError, "approximate: allowed are 'none' and 'tanh'"),
         (lambda: gelu(ONES, scale=math.inf), ValueError, "scale: must be positive and finite, got inf"),
-        (lambda: gelu(ONES.to("meta")), ValueError, "gelu_quantize: a meta tensor"),
+        (lambda: gelu(ONES.to("meta")), ValueError, "gelu_quantize: input: got a meta tensor"),
     ],
 )  # fmt: skip
 def test_refusals(call, error: type[Exception], message: str) -> None:

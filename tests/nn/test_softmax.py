@@ -126,7 +126,7 @@ def test_autocast_of_other_devices_gives_float32(monkeypatch):
     """Every device but the CPU has softmax on autocast's float32 list; played on a tensor without data."""
     seen = []
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: device_type == "meta")
-    monkeypatch.setattr(_softmax, "uncovered", lambda *tensors: None)
+    monkeypatch.setattr(_softmax, "unsupported_reason", lambda *tensors: None)
     monkeypatch.setattr(_softmax, "_fwd", lambda x, *rest: seen.append(x.dtype) or x)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         F.softmax(torch.ones(2, 3, dtype=dtype, device="meta"), -1, scale=2.0)
