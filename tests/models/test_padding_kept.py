@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
 import fasttx
-from fasttx.functional.attention import layouts as attention_layouts
+from fasttx.functional.attention import torch_fn
 from fasttx.functional.attention.torch_fn import torch_attention
 from fasttx.models.padding import encoder as padding_free
 
@@ -235,7 +235,7 @@ def masks_of_torch(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
         seen.append(mask)
         return torch_attention(q, k, v, mask, *rest, **kwargs)
 
-    monkeypatch.setattr(attention_layouts, "torch_attention", attention)
+    monkeypatch.setattr(torch_fn, "torch_attention", attention)
     return seen
 
 
