@@ -39,5 +39,10 @@ MODELS = [
         ("tests/models/test_embeddings.py",),
     ),
     Mutation("fasttx/models/fusions/fusion.py", 'if backend == "torch":', 'if backend == "none":', NORM),
-    Mutation("fasttx/models/fusions/fusion.py", "return unsupported_reason(x, child.weight, child.bias)", "return None", NORM),
+    Mutation(
+        "fasttx/models/fusions/fusion.py",
+        "return unsupported_reason(x, child.weight, child.bias)",
+        "return None",
+        NORM,
+    ),
 ]
