@@ -23,11 +23,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dropout_add_layer_norm import as_rows, config, flat, normalised, row_vector
+from .layer_norm import config, normalised
 from .row_scale import store_quantised
+from .rows import as_rows, flat, row_vector
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def add_layer_norm_quantize_kernel(
     out_ptr, x_q_ptr, x_scale_ptr, x_ptr, residual_ptr, weight_ptr, bias_ptr, scale_ptr,
     n_rows, n_cols, stride_xm, stride_rm, eps,

@@ -19,8 +19,6 @@ L2), writes out and 4 bytes a row.  Shared memory: q and num_stages tiles of k a
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -28,6 +26,7 @@ from torch import Tensor
 
 from .attention_config import config, power_of_two
 from .attention_tiles import fill_uncovered, load_tile, sequence, store_tile
+from .device import arch_of, precision_of
 from .dropout import dropout_threshold, frag_mask, keep_scale
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -224,17 +223,6 @@ def attention_fwd_kernel(
     store_tile(out, num_heads * HEAD_DIM_V, offs_m, n_q - m0, acc, HEAD_DIM_V, BLOCK_DV)
 
 
-@functools.cache
-def _capability(index: int | None) -> int:
-    major, minor = torch.cuda.get_device_capability(index)
-    return major * 10 + minor
-
-
-def arch_of(device: torch.device) -> int:
-    """Compute capability times ten, of the device whose row of the table applies (the interpreter: 90)."""
-    return _capability(device.index) if device.type == "cuda" else 90
-
-
 def strides(x: Tensor, varlen: bool) -> tuple[int, int, int]:
     """(batch, token, head) strides; a packed tensor has no batch."""
     return (0, x.stride(0), x.stride(1)) if varlen else (x.stride(0), x.stride(1), x.stride(2))
@@ -246,16 +234,6 @@ def bias_strides(attn_bias: Tensor | None) -> tuple[int, int, int, int]:
         return (0, 0, 0, 0)
     b, h, m, n = (0 if size == 1 else stride for size, stride in zip(attn_bias.shape, attn_bias.stride(), strict=True))
     return b, h, m, n
-
-
-def precision_of(q: Tensor) -> str:
-    """How fp32 products are rounded, as torch.backends.cuda.matmul asks; 2-byte types know one way only."""
-    if q.dtype != torch.float32:
-        return "tf32"
-    matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):  # reading allow_tf32 raises once a caller has used this newer setting
-        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
-    return "tf32" if matmul.allow_tf32 else "ieee"
 
 
 def window_limits(window_left: int, window_right: int) -> tuple[int, int]:

@@ -27,12 +27,10 @@ from torch import Tensor
 
 from .attention import (
     UNSPECIALIZED,
-    arch_of,
     bias_strides,
     biased,
     folds_scale,
     last_key,
-    precision_of,
     shows,
     strides,
     visible_only,
@@ -41,6 +39,7 @@ from .attention import (
 from .attention_bwd_dq import attention_bwd_dq_kernel, load_lse, probabilities
 from .attention_config import config, costs_registers, power_of_two
 from .attention_tiles import fill_uncovered, load_tile, sequence, store_tile
+from .device import arch_of, precision_of
 from .dropout import dropout_threshold, frag_mask, keep_scale
 
 DQ_NONE = tl.constexpr(0)  # another kernel computes dq

@@ -32,17 +32,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dropout_add_layer_norm import SUM_COLS, SUM_ROWS, flat, layer_norm_sum_kernel
+from .gelu import gelu, gelu_derivative, shifted
+from .reduce import SUM_COLS, SUM_ROWS, layer_norm_sum_kernel
 from .row_dropout import GELU_TAG, keep_scale, numbered_keep, threshold
+from .rows import as_rows, flat
 
 TAG = tl.constexpr(GELU_TAG)
-RSQRT2 = tl.constexpr(0.7071067811865476)
-RSQRT_2PI = tl.constexpr(0.3989422804014327)
-SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
-CUBIC = tl.constexpr(0.044715)
-HUGE = tl.constexpr(1e9)
-"""Beyond it u' meets a factor of 0, and its square would overflow."""
-
 BLOCK_N = 256
 """Columns of a tile: a warp reads 512 bytes of a row of halves, and the widths of encoders are multiples of it."""
 PROGRAMS = 1056
@@ -75,47 +70,7 @@ def config(kernel: str, n_cols: int) -> Config:
     return Config(elements // block_n, block_n, num_warps)
 
 
-@triton.jit
-def _tanh_parts(z):
-    """s = sigmoid(2 u), s (1 - s) and u'; a NaN stays in s."""
-    u = SQRT_2_OVER_PI * (z + CUBIC * z * z * z)
-    e = tl.exp(-2.0 * tl.abs(u))
-    r = 1.0 / (1.0 + e)
-    s = tl.where(u < 0.0, e * r, r)
-    near = tl.minimum(tl.maximum(z, -HUGE), HUGE)
-    return s, e * r * r, SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * near * near)
-
-
-@triton.jit
-def gelu(z, TANH: tl.constexpr):
-    if TANH:
-        s, _, _ = _tanh_parts(z)
-        out = z * s
-    else:
-        out = z * (0.5 + 0.5 * tl.erf(z * RSQRT2))
-    return out
-
-
-@triton.jit
-def _gelu_derivative(z, TANH: tl.constexpr):
-    if TANH:
-        s, slope, du = _tanh_parts(z)
-        out = s + z * (2.0 * slope) * du
-    else:
-        out = 0.5 + 0.5 * tl.erf(z * RSQRT2) + z * (RSQRT_2PI * tl.exp(-0.5 * z * z))
-    return out
-
-
-@triton.jit
-def shifted(x_ptr, bias_ptr, at, cols, ok, col_ok, BIAS: tl.constexpr):
-    """x + bias as float32; 0 beyond the tensor."""
-    z = tl.load(x_ptr + at, mask=ok, other=0.0).to(tl.float32)
-    if BIAS:
-        z += tl.load(bias_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)[None, :]
-    return z
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def bias_gelu_fwd_kernel(
     out_ptr, x_ptr, bias_ptr, index_ptr, rng_ptr, n_rows, n_cols, stride_xm, threshold, keep_scale,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BIAS: tl.constexpr, TANH: tl.constexpr, DROPOUT: tl.constexpr,
@@ -136,7 +91,7 @@ def bias_gelu_fwd_kernel(
     tl.store(out_ptr + long_rows * n_cols + cols[None, :], out.to(out_ptr.dtype.element_ty), mask=ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "row_programs"])
 def bias_gelu_bwd_kernel(
     dx_ptr, partial_ptr, dout_ptr, x_ptr, bias_ptr, index_ptr, rng_ptr, n_rows, n_cols, stride_dm, stride_xm,
     row_programs, threshold, keep_scale,
@@ -160,7 +115,7 @@ def bias_gelu_bwd_kernel(
         if DROPOUT:
             keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, col_start, TAG, threshold, INDEXED, ROWS, BLOCK_N)
             dx = tl.where(keep, dx * keep_scale, 0.0)
-        dx *= _gelu_derivative(z, TANH)
+        dx *= gelu_derivative(z, TANH)
         if DX:
             tl.store(dx_ptr + long_rows * n_cols + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=ok)
         if DBIAS:
@@ -171,14 +126,6 @@ def bias_gelu_bwd_kernel(
 
 
 # ----------------------------------------------------------------------------------------------------------- launchers
-
-
-def _in_rows(x: Tensor, n_cols: int) -> tuple[Tensor, int]:
-    """x as (n_rows, n_cols) with columns at stride 1, and the stride of its rows; a copy only where it has to be."""
-    rows = x.reshape(-1, n_cols)
-    if rows.stride(1) != 1 and n_cols != 1:
-        rows = rows.contiguous()
-    return rows, rows.stride(0)
 
 
 def _length_of_rows(x: Tensor, alike: bool, dout: Tensor | None = None) -> int:
@@ -194,7 +141,7 @@ def bias_gelu_fwd(
     """Writes out; arguments as of the op (fasttx/ops/bias_gelu/op.py)."""
     dropout = rng_state is not None
     n_cols = _length_of_rows(x, bias is None and not dropout)
-    x_rows, stride_xm = _in_rows(x, n_cols)
+    x_rows, stride_xm = as_rows(x, n_cols)
     n_rows = x_rows.shape[0]
     block = config("fwd", n_cols)
     bias_gelu_fwd_kernel[(triton.cdiv(n_rows, block.rows) * triton.cdiv(n_cols, block.block_n),)](
@@ -211,8 +158,8 @@ def bias_gelu_bwd(
     """Writes the gradients that are needed; the others are of no element."""
     dropout = rng_state is not None
     n_cols = _length_of_rows(x, bias is None and not dropout, dout)
-    x_rows, stride_xm = _in_rows(x, n_cols)
-    dout_rows, stride_dm = _in_rows(dout, n_cols)
+    x_rows, stride_xm = as_rows(x, n_cols)
+    dout_rows, stride_dm = as_rows(dout, n_cols)
     n_rows = x_rows.shape[0]
     block = config("bwd", n_cols)
     tiles, col_tiles = triton.cdiv(n_rows, block.rows), triton.cdiv(n_cols, block.block_n)

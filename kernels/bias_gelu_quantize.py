@@ -23,13 +23,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bias_gelu import gelu, shifted
-from .dropout_add_layer_norm import as_rows, flat
-from .quantize_per_token import config
-from .row_scale import store_quantised
+from .gelu import gelu, shifted
+from .row_scale import config, store_quantised
+from .rows import as_rows, flat
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def bias_gelu_quantize_kernel(
     x_q_ptr, x_scale_ptr, x_ptr, bias_ptr, scale_ptr, n_rows, n_cols, stride_xm,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BIAS: tl.constexpr, TANH: tl.constexpr, STATIC: tl.constexpr,

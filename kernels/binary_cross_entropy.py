@@ -24,19 +24,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cross_entropy import MEAN, NONE, REDUCE_BLOCK, reduce_partial_sums
+from .reduce import MEAN, NONE, REDUCE_BLOCK, reduce_partial_sums
+from .rows import load
 
 BLOCK = 1024
 """8 elements a thread, x, y and the weights in flight together; with 16 ptxas spills a register on sm_100."""
-
-
-@triton.jit
-def load(ptr, offs, n, MASKED: tl.constexpr):
-    if MASKED:
-        value = tl.load(ptr + offs, mask=offs < n, other=0.0)
-    else:
-        value = tl.load(ptr + offs)
-    return value.to(tl.float32)
 
 
 @triton.jit
@@ -69,7 +61,7 @@ def _losses(
     return loss * _load_repeated(w_ptr, offs, n, period_w, HAS_W, FULL_W, MASKED)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _forward(
     loss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, n, period_w, period_v, HAS_W: tl.constexpr, HAS_V: tl.constexpr,
     FULL_W: tl.constexpr, FULL_V: tl.constexpr, REDUCED: tl.constexpr, BLOCK: tl.constexpr,
@@ -109,7 +101,7 @@ def _gradients(
     return d * (g * scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _backward(
     dx_ptr, dloss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, n, period_w, period_v, scale,
     HAS_W: tl.constexpr, HAS_V: tl.constexpr, FULL_W: tl.constexpr, FULL_V: tl.constexpr,
@@ -152,10 +144,9 @@ def _common(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor
     w, period_w = _repeating(weight, x)
     v, period_v = _repeating(pos_weight, x)
     n = x.numel()
-    options = dict(
-        HAS_W=weight is not None, HAS_V=pos_weight is not None, FULL_W=period_w == n, FULL_V=period_v == n, num_warps=4
-    )
-    return (x, target, w, v, n, period_w, period_v), options
+    full_w, full_v = weight is not None and period_w == n, pos_weight is not None and period_v == n
+    options = dict(HAS_W=weight is not None, HAS_V=pos_weight is not None, FULL_W=full_w, FULL_V=full_v, num_warps=4)
+    return (x, target, w, v, n, 0 if full_w else period_w, 0 if full_v else period_v), options
 
 
 def binary_cross_entropy_fwd(

@@ -35,8 +35,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NONE, MEAN, SUM = 0, 1, 2
-REDUCE_BLOCK = 1024
+from .reduce import MEAN, NONE, REDUCE_BLOCK, reduce_partial_sums
+from .rows import as_rows, flat
 
 
 class RowConfig(NamedTuple):
@@ -193,7 +193,7 @@ def _forward_wide(
             tl.store(total_ptr, 1.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def _forward_narrow(
     loss_ptr, lse_ptr, total_ptr, x_ptr, t_ptr, w_ptr, n_rows, stride_x, stride_t, n_cols, ignore_index, smoothing,
     PROBS: tl.constexpr, WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr, REDUCTION: tl.constexpr,
@@ -239,29 +239,7 @@ def _forward_narrow(
             tl.store(loss_ptr + tl.num_programs(0) + pid, tl.sum(w_y, 0))
 
 
-@triton.jit
-def reduce_partial_sums(out_ptr, total_ptr, partial_ptr, n, divisor, FROM_PARTIALS: tl.constexpr, BLOCK: tl.constexpr):
-    """out = sum(partial[:n]) / total, total = sum(partial[n:2n]) if FROM_PARTIALS else divisor; one program."""
-    offs = tl.arange(0, BLOCK)
-    acc = tl.zeros([BLOCK], tl.float32)
-    total_acc = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, n, BLOCK):
-        inside = first + offs < n
-        acc += tl.load(partial_ptr + first + offs, mask=inside, other=0.0)
-        if FROM_PARTIALS:
-            total_acc += tl.load(partial_ptr + n + first + offs, mask=inside, other=0.0)
-    total = divisor
-    if FROM_PARTIALS:
-        total = tl.sum(total_acc, 0)
-    tl.store(total_ptr, total)
-    tl.store(out_ptr, tl.sum(acc, 0) / total)
-
-
 # ------------------------------------------------------------------------------------------------------- launchers
-
-
-def by_rows(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 def cross_entropy_fwd(
@@ -272,8 +250,7 @@ def cross_entropy_fwd(
     n_rows, n_cols = logits.shape
     cfg = config(n_cols, logits.dtype)
     probs = target.is_floating_point()
-    logits, target = by_rows(logits), by_rows(target) if probs else target.contiguous()
-    weight = weight.contiguous() if weight is not None else None
+    logits, target, weight = as_rows(logits)[0], as_rows(target)[0] if probs else flat(target), flat(weight)
     programs = triton.cdiv(n_rows, cfg.rows) if cfg.rows else n_rows
     rows_out = loss if reduction == NONE else torch.empty(2 * programs, dtype=torch.float32, device=loss.device)
     pointers = (rows_out, lse, total_weight, logits, target, weight if weight is not None else logits)

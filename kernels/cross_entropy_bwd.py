@@ -19,7 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cross_entropy import NONE, by_rows, coefficients, config, row_geometry
+from .cross_entropy import coefficients, config, row_geometry
+from .reduce import NONE
+from .rows import as_rows, flat
 
 
 @triton.jit
@@ -111,7 +113,7 @@ def _backward_wide(
             tl.store(dx_ptr + dx_start + edge_cols, (d * scale).to(dx_ptr.dtype.element_ty), mask=edge)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def _backward_narrow(
     dx_ptr, dloss_ptr, x_ptr, t_ptr, w_ptr, w_sum_ptr, lse_ptr, total_ptr, n_rows, stride_dloss, stride_dx, stride_x,
     stride_t, n_cols, ignore_index, smoothing,
@@ -159,8 +161,7 @@ def cross_entropy_bwd(
     n_rows, n_cols = logits.shape
     cfg = config(n_cols, logits.dtype)
     probs, smoothed = target.is_floating_point(), label_smoothing > 0.0
-    logits, target = by_rows(logits), by_rows(target) if probs else target.contiguous()
-    weight = weight.contiguous() if weight is not None else None
+    logits, target, weight = as_rows(logits)[0], as_rows(target)[0] if probs else flat(target), flat(weight)
     weight_sum = lse if weight is None or not smoothed or probs else weight.sum(dtype=torch.float32)
     pointers = (
         dlogits, dloss, logits, target, weight if weight is not None else logits, weight_sum, lse.contiguous(),

@@ -27,85 +27,22 @@ Cost
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .layer_norm import PROGRAMS, config, gradient_of_z, normalised
+from .reduce import SUM_COLS, SUM_ROWS, layer_norm_sum_kernel
 from .row_dropout import LAYER_NORM_TAG, keep_scale, numbered_keep, threshold
+from .rows import as_rows, flat, row_vector
 
 TAG = tl.constexpr(LAYER_NORM_TAG)
 MAX_COLS = 8192
 """Beyond it x, dout and the two sums, each in float32, outgrow the registers of one block."""
-PROGRAMS = 264
-"""Programs of a backward with sums at most: two, as many as the registers hold, for each of an H100's multiprocessors
-(132). A constant, not the device's own number: the same sums on every device."""
-SUM_ROWS, SUM_COLS = 32, 32
-"""Tile of the second kernel: 128-byte lines, and enough programs for a row of 768 to spread over 24 of them."""
 
 
-class Config(NamedTuple):
-    """Tile of one program: ROWS x BLOCK_N elements by num_warps warps."""
-
-    rows: int
-    block_n: int
-    num_warps: int
-
-
-SHORT_TILE = 2048
-"""Elements of a tile of rows that are not longer."""
-# kernel -> {columns of a tile: its warps}. Chosen by registers, not yet timed (docs/kernels/dropout_add_layer_norm.md):
-# forward holds one array and loads two, backward five. 32 elements a thread in the widest row: with more warps the
-# registers of a thread are fewer, and ptxas spills; at 4,096 columns it does so with 8 warps and not with 16.
-TABLE: dict[str, dict[int, int]] = {
-    "fwd": {SHORT_TILE: 4, 4096: 8, 8192: 8},
-    "bwd": {SHORT_TILE: 8, 4096: 16, 8192: 8},
-}
-
-
-def config(kernel: str, n_cols: int) -> Config:
-    """The tile for rows of n_cols elements, at most MAX_COLS.
-
-    Args:
-        kernel: "fwd" or "bwd".
-        n_cols: length of a row.
-    """
-    block_n = max(16, triton.next_power_of_2(n_cols))  # 16: the columns of one Philox call
-    return Config(max(SHORT_TILE // block_n, 1), block_n, TABLE[kernel][max(SHORT_TILE, block_n)])
-
-
-@triton.jit
-def row_vector(ptr, cols, col_ok, PRESENT: tl.constexpr, default: tl.constexpr):
-    """weight or bias as float32 (1, BLOCK_N); `default` where there is none."""
-    value = tl.full([1, cols.shape[0]], default, tl.float32)
-    if PRESENT:
-        value = tl.load(ptr + cols, mask=col_ok, other=0.0).to(tl.float32)[None, :]
-    return value
-
-
-@triton.jit
-def normalised(z, col_ok, n_cols, eps):
-    """xhat, mean and rstd of the rows of z, which is 0 beyond n_cols."""
-    mean = tl.sum(z, 1) / n_cols
-    d = tl.where(col_ok[None, :], z - mean[:, None], 0.0)
-    delta = tl.sum(d, 1) / n_cols
-    var = tl.sum(d * d, 1) / n_cols - delta * delta
-    var = tl.where(var < 0.0, 0.0, var)  # a constant row, by rounding; a NaN stays
-    rstd = tl.rsqrt(var + eps)
-    return (d - delta[:, None]) * rstd[:, None], mean + delta, rstd
-
-
-@triton.jit
-def gradient_of_z(g, xhat, rstd, n_cols):
-    """dz from g, the gradient of xhat; both are 0 beyond n_cols."""
-    c1 = tl.sum(g * xhat, 1) / n_cols
-    c2 = tl.sum(g, 1) / n_cols
-    return (g - c2[:, None] - xhat * c1[:, None]) * rstd[:, None]
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def layer_norm_fwd_kernel(
     out_ptr, mean_ptr, rstd_ptr, x_ptr, residual_ptr, weight_ptr, bias_ptr, index_ptr, rng_ptr,
     n_rows, n_cols, stride_xm, stride_rm, threshold, keep_scale, eps,
@@ -131,7 +68,7 @@ def layer_norm_fwd_kernel(
     tl.store(rstd_ptr + rows, rstd, mask=row_ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def layer_norm_bwd_kernel(
     dx_ptr, dresidual_ptr, partial_ptr, dout_ptr, x_ptr, residual_ptr, weight_ptr, mean_ptr, rstd_ptr, index_ptr,
     rng_ptr, n_rows, n_cols, stride_dm, stride_xm, stride_rm, threshold, keep_scale,
@@ -187,48 +124,7 @@ def layer_norm_bwd_kernel(
         tl.store(partial_ptr + pid * n_cols + cols, tl.sum(dbias, 0), mask=col_ok)
 
 
-@triton.jit
-def _sum_of_programs(partial_ptr, cols, col_ok, programs, n_cols, R: tl.constexpr, C: tl.constexpr):
-    acc = tl.zeros([R, C], tl.float32)
-    for start in range(0, programs, R):
-        rows = start + tl.arange(0, R)
-        ok = (rows < programs)[:, None] & col_ok[None, :]
-        acc += tl.load(partial_ptr + rows[:, None] * n_cols + cols[None, :], mask=ok, other=0.0)
-    return tl.sum(acc, 0)
-
-
-@triton.jit
-def layer_norm_sum_kernel(
-    dweight_ptr, dbias_ptr, partial_ptr, programs, n_cols,
-    DWEIGHT: tl.constexpr, DBIAS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
-    """dweight and dbias from the partial sums; the columns are shared out among the programs."""
-    cols = tl.program_id(0) * C + tl.arange(0, C)
-    col_ok = cols < n_cols
-    if DWEIGHT:
-        total = _sum_of_programs(partial_ptr, cols, col_ok, programs, n_cols, R, C)
-        tl.store(dweight_ptr + cols, total.to(dweight_ptr.dtype.element_ty), mask=col_ok)
-        partial_ptr += programs * n_cols
-    if DBIAS:
-        total = _sum_of_programs(partial_ptr, cols, col_ok, programs, n_cols, R, C)
-        tl.store(dbias_ptr + cols, total.to(dbias_ptr.dtype.element_ty), mask=col_ok)
-
-
 # ----------------------------------------------------------------------------------------------------------- launchers
-
-
-def as_rows(x: Tensor | None) -> tuple[Tensor | None, int]:
-    """x as (n_rows, n_cols) with columns at stride 1, and the stride of its rows; a copy only where it has to be."""
-    if x is None:
-        return None, 0
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.stride(1) != 1 and rows.shape[1] != 1:
-        rows = rows.contiguous()
-    return rows, rows.stride(0)
-
-
-def flat(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
 
 
 def dropout_add_layer_norm_fwd(

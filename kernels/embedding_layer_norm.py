@@ -28,25 +28,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dropout_add_layer_norm import (
-    PROGRAMS,
-    SUM_COLS,
-    SUM_ROWS,
-    as_rows,
-    config,
-    flat,
-    gradient_of_z,
-    layer_norm_sum_kernel,
-    normalised,
-    row_vector,
-)
+from .layer_norm import PROGRAMS, config, gradient_of_z, normalised
+from .reduce import SUM_COLS, SUM_ROWS, layer_norm_sum_kernel
 from .row_dropout import EMBEDDING_TAG, keep_scale, numbered_keep, threshold
+from .rows import as_rows, flat, row_vector
 
 TAG = tl.constexpr(EMBEDDING_TAG)
 MAX_COLS = 4096
 """Beyond it the sums of two token types, besides dweight and dbias, outgrow the registers of one block."""
 MAX_TYPES = 2
 """Each is one more float32 sum of a tile in registers: BERT's tables have 2 rows, RoBERTa's 1."""
+# Their number of tokens varies from call to call: no new kernel for one that happens to be 1 or a multiple of 16.
+UNSPECIALIZED = ("n_rows", "position_period", "type_period")
 
 
 @triton.jit
@@ -77,7 +70,7 @@ def _gather(
     return z
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def embedding_layer_norm_fwd_kernel(
     out_ptr, mean_ptr, rstd_ptr, ids_ptr, word_ptr, position_ids_ptr, position_ptr, type_ids_ptr, type_ptr,
     weight_ptr, bias_ptr, index_ptr, rng_ptr, n_rows, n_cols, n_words, position_period, n_positions, type_period,
@@ -104,7 +97,7 @@ def embedding_layer_norm_fwd_kernel(
     tl.store(rstd_ptr + rows, rstd, mask=row_ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def embedding_layer_norm_bwd_kernel(
     dz_ptr, partial_ptr, dout_ptr, ids_ptr, word_ptr, position_ids_ptr, position_ptr, type_ids_ptr, type_ptr,
     weight_ptr, mean_ptr, rstd_ptr, index_ptr, rng_ptr, n_rows, n_cols, stride_dm, n_words, position_period,

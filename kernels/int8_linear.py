@@ -26,7 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import arch_of
+from .device import arch_of
+from .rows import as_rows, flat
 
 NONE, GELU, GELU_TANH = ACTIVATIONS = (0, 1, 2)
 CODES = {"none": NONE, "gelu": GELU, "gelu_tanh": GELU_TANH}
@@ -78,7 +79,7 @@ def config(n_rows: int, n_out: int, n_in: int, arch: int) -> Config:
     return tiles[-1]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def int8_linear_kernel(
     out_ptr, x_ptr, w_ptr, x_scale_ptr, w_scale_ptr, bias_ptr, residual_ptr,
     n_rows, n_out, n_in, stride_xm, stride_wn, stride_rm,
@@ -123,25 +124,18 @@ def int8_linear_kernel(
     tl.store(out_ptr + long_rows * n_out + cols[None, :], y.to(out_ptr.dtype.element_ty), mask=ok)
 
 
-def _by_rows(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
 def int8_linear_fwd(
     out: Tensor, x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None,
     residual: Tensor | None, activation: str, out_dtype: torch.dtype,
 ) -> None:  # fmt: skip
     """Writes out; arguments as of the op (fasttx/ops/int8_linear/op.py)."""
     (n_rows, n_in), n_out = x_q.shape, w_q.shape[0]
-    x_q, w_q = _by_rows(x_q), _by_rows(w_q)
-    x_scale, w_scale = x_scale.contiguous(), w_scale.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    residual = None if residual is None else _by_rows(residual)
+    (x_q, stride_x), (w_q, stride_w), (residual, stride_r) = as_rows(x_q), as_rows(w_q), as_rows(residual)
     tile = config(n_rows, n_out, n_in, arch_of(x_q.device))
     grid = (triton.cdiv(n_rows, tile.block_m) * triton.cdiv(n_out, tile.block_n),)
     int8_linear_kernel[grid](
-        out, x_q, w_q, x_scale, w_scale, bias, residual,
-        n_rows, n_out, n_in, x_q.stride(0), w_q.stride(0), 0 if residual is None else residual.stride(0),
+        out, x_q, w_q, flat(x_scale), flat(w_scale), flat(bias), residual,
+        n_rows, n_out, n_in, stride_x, stride_w, stride_r,
         BIAS=bias is not None, RESIDUAL=residual is not None, ACTIVATION=CODES[activation],
         EVEN_K=n_in % tile.block_k == 0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
         GROUP=GROUP_M, num_warps=tile.num_warps, num_stages=tile.num_stages,

@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .binary_cross_entropy import load
-from .cross_entropy import MEAN, NONE, REDUCE_BLOCK, reduce_partial_sums
+from .reduce import MEAN, NONE, REDUCE_BLOCK, reduce_partial_sums
+from .rows import load
 
 BATCHMEAN = 3
 BLOCK = 1024
@@ -39,7 +39,7 @@ def _losses(x_ptr, t_ptr, offs, n, LOG: tl.constexpr, MASKED: tl.constexpr):
     return loss
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _forward(
     loss_ptr, x_ptr, t_ptr, n, LOG: tl.constexpr, REDUCED: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -71,7 +71,7 @@ def _gradients(dloss_ptr, t_ptr, offs, n, scale, LOG: tl.constexpr, REDUCED: tl.
     return -t * (g * scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _backward(
     dx_ptr, dloss_ptr, t_ptr, n, scale, LOG: tl.constexpr, REDUCED: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip

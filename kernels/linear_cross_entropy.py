@@ -22,8 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cross_entropy import MEAN, NONE, REDUCE_BLOCK, cross_entropy_fwd
+from .cross_entropy import cross_entropy_fwd
 from .cross_entropy_bwd import cross_entropy_bwd
+from .reduce import MEAN, NONE, REDUCE_BLOCK
 
 CHUNK_BYTES = 1 << 27
 LEAST_ROWS = 1024
@@ -43,7 +44,7 @@ def rows_at_a_time(n_rows: int, n_cols: int, itemsize: int) -> int:
     return triton.cdiv(triton.cdiv(n_rows, triton.cdiv(n_rows, most)), ALIGN) * ALIGN
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def _reduce_rows(
     loss_ptr, total_ptr, rows_ptr, t_ptr, w_ptr, n_rows, n_cols, ignore_index,
     IS_MEAN: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,

@@ -18,37 +18,17 @@ Cost
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .row_scale import store_quantised
+from .row_scale import config, store_quantised
+from .rows import as_rows
 
 MAX_COLS = 16384
 
 
-class Config(NamedTuple):
-    """Tile of one program: ROWS x BLOCK_N elements by num_warps warps."""
-
-    rows: int
-    block_n: int
-    num_warps: int
-
-
-SHORT_TILE = 4096
-TABLE: dict[int, int] = {SHORT_TILE: 4, 8192: 8, 16384: 16}
-"""Columns of a tile -> warps: 32 elements a thread, all loads of which are in flight at once. Not yet timed."""
-
-
-def config(n_cols: int) -> Config:
-    """The tile for rows of n_cols: several short rows, so that a thread always has 32 elements."""
-    block_n = max(32, triton.next_power_of_2(n_cols))
-    return Config(max(SHORT_TILE // block_n, 1), block_n, TABLE[max(SHORT_TILE, block_n)])
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def quantize_per_token_kernel(
     x_q_ptr, x_scale_ptr, x_ptr, scale_ptr, n_rows, n_cols, stride_xm,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, STATIC: tl.constexpr,
@@ -64,13 +44,11 @@ def quantize_per_token_kernel(
 
 
 def quantize_per_token_fwd(x_q: Tensor, x_scale: Tensor, x: Tensor, scale: Tensor | None) -> None:
-    n_cols = x.shape[-1]
-    rows = x.reshape(-1, n_cols)
-    if rows.stride(1) != 1:
-        rows = rows.contiguous()
+    rows, stride_xm = as_rows(x)
+    n_rows, n_cols = rows.shape
     block = config(n_cols)
-    quantize_per_token_kernel[(triton.cdiv(rows.shape[0], block.rows),)](
-        x_q, x_scale, rows, scale, rows.shape[0], n_cols, rows.stride(0),
+    quantize_per_token_kernel[(triton.cdiv(n_rows, block.rows),)](
+        x_q, x_scale, rows, scale, n_rows, n_cols, stride_xm,
         ROWS=block.rows, BLOCK_N=block.block_n, STATIC=scale is not None,
         num_warps=block.num_warps, enable_fp_fusion=False,
     )  # fmt: skip

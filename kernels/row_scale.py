@@ -17,11 +17,32 @@ Cost
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 LEAST_ABSMAX = tl.constexpr(2.0**-118)
 MAGIC = tl.constexpr(1.5 * 2.0**23)
+
+
+class Config(NamedTuple):
+    """Tile of one program: ROWS x BLOCK_N elements by num_warps warps."""
+
+    rows: int
+    block_n: int
+    num_warps: int
+
+
+SHORT_TILE = 4096
+TABLE: dict[int, int] = {SHORT_TILE: 4, 8192: 8, 16384: 16}
+"""Columns of a tile -> warps: 32 elements a thread, all loads of which are in flight at once. Not yet timed."""
+
+
+def config(n_cols: int) -> Config:
+    """The tile for rows of n_cols: several short rows, so that a thread always has 32 elements."""
+    block_n = max(32, triton.next_power_of_2(n_cols))
+    return Config(max(SHORT_TILE // block_n, 1), block_n, TABLE[max(SHORT_TILE, block_n)])
 
 
 @triton.jit

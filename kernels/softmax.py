@@ -31,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .row_dropout import SOFTMAX_TAG, keep_scale, row_keep, threshold
+from .rows import as_rows
 
 TAG = tl.constexpr(SOFTMAX_TAG)
 MASK_NONE, MASK_BOOL, MASK_ADD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -109,7 +110,7 @@ def _finite_max(m):
     return tl.where(m == float("-inf"), 0.0, m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def softmax_fwd_kernel(
     out_ptr, x_ptr, mask_ptr, rng_ptr, n_rows, n_cols, stride_xm,
     d1, d2, d3, stride_k0, stride_k1, stride_k2, stride_k3, stride_kn,
@@ -196,7 +197,7 @@ def _out_and_dout(out_rows, dout_rows, cols, ok, LOG: tl.constexpr, MASK: tl.con
     return out, dout
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def softmax_bwd_kernel(
     dx_ptr, dout_ptr, out_ptr, n_rows, n_cols, stride_dm, stride_om, scale,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, MULTI: tl.constexpr, LOG: tl.constexpr, MASK: tl.constexpr,
@@ -238,7 +239,7 @@ def _dropped_dout(
     return tl.where(keep, dp * keep_scale, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def softmax_dropout_bwd_kernel(
     dx_ptr, dout_ptr, x_ptr, mask_ptr, rng_ptr, n_rows, n_cols, stride_dm, stride_xm,
     d1, d2, d3, stride_k0, stride_k1, stride_k2, stride_k3, stride_kn,
@@ -305,12 +306,6 @@ def softmax_dropout_bwd_kernel(
 # ----------------------------------------------------------------------------------------------------------- launchers
 
 
-def _as_rows(x: Tensor) -> Tensor:
-    """x as (n_rows, n_cols) with columns at stride 1; a copy only where its rows do not lie at one stride."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
-
-
 def _mask_arguments(mask: Tensor | None, shape: torch.Size) -> tuple[Tensor | None, tuple[int, ...], int]:
     """(mask, (d1, d2, d3, its four leading strides, its column stride), MASK) for x of this shape."""
     if mask is None:
@@ -326,7 +321,7 @@ def softmax_fwd(
     out: Tensor, x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
 ) -> None:
     """Writes out; arguments as of the op (fasttx/ops/softmax/op.py)."""
-    rows = _as_rows(x)
+    rows = as_rows(x)[0]
     n_rows, n_cols = rows.shape
     dropout = rng_state is not None
     block = config("fwd_dropout" if dropout else "fwd", n_cols)
@@ -344,7 +339,7 @@ def softmax_bwd(
     dropout_p: float, log: bool,
 ) -> None:  # fmt: skip
     """Writes dx; saved is out without dropout, x with it."""
-    dout_rows, rows = _as_rows(dout), _as_rows(saved)
+    dout_rows, rows = as_rows(dout)[0], as_rows(saved)[0]
     n_rows, n_cols = rows.shape
     if rng_state is None:
         block = config("bwd", n_cols)

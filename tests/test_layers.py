@@ -106,3 +106,28 @@ def test_the_reader_sees_imports():
     assert {"fasttx.kernels", "fasttx.ops"} <= imported(ROOT / "fasttx/ops/softmax/op.py")
     assert {"fasttx", "fasttx.bench"} <= imported(ROOT / "fasttx/cli/machine.py")
     assert "fasttx.cli" not in TABLE["bench"] and "fasttx.kernels" not in TABLE["models"]
+
+
+OPS = {p.parent.name for p in ROOT.glob("fasttx/ops/*/op.py")}
+CALLS = {("linear_cross_entropy", "cross_entropy")}
+"""Ops of which the first launches the second as it is."""
+
+
+def op_of(file: str) -> str | None:
+    """The op that kernels/<file>.py belongs to; None for a file that several share."""
+    return max((op for op in OPS if file == op or file.startswith(f"{op}_")), key=len, default=None)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("kernels/*.py")), ids=lambda p: p.stem)
+def test_a_kernel_borrows_nothing_from_another_op(path):
+    """What two ops need stands in a file of its own (rows, reduce, layer_norm, ...)."""
+    nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.level]
+    borrowed = {op_of(node.module or "") for node in nodes} - {None, op_of(path.stem)}
+    assert {(op_of(path.stem), op) for op in borrowed} <= CALLS
+
+
+def test_every_op_has_files_of_its_name():
+    assert len(OPS) == 13
+    for op in OPS:
+        assert (ROOT / f"kernels/{op}.py").is_file() and (ROOT / f"docs/kernels/{op}.md").is_file(), op
+        assert (ROOT / f"fasttx/ops/{op}/cuda.py").is_file() == (ROOT / f"csrc/{op}").is_dir(), op

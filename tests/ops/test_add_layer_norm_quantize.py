@@ -46,7 +46,8 @@ def hold(
     wanted, _, _ = ops.dropout_add_layer_norm_fwd(
         x, residual, weight, bias, None, None, 0.0, eps, out_dtype, backend
     )  # fmt: skip
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) >= (10, 0):  # docs/kernels/int8_linear.md, Limits
+    # docs/kernels/add_layer_norm_quantize.md, Limits
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) >= (10, 0):
         torch.testing.assert_close(out, wanted, equal_nan=True, rtol=2 * torch.finfo(out.dtype).eps, atol=1e-6)
     else:
         assert same_bits(out, wanted)

@@ -19,6 +19,7 @@ import numpy as np
 from ops.test_row_dropout import numpy_keep
 
 from fasttx.kernels import dropout_add_layer_norm as kernels
+from fasttx.kernels.layer_norm import TABLE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in rows beyond the tensor
 fwd = torch.ops.fasttx.dropout_add_layer_norm_fwd.default
@@ -160,7 +161,7 @@ def test_rows_beyond_the_kernel_are_refused_with_the_reason(device, backend):
 
 def test_the_configuration_is_a_function_of_the_length():
     assert kernels.MAX_COLS == op.MAX_COLS
-    for kernel in kernels.TABLE:
+    for kernel in TABLE:
         for n_cols in (*range(1, 2100), 4095, 4096, 4097, 8192):
             c = kernels.config(kernel, n_cols)
             assert c.block_n & (c.block_n - 1) == 0 and n_cols <= c.block_n < max(2 * n_cols, 17)
