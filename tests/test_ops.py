@@ -134,7 +134,7 @@ def test_cases_are_what_their_readers_expect(op: Op) -> None:
     again, shapes = cases.case(op, "check", cpu, torch.bfloat16), cases.case(op, "check", meta, torch.bfloat16)
     for x, y, shape in zip(found["check"], again, shapes, strict=True):
         assert not isinstance(x, Tensor) or (torch.equal(x, y) and x.shape == shape.shape and x.dtype == shape.dtype)
-    with pytest.raises(ValueError, match=f"case: got 'largest'; allowed for {op.name} is one of .*'smallest'"):
+    with pytest.raises(ValueError, match=f"case of {op.name}: got 'largest'; allowed is one of .*'smallest'"):
         cases.case(op, "largest", cpu, torch.float32)
 
 
@@ -154,7 +154,7 @@ def test_backward_asks_for_every_gradient_unless_told(op: Op) -> None:
 
 
 def test_an_op_without_a_gradient_has_no_arguments_of_one() -> None:
-    with pytest.raises(ValueError, match="op: int8_linear has no backward"):
+    with pytest.raises(ValueError, match="op: got 'int8_linear'; allowed is one with a backward"):
         OPS["int8_linear"].backward_arguments([], [], torch.zeros(1))
 
 

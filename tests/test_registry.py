@@ -272,7 +272,7 @@ def test_empty_input_launches_nothing(op: Op, device: torch.device) -> None:
 
 def test_schema_must_end_in_backend() -> None:
     direction = Direction("(Tensor x) -> Tensor", *[lambda x: x] * 4, keys=("x",), cost=lambda x: (0, 0))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="last argument of the schema must be 'str backend', got 'x'"):
+    with pytest.raises(ValueError, match="got 'x' as the last argument of the schema; allowed is 'str backend'"):
         Op("table_test_wrong", direction, direction)
     del registry.OPS["table_test_wrong"]
 

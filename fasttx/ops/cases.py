@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import wrong
 from .registry import OPS, Op
 
 Arguments = tuple[Any, ...]
@@ -78,7 +79,7 @@ def case(op: Op, name: str, device: torch.device, dtype: torch.dtype) -> Argumen
         if each == name:
             return arguments
         known.append(each)
-    raise ValueError(f"case: got {name!r}; allowed for {op.name} is one of {known}")
+    raise ValueError(wrong(f"case of {op.name}", repr(name), f"one of {known}"))
 
 
 def like(op: Op, device: torch.device, dtype: torch.dtype, width: int | None = None) -> tuple[Tensor, ...]:

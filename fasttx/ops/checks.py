@@ -52,7 +52,7 @@ def check_one_device(first: str, device: torch.device, **others: Tensor | None) 
     """Raises ValueError unless all tensors, by the names of their arguments, are on `device`, where `first` is."""
     for name, other in others.items():
         if other is not None and other.device != device:
-            raise ValueError(f"{name}: is on {other.device}, {first} on {device}; allowed is one device")
+            raise ValueError(wrong(name, f"a tensor on {other.device}", f"{device}, where {first} is"))
 
 
 def broadcasts(shape: torch.Size, full: torch.Size) -> bool:
@@ -64,7 +64,7 @@ def check_dloss(dloss: Tensor, shape: torch.Size, reduction: int) -> None:
     """Raises ValueError unless dloss is the gradient of a float32 loss, one number or, unreduced, of `shape`."""
     expected = shape if reduction == NONE else ()
     if dloss.shape != expected or dloss.dtype != torch.float32:
-        raise ValueError(f"dloss: expected float32 {tuple(expected)}, got {dloss.dtype} {tuple(dloss.shape)}")
+        raise ValueError(wrong("dloss", f"{dloss.dtype} {tuple(dloss.shape)}", f"float32 {tuple(expected)}"))
 
 
 def check_target_values(target: Tensor, n_cols: int, ignore_index: int) -> None:
@@ -90,7 +90,7 @@ def check_index_values(name: str, index: Tensor, n_table: int) -> None:
         return
     low, high = (int(value) for value in index.aminmax())
     if low < 0 or high >= n_table:
-        raise ValueError(f"{name}: allowed are rows 0 to {n_table - 1} of the table, got {low if low < 0 else high}")
+        raise ValueError(wrong(name, low if low < 0 else high, f"rows 0 to {n_table - 1} of the table"))
 
 
 def row_too_long(x: Tensor, max_cols: int) -> str | None:

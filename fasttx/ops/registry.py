@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .availability import cannot_run_on
 from .backends import BACKENDS, BackendError
+from .checks import wrong
 from .dispatch import LAUNCHES as LAUNCHES
 from .dispatch import alone, body, without_backend
 from .library import LIB
@@ -129,7 +130,7 @@ class Op:
         for name, direction in self.directions.items():
             full, last = f"{self.name}_{name}", direction.argument_names()[-1]
             if last != "backend":
-                raise ValueError(f"{full}: the last argument of the schema must be 'str backend', got {last!r}")
+                raise ValueError(wrong(f"{full}", f"{last!r} as the last argument of the schema", "'str backend'"))
             LIB.define(full + direction.schema, tags=(torch.Tag.pt2_compliant_tag,))
             LIB.impl(full, body(self, name, direction), "CompositeExplicitAutograd")
             torch.library.register_fake(f"fasttx::{full}", without_backend(direction.fake), lib=LIB)
@@ -238,10 +239,10 @@ class Op:
             ValueError: the op has no backward, or `given` names what is no argument of it.
         """
         if self.bwd is None:
-            raise ValueError(f"op: {self.name} has no backward")
+            raise ValueError(wrong("op", repr(self.name), "one with a backward"))
         first, *names = self.bwd.argument_names()[:-1]
         if not given.keys() <= set(names):
-            raise ValueError(f"given: got {sorted(given)}; allowed are arguments of {self.name}_bwd: {names}")
+            raise ValueError(wrong("given", sorted(given), f"arguments of {self.name}_bwd: {names}"))
         known = dict(zip(self.fwd.argument_names()[:-1], forward, strict=True))
         known |= zip(self.fwd.result_names(), outputs)
         if "out" not in known:

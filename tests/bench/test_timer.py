@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from importlib.metadata import version
 
 import pytest
 import torch

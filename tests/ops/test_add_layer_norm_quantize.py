@@ -176,14 +176,14 @@ def test_rows_too_long_for_the_kernel(device, backend: str) -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"x": torch.ones(2, 0)}, "x: expected .* at least one column"),
-        ({"residual": torch.ones(5)}, "residual: expected"),
-        ({"weight": torch.ones(4)}, "weight: expected"),
-        ({"eps": -1.0}, "eps: must be finite and not negative"),
-        ({"out_dtype": torch.float64}, "out_dtype: allowed are"),
-        ({"scale": torch.ones(1)}, r"scale: expected float32 \(\), got torch.float32 \(1,\)"),
-        ({"scale": torch.zeros(())}, "scale: must be positive and finite, got 0.0"),
-        ({"scale": torch.ones((), device="meta")}, "scale: is on meta, x on cpu"),
+        ({"x": torch.ones(2, 0)}, "x: got .*; allowed is .* at least one column"),
+        ({"residual": torch.ones(5)}, "residual: got .*; allowed is"),
+        ({"weight": torch.ones(4)}, "weight: got .*; allowed is"),
+        ({"eps": -1.0}, "eps: got .*; allowed is a finite number, not negative"),
+        ({"out_dtype": torch.float64}, "out_dtype: got .*; allowed is"),
+        ({"scale": torch.ones(1)}, r"scale: got torch.float32 \(1,\); allowed is float32 \(\)"),
+        ({"scale": torch.zeros(())}, "scale: got 0.0; allowed is a positive, finite number"),
+        ({"scale": torch.ones((), device="meta")}, "scale: got a tensor on meta; allowed is cpu, where x is"),
     ],
     ids=str,
 )

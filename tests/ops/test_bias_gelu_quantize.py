@@ -133,11 +133,11 @@ def test_rows_too_long_for_the_kernel(device, backend: str) -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"x": torch.ones(2, 0)}, "x: expected .* at least one column"),
-        ({"bias": torch.ones(4)}, r"bias: expected .* \(5,\), got torch.float32 \(4,\)"),
-        ({"bias": torch.ones(5).half()}, "bias: expected torch.float32 or float32"),
-        ({"scale": torch.ones(1)}, r"scale: expected float32 \(\), got torch.float32 \(1,\)"),
-        ({"scale": torch.tensor(math.inf)}, "scale: must be positive and finite, got inf"),
+        ({"x": torch.ones(2, 0)}, "x: got .*; allowed is .* at least one column"),
+        ({"bias": torch.ones(4)}, r"bias: got torch.float32 \(4,\); allowed is .* \(5,\)"),
+        ({"bias": torch.ones(5).half()}, "bias: got .*; allowed is torch.float32 or float32"),
+        ({"scale": torch.ones(1)}, r"scale: got torch.float32 \(1,\); allowed is float32 \(\)"),
+        ({"scale": torch.tensor(math.inf)}, "scale: got inf; allowed is a positive, finite number"),
     ],
     ids=str,
 )

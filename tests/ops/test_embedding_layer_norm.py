@@ -259,7 +259,7 @@ def test_values_are_checked_where_they_may_be_read(device, monkeypatch, backend,
     ids, tensors = case(7, 33, device)
     bad = ids[which][2] = -3 if low else tensors[which].shape[0]
     rows = tensors[which].shape[0]
-    with pytest.raises(ValueError, match=rf"^{name}: allowed are rows 0 to {rows - 1} of the table, got {int(bad)}$"):
+    with pytest.raises(ValueError, match=rf"^{name}: got {int(bad)}; allowed is rows 0 to {rows - 1} of the table$"):
         hold(backend, ids, tensors)
 
 

@@ -142,13 +142,13 @@ def test_rows_too_long_for_the_kernel(device: torch.device, backend: str) -> Non
 @pytest.mark.parametrize(
     "x, scale, message",
     [
-        (torch.ones(()), None, r"x: expected .* \(..., n_cols\), got torch.float32 \(\)"),
-        (torch.ones(2, dtype=torch.float64), None, "x: expected .*, got torch.float64"),
-        (torch.ones(2), torch.ones(1), r"scale: expected float32 \(\), got torch.float32 \(1,\)"),
-        (torch.ones(2), torch.ones((), dtype=torch.float16), "scale: expected float32"),
-        (torch.ones(2), torch.zeros(()), "scale: must be positive and finite, got 0.0"),
-        (torch.ones(2), torch.tensor(math.inf), "scale: must be positive and finite, got inf"),
-        (torch.ones(2), torch.ones((), device="meta"), "scale: is on meta, x on cpu"),
+        (torch.ones(()), None, r"x: got torch.float32 \(\); allowed is .* \(..., n_cols\)"),
+        (torch.ones(2, dtype=torch.float64), None, "x: got torch.float64 .*; allowed is "),
+        (torch.ones(2), torch.ones(1), r"scale: got torch.float32 \(1,\); allowed is float32 \(\)"),
+        (torch.ones(2), torch.ones((), dtype=torch.float16), "scale: got .*; allowed is float32"),
+        (torch.ones(2), torch.zeros(()), "scale: got 0.0; allowed is a positive, finite number"),
+        (torch.ones(2), torch.tensor(math.inf), "scale: got inf; allowed is a positive, finite number"),
+        (torch.ones(2), torch.ones((), device="meta"), "scale: got a tensor on meta; allowed is cpu, where x is"),
     ],
     ids=lambda v: None if isinstance(v, Tensor) else str(v)[:20],
 )

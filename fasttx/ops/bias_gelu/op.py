@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, check_one_device
+from ..checks import FLOATS, check_one_device, wrong
 from ..dropout import rows as row_dropout
 from ..registry import Direction, Impl, Op
 from . import composed
@@ -28,12 +28,13 @@ def _check(
 ) -> None:
     if x.dim() < 1 or x.shape[-1] == 0 or x.dtype not in FLOATS:
         raise ValueError(
-            "x: expected float32, float16 or bfloat16 (..., n_cols) of at least one column, "
-            f"got {x.dtype} {tuple(x.shape)}"
+            wrong(
+                "x", f"{x.dtype} {tuple(x.shape)}", "float32, float16 or bfloat16 (..., n_cols) of at least one column"
+            )
         )
     n_cols = x.shape[-1]
     if bias is not None and (bias.shape != (n_cols,) or bias.dtype not in (x.dtype, torch.float32)):
-        raise ValueError(f"bias: expected {x.dtype} or float32 ({n_cols},), got {bias.dtype} {tuple(bias.shape)}")
+        raise ValueError(wrong("bias", f"{bias.dtype} {tuple(bias.shape)}", f"{x.dtype} or float32 ({n_cols},)"))
     row_dropout.check(row_index, rng_state, dropout_p, x.shape[:-1].numel())
     check_one_device("x", x.device, bias=bias, row_index=row_index, rng_state=rng_state)
 
@@ -45,11 +46,14 @@ def _check_bwd(
     _check(x, bias, row_index, rng_state, dropout_p, tanh)
     if dout.shape != x.shape or dout.dtype not in FLOATS or dout.device != x.device:
         raise ValueError(
-            f"dout: expected float32, float16 or bfloat16 {tuple(x.shape)} on {x.device}, "
-            f"got {dout.dtype} {tuple(dout.shape)} on {dout.device}"
+            wrong(
+                "dout",
+                f"{dout.dtype} {tuple(dout.shape)} on {dout.device}",
+                f"float32, float16 or bfloat16 {tuple(x.shape)} on {x.device}",
+            )
         )
     if needs_dbias and bias is None:
-        raise ValueError("needs_dbias: is True, but there is no bias; allowed is False")
+        raise ValueError(wrong("needs_dbias", "True", "False without bias"))
 
 
 # -------------------------------------------------------------------------------------------------------------- fakes

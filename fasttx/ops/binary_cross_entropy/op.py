@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, MEAN, NONE, REDUCTIONS, broadcasts, check_dloss
+from ..checks import FLOATS, MEAN, NONE, REDUCTIONS, broadcasts, check_dloss, wrong
 from ..registry import Direction, Impl, Op
 
 
@@ -17,18 +17,18 @@ def _check(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor 
     if target.shape != shape:
         raise ValueError(f"Target size ({target.size()}) must be the same as input size ({x.size()})")
     if x.dtype not in FLOATS:
-        raise ValueError(f"x: allowed are float32, float16 and bfloat16, got {x.dtype}")
+        raise ValueError(wrong("x", x.dtype, "float32, float16 or bfloat16"))
     for name, t in (("target", target), ("weight", weight), ("pos_weight", pos_weight)):
         if t is None:
             continue
         if t.dtype not in FLOATS:
-            raise ValueError(f"{name}: allowed are float32, float16 and bfloat16, got {t.dtype}")
+            raise ValueError(wrong(name, t.dtype, "float32, float16 or bfloat16"))
         if t.device != device:
-            raise ValueError(f"{name}: is on {t.device}, x on {device}; allowed is one device")
+            raise ValueError(wrong(name, f"a tensor on {t.device}", f"{device}, where x is"))
         if t is not target and not broadcasts(t.shape, shape):
-            raise ValueError(f"{name}: must broadcast to the shape of x, {tuple(shape)}, got {tuple(t.shape)}")
+            raise ValueError(wrong(name, tuple(t.shape), f"what broadcasts to the shape of x, {tuple(shape)}"))
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: allowed are 0 (none), 1 (mean) and 2 (sum), got {reduction}")
+        raise ValueError(wrong("reduction", reduction, "0 (none), 1 (mean) or 2 (sum)"))
 
 
 def _check_bwd(

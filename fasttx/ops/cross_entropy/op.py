@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, MEAN, NONE, REDUCTIONS, check_dloss, check_target_values, not_countable
+from ..checks import FLOATS, MEAN, NONE, REDUCTIONS, check_dloss, check_target_values, not_countable, wrong
 from ..registry import Direction, Impl, Op
 from .composed import composed, composed_bwd, empty_gradient
 
@@ -20,31 +20,34 @@ def _check(
     shape, device = logits.shape, logits.device
     if len(shape) != 2 or logits.dtype not in FLOATS:
         raise ValueError(
-            f"logits: expected float32, float16 or bfloat16 (n_rows, n_cols), got {logits.dtype} {tuple(shape)}"
+            wrong("logits", f"{logits.dtype} {tuple(shape)}", "float32, float16 or bfloat16 (n_rows, n_cols)")
         )
     n_rows, n_cols = shape
     dtype, given = target.dtype, target.shape
     if dtype in FLOATS or target.is_floating_point():
         if given != shape or dtype not in FLOATS:
             raise ValueError(
-                f"target: probabilities must be float32, float16 or bfloat16 of shape {tuple(shape)}, "
-                f"got {dtype} {tuple(given)}"
+                wrong(
+                    "target",
+                    f"{dtype} {tuple(given)}",
+                    f"for probabilities float32, float16 or bfloat16 {tuple(shape)}",
+                )
             )
     elif dtype != torch.int64 or len(given) != 1:
-        raise ValueError(f"target: expected int64 ({n_rows},) or probabilities, got {dtype} {tuple(given)}")
+        raise ValueError(wrong("target", f"{dtype} {tuple(given)}", f"int64 ({n_rows},) or probabilities"))
     elif given[0] != n_rows:
         raise ValueError(f"Expected input batch_size ({n_rows}) to match target batch_size ({given[0]}).")
     if target.device != device:
-        raise ValueError(f"target: is on {target.device}, logits on {device}; allowed is one device")
+        raise ValueError(wrong("target", f"a tensor on {target.device}", f"{device}, where logits is"))
     if weight is not None:
         if weight.shape != (n_cols,) or weight.dtype not in FLOATS:
-            raise ValueError(f"weight: expected floating ({n_cols},), got {weight.dtype} {tuple(weight.shape)}")
+            raise ValueError(wrong("weight", f"{weight.dtype} {tuple(weight.shape)}", f"floating ({n_cols},)"))
         if weight.device != device:
-            raise ValueError(f"weight: is on {weight.device}, logits on {device}; allowed is one device")
+            raise ValueError(wrong("weight", f"a tensor on {weight.device}", f"{device}, where logits is"))
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing: must be between 0.0 and 1.0, got {label_smoothing}")
+        raise ValueError(wrong("label_smoothing", label_smoothing, "0.0 to 1.0"))
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: allowed are 0 (none), 1 (mean) and 2 (sum), got {reduction}")
+        raise ValueError(wrong("reduction", reduction, "0 (none), 1 (mean) or 2 (sum)"))
     if dtype is torch.int64:
         check_target_values(target, n_cols, ignore_index)
 

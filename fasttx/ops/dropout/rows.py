@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checks import wrong
+
 SOFTMAX_TAG, LAYER_NORM_TAG, EMBEDDING_TAG, GELU_TAG = 0, 1, 2, 3
 
 _LOW16, _LOW32 = 0xFFFF, 0xFFFFFFFF
@@ -33,14 +35,16 @@ def check(row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, 
     """ValueError, with the argument named, unless these describe a mask of `n_rows` rows, or none."""
     if row_index is not None and (row_index.dtype not in (torch.int32, torch.int64) or row_index.shape != (n_rows,)):
         raise ValueError(
-            f"row_index: expected int32 or int64 ({n_rows},), got {row_index.dtype} {tuple(row_index.shape)}"
+            wrong("row_index", f"{row_index.dtype} {tuple(row_index.shape)}", f"int32 or int64 ({n_rows},)")
         )
     if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p: must lie in [0, 1), got {dropout_p}")
+        raise ValueError(wrong("dropout_p", dropout_p, "a number in [0, 1)"))
     if (rng_state is None) != (dropout_p == 0.0):
-        raise ValueError(f"rng_state: must be given if and only if dropout_p > 0, got {rng_state}, {dropout_p}")
+        raise ValueError(
+            wrong("rng_state", f"{rng_state} with dropout_p={dropout_p}", "a state where dropout_p > 0, else None")
+        )
     if rng_state is not None and (rng_state.dtype != torch.int64 or rng_state.shape != (2,)):
-        raise ValueError(f"rng_state: expected int64 (2,), got {rng_state.dtype} {tuple(rng_state.shape)}")
+        raise ValueError(wrong("rng_state", f"{rng_state.dtype} {tuple(rng_state.shape)}", "int64 (2,)"))
 
 
 def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:

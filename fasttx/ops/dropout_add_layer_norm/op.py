@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, check_one_device, row_too_long
+from ..checks import FLOATS, check_one_device, row_too_long, wrong
 from ..dropout import rows as row_dropout
 from ..registry import Direction, Impl, Op
 from . import composed
@@ -32,15 +32,14 @@ def _check_tensors(
 ) -> None:  # fmt: skip
     if x.dim() < 1 or x.shape[-1] == 0 or x.dtype not in FLOATS:
         raise ValueError(
-            "x: expected float32, float16 or bfloat16 (..., n_cols) of at least one column, "
-            f"got {x.dtype} {tuple(x.shape)}"
+            wrong(
+                "x", f"{x.dtype} {tuple(x.shape)}", "float32, float16 or bfloat16 (..., n_cols) of at least one column"
+            )
         )
     n_cols = x.shape[-1]
     for name, t, shape in (("residual", residual, x.shape), ("weight", weight, (n_cols,)), ("bias", bias, (n_cols,))):
         if t is not None and (t.shape != shape or t.dtype not in FLOATS):
-            raise ValueError(
-                f"{name}: expected float32, float16 or bfloat16 {tuple(shape)}, got {t.dtype} {tuple(t.shape)}"
-            )
+            raise ValueError(wrong(name, f"{t.dtype} {tuple(t.shape)}", f"float32, float16 or bfloat16 {tuple(shape)}"))
     row_dropout.check(row_index, rng_state, dropout_p, x.shape[:-1].numel())
     check_one_device(
         "x", x.device, residual=residual, weight=weight, bias=bias, row_index=row_index, rng_state=rng_state
@@ -53,9 +52,9 @@ def _check(
 ) -> None:  # fmt: skip
     _check_tensors(x, residual, weight, bias, row_index, rng_state, dropout_p)
     if not 0.0 <= eps < math.inf:
-        raise ValueError(f"eps: must be finite and not negative, got {eps}")
+        raise ValueError(wrong("eps", eps, "a finite number, not negative"))
     if out_dtype not in FLOATS:
-        raise ValueError(f"out_dtype: allowed are float32, float16 and bfloat16, got {out_dtype}")
+        raise ValueError(wrong("out_dtype", out_dtype, "float32, float16 or bfloat16"))
 
 
 def _check_bwd(
@@ -66,18 +65,21 @@ def _check_bwd(
     _check_tensors(x, residual, weight, bias, row_index, rng_state, dropout_p)
     if dout.shape != x.shape or dout.dtype not in FLOATS or dout.device != x.device:
         raise ValueError(
-            f"dout: expected float32, float16 or bfloat16 {tuple(x.shape)} on {x.device}, "
-            f"got {dout.dtype} {tuple(dout.shape)} on {dout.device}"
+            wrong(
+                "dout",
+                f"{dout.dtype} {tuple(dout.shape)} on {dout.device}",
+                f"float32, float16 or bfloat16 {tuple(x.shape)} on {x.device}",
+            )
         )
     n_rows = x.shape[:-1].numel()
     for name, t in (("mean", mean), ("rstd", rstd)):
         if t.shape != (n_rows,) or t.dtype != torch.float32 or t.device != x.device:
-            raise ValueError(f"{name}: expected float32 ({n_rows},) on {x.device}, got {t.dtype} {tuple(t.shape)}")
+            raise ValueError(wrong(name, f"{t.dtype} {tuple(t.shape)}", f"float32 ({n_rows},) on {x.device}"))
     for name, needed, owner in (
         ("residual", needs_dresidual, residual), ("weight", needs_dweight, weight), ("bias", needs_dbias, bias),
     ):  # fmt: skip
         if needed and owner is None:
-            raise ValueError(f"needs_d{name}: is True, but there is no {name}; allowed is False")
+            raise ValueError(wrong(f"needs_d{name}", "True", f"False without {name}"))
 
 
 # -------------------------------------------------------------------------------------------------------------- fakes

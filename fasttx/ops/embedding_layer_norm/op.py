@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, check_index_values, check_one_device
+from ..checks import FLOATS, check_index_values, check_one_device, wrong
 from ..dropout import rows as row_dropout
 from ..registry import Direction, Impl, Op
 from . import composed, reference
@@ -34,18 +34,26 @@ INDICES = (torch.int32, torch.int64)
 
 def _check_table(name: str, ids_name: str, ids: Tensor | None, table: Tensor | None, n_rows: int, n_cols: int) -> None:
     if (ids is None) != (table is None):
-        raise ValueError(f"{ids_name}: must be given if and only if {name} is, got {ids is not None}")
+        raise ValueError(
+            wrong(ids_name, None if ids is None else "a tensor", f"a tensor where {name} is one, else None")
+        )
     if ids is None or table is None:
         return
     if table.dim() != 2 or table.shape[1] != n_cols or table.shape[0] == 0 or table.dtype not in FLOATS:
         raise ValueError(
-            f"{name}: expected float32, float16 or bfloat16 (rows, {n_cols}) of at least one row, "
-            f"got {table.dtype} {tuple(table.shape)}"
+            wrong(
+                name,
+                f"{table.dtype} {tuple(table.shape)}",
+                f"float32, float16 or bfloat16 (rows, {n_cols}) of at least one row",
+            )
         )
     if ids.dtype not in INDICES or ids.dim() != 1 or (n_rows and (ids.shape[0] == 0 or n_rows % ids.shape[0])):
         raise ValueError(
-            f"{ids_name}: expected int32 or int64, as many as ids ({n_rows}) or a divisor of that, "
-            f"got {ids.dtype} {tuple(ids.shape)}"
+            wrong(
+                ids_name,
+                f"{ids.dtype} {tuple(ids.shape)}",
+                f"int32 or int64, as many as ids ({n_rows}) or a divisor of that",
+            )
         )
 
 
@@ -55,20 +63,21 @@ def _check_tensors(
     rng_state: Tensor | None, dropout_p: float,
 ) -> None:  # fmt: skip
     if ids.dtype not in INDICES or ids.dim() != 1:
-        raise ValueError(f"ids: expected int32 or int64 (n_rows,), got {ids.dtype} {tuple(ids.shape)}")
+        raise ValueError(wrong("ids", f"{ids.dtype} {tuple(ids.shape)}", "int32 or int64 (n_rows,)"))
     if word.dim() != 2 or word.numel() == 0 or word.dtype not in FLOATS:
         raise ValueError(
-            "word: expected float32, float16 or bfloat16 (rows, n_cols) of at least one row and column, "
-            f"got {word.dtype} {tuple(word.shape)}"
+            wrong(
+                "word",
+                f"{word.dtype} {tuple(word.shape)}",
+                "float32, float16 or bfloat16 (rows, n_cols) of at least one row and column",
+            )
         )
     n_rows, n_cols = ids.shape[0], word.shape[1]
     _check_table("position", "position_ids", position_ids, position, n_rows, n_cols)
     _check_table("token_type", "type_ids", type_ids, token_type, n_rows, n_cols)
     for name, t in (("weight", weight), ("bias", bias)):
         if t is not None and (t.shape != (n_cols,) or t.dtype not in FLOATS):
-            raise ValueError(
-                f"{name}: expected float32, float16 or bfloat16 ({n_cols},), got {t.dtype} {tuple(t.shape)}"
-            )
+            raise ValueError(wrong(name, f"{t.dtype} {tuple(t.shape)}", f"float32, float16 or bfloat16 ({n_cols},)"))
     row_dropout.check(row_index, rng_state, dropout_p, n_rows)
     check_one_device(
         "ids", ids.device, word=word, position_ids=position_ids, position=position, type_ids=type_ids,
@@ -85,9 +94,9 @@ def _check(
         ids, word, position_ids, position, type_ids, token_type, weight, bias, row_index, rng_state, dropout_p
     )
     if not 0.0 <= eps < math.inf:
-        raise ValueError(f"eps: must be finite and not negative, got {eps}")
+        raise ValueError(wrong("eps", eps, "a finite number, not negative"))
     if out_dtype not in FLOATS:
-        raise ValueError(f"out_dtype: allowed are float32, float16 and bfloat16, got {out_dtype}")
+        raise ValueError(wrong("out_dtype", out_dtype, "float32, float16 or bfloat16"))
     for name, index, table in (
         ("ids", ids, word), ("position_ids", position_ids, position), ("type_ids", type_ids, token_type),
     ):  # fmt: skip
@@ -107,22 +116,23 @@ def _check_bwd(
     shape = (ids.shape[0], word.shape[1])
     if dout.shape != shape or dout.dtype not in FLOATS or dout.device != ids.device:
         raise ValueError(
-            f"dout: expected float32, float16 or bfloat16 {shape} on {ids.device}, "
-            f"got {dout.dtype} {tuple(dout.shape)} on {dout.device}"
+            wrong(
+                "dout",
+                f"{dout.dtype} {tuple(dout.shape)} on {dout.device}",
+                f"float32, float16 or bfloat16 {shape} on {ids.device}",
+            )
         )
     for name, t in (("mean", mean), ("rstd", rstd)):
         if t.shape != ids.shape or t.dtype != torch.float32 or t.device != ids.device:
-            raise ValueError(
-                f"{name}: expected float32 {tuple(ids.shape)} on {ids.device}, got {t.dtype} {tuple(t.shape)}"
-            )
+            raise ValueError(wrong(name, f"{t.dtype} {tuple(t.shape)}", f"float32 {tuple(ids.shape)} on {ids.device}"))
     for name, needed, owner in (
         ("token_type", needs_dtoken_type, token_type), ("weight", needs_dweight, weight), ("bias", needs_dbias, bias),
     ):  # fmt: skip
         if needed and owner is None:
-            raise ValueError(f"needs_d{name}: is True, but there is no {name}; allowed is False")
+            raise ValueError(wrong(f"needs_d{name}", "True", f"False without {name}"))
     if needs_dtoken_type and token_type is not None and token_type.shape[0] > MAX_TYPES:
         raise ValueError(
-            f"needs_dtoken_type: is True for a table of {token_type.shape[0]} rows; allowed are at most {MAX_TYPES}"
+            wrong("needs_dtoken_type", f"True for a table of {token_type.shape[0]} rows", f"at most {MAX_TYPES} rows")
         )
 
 

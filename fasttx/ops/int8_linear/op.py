@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, check_one_device
+from ..checks import FLOATS, check_one_device, wrong
 from ..registry import Direction, Impl, Op
 from . import composed
 
@@ -27,26 +27,28 @@ def _check(
     activation: str, out_dtype: torch.dtype,
 ) -> None:  # fmt: skip
     if x_q.dim() != 2 or x_q.dtype != torch.int8:
-        raise ValueError(f"x_q: expected int8 (n_rows, in_features), got {x_q.dtype} {tuple(x_q.shape)}")
+        raise ValueError(wrong("x_q", f"{x_q.dtype} {tuple(x_q.shape)}", "int8 (n_rows, in_features)"))
     n_rows, n_in = x_q.shape
     if w_q.dim() != 2 or w_q.dtype != torch.int8 or w_q.shape[1] != n_in or w_q.shape[0] == 0:
         raise ValueError(
-            f"w_q: expected int8 (out_features, {n_in}) of at least one row, got {w_q.dtype} {tuple(w_q.shape)}"
+            wrong("w_q", f"{w_q.dtype} {tuple(w_q.shape)}", f"int8 (out_features, {n_in}) of at least one row")
         )
     n_out = w_q.shape[0]
     if n_in > MAX_IN_FEATURES:
-        raise ValueError(f"x_q: at most {MAX_IN_FEATURES} in_features sum up within int32, got {n_in}")
+        raise ValueError(
+            wrong("x_q", f"{n_in} in_features", f"at most {MAX_IN_FEATURES}, whose products sum up within int32")
+        )
     for name, scale, size in (("x_scale", x_scale, n_rows), ("w_scale", w_scale, n_out)):
         if scale.shape != (size,) or scale.dtype != torch.float32:
-            raise ValueError(f"{name}: expected float32 ({size},), got {scale.dtype} {tuple(scale.shape)}")
+            raise ValueError(wrong(name, f"{scale.dtype} {tuple(scale.shape)}", f"float32 ({size},)"))
     for name, t, shape in (("bias", bias, (n_out,)), ("residual", residual, (n_rows, n_out))):
         if t is not None and (t.shape != shape or t.dtype not in FLOATS):
-            raise ValueError(f"{name}: expected float32, float16 or bfloat16 {shape}, got {t.dtype} {tuple(t.shape)}")
+            raise ValueError(wrong(name, f"{t.dtype} {tuple(t.shape)}", f"float32, float16 or bfloat16 {shape}"))
     check_one_device("x_q", x_q.device, w_q=w_q, x_scale=x_scale, w_scale=w_scale, bias=bias, residual=residual)
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: allowed are {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
+        raise ValueError(wrong("activation", repr(activation), f"one of {', '.join(map(repr, ACTIVATIONS))}"))
     if out_dtype not in FLOATS:
-        raise ValueError(f"out_dtype: allowed are float32, float16 and bfloat16, got {out_dtype}")
+        raise ValueError(wrong("out_dtype", out_dtype, "float32, float16 or bfloat16"))
 
 
 def _fake(

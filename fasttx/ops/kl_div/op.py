@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, MEAN, NONE, REDUCTIONS, check_dloss, check_one_device
+from ..checks import FLOATS, MEAN, NONE, REDUCTIONS, check_dloss, check_one_device, wrong
 from ..registry import Direction, Impl, Op
 
 BATCHMEAN = 3
@@ -17,18 +17,18 @@ BATCHMEAN = 3
 
 def _check_target(target: Tensor, reduction: int) -> None:
     if target.dtype not in FLOATS:
-        raise ValueError(f"target: allowed are float32, float16 and bfloat16, got {target.dtype}")
+        raise ValueError(wrong("target", target.dtype, "float32, float16 or bfloat16"))
     if reduction not in (*REDUCTIONS, BATCHMEAN):
-        raise ValueError(f"reduction: allowed are 0 (none), 1 (mean), 2 (sum) and 3 (batchmean), got {reduction}")
+        raise ValueError(wrong("reduction", reduction, "0 (none), 1 (mean), 2 (sum) or 3 (batchmean)"))
     if reduction == BATCHMEAN and target.dim() == 0:
-        raise ValueError("reduction: 3 (batchmean) takes tensors of at least one dim, got none")
+        raise ValueError(wrong("reduction", "3 (batchmean) for tensors without dims", "0 (none), 1 (mean) or 2 (sum)"))
 
 
 def _check(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> None:
     if target.shape != x.shape:
-        raise ValueError(f"target: expected the shape of x, {tuple(x.shape)}, got {tuple(target.shape)}")
+        raise ValueError(wrong("target", tuple(target.shape), f"the shape of x, {tuple(x.shape)}"))
     if x.dtype not in FLOATS:
-        raise ValueError(f"x: allowed are float32, float16 and bfloat16, got {x.dtype}")
+        raise ValueError(wrong("x", x.dtype, "float32, float16 or bfloat16"))
     check_one_device("x", x.device, target=target)
     _check_target(target, reduction)
 
@@ -37,7 +37,7 @@ def _check_bwd(dloss: Tensor, target: Tensor, reduction: int, log_target: bool, 
     _check_target(target, reduction)
     check_dloss(dloss, target.shape, reduction)
     if dtype not in FLOATS:
-        raise ValueError(f"dtype: allowed are float32, float16 and bfloat16, got {dtype}")
+        raise ValueError(wrong("dtype", dtype, "float32, float16 or bfloat16"))
 
 
 def _fake(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, NONE, REDUCTIONS, check_dloss, check_target_values
+from ..checks import FLOATS, NONE, REDUCTIONS, check_dloss, check_target_values, wrong
 from ..cross_entropy.op import CROSS_ENTROPY
 from ..registry import Direction, Impl, Op
 from .composed import composed, composed_bwd
@@ -21,33 +21,34 @@ def _check(
 ) -> None:  # fmt: skip
     dtype, device = x.dtype, x.device
     if x.dim() != 2 or dtype not in FLOATS:
-        raise ValueError(
-            f"x: expected float32, float16 or bfloat16 (n_rows, in_features), got {dtype} {tuple(x.shape)}"
-        )
+        raise ValueError(wrong("x", f"{dtype} {tuple(x.shape)}", "float32, float16 or bfloat16 (n_rows, in_features)"))
     n_rows, in_features = x.shape
     if weight.dim() != 2 or weight.shape[1] != in_features or weight.shape[0] == 0 or weight.dtype != dtype:
         raise ValueError(
-            f"weight: expected {dtype} (n_cols, {in_features}) of at least one row, got {weight.dtype} "
-            f"{tuple(weight.shape)}"
+            wrong(
+                "weight",
+                f"{weight.dtype} {tuple(weight.shape)}",
+                f"{dtype} (n_cols, {in_features}) of at least one row",
+            )
         )
     n_cols = weight.shape[0]
     if bias is not None and (bias.shape != (n_cols,) or bias.dtype != dtype):
-        raise ValueError(f"bias: expected {dtype} ({n_cols},), got {bias.dtype} {tuple(bias.shape)}")
+        raise ValueError(wrong("bias", f"{bias.dtype} {tuple(bias.shape)}", f"{dtype} ({n_cols},)"))
     if target.dtype != torch.int64 or target.dim() != 1:
-        raise ValueError(f"target: expected int64 ({n_rows},), got {target.dtype} {tuple(target.shape)}")
+        raise ValueError(wrong("target", f"{target.dtype} {tuple(target.shape)}", f"int64 ({n_rows},)"))
     if target.shape[0] != n_rows:
         raise ValueError(f"Expected input batch_size ({n_rows}) to match target batch_size ({target.shape[0]}).")
     if class_weight is not None and (class_weight.shape != (n_cols,) or class_weight.dtype not in FLOATS):
         raise ValueError(
-            f"class_weight: expected floating ({n_cols},), got {class_weight.dtype} {tuple(class_weight.shape)}"
+            wrong("class_weight", f"{class_weight.dtype} {tuple(class_weight.shape)}", f"floating ({n_cols},)")
         )
     for name, t in (("weight", weight), ("bias", bias), ("target", target), ("class_weight", class_weight)):
         if t is not None and t.device != device:
-            raise ValueError(f"{name}: is on {t.device}, x on {device}; allowed is one device")
+            raise ValueError(wrong(name, f"a tensor on {t.device}", f"{device}, where x is"))
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing: must be between 0.0 and 1.0, got {label_smoothing}")
+        raise ValueError(wrong("label_smoothing", label_smoothing, "0.0 to 1.0"))
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: allowed are 0 (none), 1 (mean) and 2 (sum), got {reduction}")
+        raise ValueError(wrong("reduction", reduction, "0 (none), 1 (mean) or 2 (sum)"))
     check_target_values(target, n_cols, ignore_index)
 
 
@@ -58,7 +59,7 @@ def _check_bwd(
 ) -> None:  # fmt: skip
     check_dloss(dloss, x.shape[:1], reduction)
     if needs_dbias and bias is None:
-        raise ValueError("needs_dbias: is True, but there is no bias; allowed is False")
+        raise ValueError(wrong("needs_dbias", "True", "False without bias"))
 
 
 def _fake(

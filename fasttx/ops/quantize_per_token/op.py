@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, row_too_long, values_may_be_read
+from ..checks import FLOATS, row_too_long, values_may_be_read, wrong
 from ..registry import Direction, Impl, Op
 from . import composed
 from .composed import LEAST_ABSMAX, LEVELS
@@ -29,7 +29,7 @@ MAX_COLS = 16384
 
 def _check(x: Tensor, scale: Tensor | None) -> None:
     if x.dim() < 1 or x.dtype not in FLOATS:
-        raise ValueError(f"x: expected float32, float16 or bfloat16 (..., n_cols), got {x.dtype} {tuple(x.shape)}")
+        raise ValueError(wrong("x", f"{x.dtype} {tuple(x.shape)}", "float32, float16 or bfloat16 (..., n_cols)"))
     check_scale(scale, x)
 
 
@@ -38,13 +38,13 @@ def check_scale(scale: Tensor | None, x: Tensor) -> None:
     if scale is None:
         return
     if scale.shape != () or scale.dtype != torch.float32:
-        raise ValueError(f"scale: expected float32 (), got {scale.dtype} {tuple(scale.shape)}")
+        raise ValueError(wrong("scale", f"{scale.dtype} {tuple(scale.shape)}", "float32 ()"))
     if scale.device != x.device:
-        raise ValueError(f"scale: is on {scale.device}, x on {x.device}; allowed is one device")
+        raise ValueError(wrong("scale", f"a tensor on {scale.device}", f"{x.device}, where x is"))
     if values_may_be_read(scale.device) and not torch.compiler.is_compiling():
         value = float(scale)
         if not (value > 0.0 and math.isfinite(value)):
-            raise ValueError(f"scale: must be positive and finite, got {value}")
+            raise ValueError(wrong("scale", value, "a positive, finite number"))
 
 
 def _fake(x: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:

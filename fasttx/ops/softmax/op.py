@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, broadcasts, not_countable
+from ..checks import FLOATS, broadcasts, not_countable, wrong
 from ..dropout import rows as row_dropout
 from ..registry import Direction, Impl, Op
 
@@ -30,34 +30,35 @@ MAX_LEADING_DIMS = 4
 
 def _check(x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool) -> None:
     if x.dim() < 1:
-        raise ValueError("softmax: x must have at least one dim, got a 0-d tensor")
+        raise ValueError(wrong("x", "a tensor without dims", "at least one dim"))
     if x.dtype not in FLOATS:
-        raise ValueError(f"softmax: x must be float32, float16 or bfloat16, got {x.dtype}")
+        raise ValueError(wrong("x", x.dtype, "float32, float16 or bfloat16"))
     if not math.isfinite(scale):
-        raise ValueError(f"softmax: scale must be finite, got {scale}")
+        raise ValueError(wrong("scale", scale, "a finite number"))
     if not 0.0 <= dropout_p <= 1.0:
-        raise ValueError(f"softmax: dropout_p must lie in [0, 1], got {dropout_p}")
+        raise ValueError(wrong("dropout_p", dropout_p, "0 to 1"))
     if log and dropout_p > 0.0:
-        raise ValueError(f"softmax: log and dropout exclude each other, got log=True, dropout_p={dropout_p}")
+        raise ValueError(wrong("log", f"True with dropout_p={dropout_p}", "one of the two"))
     if mask is not None:
         if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
-            raise ValueError(f"softmax: mask must be bool or floating, got {mask.dtype}")
+            raise ValueError(wrong("mask", mask.dtype, "bool or floating"))
         if mask.dim() != x.dim() or not broadcasts(mask.shape, x.shape):
             raise ValueError(
-                "softmax: mask must have the dims of x, each of full size or 1: "
-                f"got {tuple(mask.shape)} for x {tuple(x.shape)}"
+                wrong("mask", tuple(mask.shape), f"the dims of x, {tuple(x.shape)}, each of full size or 1")
             )
         if mask.device != x.device:
-            raise ValueError(f"softmax: mask must be on the device of x, {x.device}, got {mask.device}")
+            raise ValueError(wrong("mask", f"a tensor on {mask.device}", f"{x.device}, where x is"))
         if x.dim() > MAX_LEADING_DIMS + 1:
-            raise ValueError(f"softmax: with a mask x may have at most {MAX_LEADING_DIMS + 1} dims, got {x.dim()}")
+            raise ValueError(wrong("x", f"{x.dim()} dims with a mask", f"at most {MAX_LEADING_DIMS + 1}"))
     if (rng_state is None) != (dropout_p == 0.0):
-        raise ValueError(f"softmax: rng_state must be given if and only if dropout_p > 0, got {rng_state}, {dropout_p}")
+        raise ValueError(
+            wrong("rng_state", f"{rng_state} with dropout_p={dropout_p}", "a state where dropout_p > 0, else None")
+        )
     if rng_state is not None:
         if rng_state.dtype != torch.int64 or rng_state.shape != (2,):
-            raise ValueError(f"softmax: rng_state must be int64 (2,), got {rng_state.dtype} {tuple(rng_state.shape)}")
+            raise ValueError(wrong("rng_state", f"{rng_state.dtype} {tuple(rng_state.shape)}", "int64 (2,)"))
         if rng_state.device != x.device:
-            raise ValueError(f"softmax: rng_state must be on the device of x, {x.device}, got {rng_state.device}")
+            raise ValueError(wrong("rng_state", f"a tensor on {rng_state.device}", f"{x.device}, where x is"))
 
 
 def _check_bwd(
@@ -67,8 +68,11 @@ def _check_bwd(
     _check(saved, mask, rng_state, scale, dropout_p, log)
     if dout.shape != saved.shape or dout.dtype != saved.dtype or dout.device != saved.device:
         raise ValueError(
-            f"softmax: dout must be like saved, {saved.dtype} {tuple(saved.shape)} on {saved.device}, "
-            f"got {dout.dtype} {tuple(dout.shape)} on {dout.device}"
+            wrong(
+                "dout",
+                f"{dout.dtype} {tuple(dout.shape)} on {dout.device}",
+                f"{saved.dtype} {tuple(saved.shape)} on {saved.device}, as saved",
+            )
         )
 
 
