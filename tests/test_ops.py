@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pathlib
 import subprocess
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fasttx.ops
 from fasttx.ops import OPS, cases
 from fasttx.ops.backends import BACKENDS, BackendError
 from fasttx.ops.dispatch import as_tuple
@@ -166,3 +168,13 @@ def test_importing_the_package_imports_no_cases() -> None:
     code = "import sys, fasttx.ops; print([m for m in sys.modules if m.endswith('cases')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_folder_of_an_op(name: str) -> None:
+    """One folder an op: what it is, what runs anywhere, what it is held to, small calls, and the way to CUDA C++."""
+    folder = pathlib.Path(fasttx.ops.__file__).parent / name
+    found = {path.stem for path in folder.glob("*.py")}
+    wanted = {"__init__", "op", "composed", "reference", "cases"}
+    wanted |= {"cuda"} if any(impl.backend == "cuda" for impl in OPS[name].impls) else set()
+    assert wanted <= found and ("cuda" in found) == ("cuda" in wanted)

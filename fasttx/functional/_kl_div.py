@@ -16,7 +16,7 @@ from torch.nn import _reduction
 
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS
-from ..ops.kl_div.op import BATCHMEAN, gradient
+from ..ops.kl_div.composed import BATCHMEAN, gradient
 from ._cross_entropy import composed_on_cpu, rounded
 from ._routing import refuse_if_forced, unsupported_reason
 

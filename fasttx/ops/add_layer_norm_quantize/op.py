@@ -17,11 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dropout_add_layer_norm import composed as norm
 from ..dropout_add_layer_norm.op import DROPOUT_ADD_LAYER_NORM, supports
-from ..quantize_per_token import composed as quantising
-from ..quantize_per_token.op import QUANTIZE_PER_TOKEN, check_scale, unrounded
+from ..quantize_per_token.op import QUANTIZE_PER_TOKEN, check_scale
 from ..registry import Direction, Impl, Op
+from . import composed, reference
 
 _norm, _quantise = DROPOUT_ADD_LAYER_NORM.fwd, QUANTIZE_PER_TOKEN.fwd
 NO_DROPOUT = (None, None, 0.0)
@@ -42,22 +41,6 @@ def _fake(
     return (x.new_empty(x.shape, dtype=out_dtype), *_quantise.fake(x, scale))
 
 
-def _composition(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, scale: Tensor | None, eps: float,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    out, _, _ = norm.forward(x, residual, weight, bias, *NO_DROPOUT, eps, out_dtype)
-    return (out, *quantising.forward(out, scale))
-
-
-def _reference(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, scale: Tensor | None, eps: float,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    out, _, _ = _norm.reference(x, residual, weight, bias, *NO_DROPOUT, eps, out_dtype)
-    return (out, *unrounded(out, scale))
-
-
 def _cost(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, scale: Tensor | None, eps: float,
     out_dtype: torch.dtype,
@@ -74,7 +57,7 @@ ADD_LAYER_NORM_QUANTIZE = Op(
     fwd=Direction(
         "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? scale, float eps, ScalarType out_dtype, "
         "str backend) -> (Tensor out, Tensor x_q, Tensor x_scale)",
-        _check, _fake, _composition, _reference, ("x",), _cost,
+        _check, _fake, composed.forward, reference.forward, ("x",), _cost,
     ),
     bwd=None,
     impls=(

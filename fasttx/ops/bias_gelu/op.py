@@ -10,15 +10,13 @@ count from 0.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_one_device, wrong
 from ..dropout import rows as row_dropout
 from ..registry import Direction, Impl, Op
-from . import composed
+from . import composed, reference
 
 # ------------------------------------------------------------------------------------------------------------- check
 
@@ -73,49 +71,6 @@ def _fake_bwd(
     return dx, x.new_empty((0,)) if bias is None or not needs_dbias else bias.new_empty(bias.shape)
 
 
-# --------------------------------------------------------------------------------------------------- float64 reference
-
-
-def _reference_factor(
-    x: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float
-) -> Tensor | float:
-    """What GELU's result is multiplied by: keep / (1 - p_hat)."""
-    if rng_state is None:
-        return 1.0
-    return composed.exact_keep(x, row_index, rng_state, dropout_p).double() * composed.keep_scale(dropout_p)
-
-
-def _reference_z(x: Tensor, bias: Tensor | None) -> Tensor:
-    return x.double() if bias is None else x.double() + bias.double()
-
-
-def _reference(
-    x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, tanh: bool
-) -> Tensor:
-    z = _reference_z(x, bias)
-    if tanh:
-        phi = 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z**3)))
-    else:
-        phi = 0.5 * torch.erfc(-z / math.sqrt(2.0))
-    return z * phi * _reference_factor(x, row_index, rng_state, dropout_p)
-
-
-def _reference_bwd(
-    dout: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
-    tanh: bool, needs_dx: bool, needs_dbias: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    z = _reference_z(x, bias)
-    if tanh:
-        k = math.sqrt(2.0 / math.pi)
-        t = torch.tanh(k * (z + 0.044715 * z**3))
-        slope = 0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * k * (1.0 + 3.0 * 0.044715 * z * z)
-    else:
-        slope = 0.5 * torch.erfc(-z / math.sqrt(2.0)) + z * torch.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
-    dz = dout.double() * _reference_factor(x, row_index, rng_state, dropout_p) * slope
-    none = dz.new_empty((0,))
-    return dz if needs_dx else none, dz.reshape(-1, x.shape[-1]).sum(0) if needs_dbias else none
-
-
 # ------------------------------------------------------------------------------------------------------ cost and row
 
 
@@ -156,7 +111,7 @@ BIAS_GELU = Op(
         _check,
         _fake,
         composed.forward,
-        _reference,
+        reference.forward,
         ("x",),
         _cost,
     ),
@@ -165,7 +120,7 @@ BIAS_GELU = Op(
         _check_bwd,
         _fake_bwd,
         composed.backward,
-        _reference_bwd,
+        reference.backward,
         ("x",),
         _cost_bwd,
     ),

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..bias_gelu import composed as activation
 from ..bias_gelu.op import BIAS_GELU
-from ..quantize_per_token import composed as quantising
-from ..quantize_per_token.op import QUANTIZE_PER_TOKEN, check_scale, supports, unrounded
+from ..quantize_per_token.op import QUANTIZE_PER_TOKEN, check_scale, supports
 from ..registry import Direction, Impl, Op
+from . import composed, reference
 
 _gelu, _quantise = BIAS_GELU.fwd, QUANTIZE_PER_TOKEN.fwd
 NO_DROPOUT = (None, None, 0.0)
@@ -34,14 +33,6 @@ def _fake(x: Tensor, bias: Tensor | None, scale: Tensor | None, tanh: bool) -> t
     return _quantise.fake(x, scale)
 
 
-def _composition(x: Tensor, bias: Tensor | None, scale: Tensor | None, tanh: bool) -> tuple[Tensor, Tensor]:
-    return quantising.forward(activation.forward(x, bias, *NO_DROPOUT, tanh), scale)
-
-
-def _reference(x: Tensor, bias: Tensor | None, scale: Tensor | None, tanh: bool) -> tuple[Tensor, Tensor]:
-    return unrounded(_gelu.reference(x, bias, *NO_DROPOUT, tanh), scale)
-
-
 def _cost(x: Tensor, bias: Tensor | None, scale: Tensor | None, tanh: bool) -> tuple[float, float]:
     """GELU's 20 an element and 4 of quantising; x and bias once, a byte an element and a scale a row."""
     bias_bytes = 0 if bias is None else bias.numel() * bias.element_size()
@@ -54,7 +45,7 @@ BIAS_GELU_QUANTIZE = Op(
     about="int8 of the rows of GELU (erf or tanh) of x + bias, never written; rows of up to 16,384; forward only",
     fwd=Direction(
         "(Tensor x, Tensor? bias, Tensor? scale, bool tanh, str backend) -> (Tensor x_q, Tensor x_scale)",
-        _check, _fake, _composition, _reference, ("x",), _cost,
+        _check, _fake, composed.forward, reference.forward, ("x",), _cost,
     ),
     bwd=None,
     impls=(

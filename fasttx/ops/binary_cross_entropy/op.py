@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, MEAN, NONE, REDUCTIONS, broadcasts, check_dloss, wrong
+from ..checks import FLOATS, NONE, REDUCTIONS, broadcasts, check_dloss, wrong
 from ..registry import Direction, Impl, Op
+from . import composed, reference
 
 
 def _check(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> None:
@@ -45,49 +46,6 @@ def _fake_bwd(dloss: Tensor, x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _float(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.float()
-
-
-def _torch(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> Tensor:
-    return torch.binary_cross_entropy_with_logits(
-        x.float(), target.float(), _float(weight), _float(pos_weight), reduction
-    ).contiguous()
-
-
-def _torch_bwd(
-    dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
-) -> Tensor:
-    y = target.float()
-    if pos_weight is None:
-        d = torch.sigmoid(x.float()).sub_(y)
-    else:
-        vy = y * pos_weight.float()
-        d = torch.sigmoid(x.float()).mul_(vy + 1.0 - y).sub_(vy)
-    if weight is not None:
-        d.mul_(weight.float())
-    d.mul_(dloss / max(x.numel(), 1) if reduction == MEAN else dloss)
-    return d.to(x.dtype).contiguous()
-
-
-def _reference(x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> Tensor:
-    x, y = x.double(), target.double()
-    v = 1.0 if pos_weight is None else pos_weight.double()
-    w = 1.0 if weight is None else weight.double()
-    loss = w * ((1.0 - y) * x + (1.0 + (v - 1.0) * y) * torch.logaddexp(-x, torch.zeros_like(x)))
-    return loss if reduction == NONE else loss.mean() if reduction == MEAN else loss.sum()
-
-
-def _reference_bwd(
-    dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
-) -> Tensor:
-    y = target.double()
-    vy = y if pos_weight is None else y * pos_weight.double()
-    w = 1.0 if weight is None else weight.double()
-    g = dloss.double() / (x.numel() if reduction == MEAN else 1)
-    return g * w * ((vy + 1.0 - y) * torch.sigmoid(x.double()) - vy)
-
-
 def _bytes(*tensors: Tensor | None) -> float:
     return float(sum(t.numel() * t.element_size() for t in tensors if t is not None))
 
@@ -117,9 +75,15 @@ _KEYS = ("x", "target")
 BINARY_CROSS_ENTROPY = Op(
     "binary_cross_entropy",
     about="with logits; weight, pos_weight",
-    fwd=Direction(f"({_ARGUMENTS}) -> Tensor", _check, _fake, _torch, _reference, _KEYS, _cost),
+    fwd=Direction(f"({_ARGUMENTS}) -> Tensor", _check, _fake, composed.forward, reference.forward, _KEYS, _cost),
     bwd=Direction(
-        f"(Tensor dloss, {_ARGUMENTS}) -> Tensor", _check_bwd, _fake_bwd, _torch_bwd, _reference_bwd, _KEYS, _cost_bwd
+        f"(Tensor dloss, {_ARGUMENTS}) -> Tensor",
+        _check_bwd,
+        _fake_bwd,
+        composed.backward,
+        reference.backward,
+        _KEYS,
+        _cost_bwd,
     ),
     impls=(
         Impl(

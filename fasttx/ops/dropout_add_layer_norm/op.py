@@ -18,7 +18,7 @@ from torch import Tensor
 from ..checks import FLOATS, check_one_device, row_too_long, wrong
 from ..dropout import rows as row_dropout
 from ..registry import Direction, Impl, Op
-from . import composed
+from . import composed, reference
 
 MAX_COLS = 8192
 """The longest row that the kernels hold in registers."""
@@ -107,57 +107,6 @@ def _fake_bwd(
     )  # fmt: skip
 
 
-# --------------------------------------------------------------------------------------------------- float64 reference
-
-
-def _reference_z(
-    x: Tensor, residual: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float
-) -> tuple[Tensor, Tensor | float]:
-    """z, and what x is multiplied by: keep / (1 - p_hat)."""
-    factor: Tensor | float = 1.0
-    if rng_state is not None:
-        factor = composed.exact_keep(x, row_index, rng_state, dropout_p).double()
-        factor = factor * composed.keep_scale(dropout_p)
-    z = x.double() * factor
-    return z if residual is None else z + residual.double(), factor
-
-
-def _reference(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    z, _ = _reference_z(x, residual, row_index, rng_state, dropout_p)
-    mean = z.mean(-1, keepdim=True)
-    rstd = ((z - mean).square().mean(-1, keepdim=True) + eps).rsqrt()
-    out = (z - mean) * rstd
-    if weight is not None:
-        out = out * weight.double()
-    if bias is not None:
-        out = out + bias.double()
-    return out, mean.flatten(), rstd.flatten()
-
-
-def _reference_bwd(
-    dout: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
-    rstd: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, needs_dx: bool,
-    needs_dresidual: bool, needs_dweight: bool, needs_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    z, factor = _reference_z(x, residual, row_index, rng_state, dropout_p)
-    statistics = (*x.shape[:-1], 1)
-    rstd = rstd.double().view(statistics)
-    xhat = (z - mean.double().view(statistics)) * rstd
-    dy = dout.double()
-    g = dy if weight is None else dy * weight.double()
-    dz = rstd * (g - g.mean(-1, keepdim=True) - xhat * (g * xhat).mean(-1, keepdim=True))
-    none, rows = dy.new_empty((0,)), (-1, x.shape[-1])
-    return (
-        dz * factor if needs_dx else none,
-        dz if needs_dresidual else none,
-        (dy * xhat).reshape(rows).sum(0) if needs_dweight else none,
-        dy.reshape(rows).sum(0) if needs_dbias else none,
-    )
-
-
 # ------------------------------------------------------------------------------------------------------ cost and row
 
 
@@ -204,7 +153,7 @@ DROPOUT_ADD_LAYER_NORM = Op(
         _check,
         _fake,
         composed.forward,
-        _reference,
+        reference.forward,
         ("x",),
         _cost,
     ),
@@ -214,7 +163,7 @@ DROPOUT_ADD_LAYER_NORM = Op(
         _check_bwd,
         _fake_bwd,
         composed.backward,
-        _reference_bwd,
+        reference.backward,
         ("x",),
         _cost_bwd,
     ),

@@ -8,14 +8,12 @@ backward, because the gradient of rounded weights is not defined.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_one_device, wrong
 from ..registry import Direction, Impl, Op
-from . import composed
+from . import composed, reference
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh")
 MAX_IN_FEATURES = (2**31 - 1) // 128**2
@@ -58,20 +56,6 @@ def _fake(
     return x_q.new_empty((x_q.shape[0], w_q.shape[0]), dtype=out_dtype)
 
 
-def _reference(
-    x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor | None,
-    activation: str, out_dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    y = (x_q.double() @ w_q.double().t()) * x_scale.double()[:, None] * w_scale.double()
-    if bias is not None:
-        y = y + bias.double()
-    if activation == "gelu":
-        y = 0.5 * y * (1.0 + torch.erf(y / math.sqrt(2.0)))
-    elif activation == "gelu_tanh":
-        y = 0.5 * y * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (y + 0.044715 * y**3)))
-    return y if residual is None else y + residual.double()
-
-
 def _cost(
     x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor | None,
     activation: str, out_dtype: torch.dtype,
@@ -97,7 +81,7 @@ INT8_LINEAR = Op(
     fwd=Direction(
         "(Tensor x_q, Tensor w_q, Tensor x_scale, Tensor w_scale, Tensor? bias, Tensor? residual, str activation, "
         "ScalarType out_dtype, str backend) -> Tensor out",
-        _check, _fake, composed.forward, _reference, ("x_q", "w_q"), _cost,
+        _check, _fake, composed.forward, reference.forward, ("x_q", "w_q"), _cost,
     ),
     bwd=None,
     impls=(Impl("triton", "fasttx.kernels.int8_linear:int8_linear_fwd", "", _supports),),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import NONE
 from ..cuda.launch import launch
-from .op import divisor
+from .composed import divisor
 
 PARTIALS = 4096
 """Blocks that add up a loss, at most: as in binary cross-entropy."""

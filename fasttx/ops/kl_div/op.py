@@ -8,11 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, MEAN, NONE, REDUCTIONS, check_dloss, check_one_device, wrong
+from ..checks import FLOATS, NONE, REDUCTIONS, check_dloss, check_one_device, wrong
 from ..registry import Direction, Impl, Op
-
-BATCHMEAN = 3
-"""The sum divided by the length of the first dim; 0, 1 and 2 are PyTorch's own numbers."""
+from . import composed, reference
+from .composed import BATCHMEAN
 
 
 def _check_target(target: Tensor, reduction: int) -> None:
@@ -48,41 +47,6 @@ def _fake_bwd(dloss: Tensor, target: Tensor, reduction: int, log_target: bool, d
     return target.new_empty(target.shape, dtype=dtype)
 
 
-def _reduced(loss: Tensor, reduction: int) -> Tensor:
-    if reduction == NONE:
-        return loss.contiguous()
-    if reduction == MEAN:
-        return loss.mean()
-    return loss.sum() / loss.shape[0] if reduction == BATCHMEAN else loss.sum()
-
-
-def _torch(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> Tensor:
-    return _reduced(torch.kl_div(x.float(), target.float(), NONE, log_target=log_target), reduction)
-
-
-def divisor(target: Tensor, reduction: int) -> int:
-    """What the sum is divided by."""
-    if reduction in (MEAN, BATCHMEAN):
-        return max(target.numel() if reduction == MEAN else target.shape[0], 1)
-    return 1
-
-
-def gradient(dloss: Tensor, target: Tensor, reduction: int, log_target: bool, dtype: torch.dtype) -> Tensor:
-    """dx by PyTorch's operators, which can be differentiated again."""
-    t = target.float().exp() if log_target else target.float()
-    return (t * (dloss / -divisor(target, reduction))).to(dtype).contiguous()
-
-
-def _reference(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> Tensor:
-    x, t = x.double(), target.double()
-    return _reduced(t.exp() * (t - x) if log_target else torch.xlogy(t, t) - t * x, reduction)
-
-
-def _reference_bwd(dloss: Tensor, target: Tensor, reduction: int, log_target: bool, dtype: torch.dtype) -> Tensor:
-    t = target.double()
-    return -(t.exp() if log_target else t) * dloss.double() / divisor(target, reduction)
-
-
 def _cost(x: Tensor, target: Tensor, reduction: int, log_target: bool) -> tuple[float, float]:
     """About four operations an element; both inputs once, and the losses if they are not summed."""
     read = x.numel() * x.element_size() + target.numel() * target.element_size()
@@ -107,11 +71,11 @@ KL_DIV = Op(
     about="log-probabilities against probabilities or their logarithms (distillation); backward without the input",
     fwd=Direction(
         "(Tensor x, Tensor target, int reduction, bool log_target, str backend) -> Tensor",
-        _check, _fake, _torch, _reference, ("target",), _cost,
+        _check, _fake, composed.forward, reference.forward, ("target",), _cost,
     ),
     bwd=Direction(
         "(Tensor dloss, Tensor target, int reduction, bool log_target, ScalarType dtype, str backend) -> Tensor",
-        _check_bwd, _fake_bwd, gradient, _reference_bwd, ("target",), _cost_bwd,
+        _check_bwd, _fake_bwd, composed.gradient, reference.backward, ("target",), _cost_bwd,
         derived={"dtype": lambda known: known["x"].dtype},
     ),
     impls=(

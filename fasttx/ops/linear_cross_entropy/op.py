@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, NONE, REDUCTIONS, check_dloss, check_target_values, wrong
-from ..cross_entropy.op import CROSS_ENTROPY
 from ..registry import Direction, Impl, Op
+from . import reference
 from .composed import composed, composed_bwd
 
 
@@ -80,36 +80,6 @@ def _fake_bwd(
     return dx, dweight, x.new_empty((weight.shape[0] if needs_dbias else 0,))
 
 
-# ---------------------------------------------------------------------------------------------------- reference
-
-
-def _logits64(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = x.double() @ weight.double().t()
-    return logits if bias is None else logits + bias.double()
-
-
-def _reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, ignore_index: int,
-    label_smoothing: float, reduction: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    logits = _logits64(x, weight, bias)
-    return CROSS_ENTROPY.fwd.reference(logits, target, class_weight, ignore_index, label_smoothing, reduction)
-
-
-def _reference_bwd(
-    dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
-    lse: Tensor, total_weight: Tensor, needs_dx: bool, needs_dweight: bool, needs_dbias: bool, ignore_index: int,
-    label_smoothing: float, reduction: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    d = CROSS_ENTROPY.directions["bwd"].reference(
-        dloss, _logits64(x, weight, bias), target, class_weight, lse, total_weight, ignore_index, label_smoothing,
-        reduction,
-    )  # fmt: skip
-    none = d.new_empty((0,))
-    dx = d @ weight.double() if needs_dx else none
-    return dx, d.t() @ x.double() if needs_dweight else none, d.sum(0) if needs_dbias else none
-
-
 # ------------------------------------------------------------------------------------------------------- the row
 
 
@@ -147,12 +117,12 @@ LINEAR_CROSS_ENTROPY = Op(
     about="the loss of `x weight^T + bias` with class indices; the logits exist for some rows at a time",
     fwd=Direction(
         f"({_GIVEN}, {_OPTIONS}) -> (Tensor loss, Tensor lse, Tensor total_weight)",
-        _check, _fake, composed, _reference, _KEYS, _cost,
+        _check, _fake, composed, reference.forward, _KEYS, _cost,
     ),
     bwd=Direction(
         f"(Tensor dloss, {_GIVEN}, Tensor lse, Tensor total_weight, bool needs_dx, bool needs_dweight, "
         f"bool needs_dbias, {_OPTIONS}) -> (Tensor dx, Tensor dweight, Tensor dbias)",
-        _check_bwd, _fake_bwd, composed_bwd, _reference_bwd, _KEYS, _cost_bwd,
+        _check_bwd, _fake_bwd, composed_bwd, reference.backward, _KEYS, _cost_bwd,
     ),
     impls=(
         Impl(

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..checks import FLOATS, broadcasts, not_countable, wrong
 from ..dropout import rows as row_dropout
 from ..registry import Direction, Impl, Op
+from . import composed, reference
 
 MAX_LEADING_DIMS = 4
 
@@ -84,119 +85,7 @@ def _fake_bwd(dout: Tensor, saved: Tensor, *_: object) -> Tensor:
     return torch.empty(saved.shape, dtype=saved.dtype, device=saved.device)
 
 
-# ----------------------------------------------------------------------------------- composition of PyTorch's operators
-# The underscored operators are those that torch.softmax itself calls; autocast leaves them alone, so that the result
-# has the dtype that the fake promises whatever context the op is called in.
-
-
-def _scores(x: Tensor, mask: Tensor | None, scale: float, dtype: torch.dtype) -> Tensor:
-    s = x.to(dtype)
-    if scale != 1.0:
-        s = s * scale
-    if mask is None:
-        return s
-    return torch.where(mask, s, -math.inf) if mask.dtype == torch.bool else s + mask.to(dtype)
-
-
-def _normalise(x: Tensor, mask: Tensor | None, scale: float, log: bool, dtype: torch.dtype) -> Tensor:
-    """p or log p in `dtype`, from differentiable operators."""
-    s = _scores(x, mask, scale, dtype)
-    function = torch._log_softmax if log else torch._softmax
-    if mask is None or s.shape[-1] == 0:
-        return function(s, -1, False)
-    nothing = s.amax(-1, keepdim=True) == -math.inf
-    return function(s.masked_fill(nothing, 0.0), -1, False).masked_fill(nothing, -math.inf if log else 0.0)
-
-
-def _normalise_bwd(dout: Tensor, out: Tensor, masked: bool, scale: float, log: bool) -> Tensor:
-    """dx from the gradient and value of p or log p, both in the dtype of arithmetic, from differentiable operators."""
-    if log:
-        if masked:
-            constant = out == -math.inf
-            dout = dout.masked_fill(constant, 0.0)
-        ds = torch._log_softmax_backward_data(dout, out, -1, out.dtype)
-    else:
-        ds = torch._softmax_backward_data(dout, out, -1, out.dtype)
-    return ds if scale == 1.0 else ds * scale
-
-
-def _dropped(p: Tensor, rng_state: Tensor, dropout_p: float) -> Tensor:
-    keep = row_dropout.drawn_keep(rng_state, p.shape, row_dropout.SOFTMAX_TAG, dropout_p)
-    return p * (keep.to(p.dtype) * row_dropout.keep_scale(dropout_p))
-
-
-def _torch(
-    x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
-) -> Tensor:
-    if mask is None and scale == 1.0 and rng_state is None:
-        return (torch._log_softmax if log else torch._softmax)(x, -1, False).contiguous()
-    p = _normalise(x, mask, scale, log, torch.float32)
-    if rng_state is not None:
-        p = _dropped(p, rng_state, dropout_p)
-    return p.to(x.dtype).contiguous()
-
-
-def _torch_bwd(
-    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float,
-    log: bool,
-) -> Tensor:  # fmt: skip
-    if rng_state is None:
-        if mask is None and scale == 1.0:
-            return _normalise_bwd(dout, saved, False, 1.0, log).contiguous()
-        dx = _normalise_bwd(dout.float(), saved.float(), mask is not None, scale, log)
-    else:
-        p = _normalise(saved, mask, scale, False, torch.float32)
-        dx = _normalise_bwd(_dropped(dout.float(), rng_state, dropout_p), p, mask is not None, scale, False)
-    return dx.to(saved.dtype).contiguous()
-
-
 # --------------------------------------------------------------------------------------------------- float64 reference
-
-
-def _reference_keep(x: Tensor, rng_state: Tensor, dropout_p: float) -> Tensor:
-    rows = torch.arange(x.shape[:-1].numel(), device=x.device)
-    keep = row_dropout.row_keep(rng_state, rows, x.shape[-1], row_dropout.SOFTMAX_TAG, dropout_p)
-    return keep.reshape(x.shape).double() * row_dropout.keep_scale(dropout_p)
-
-
-def _reference_p(x: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, log-sum-exp (0 where a masked row has none) and probabilities."""
-    s = x.double() * scale
-    if mask is not None:
-        s = s.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else s + mask.double()
-    lse = torch.logsumexp(s, -1, keepdim=True)
-    if mask is None:
-        lse = torch.where(lse == -math.inf, math.nan, lse)
-    else:
-        lse = torch.where(lse == -math.inf, 0.0, lse)
-    return s, lse, (s - lse).exp()
-
-
-def _reference(
-    x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
-) -> Tensor:
-    s, lse, p = _reference_p(x, mask, scale)
-    if log:
-        return s - lse
-    return p if rng_state is None else p * _reference_keep(x, rng_state, dropout_p)
-
-
-def _reference_bwd(
-    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float,
-    log: bool,
-) -> Tensor:  # fmt: skip
-    dp = dout.double()
-    if log:
-        out = saved.double()
-        if mask is not None:
-            dp = torch.where(out == -math.inf, 0.0, dp)
-        return scale * (dp - out.exp() * dp.sum(-1, keepdim=True))
-    if rng_state is None:
-        p = saved.double()
-    else:
-        p = _reference_p(saved, mask, scale)[2]
-        dp = dp * _reference_keep(saved, rng_state, dropout_p)
-    return scale * p * (dp - (dp * p).sum(-1, keepdim=True))
 
 
 # ------------------------------------------------------------------------------------------------------ cost and rows
@@ -226,13 +115,15 @@ _ARGUMENTS = "Tensor? mask, Tensor? rng_state, float scale, float dropout_p, boo
 SOFTMAX = Op(
     "softmax",
     about="softmax and log-softmax of rows of any length; scale, mask, dropout",
-    fwd=Direction(f"(Tensor x, {_ARGUMENTS}) -> Tensor", _check, _fake, _torch, _reference, ("x",), _cost),
+    fwd=Direction(
+        f"(Tensor x, {_ARGUMENTS}) -> Tensor", _check, _fake, composed.forward, reference.forward, ("x",), _cost
+    ),
     bwd=Direction(
         f"(Tensor dout, Tensor saved, {_ARGUMENTS}) -> Tensor",
         _check_bwd,
         _fake_bwd,
-        _torch_bwd,
-        _reference_bwd,
+        composed.backward,
+        reference.backward,
         ("saved",),
         _cost_bwd,
         derived={"saved": lambda known: known["out" if known["rng_state"] is None else "x"]},
@@ -262,13 +153,13 @@ def differentiable_bwd(
     With dropout the mask is that of the backend that forward ran on.
     """
     if rng_state is None:
-        dx = _normalise_bwd(dout.float(), saved.float(), mask is not None, scale, log)
+        dx = composed.normalise_bwd(dout.float(), saved.float(), mask is not None, scale, log)
     else:
         if SOFTMAX.choice(backend, saved) is None:
             keep = row_dropout.drawn_keep(rng_state, saved.shape, row_dropout.SOFTMAX_TAG, dropout_p).float()
             keep = keep * row_dropout.keep_scale(dropout_p)
         else:
-            keep = _reference_keep(saved, rng_state, dropout_p).float()
-        p = _normalise(saved, mask, scale, False, torch.float32)
-        dx = _normalise_bwd(dout.float() * keep, p, mask is not None, scale, False)
+            keep = reference._keep(saved, rng_state, dropout_p).float()
+        p = composed.normalise(saved, mask, scale, False, torch.float32)
+        dx = composed.normalise_bwd(dout.float() * keep, p, mask is not None, scale, False)
     return dx.to(saved.dtype)
