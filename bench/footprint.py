@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .timer import Call, bytes_of, synchronize
+from fasttx.ops.cost import bytes_of
+
+from .timer import Call, synchronize
 
 
 def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:

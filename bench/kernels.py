@@ -25,6 +25,7 @@ import torch
 import torch._functorch.config as functorch_config
 
 from fasttx.ops import OPS
+from fasttx.ops.cost import bytes_of
 from fasttx.ops.registry import Op
 
 from .accuracy import call_op, check, random_dout
@@ -33,7 +34,7 @@ from .op_case import Workload
 from .progress import Watch, add_bound, bound_of, unwatched, watcher
 from .progress import deadline as deadline_in
 from .table import write
-from .timer import Call, bytes_of, copies_for, interleaved
+from .timer import Call, copies_for, interleaved
 from .workloads import select
 
 BACKENDS = ("triton", "cuda", "torch")

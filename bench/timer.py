@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 Call = Callable[[int], object]
 
@@ -39,11 +38,6 @@ class Timing:
     wall: float
     rounds: int
     inner: int
-
-
-def bytes_of(*tensors: object) -> int:
-    """Memory of the given tensors; anything else counts nothing."""
-    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
 
 
 def copies_for(device: torch.device, nbytes: int, limit: int = 64) -> int:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from bench.environment import commit, describe, rates
-from bench.timer import bytes_of, copies_for, interleaved
+from bench.timer import copies_for, interleaved
 from bench.workloads import WORKLOADS, select
+from fasttx.ops.cost import bytes_of
 
 
 def test_bench_is_importable_both_ways() -> None:

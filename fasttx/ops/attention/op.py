@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS
+from ..cost import bytes_of
 from ..registry import Direction, Impl, Op
 from . import composed, reference
 from .call import AttentionCall
@@ -72,14 +73,10 @@ def visible_pairs(q: Tensor, k: Tensor, call: AttentionCall) -> int:
     return total
 
 
-def _bytes(*tensors: Tensor | None) -> float:
-    return float(sum(x.numel() * x.element_size() for x in tensors if x is not None))
-
-
 def cost_fwd(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[float, float]:
     call = AttentionCall(*given)
     flop = 2.0 * visible_pairs(q, k, call) * q.shape[-2] * (q.shape[-1] + v.shape[-1])
-    return flop, _bytes(q, k, v, call.attn_bias, *fake_fwd(q, k, v))
+    return flop, bytes_of(q, k, v, call.attn_bias, *fake_fwd(q, k, v))
 
 
 def cost_bwd(
@@ -88,7 +85,7 @@ def cost_bwd(
     call = AttentionCall(*given[:-1])
     pairs = visible_pairs(q, k, call)
     flop = 2.0 * pairs * q.shape[-2] * (3 * q.shape[-1] + 2 * v.shape[-1])  # q k^T again, dq, dk; dout v^T, dv
-    return flop, _bytes(dout, q, k, v, out, softmax_lse, call.attn_bias, q, k, v)
+    return flop, bytes_of(dout, q, k, v, out, softmax_lse, call.attn_bias, q, k, v)
 
 
 # ------------------------------------------------------------------------------------------------------ the row

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_one_device, wrong
+from ..cost import bytes_of
 from ..dropout import rows as row_dropout
 from ..registry import Direction, Impl, Op
 from . import composed, reference
@@ -74,15 +75,11 @@ def _fake_bwd(
 # ------------------------------------------------------------------------------------------------------ cost and row
 
 
-def _bytes(*tensors: Tensor | None) -> float:
-    return float(sum(t.numel() * t.element_size() for t in tensors if t is not None))
-
-
 def _cost(
     x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, tanh: bool
 ) -> tuple[float, float]:
     """About 20 per element, most of them erf's polynomial; every tensor once."""
-    return 20.0 * x.numel(), _bytes(x, x, bias, row_index)
+    return 20.0 * x.numel(), bytes_of(x, x, bias, row_index)
 
 
 def _cost_bwd(
@@ -90,8 +87,8 @@ def _cost_bwd(
     tanh: bool, needs_dx: bool, needs_dbias: bool,
 ) -> tuple[float, float]:  # fmt: skip
     """About 30 per element; every tensor once, and the gradients that are needed."""
-    written = _bytes(x if needs_dx else None, bias if needs_dbias else None)
-    return 30.0 * x.numel(), _bytes(dout, x, bias, row_index) + written
+    written = bytes_of(x if needs_dx else None, bias if needs_dbias else None)
+    return 30.0 * x.numel(), bytes_of(dout, x, bias, row_index) + written
 
 
 def _supports(x: Tensor) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, NONE, REDUCTIONS, broadcasts, check_dloss, wrong
+from ..cost import bytes_of
 from ..registry import Direction, Impl, Op
 from . import composed, reference
 
@@ -46,21 +47,17 @@ def _fake_bwd(dloss: Tensor, x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _bytes(*tensors: Tensor | None) -> float:
-    return float(sum(t.numel() * t.element_size() for t in tensors if t is not None))
-
-
 def _cost(
     x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
 ) -> tuple[float, float]:
     """About ten operations an element; every input once, and the losses if they are not summed."""
-    return 10.0 * x.numel(), _bytes(x, target, weight, pos_weight) + (4.0 * x.numel() if reduction == NONE else 4.0)
+    return 10.0 * x.numel(), bytes_of(x, target, weight, pos_weight) + (4.0 * x.numel() if reduction == NONE else 4.0)
 
 
 def _cost_bwd(
     dloss: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
 ) -> tuple[float, float]:
-    return 10.0 * x.numel(), _bytes(dloss, x, x, target, weight, pos_weight)
+    return 10.0 * x.numel(), bytes_of(dloss, x, x, target, weight, pos_weight)
 
 
 def _supports(x: Tensor, target: Tensor) -> str | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_one_device, row_too_long, wrong
+from ..cost import bytes_of
 from ..dropout import rows as row_dropout
 from ..registry import Direction, Impl, Op
 from . import composed, reference
@@ -110,17 +111,15 @@ def _fake_bwd(
 # ------------------------------------------------------------------------------------------------------ cost and row
 
 
-def _bytes(*tensors: Tensor | None) -> float:
-    return float(sum(t.numel() * t.element_size() for t in tensors if t is not None))
-
-
 def _cost(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
     rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
 ) -> tuple[float, float]:  # fmt: skip
     """Dropout, sum, mean, differences, squares, variance, scale, weight, bias: 10 per element; every tensor once."""
     statistics = 8.0 * x.shape[:-1].numel()
-    return 10.0 * x.numel(), _bytes(x, residual, weight, bias, row_index) + x.numel() * out_dtype.itemsize + statistics
+    return 10.0 * x.numel(), bytes_of(
+        x, residual, weight, bias, row_index
+    ) + x.numel() * out_dtype.itemsize + statistics
 
 
 def _cost_bwd(
@@ -129,11 +128,11 @@ def _cost_bwd(
     needs_dresidual: bool, needs_dweight: bool, needs_dbias: bool,
 ) -> tuple[float, float]:  # fmt: skip
     """About 14 per element; every tensor once, and the gradients that are needed."""
-    written = _bytes(
+    written = bytes_of(
         x if needs_dx else None, residual if needs_dresidual else None, weight if needs_dweight else None,
         bias if needs_dbias else None,
     )  # fmt: skip
-    return 14.0 * x.numel(), _bytes(dout, x, residual, weight, mean, rstd, row_index) + written
+    return 14.0 * x.numel(), bytes_of(dout, x, residual, weight, mean, rstd, row_index) + written
 
 
 def supports(x: Tensor) -> str | None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_index_values, check_one_device, wrong
+from ..cost import bytes_of
 from ..dropout import rows as row_dropout
 from ..registry import Direction, Impl, Op
 from . import composed, reference
@@ -169,10 +170,6 @@ def _fake_bwd(
 # ------------------------------------------------------------------------------------------------------ cost and row
 
 
-def _bytes(*tensors: Tensor | None) -> float:
-    return float(sum(t.numel() * t.element_size() for t in tensors if t is not None))
-
-
 def _read(ids: Tensor, word: Tensor, *tables: Tensor | None) -> float:
     """The rows of the word table, one a token at most; of the others, whose ids mostly repeat, the same bound."""
     rows = 0.0
@@ -189,8 +186,8 @@ def _cost(
 ) -> tuple[float, float]:  # fmt: skip
     """Two sums, mean, differences, squares, variance, scale, weight, bias, dropout: 12 per element."""
     n_rows, elements = ids.shape[0], ids.shape[0] * word.shape[1]
-    indices = _bytes(ids, position_ids, type_ids, row_index)
-    read = _read(ids, word, position, token_type) + _bytes(weight, bias) + indices
+    indices = bytes_of(ids, position_ids, type_ids, row_index)
+    read = _read(ids, word, position, token_type) + bytes_of(weight, bias) + indices
     return 12.0 * elements, read + elements * out_dtype.itemsize + 8.0 * n_rows
 
 
@@ -202,12 +199,12 @@ def _cost_bwd(
 ) -> tuple[float, float]:  # fmt: skip
     """About 16 per element; the gathered rows again, dout, and what is needed."""
     elements = ids.shape[0] * word.shape[1]
-    read = _read(ids, word, position, token_type) + _bytes(dout, ids, position_ids, type_ids, weight, mean, rstd)
+    read = _read(ids, word, position, token_type) + bytes_of(dout, ids, position_ids, type_ids, weight, mean, rstd)
     written = elements * composed.sum_dtype(word, position, token_type).itemsize if needs_dz else 0.0
-    written += _bytes(
+    written += bytes_of(
         token_type if needs_dtoken_type else None, weight if needs_dweight else None, bias if needs_dbias else None
     )
-    return 16.0 * elements, read + _bytes(row_index) + written
+    return 16.0 * elements, read + bytes_of(row_index) + written
 
 
 def _supports(ids: Tensor, word: Tensor) -> str | None:
