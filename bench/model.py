@@ -35,7 +35,7 @@ from .model_cases import (
     TASKS,
     TOKENS,
     TRAINING,
-    Case,
+    ModelCase,
     make_batch,
     select,
 )
@@ -95,7 +95,7 @@ def _status(arm: Arm, settings: Settings) -> str:
     return missing(arm, settings.device) or ("not run: time budget" if settings.late(bool(arm.mode)) else "")
 
 
-def compare(case: Case, task: str, arms: Sequence[Arm], settings: Settings) -> list[dict[str, Any]]:
+def compare(case: ModelCase, task: str, arms: Sequence[Arm], settings: Settings) -> list[dict[str, Any]]:
     """One row an arm. An arm that fails or is inexact is a row without times; the others are still compared."""
     device, config = settings.device, config_of(case.model, case.layers)
     batch, lengths = make_batch(case, task, config.vocab_size, device)
@@ -187,7 +187,7 @@ def run(
     device: torch.device,
     out: Path,
     *,
-    cases: Sequence[Case] | None = None,
+    cases: Sequence[ModelCase] | None = None,
     arms: Sequence[Arm] = ARMS,
     quick: bool = False,
     rehearsal: bool = False,
@@ -251,7 +251,7 @@ def failed(row: dict[str, Any]) -> bool:
     return "fasttx" in row["arm"] and row["status"] != "ok" and not row["status"].startswith("not ")
 
 
-def _named(case: Case, task: str) -> str:
+def _named(case: ModelCase, task: str) -> str:
     layers = f" ({case.layers} layers)" if case.layers else ""
     return f"{case.model}{layers}, {MEANS.get(task, task)}, {case.batch} x {case.seqlen}, {case.lengths}"
 

@@ -17,7 +17,7 @@ TOKENS, CPU_TOKENS = 16384, 2048
 
 
 @dataclass(frozen=True)
-class Case:
+class ModelCase:
     """One batch of one model; `target` names the rows of the project's targets that it answers, `layers` cuts it."""
 
     model: str
@@ -30,37 +30,39 @@ class Case:
 
 
 CASES = (
-    Case("bert-base", 32, 512, "wikipedia", (TRAINING,)),
-    Case("bert-large", 32, 512, "wikipedia", (TRAINING,), "D1 D2"),
-    Case("bert-base", 128, 128, "full", (INFERENCE,), "E2"),
-    Case("bert-large", 64, 384, "squad", (INFERENCE,), "E1"),
+    ModelCase("bert-base", 32, 512, "wikipedia", (TRAINING,)),
+    ModelCase("bert-large", 32, 512, "wikipedia", (TRAINING,), "D1 D2"),
+    ModelCase("bert-base", 128, 128, "full", (INFERENCE,), "E2"),
+    ModelCase("bert-large", 64, 384, "squad", (INFERENCE,), "E1"),
     *(
-        Case(model, TOKENS // seqlen, seqlen, "full", (TRAINING,), "D3")
+        ModelCase(model, TOKENS // seqlen, seqlen, "full", (TRAINING,), "D3")
         for model in ("bert-base", "bert-large")
         for seqlen in (128, 512)
     ),
-    Case("bert-base", 32, 512, "wikipedia", (INFERENCE,)),
-    Case("minilm", 128, 128, "passages", (INFERENCE, TRAINING)),
-    Case("minilm", 32, 512, "passages", (INFERENCE, TRAINING)),
-    Case("bert-base", 128, 128, "passages", (INFERENCE, TRAINING)),
-    Case("bert-large", 128, 128, "passages", (INFERENCE, TRAINING)),
-    Case("minilm", 128, 128, "full", (INFERENCE, TRAINING)),
-    Case("minilm", 32, 512, "full", (INFERENCE, TRAINING)),
+    ModelCase("bert-base", 32, 512, "wikipedia", (INFERENCE,)),
+    ModelCase("minilm", 128, 128, "passages", (INFERENCE, TRAINING)),
+    ModelCase("minilm", 32, 512, "passages", (INFERENCE, TRAINING)),
+    ModelCase("bert-base", 128, 128, "passages", (INFERENCE, TRAINING)),
+    ModelCase("bert-large", 128, 128, "passages", (INFERENCE, TRAINING)),
+    ModelCase("minilm", 128, 128, "full", (INFERENCE, TRAINING)),
+    ModelCase("minilm", 32, 512, "full", (INFERENCE, TRAINING)),
 )
 """On a GPU, the most telling ones first."""
 
 CPU_CASES = tuple(
-    Case("bert-base", batch, seqlen, lengths, (INFERENCE, BOTH_WAYS, TRAINING), "G1")
+    ModelCase("bert-base", batch, seqlen, lengths, (INFERENCE, BOTH_WAYS, TRAINING), "G1")
     for batch, seqlen, lengths in ((16, 128, "passages"), (4, 512, "wikipedia"), (16, 128, "full"))
 )
 QUICK_CASES = tuple(
-    Case("bert-base", 8, 128, lengths, (INFERENCE, BOTH_WAYS, TRAINING), "G1", layers=2)
+    ModelCase("bert-base", 8, 128, lengths, (INFERENCE, BOTH_WAYS, TRAINING), "G1", layers=2)
     for lengths in ("passages", "full")
 )
-REHEARSAL_CASES = (Case("tiny", 2, 12, "even", (TRAINING, INFERENCE)),)
+REHEARSAL_CASES = (ModelCase("tiny", 2, 12, "even", (TRAINING, INFERENCE)),)
 
 
-def make_batch(case: Case, task: str, vocab: int, device: torch.device, seed: int = 0) -> tuple[Batch, tuple[int, ...]]:
+def make_batch(
+    case: ModelCase, task: str, vocab: int, device: torch.device, seed: int = 0
+) -> tuple[Batch, tuple[int, ...]]:
     """Random tokens and their lengths; for training labels on 15 % of the real tokens, in each row at least one."""
     lengths = draw(case.lengths, case.batch, case.seqlen, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -79,7 +81,7 @@ def select(
     device: torch.device, *, targets: Sequence[str] | None = None, models: Sequence[str] | None = None,
     seqlens: Sequence[int] | None = None, lengths: Sequence[str] | None = None, tasks: Sequence[str] | None = None,
     batch: int | None = None,
-) -> list[Case] | None:  # fmt: skip
+) -> list[ModelCase] | None:  # fmt: skip
     """The cases that answer `targets`; else all combinations of what is named; None where nothing is.
 
     Raises:
@@ -95,7 +97,7 @@ def select(
         return None
     tokens = TOKENS if device.type == "cuda" else CPU_TOKENS
     return [
-        Case(model, batch or max(1, tokens // seqlen), seqlen, name, tuple(tasks or (TRAINING, INFERENCE)))
+        ModelCase(model, batch or max(1, tokens // seqlen), seqlen, name, tuple(tasks or (TRAINING, INFERENCE)))
         for model in models or ("bert-base",)
         for seqlen in seqlens or (128, 512)
         for name in lengths or ("wikipedia", "full")

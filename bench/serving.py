@@ -38,9 +38,9 @@ from .serving_arms import (
     LIBRARY_PATCHED,
     QUICK_CASES,
     REHEARSAL_CASES,
-    Case,
     Embed,
     Requests,
+    ServingCase,
     embedder,
     embedders,
     make_requests,
@@ -168,7 +168,7 @@ def run(
     device: torch.device,
     out: Path,
     *,
-    cases: Sequence[Case] | None = None,
+    cases: Sequence[ServingCase] | None = None,
     requests: int | None = None,
     quick: bool = False,
     rehearsal: bool = False,
@@ -209,7 +209,11 @@ def run(
 
 
 def _serve(
-    case: Case, count: int, base: dict[str, Any], settings: Settings, keep: Callable[[list[dict[str, Any]], str], None]
+    case: ServingCase,
+    count: int,
+    base: dict[str, Any],
+    settings: Settings,
+    keep: Callable[[list[dict[str, Any]], str], None],
 ) -> None:
     """All sizes and orders of one case; `keep` takes the rows of each."""
     from transformers import BertModel

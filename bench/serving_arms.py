@@ -27,7 +27,7 @@ Embed = Callable[[list[Any]], Tensor]
 
 
 @dataclass(frozen=True)
-class Case:
+class ServingCase:
     """Requests to one model. Without `text` they are token ids of exactly `limit`, and more arms take part."""
 
     model: str
@@ -39,12 +39,12 @@ class Case:
 
 
 CASES = (
-    Case("bert-base", 128, (1,), 64, "E3", text=False),
-    Case("minilm", 256, (1, 8, 64), 256),
-    Case("bert-base", 512, (1, 8, 64), 256),
+    ServingCase("bert-base", 128, (1,), 64, "E3", text=False),
+    ServingCase("minilm", 256, (1, 8, 64), 256),
+    ServingCase("bert-base", 512, (1, 8, 64), 256),
 )
-QUICK_CASES = (Case("minilm", 256, (1, 8), 24),)
-REHEARSAL_CASES = (Case("tiny", 48, (1, 4), 8), Case("tiny", 16, (1,), 2, text=False))
+QUICK_CASES = (ServingCase("minilm", 256, (1, 8), 24),)
+REHEARSAL_CASES = (ServingCase("tiny", 48, (1, 4), 8), ServingCase("tiny", 16, (1,), 2, text=False))
 
 
 @dataclass
@@ -71,7 +71,7 @@ def _passages() -> list[str]:
     return [text for path in files for _, text in corpus.read_corpus(path)]
 
 
-def make_requests(case: Case, vocab: int, count: int, seed: int = 0) -> Requests:
+def make_requests(case: ServingCase, vocab: int, count: int, seed: int = 0) -> Requests:
     """`count` requests, the same for the same seed."""
     rng = random.Random(seed)
     if not case.text:
@@ -142,7 +142,7 @@ def _library(base: nn.Module, requests: Requests, limit: int, device: torch.devi
     return embed
 
 
-def embedders(case: Case, base: nn.Module, requests: Requests, settings: Settings) -> dict[str, Embed | str]:
+def embedders(case: ServingCase, base: nn.Module, requests: Requests, settings: Settings) -> dict[str, Embed | str]:
     """Arm -> how it answers, or why it cannot."""
     device, unpad = settings.device, settings.unpad
     names = ("fasttx", "sdpa", "fasttx, lengths known") + (() if case.text else ("eager", "sdpa + torch.compile"))

@@ -21,11 +21,11 @@ from bench.table import IDENTITY
 
 CPU = torch.device("cpu")
 FEW = tuple(arm for arm in contenders.ARMS if not arm.mode)
-INFERENCE = cases_.Case("tiny", 4, 24, "even", (cases_.INFERENCE,))
-EVERY_TASK = cases_.Case("tiny", 4, 24, "passages", cases_.TASKS, "G1")
+INFERENCE = cases_.ModelCase("tiny", 4, 24, "even", (cases_.INFERENCE,))
+EVERY_TASK = cases_.ModelCase("tiny", 4, 24, "passages", cases_.TASKS, "G1")
 
 
-def rehearse(tmp_path: Path, *cases: cases_.Case, arms: Any = FEW[:2], **options: Any) -> list[dict[str, Any]]:
+def rehearse(tmp_path: Path, *cases: cases_.ModelCase, arms: Any = FEW[:2], **options: Any) -> list[dict[str, Any]]:
     return run(CPU, tmp_path / "m.csv", cases=cases, arms=arms, rehearsal=True, say=lambda _: None, **options)
 
 
@@ -122,7 +122,7 @@ def test_packing_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 def test_compiled_arms_are_a_comparison_of_their_own(tmp_path: Path) -> None:
     compiled = [arm for arm in contenders.ARMS if arm.mode == "default"]
-    case = cases_.Case("tiny", 4, 24, "even", (cases_.TRAINING,))
+    case = cases_.ModelCase("tiny", 4, 24, "even", (cases_.TRAINING,))
     rows = rehearse(tmp_path, case, arms=[*FEW[:2], *compiled])
     plain = ["fasttx", "sdpa"]
     assert [row["arm"] for row in rows if row["comparison"] == 0] == plain
@@ -144,13 +144,13 @@ def test_an_arm_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_comparison_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make_batch(case: cases_.Case, *rest: Any) -> Any:
+    def make_batch(case: cases_.ModelCase, *rest: Any) -> Any:
         if case.lengths == "full":
             raise RuntimeError("no such memory")
         return cases_.make_batch(case, *rest)
 
     monkeypatch.setattr(bench.model, "make_batch", make_batch)
-    rows = rehearse(tmp_path, cases_.Case("tiny", 2, 8, "full", (cases_.INFERENCE,)), INFERENCE)
+    rows = rehearse(tmp_path, cases_.ModelCase("tiny", 2, 8, "full", (cases_.INFERENCE,)), INFERENCE)
     assert [row["status"] for row in rows] == ["RuntimeError: no such memory"] * 2 + ["ok"] * 2
     assert failed(rows[0]) and (tmp_path / "m.csv").read_text(encoding="utf-8").count("\n") == 5
 
@@ -168,7 +168,9 @@ def test_an_inexact_arm_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return model
 
     monkeypatch.setattr(bench.model, "make_arm", make_arm)
-    rows = {row["arm"]: row for row in rehearse(tmp_path, cases_.Case("tiny", 4, 24, "even", (task,)), arms=FEW[:4])}
+    rows = {
+        row["arm"]: row for row in rehearse(tmp_path, cases_.ModelCase("tiny", 4, 24, "even", (task,)), arms=FEW[:4])
+    }
     assert rows["fasttx"]["status"] == "wrong" and rows["fasttx"]["error"] > rows["fasttx"]["allowed"]
     assert "median_ms" not in rows["fasttx"] and failed(rows["fasttx"])
     assert rows["eager"]["status"] == rows["sdpa"]["status"] == rows["fasttx, lengths known"]["status"] == "ok"
@@ -184,7 +186,7 @@ def test_time_that_is_up(tmp_path: Path) -> None:
 def test_max_autotune_is_for_full_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
     monkeypatch.setattr(bench.model, "compare", lambda *a: seen.update({a[0].lengths: [b.name for b in a[2]]}) or [])
-    full = cases_.Case("tiny", 2, 8, "full", (cases_.INFERENCE,))
+    full = cases_.ModelCase("tiny", 2, 8, "full", (cases_.INFERENCE,))
     rehearse(tmp_path, INFERENCE, full, arms=[arm for arm in contenders.ARMS if arm.mode])
     assert "sdpa + max-autotune" in seen["full"] and "sdpa + max-autotune" not in seen["even"]
     assert "fasttx + torch.compile" in seen["even"]
@@ -195,7 +197,7 @@ def test_what_answers_a_target_leads(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Compiled arms of what matters come before what does not matter as much."""
     seen = []
     monkeypatch.setattr(bench.model, "compare", lambda *a: seen.append((a[0].batch, bool(a[2][-1].mode))) or [])
-    cases = [cases_.Case("tiny", i, 8, "even", (cases_.INFERENCE,), "D2" if i == 3 else "") for i in (1, 2, 3)]
+    cases = [cases_.ModelCase("tiny", i, 8, "even", (cases_.INFERENCE,), "D2" if i == 3 else "") for i in (1, 2, 3)]
     rehearse(tmp_path, *cases, arms=contenders.ARMS)
     assert seen == [(1, False), (3, False), (1, True), (3, True), (2, False), (2, True)]
 

@@ -18,12 +18,12 @@ from bench.serving import ARRIVAL, COLUMNS, SORTED, percentile, run, timed
 from bench.table import IDENTITY
 
 CPU = torch.device("cpu")
-TEXT = arms_.Case("tiny", 64, (4,), 8)
-IDS = arms_.Case("tiny", 16, (1,), 2, "E3", text=False)
+TEXT = arms_.ServingCase("tiny", 64, (4,), 8)
+IDS = arms_.ServingCase("tiny", 16, (1,), 2, "E3", text=False)
 HAS_LIBRARY = importlib.util.find_spec("sentence_transformers") is not None
 
 
-def rehearse(tmp_path: Path, case: arms_.Case, **options: Any) -> list[dict[str, Any]]:
+def rehearse(tmp_path: Path, case: arms_.ServingCase, **options: Any) -> list[dict[str, Any]]:
     return run(CPU, tmp_path / "s.csv", cases=[case], rehearsal=True, say=lambda _: None, **options)
 
 

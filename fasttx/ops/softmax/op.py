@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, broadcasts, not_countable, wrong
+from ..cost import bytes_of
 from ..dropout import rows as row_dropout
 from ..registry import Direction, Impl, Op
 from . import composed, reference
@@ -91,13 +92,9 @@ def _fake_bwd(dout: Tensor, saved: Tensor, *_: object) -> Tensor:
 # ------------------------------------------------------------------------------------------------------ cost and rows
 
 
-def _mask_bytes(mask: Tensor | None) -> int:
-    return 0 if mask is None else mask.numel() * mask.element_size()
-
-
 def _cost(x: Tensor, mask: Tensor | None, *_: object) -> tuple[float, float]:
     """Scale, mask, max, subtract, exp, sum, divide: 7 per element; x and mask read once, out written once."""
-    return 7.0 * x.numel(), 2.0 * x.numel() * x.element_size() + _mask_bytes(mask)
+    return 7.0 * x.numel(), 2.0 * x.numel() * x.element_size() + bytes_of(mask)
 
 
 def _cost_bwd(
@@ -106,7 +103,7 @@ def _cost_bwd(
     """Product, sum, subtract, product, scale: 5 per element, 12 where p is recomputed; two reads, one write."""
     recompute = rng_state is not None
     return (12.0 if recompute else 5.0) * saved.numel(), 3.0 * saved.numel() * saved.element_size() + (
-        _mask_bytes(mask) if recompute else 0
+        bytes_of(mask if recompute else None)
     )
 
 
