@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +32,7 @@ from .convergence_arms import Arm
 from .convergence_criteria import Verdict
 from .corpus import TEXTS
 from .environment import describe
+from .progress import duration
 
 PRELOADED = [
     arms_.__name__,
@@ -80,6 +83,7 @@ def run_arms(
     if forks:
         context.set_forkserver_preload(PRELOADED)
     out.mkdir(parents=True, exist_ok=True)
+    begun, ended = time.monotonic(), itertools.count(1)
 
     def run(arm: Arm) -> dict[str, Any]:
         path = out / f"{arm.name}.json"
@@ -90,7 +94,9 @@ def run_arms(
         if process.exitcode != 0:
             raise RuntimeError(f"{arm.name}: its process ended with {process.exitcode}")
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        say(f"{arm.name}: last loss {result['losses'][-1]:.4f}")
+        done = next(ended)
+        left = duration((time.monotonic() - begun) / done * (len(arms) - done))
+        say(f"{done} of {len(arms)}, about {left} left; {arm.name}: last loss {result['losses'][-1]:.4f}")
         return result
 
     with ThreadPoolExecutor(jobs or (1 if on_gpu else os.cpu_count() or 1)) as pool:
@@ -185,6 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--steps: got {options.steps}; allowed are ints from {criteria_.LEAST_STEPS}")
     if len(set(options.seeds)) < 2:
         parser.error(f"--seeds: got {options.seeds}; allowed are at least two, as their spread is the noise")
+    print(f"training models on {options.data}; the first line comes when the first of them is done", flush=True)
     arms = planned(options.tasks, options.seeds, options.steps, options.fault)
     results = run_arms(arms, options.out, options.data, options.jobs)
     write_curves(results, options.out / "curves.csv")

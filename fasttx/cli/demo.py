@@ -140,8 +140,9 @@ def _remarks(result: dict[str, Any]) -> list[str]:
     unclear = [name for name, part in (("embedding", embedding), ("training", training)) if not part["times"]["clear"]]
     if unclear:
         found.append(
-            f"[yellow]The speed of {' and '.join(unclear)} is unclear:[/] the measurement disagrees with itself. "
-            "Other work takes the cores, or the difference is small. Run it again when the machine is idle."
+            f"[yellow]The speed of {' and '.join(unclear)} is unclear:[/] the measurement disagrees with "
+            "itself, or made fewer than three turns. Other work takes the cores, or the difference is small. "
+            "Run it again when the machine is idle."
         )
     short = [
         f"{done} of {wanted} {what}"

@@ -82,8 +82,8 @@ class Times:
     Attributes:
         median, low, high: by arm; low and high hold the middle half of the turns.
         speedup, speedup_low, speedup_high: the same of the turns' own ratios, first arm over second.
-        clear: whether the middle half of the ratios, and the medians of every other turn, lie on one side of 1. Else
-            the measurement disagrees with itself, and says nothing.
+        clear: whether there are at least three turns, and the middle half of the ratios, and the medians of every other
+            turn, lie on one side of 1. Else the measurement disagrees with itself, and says nothing.
         turns: how many there were.
     """
 
@@ -110,7 +110,7 @@ class Times:
             speedup=statistics.median(ratios),
             speedup_low=low,
             speedup_high=high,
-            clear=len(ratios) > 1 and (min(judges) > 1 or max(judges) < 1),
+            clear=len(ratios) > 2 and (min(judges) > 1 or max(judges) < 1),
             turns=len(ratios),
         )
 
@@ -158,17 +158,24 @@ def embed(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def compare_embedding(
-    arms: Arms, batches: list[Batch], device: torch.device, rounds: int, clock: Clock, advance: Callable[[], None]
+    arms: Arms,
+    batches: list[Batch],
+    device: torch.device,
+    rounds: int,
+    first: Clock,
+    clock: Clock,
+    advance: Callable[[], None],
 ) -> Embedding:
     """Embeds everything with both arms: parity of the results, then times, batch by batch in turn.
 
-    The first pass is not timed. Where time is short it takes fewer batches, and then there are fewer rounds.
+    The first pass is not timed. Where its time, `first`, is short it takes fewer batches; and then there are fewer
+    rounds, but at least three.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in arms}
     for batch in batches:
         for name, model in arms.items():
             found[name].append(embed(model, batch))
-        if clock.over():
+        if first.over():
             break
     batches = batches[: len(next(iter(found.values())))]
     advance()
@@ -181,7 +188,7 @@ def compare_embedding(
         for name, milliseconds in spent.items():
             turns[name].append(milliseconds)
         advance()
-        if clock.over() and number >= 1:
+        if clock.over() and number >= 2:
             break
     plain, patched = (torch.cat(each) for each in found.values())
     return Embedding(
@@ -213,7 +220,7 @@ def fine_tune(
     clock: Clock,
     advance: Callable[[], None],
 ) -> Training:
-    """Trains both arms on the same batches, a step of each in turn; where time is short fewer, but at least three."""
+    """Trains both arms on the same batches, a step of each in turn; where time is short fewer, but at least four."""
     losses: dict[str, list[float]] = {name: [] for name in arms}
     turns: dict[str, list[float]] = {name: [] for name in arms}
     optimizers = {name: torch.optim.AdamW(model.parameters(), lr=learning_rate) for name, model in arms.items()}
@@ -232,7 +239,7 @@ def fine_tune(
         for name in _in_turn(arms, i):
             turns[name].append(_milliseconds(lambda n=name, b=batch: step(n, b), device))  # type: ignore[misc]
         advance()
-        if clock.over() and i >= 2:
+        if clock.over() and i >= 3:
             break
     first, second = losses.values()
     return Training(

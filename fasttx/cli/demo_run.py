@@ -70,7 +70,7 @@ def run(
     batches = arms_.batches_of(tokenizer, texts, cfg.batch_size, cfg.max_length, device)
     pair, _ = _arms(plain)
     advance = begin(f"embed {len(texts)} texts, rounds", cfg.rounds + 1)
-    embedding = arms_.compare_embedding(pair, batches, device, cfg.rounds, cfg.clock(0.2), advance)
+    embedding = arms_.compare_embedding(pair, batches, device, cfg.rounds, cfg.clock(0.05), cfg.clock(0.2), advance)
 
     # Dropout is 0 in both arms: the two draw different masks, and curves can coincide only without them.
     without_dropout = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,32 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
     with (tmp_path / "verdicts.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 11
     assert (tmp_path / "convergence.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_arm_tells_how_long_the_rest_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Started:
+        """A process that has ended as it starts."""
+
+        exitcode = 0
+
+        def __init__(self, target: Any, args: tuple[Arm, Path, Path]) -> None:
+            args[1].write_text('{"losses": [1.0]}')
+
+        def start(self) -> None:
+            seconds[0] += 100
+
+        def join(self) -> None:
+            pass
+
+    seconds = [0]
+    context = SimpleNamespace(Process=Started, set_forkserver_preload=lambda _: None)
+    monkeypatch.setattr(convergence.multiprocessing, "get_context", lambda _: context)
+    monkeypatch.setattr(convergence.time, "monotonic", lambda: seconds[0])
+    said: list[str] = []
+    arms = convergence.planned(["pretraining"], [1], 10)
+    convergence.run_arms(arms, tmp_path, DATA, jobs=1, say=said.append)
+    rest = ("5 min", "4 min", "2 min", "0 s")
+    assert [line.split(";")[0] for line in said] == [f"{i} of 4, about {t} left" for i, t in enumerate(rest, 1)]
 
 
 @pytest.mark.parametrize("good", [True, False])

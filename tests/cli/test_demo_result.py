@@ -27,6 +27,7 @@ from fasttx.cli import demo_arms, demo_run  # noqa: E402
 app = typer.Typer()
 app.command()(demo_module.demo)
 CPU = torch.device("cpu")
+FOREVER = demo_arms.Clock(None)
 
 
 class Run:
@@ -176,24 +177,24 @@ def pair() -> tuple[dict[str, Any], list[str], list[demo_arms.Batch]]:
 def test_where_time_is_short_there_is_less_of_everything() -> None:
     arms, log, batches = pair()
     texts_ = [{"attention_mask": batch["attention_mask"]} for batch in batches]
-    found = demo_arms.compare_embedding(arms, texts_, CPU, 9, over(1), lambda: None)
-    assert found.n_sentences == 8 and found.times.turns == 2
+    found = demo_arms.compare_embedding(arms, texts_, CPU, 9, over(1), over(0), lambda: None)
+    assert found.n_sentences == 8 and found.times.turns == 3
     trained = demo_arms.fine_tune(arms, batches, 1e-3, CPU, over(0), lambda: None)
-    assert [len(losses) for losses in trained.losses.values()] == [3, 3]
+    assert [len(losses) for losses in trained.losses.values()] == [4, 4]
     demo_arms.judge(trained, arms, batches, over(1), lambda: None)
     assert trained.n_dev == 8 and set(trained.dev_accuracy) == {"a", "b"}
-    whole = demo_arms.compare_embedding(arms, texts_, CPU, 3, demo_arms.Clock(None), lambda: None)
-    assert whole.n_sentences == 24 and whole.times.turns == 3
+    whole = demo_arms.compare_embedding(arms, texts_, CPU, 5, FOREVER, FOREVER, lambda: None)
+    assert whole.n_sentences == 24 and whole.times.turns == 5
 
 
 def test_the_arms_take_turns_batch_by_batch() -> None:
     """Neither is always the first, nor runs twice where the other runs once."""
     arms, log, batches = pair()
     texts_ = [{"attention_mask": batch["attention_mask"]} for batch in batches[:3]]
-    demo_arms.compare_embedding(arms, texts_, CPU, 2, demo_arms.Clock(None), lambda: None)
+    demo_arms.compare_embedding(arms, texts_, CPU, 2, FOREVER, FOREVER, lambda: None)
     assert "".join(log[6:]) == "abbaab" + "baabba"
     log.clear()
-    demo_arms.fine_tune(arms, batches[:3], 1e-3, CPU, demo_arms.Clock(None), lambda: None)
+    demo_arms.fine_tune(arms, batches[:3], 1e-3, CPU, FOREVER, lambda: None)
     assert "".join(log) == "abbaab"
 
 
@@ -204,7 +205,7 @@ def test_the_arms_take_turns_batch_by_batch() -> None:
         ([5, 6, 5, 5, 6], [10, 11, 10, 12, 10], True),
         ([10, 40, 10, 41, 10], [30, 12, 28, 13, 31], False),  # whoever runs first is slow
         ([10, 10, 10, 10, 10], [9, 11, 9, 11, 10], False),
-        ([10], [5], False),  # one turn knows nothing of its spread
+        ([10, 11], [5, 5], False),  # two turns may agree by chance
     ],
 )
 def test_a_measurement_that_disagrees_with_itself_is_no_result(
