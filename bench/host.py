@@ -195,6 +195,7 @@ def layer_rows(device: torch.device, rounds: int) -> list[Row]:
     ids = torch.randint(5, 99, (2, 8), device=device)
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
+    ids = ids * mask
 
     def inference(model: nn.Module) -> Callable[[], object]:
         layer = model.encoder.layer[0]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from ..ops.backends import BACKENDS
 
@@ -76,9 +79,18 @@ class ModulePatch:
         own_config: the config object that the patch gave to the module, or None if it left the config alone.
         original_config: the one that unpatch gives back.
         snapshot: attributes of `own_config` at first, to carry over what is changed in it meanwhile.
+        warned: the warnings that were given already.
     """
 
     options: Options
     own_config: Any = None
     original_config: Any = None
     snapshot: dict[str, Any] = field(default_factory=dict)
+    warned: set[str] = field(default_factory=set)
+
+    def warn_once(self, about: str, message: str) -> None:
+        """A warning that a patched model gives once, and that a graph in the making leaves out."""
+        if torch.compiler.is_compiling() or about in self.warned:
+            return
+        self.warned.add(about)
+        warnings.warn(message, stacklevel=2)

@@ -63,8 +63,8 @@ _ENCODERS = {
 }
 _STAYS = {(family.source, name): stays for family in FAMILIES for name, stays in family.stays.items()}
 _MODELS = frozenset((family.source, name) for family in FAMILIES for name in (family.bare, *family.heads))
-_DROPPING = {
-    (family.source, family.bare): module for module in DATA for family in module.FAMILIES if not family.passes_on
+_TOLD = {
+    (family.source, family.bare): (module, family) for module in DATA for family in module.FAMILIES if family.is_told
 }
 ATTENTION_SETTING = "_attn_implementation_internal"
 
@@ -112,10 +112,8 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
         cls = _unwrapped(type(module))
         if _key(cls) in _MODELS:
             known.add(id(module.config))
-        if options.attention and _key(cls) in _DROPPING and _fixed(module) is None:
-            plan.classes.append((module, getattr(_DROPPING[_key(cls)], cls.__name__)))
-            why = "transformers' forward drops seq_lens and cu_seq_lens_q"
-            plan.report.rows.append(Row(name, "lengths of a batch", "refused without a mask", "torch", why))
+        if options.attention and _key(cls) in _TOLD:
+            _plan_model(plan, name, module, options)
         if _key(cls) in _STAYS:
             option, what, why = _STAYS[_key(cls)]
             if getattr(options, option):
@@ -227,6 +225,19 @@ def _plan_fusions(plan: Plan, name: str, module: nn.Module, options: Options) ->
         plan.report.rows.append(Row(name, fusion.before, fusion.after, backend, fusion.where, here))
 
 
+def _plan_model(plan: Plan, name: str, module: nn.Module, options: Options) -> None:
+    cls = type(module)
+    data, family = _TOLD[_key(_unwrapped(cls))]
+    fixed = _fixed(module)
+    if fixed is None:
+        plan.classes.append((module, getattr(data, cls.__name__)))
+        if not family.passes_on:
+            why = "transformers' forward drops seq_lens and cu_seq_lens_q"
+            plan.report.rows.append(Row(name, "lengths of a batch", "refused without a mask", "torch", why))
+    elif family.encoder is not None and options.unpad == "auto":
+        plan.report.rows.append(Row(name, "tokens that the mask hides", None, "", fixed))
+
+
 def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
     cls = type(module)
     data, family, encoder = _ENCODERS[_key(_unwrapped(cls))]
@@ -241,7 +252,7 @@ def _plan_encoder(plan: Plan, name: str, module: nn.Module) -> None:
     plan.classes.append((module, getattr(data, cls.__name__)))
     if not family.attention:  # an encoder that reads the mask of keys for its layers
         plan.attention.append(module)
-    reason = "padded for attentions or hidden states, and in graphs without seq_lens"
+    reason = "positions of padding are 0; unpad=False keeps them"
     plan.report.rows.append(Row(name, "padded batch", "real tokens only", "torch", reason))
 
 

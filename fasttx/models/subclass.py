@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from .transformers_names import register_outputs
+
 
 def has_own_forward(module: nn.Module) -> bool:
     """Whether `module` itself has another forward than its class. transformers 5.0 puts the class's own on an instance,
@@ -34,7 +36,7 @@ def subclass_of(original: type, ours: Callable[..., Any], module: str, method: s
         module: where pickle finds the class, as an attribute of the original's name.
         method: the name of the method.
     """
-    return type(original)(
+    made = type(original)(
         original.__name__,
         (original,),
         {
@@ -45,3 +47,5 @@ def subclass_of(original: type, ours: Callable[..., Any], module: str, method: s
             "_fasttx_original": original.__dict__.get("_fasttx_original", original),
         },
     )
+    register_outputs(made)
+    return made

@@ -18,6 +18,8 @@ from fasttx.testing import assert_as_accurate
 
 LENGTH = 11
 LENS = (11, 4, 7)
+PAD = 1
+"""The padding token of a tiny model."""
 
 
 def bare(cls: str = "BertModel", unpad: bool | str | None = "auto", **changes: Any) -> Any:
@@ -30,7 +32,14 @@ def bare(cls: str = "BertModel", unpad: bool | str | None = "auto", **changes: A
 def batch(*lengths: int, seqlen: int = LENGTH, seed: int = 1) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(2, zoo.VOCAB, (len(lengths), seqlen), generator=generator)
-    return {"input_ids": ids, "attention_mask": (torch.arange(seqlen) < torch.tensor(lengths)[:, None]).long()}
+    mask = torch.arange(seqlen) < torch.tensor(lengths)[:, None]
+    return {"input_ids": torch.where(mask, ids, PAD), "attention_mask": mask.long()}
+
+
+def masked(mask: Tensor) -> dict[str, Tensor]:
+    """A batch with a mask (3, LENGTH) of any form; where it is 0 there is the padding token."""
+    ids = batch(LENGTH, LENGTH, LENGTH)["input_ids"]
+    return {"input_ids": torch.where(mask != 0, ids, PAD), "attention_mask": mask}
 
 
 def layer_inputs(model: Any) -> list[tuple[int, ...]]:
@@ -137,7 +146,7 @@ def test_masks(name: str, unpad: bool | str) -> None:
     rows, auto, always = MASKS[name]
     mask = mask_of(rows)
     model = bare(unpad=unpad)
-    inputs = batch(11, 11, 11) | {"attention_mask": mask}
+    inputs = masked(mask)
     assert_like_transformers(model, inputs, mask.bool())
     seen = layer_inputs(model)
     model(**inputs)
@@ -146,7 +155,7 @@ def test_masks(name: str, unpad: bool | str) -> None:
 
 def test_first_positions_of_left_padded_rows_are_transformers_own() -> None:
     """Poolers read them: padding or not."""
-    inputs = batch(11, 11, 11) | {"attention_mask": mask_of(MASKS["left"][0])}
+    inputs = masked(mask_of(MASKS["left"][0]))
     want, got = bare(unpad=None)(**inputs), bare()(**inputs)
     torch.testing.assert_close(got.last_hidden_state[:, 0], want.last_hidden_state[:, 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got.pooler_output, want.pooler_output, rtol=1e-4, atol=1e-5)
@@ -209,7 +218,8 @@ def test_random_masks(rows: int, seqlen: int, data: Any, unpad: bool | str) -> N
                                            max_size=rows)))  # fmt: skip
     assume(not mask.any() or mask.sum(1).max() > 1)  # alone, a token's query has no gradient but rounding
     model = bare(unpad=unpad, num_hidden_layers=1, hidden_size=16, num_attention_heads=2)
-    inputs = batch(*[seqlen] * rows, seqlen=seqlen, seed=data.draw(st.integers(0, 99))) | {"attention_mask": mask}
+    ids = batch(*[seqlen] * rows, seqlen=seqlen, seed=data.draw(st.integers(0, 99)))["input_ids"]
+    inputs = {"input_ids": torch.where(mask, ids, PAD), "attention_mask": mask}
     assert_like_transformers(model, inputs, mask)
 
 

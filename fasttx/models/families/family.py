@@ -17,10 +17,11 @@ from ..fusions.fusion import Fusion
 from ..fusions.mlp import LINEAR_GELU
 from ..fusions.qkv import Projections, joint_qkv_class
 from ..fusions.residual_norm import RESIDUAL_NORM
-from ..heads.patched_head import refusing_class, replacement_class
+from ..heads.patched_head import replacement_class
 from ..heads.vocabulary import BERT_HEAD, VocabularyHead
 from ..padding.encoder import Encoder, padding_free_class
 from ..padding.layers import Forwards
+from ..padding.model import model_class
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class Family:
         return bool(self.attention) or any(
             fusion.option == "attention" for each in self.fusions.values() for fusion in each
         )
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the bare model's own forward is replaced: it tells its encoder about a call, or refuses lengths."""
+        return self.encoder is not None or not self.passes_on
 
     def forwards(self) -> Forwards:
         """transformers' own forwards of what passes on where sequences start."""
@@ -127,8 +133,9 @@ def replacements(module: str, *families: Family) -> Callable[[str], type]:
                         packs=family.encoder is not None, passes_on=family.passes_on,
                     )
                 )  # fmt: skip
-            if attribute == family.bare and not family.passes_on:
-                makers.append(refusing_class)
+            if attribute == family.bare and family.is_told:
+                packs = family.encoder is not None
+                makers.append(functools.partial(model_class, packs=packs, passes_on=family.passes_on))
             if family.qkv is not None and attribute == family.attention[0]:
                 makers.append(functools.partial(joint_qkv_class, projections=family.qkv))
             if family.encoder is not None and attribute == family.encoder.cls:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from ..attention.interface import refuse_lengths_alone
 from ..attention.masks import additive
 from ..options import ModulePatch
 from ..padding.encoder import STAY_PADDED
+from ..padding.model import refuse_lengths, with_arguments
 from ..subclass import subclass_of
 from ..tracing import graph_in_the_making
 from .kind import Call, Kind, LabelledCall
@@ -53,46 +53,12 @@ def _padded(model: Any, source: str, passes_on: bool, arguments: Mapping[str, An
     return {"attention_mask": additive(mask, model.dtype).expand(-1, -1, mask.shape[1], -1)}  # a mask of pairs
 
 
-def _refuse_lengths(arguments: Mapping[str, Any]) -> None:
-    """ValueError for lengths that would be lost, where nothing else says what is padding and where sequences start."""
-    if arguments.get("cu_seq_lens_q") is not None:
-        raise ValueError("cu_seq_lens_q: got a packed batch, which this model's layers do not take; pass a padded one")
-    if arguments.get("seq_lens") is None or arguments.get("attention_mask") is not None:
-        return
-    ids = arguments.get("input_ids")
-    refuse_lengths_alone(arguments["seq_lens"], arguments["inputs_embeds"].shape[-2] if ids is None else ids.shape[-1])
-
-
 def _mask_of_choices(arguments: Mapping[str, Any]) -> Tensor | None:
     """A mask (1, choices, length) as one for each question of a batch; None where there is nothing to do."""
     mask, ids = arguments.get("attention_mask"), arguments.get("input_ids")
     if mask is None or mask.dim() != 3 or mask.shape[0] != 1:
         return None
     return mask.repeat((arguments["inputs_embeds"] if ids is None else ids).shape[0], 1, 1)
-
-
-def _with(
-    replaced: Mapping[str, Any], names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call, some of them `replaced`; `names` are those that may be positional."""
-    positional = names[: len(args)]
-    return (
-        tuple(replaced.get(name, value) for name, value in zip(positional, args)),
-        {**kwargs, **{name: value for name, value in replaced.items() if name not in positional}},
-    )
-
-
-def refusing_class(original: type, module: str) -> type:
-    """The subclass of a bare model that drops arguments it does not know: it refuses lengths that would be lost."""
-    original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
-
-    @functools.wraps(original_forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(self, "_fasttx", None) is not None:
-            _refuse_lengths(dict(zip(("input_ids", "attention_mask"), args)) | kwargs)
-        return original_forward(self, *args, **kwargs)
-
-    return subclass_of(original, forward, module)
 
 
 def replacement_class(
@@ -116,10 +82,10 @@ def replacement_class(
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
         arguments = dict(zip(names, args)) | kwargs
         if patch is not None and not passes_on:
-            _refuse_lengths(arguments)
+            refuse_lengths(arguments)
         if patch is not None and (mask := _mask_of_choices(arguments)) is not None:
             arguments["attention_mask"] = mask
-            args, kwargs = _with({"attention_mask": mask}, names, args, kwargs)
+            args, kwargs = with_arguments({"attention_mask": mask}, names, args, kwargs)
         if patch is None or any(arguments.get(name) is None for name in kind.labels) or kind.own(self):
             return original_forward(self, *args, **kwargs)
         return_dict = arguments.get("return_dict")
@@ -133,7 +99,7 @@ def replacement_class(
                 arguments["labels"] = without_padding(arguments["labels"], arguments)
         elif packs and patch.options.attention and patch.options.unpad and _needs_padding(kind, arguments):
             replaced |= _padded(self, original.__module__, passes_on, arguments)
-        args, kwargs = _with(replaced, names, args, kwargs)
+        args, kwargs = with_arguments(replaced, names, args, kwargs)
         if (
             kind.vocabulary is not None
             and head is not None

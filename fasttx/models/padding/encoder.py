@@ -36,6 +36,7 @@ from ..subclass import subclass_of
 from ..tracing import captured, graph_in_the_making
 from ..transformers_names import CACHE
 from .layers import Forwards, strange_part
+from .model import tokens_of_the_call
 
 STAY_PADDED = "fasttx_stay_padded"
 """Argument of a call, from a patched head to its encoder: True keeps the batch padded."""
@@ -224,15 +225,20 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         assert keys is not None  # or there were a reason
         batch, seqlen, width = hidden_states.shape
-        counts = None
+        counts, tokens, wanted = None, None, -1
         if lengths is None:
             real = keys if keys.dtype == torch.bool else keys != 0
             counts = real.sum(-1, dtype=torch.int32)
             looks = [counts, real[:, 0]]
+            tokens = tokens_of_the_call(hidden_states) if auto else None
+            if tokens is not None:  # a token that is hidden and no padding, or -1
+                ids = tokens.ids.to(real.device)
+                looks.append(torch.where(real | (ids == tokens.padding), -1, ids).amax(-1))
             if encoder.distances:  # how often tokens begin after padding
                 looks.append((real[:, 1:] & ~real[:, :-1]).sum(-1) + real[:, 0])
-            lengths, starts, *pieces = torch.stack(looks).tolist()
-            if pieces and max(pieces[0]) > 1:
+            lengths, starts, *found = torch.stack(looks).tolist()
+            wanted = -1 if tokens is None else max(found[0])
+            if encoder.distances and max(found[-1]) > 1:
                 note(PART, "padded", "there is padding between tokens, whose distances count")
                 return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         else:  # the mask is not read: were it to say something else, sequences would be cut at wrong places
@@ -245,6 +251,16 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
         pays = padding > WORTH_IT * batch * seqlen and all(starts) and _enough_for_a_cpu(config, hidden_states, padding)
         if sum(lengths) == 0 or (auto and not pays):
             note(PART, "padded", "a row begins with padding" if not all(starts) else TOO_SMALL)
+            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        if wanted >= 0:
+            assert tokens is not None
+            hidden_token = f"the mask hides tokens of id {wanted}, and the padding token is {tokens.padding}"
+            note(PART, "padded", hidden_token)
+            patch.warn_once(
+                "hidden tokens",
+                f"attention_mask: {hidden_token}: their outputs seem to be wanted, so such a batch runs padded; "
+                "fasttx.patch(model, unpad=True) packs it, with outputs of 0 there",
+            )
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         layout = layout_of(real, lengths, counts)
         if recording():  # in a graph with symbolic lengths a text of them would make constants of them

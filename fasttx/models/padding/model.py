@@ -1,0 +1,106 @@
+"""The model around an encoder: what the encoder needs to know of a call and does not get from transformers' forward.
+
+Where a batch is packed, outputs at padding are 0. A token that the mask hides and that is not the padding token says
+that its output is wanted all the same (ColBERT fills up its queries with [MASK] and hides them). So the encoder asks
+which tokens stand where the mask is 0, and the model tells it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..attention.interface import refuse_lengths_alone
+from ..attention.masks import for_batch
+from ..options import ModulePatch
+from ..subclass import subclass_of
+from ..tracing import graph_in_the_making
+
+
+class Tokens(NamedTuple):
+    """What a model was called with.
+
+    Attributes:
+        ids: int (batch, seqlen).
+        padding: the id of the padding token.
+    """
+
+    ids: Tensor
+    padding: int
+
+
+class _Calls(threading.local):
+    """The call that each thread is in: MPNet's forward hands its encoder nothing that it does not know."""
+
+    tokens: Tokens | None = None
+
+
+_CALLS = _Calls()
+
+
+def tokens_of_the_call(hidden: Tensor) -> Tokens | None:
+    """What the model was called with whose encoder runs on `hidden`; None where it is not known or not ids."""
+    tokens = _CALLS.tokens
+    return tokens if tokens is not None and tokens.ids.shape == hidden.shape[:2] else None
+
+
+def refuse_lengths(arguments: Mapping[str, Any]) -> None:
+    """ValueError for lengths that would be lost, where nothing else says what is padding and where sequences start."""
+    if arguments.get("cu_seq_lens_q") is not None:
+        raise ValueError("cu_seq_lens_q: got a packed batch, which this model's layers do not take; pass a padded one")
+    if arguments.get("seq_lens") is None or arguments.get("attention_mask") is not None:
+        return
+    ids = arguments.get("input_ids")
+    refuse_lengths_alone(arguments["seq_lens"], arguments["inputs_embeds"].shape[-2] if ids is None else ids.shape[-1])
+
+
+def with_arguments(
+    replaced: Mapping[str, Any], names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, some of them `replaced`; `names` are those that may be positional."""
+    positional = names[: len(args)]
+    return (
+        tuple(replaced.get(name, value) for name, value in zip(positional, args)),
+        {**kwargs, **{name: value for name, value in replaced.items() if name not in positional}},
+    )
+
+
+def model_class(original: type, module: str, packs: bool, passes_on: bool) -> type:
+    """The subclass of a bare model that tells its encoder which tokens it was called with.
+
+    Args:
+        original: the bare model.
+        module: where pickle finds the class.
+        packs: whether its encoder may run on real tokens only.
+        passes_on: whether arguments that it does not know reach the encoder; else lengths that would be lost are
+            refused.
+    """
+    original_forward: Callable[..., Any] = original.forward  # type: ignore[attr-defined]
+    names = tuple(inspect.signature(original_forward).parameters)[1:]
+
+    @functools.wraps(original_forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        patch: ModulePatch | None = getattr(self, "_fasttx", None)
+        if patch is None:
+            return original_forward(self, *args, **kwargs)
+        arguments = dict(zip(names, args)) | kwargs
+        if not passes_on:
+            refuse_lengths(arguments)
+        ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
+        if ids is not None and mask is not None and mask.dim() == 2 and mask.shape[0] < ids.shape[0]:
+            args, kwargs = with_arguments({"attention_mask": for_batch(mask, ids.shape[0])}, names, args, kwargs)
+        if not packs or ids is None or graph_in_the_making(ids):
+            return original_forward(self, *args, **kwargs)
+        padding = getattr(self.config, "pad_token_id", None)
+        before, _CALLS.tokens = _CALLS.tokens, None if padding is None else Tokens(ids, padding)
+        try:
+            return original_forward(self, *args, **kwargs)
+        finally:
+            _CALLS.tokens = before
+
+    return subclass_of(original, forward, module)
