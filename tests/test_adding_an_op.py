@@ -35,13 +35,9 @@ def its_own(path: str, op: str) -> bool:
 
 @pytest.mark.parametrize("op", OPS)
 def test_an_op_has_its_files_by_its_name(op: str) -> None:
-    for path in (
-        f"fasttx/ops/{op}/op.py",
-        f"fasttx/ops/{op}/cases.py",
-        f"kernels/{op}.py",
-        f"bench/workloads/_{op}.py",
-    ):
-        assert (ROOT / path).is_file(), path
+    for name in ("op", "cases", "composed", "reference"):
+        assert (ROOT / f"fasttx/ops/{op}/{name}.py").is_file(), name
+    assert (ROOT / f"kernels/{op}.py").is_file() and (ROOT / f"bench/workloads/_{op}.py").is_file()
     cuda = any(impl.backend == "cuda" for impl in OPS[op].impls)
     assert (ROOT / f"csrc/{op}").is_dir() == (ROOT / f"fasttx/ops/{op}/cuda.py").is_file() == cuda
 

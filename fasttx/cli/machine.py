@@ -101,7 +101,7 @@ def describe() -> dict[str, Any]:
         "compiled_kernels_problem": why_not_loaded(),
         "triton_launcher": lacks_to_launch_triton(),
         "forced_backend": forced,
-        "forced_backend_problem": wrong_name(f"FASTTX_BACKEND={forced!r}", forced),
+        "forced_backend_problem": wrong_name("FASTTX_BACKEND", forced),
         "devices": devices(),
     }
 

@@ -6,6 +6,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from .checks import wrong
+
 BACKENDS = ("cuda", "triton", "torch")
 
 
@@ -17,9 +19,9 @@ _ALLOWED = frozenset(("auto", *BACKENDS))
 _forced = os.environ.get("FASTTX_BACKEND", "auto")  # judged at the first use: an import must not fail for it
 
 
-def wrong_name(given: str, name: str) -> str | None:
-    """What is wrong with the name of a backend that `given` holds, or None."""
-    return None if name in _ALLOWED else f"{given}: allowed are 'auto', {', '.join(map(repr, BACKENDS))}"
+def wrong_name(where: str, name: str) -> str | None:
+    """What is wrong with the name of a backend, found in the argument or variable `where`; None if nothing is."""
+    return None if name in _ALLOWED else wrong(where, repr(name), f"'auto', {', '.join(map(repr, BACKENDS))}")
 
 
 def forced_backend() -> str:
@@ -29,7 +31,7 @@ def forced_backend() -> str:
         BackendError: ``FASTTX_BACKEND`` holds an unknown name.
     """
     if _forced not in _ALLOWED:
-        raise BackendError(wrong_name(f"FASTTX_BACKEND={_forced!r}", _forced))
+        raise BackendError(wrong_name("FASTTX_BACKEND", _forced))
     return _forced
 
 
@@ -45,7 +47,7 @@ def backend(name: str) -> Iterator[None]:
             backend cannot run.  A forced backend never falls back.
     """
     global _forced
-    problem = wrong_name(f"backend {name!r}", name)
+    problem = wrong_name("backend", name)
     if problem is not None:
         raise BackendError(problem)
     before, _forced = forced_backend(), name
