@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_config import config, power_of_two
-from .attention_tiles import fill_uncovered, load_tile, sequence, store_tile
+from .attention_tiles import fill_uncovered, first_row, first_token, load_tile, sequence, store_tile
 from .device import arch_of, precision_of
 from .dropout import dropout_threshold, frag_mask, keep_scale
 
@@ -143,20 +143,12 @@ def attention_fwd_kernel(
         return
     first_k, n_k = sequence(b, max_seqlen_k, cu_seqlens_k, total_k)
     shift = 0
-    q += h.to(tl.int64) * stride_qh
-    k += (h // GROUP).to(tl.int64) * stride_kh
-    v += (h // GROUP).to(tl.int64) * stride_vh
-    if cu_seqlens_q is None:
-        q += b.to(tl.int64) * stride_qb
-        k += b.to(tl.int64) * stride_kb
-        v += b.to(tl.int64) * stride_vb
-        softmax_lse += head.to(tl.int64) * max_seqlen_q
-    else:
+    if cu_seqlens_q is not None:
         shift = n_k - n_q
-        q += first_q * stride_qm
-        k += first_k * stride_kn
-        v += first_k * stride_vn
-        softmax_lse += h.to(tl.int64) * total_q + first_q
+    q = first_token(q, b, h, first_q, stride_qb, stride_qm, stride_qh, cu_seqlens_q)
+    k = first_token(k, b, h // GROUP, first_k, stride_kb, stride_kn, stride_kh, cu_seqlens_k)
+    v = first_token(v, b, h // GROUP, first_k, stride_vb, stride_vn, stride_vh, cu_seqlens_k)
+    softmax_lse += first_row(head, h, first_q, max_seqlen_q, total_q, cu_seqlens_q)
     if seqused_k is not None:
         n_k = tl.minimum(n_k, tl.load(seqused_k + b))
     if attn_bias is not None:

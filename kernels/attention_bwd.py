@@ -38,7 +38,7 @@ from .attention import (
 )
 from .attention_bwd_dq import attention_bwd_dq_kernel, load_lse, probabilities
 from .attention_config import config, costs_registers, power_of_two
-from .attention_tiles import fill_uncovered, load_tile, sequence, store_tile
+from .attention_tiles import fill_uncovered, first_row, first_token, load_tile, sequence, store_tile
 from .device import arch_of, precision_of
 from .dropout import dropout_threshold, frag_mask, keep_scale
 
@@ -61,13 +61,8 @@ def attention_bwd_delta_kernel(
     first_q, n_q = sequence(b, max_seqlen_q, cu_seqlens_q, total_q)
     if m0 >= n_q:
         return
-    dout += h.to(tl.int64) * stride_oh + m0.to(tl.int64) * stride_om
-    if cu_seqlens_q is None:
-        dout += b.to(tl.int64) * stride_ob
-        delta += head.to(tl.int64) * max_seqlen_q
-    else:
-        dout += first_q * stride_om
-        delta += h.to(tl.int64) * total_q + first_q
+    dout = first_token(dout, b, h, first_q, stride_ob, stride_om, stride_oh, cu_seqlens_q) + m0.to(tl.int64) * stride_om
+    delta += first_row(head, h, first_q, max_seqlen_q, total_q, cu_seqlens_q)
     offs_m = tl.arange(0, BLOCK_M)
     out += ((first_q + m0) * num_heads + h) * HEAD_DIM_V
     o_tile = load_tile(out, num_heads * HEAD_DIM_V, offs_m, n_q - m0, HEAD_DIM_V, BLOCK_DV).to(tl.float32)
@@ -118,15 +113,10 @@ def attention_bwd_dkdv_kernel(
                     n_q, cu_seqlens_q, total_q, 0.0, 0.0, HEAD_DIM, BLOCK_D,
                 )  # fmt: skip
     shift = 0
-    k += hk.to(tl.int64) * stride_kh
-    v += hk.to(tl.int64) * stride_vh
-    if cu_seqlens_q is None:
-        k += b.to(tl.int64) * stride_kb
-        v += b.to(tl.int64) * stride_vb
-    else:
+    if cu_seqlens_q is not None:
         shift = len_k - n_q
-        k += first_k * stride_kn
-        v += first_k * stride_vn
+    k = first_token(k, b, hk, first_k, stride_kb, stride_kn, stride_kh, cu_seqlens_k)
+    v = first_token(v, b, hk, first_k, stride_vb, stride_vn, stride_vh, cu_seqlens_k)
     n_k = len_k
     if seqused_k is not None:
         n_k = tl.minimum(n_k, tl.load(seqused_k + b))
@@ -160,16 +150,9 @@ def attention_bwd_dkdv_kernel(
                 hi = tl.minimum(hi, n0 + BLOCK_N - shift + window_left)
             hi = tl.where(n0 < n_k, hi, 0)
         lo64 = (n0 * 0 + lo).to(tl.int64)
-        q_ptr = q + h.to(tl.int64) * stride_qh + lo64 * stride_qm
-        do_ptr = dout + h.to(tl.int64) * stride_oh + lo64 * stride_om
-        if cu_seqlens_q is None:
-            q_ptr += b.to(tl.int64) * stride_qb
-            do_ptr += b.to(tl.int64) * stride_ob
-            row0 = head.to(tl.int64) * max_seqlen_q + lo
-        else:
-            q_ptr += first_q * stride_qm
-            do_ptr += first_q * stride_om
-            row0 = h.to(tl.int64) * total_q + first_q + lo
+        q_ptr = first_token(q, b, h, first_q, stride_qb, stride_qm, stride_qh, cu_seqlens_q) + lo64 * stride_qm
+        do_ptr = first_token(dout, b, h, first_q, stride_ob, stride_om, stride_oh, cu_seqlens_q) + lo64 * stride_om
+        row0 = first_row(head, h, first_q, max_seqlen_q, total_q, cu_seqlens_q) + lo
         lse_ptr = softmax_lse + row0
         dq_ptr = dq
         delta_ptr = delta

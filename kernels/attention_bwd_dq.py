@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .attention import LOG2E, UNSPECIALIZED, last_key, masked
-from .attention_tiles import fill_uncovered, load_tile, sequence, store_tile
+from .attention_tiles import fill_uncovered, first_row, first_token, load_tile, sequence, store_tile
 from .dropout import frag_mask, keep_scale
 
 
@@ -65,23 +65,13 @@ def attention_bwd_dq_kernel(
         return
     first_k, n_k = sequence(b, max_seqlen_k, cu_seqlens_k, total_k)
     shift = 0
-    q += h.to(tl.int64) * stride_qh + m0.to(tl.int64) * stride_qm
-    dout += h.to(tl.int64) * stride_oh + m0.to(tl.int64) * stride_om
-    k += (h // GROUP).to(tl.int64) * stride_kh
-    v += (h // GROUP).to(tl.int64) * stride_vh
-    if cu_seqlens_q is None:
-        q += b.to(tl.int64) * stride_qb
-        dout += b.to(tl.int64) * stride_ob
-        k += b.to(tl.int64) * stride_kb
-        v += b.to(tl.int64) * stride_vb
-        row0 = head.to(tl.int64) * max_seqlen_q + m0
-    else:
+    if cu_seqlens_q is not None:
         shift = n_k - n_q
-        q += first_q * stride_qm
-        dout += first_q * stride_om
-        k += first_k * stride_kn
-        v += first_k * stride_vn
-        row0 = h.to(tl.int64) * total_q + first_q + m0
+    q = first_token(q, b, h, first_q, stride_qb, stride_qm, stride_qh, cu_seqlens_q) + m0.to(tl.int64) * stride_qm
+    dout = first_token(dout, b, h, first_q, stride_ob, stride_om, stride_oh, cu_seqlens_q) + m0.to(tl.int64) * stride_om
+    k = first_token(k, b, h // GROUP, first_k, stride_kb, stride_kn, stride_kh, cu_seqlens_k)
+    v = first_token(v, b, h // GROUP, first_k, stride_vb, stride_vn, stride_vh, cu_seqlens_k)
+    row0 = first_row(head, h, first_q, max_seqlen_q, total_q, cu_seqlens_q) + m0
     if seqused_k is not None:
         n_k = tl.minimum(n_k, tl.load(seqused_k + b))
     if attn_bias is not None:

@@ -39,6 +39,26 @@ def sequence(b, seqlen, cu_seqlens, total):
 
 
 @triton.jit
+def first_token(x, b, h, first, stride_b, stride_m, stride_h, cu_seqlens):
+    """A pointer to head h of the first token of sequence b, which is token `first` of a packed batch."""
+    x += h.to(tl.int64) * stride_h
+    if cu_seqlens is None:
+        x += b.to(tl.int64) * stride_b
+    else:
+        x += first * stride_m
+    return x
+
+
+@triton.jit
+def first_row(head, h, first, max_seqlen, total, cu_seqlens):
+    """The offset of that token in softmax_lse and delta; head = b * num_heads + h."""
+    if cu_seqlens is None:
+        return head.to(tl.int64) * max_seqlen
+    else:
+        return h.to(tl.int64) * total + first
+
+
+@triton.jit
 def fill_rows(x, stride, row, end, value, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """Rows `row` to `end` of a matrix become `value`."""
     offs_d = tl.arange(0, BLOCK_DIM)
