@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 _BROUGHT_BY = {
     "typer": "cli",
@@ -18,6 +19,8 @@ _BROUGHT_BY = {
 
 def main() -> None:
     """Runs the command line; a missing optional package is one line on stderr and exit code 2, not a traceback."""
+    # a warning to who trains a patched model; the commands that train one read no logits
+    warnings.filterwarnings("ignore", message="fasttx.patch: logits are not computed in training")
     try:
         from .cli.app import app
 

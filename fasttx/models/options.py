@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,9 +30,9 @@ class Options:
     backend: str = "auto"
     deterministic: bool | None = None
     strict: bool = False
-    capacity: str | None = field(init=False, default=None)
-    """The share of rows that such a head computes in a graph; None stands for all. A text, because dynamo would make an
-    input of the graph of a float, and the number of rows would depend on it."""
+    capacity: int | None = field(init=False, default=None)
+    """How many rows of 1,024 a head over the vocabulary computes in a graph; None stands for all. `mlm_head` as an
+    integer, because dynamo would make an input of the graph of a float, and the number of rows would depend on it."""
 
     def __post_init__(self) -> None:
         for name in ("attention", "norm", "mlp", "qkv", "strict"):
@@ -47,7 +48,7 @@ class Options:
                 f"mlm_head: got {self.mlm_head!r}; allowed are True, False, 'full' and a float above 0 and up "
                 "to 1, the share of rows to compute in graphs"
             )
-        object.__setattr__(self, "capacity", repr(float(self.mlm_head)) if share else None)
+        object.__setattr__(self, "capacity", math.ceil(float(self.mlm_head) * 1024) if share else None)
         if self.deterministic is not None and not isinstance(self.deterministic, bool):
             raise TypeError(f"deterministic: got {self.deterministic!r}; allowed are True, False and None")
         if self.loss not in ("correct", "hf", None):

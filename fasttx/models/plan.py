@@ -19,7 +19,7 @@ from .fusions.fusion import changes_here
 from .fusions.qkv import unfused_reason
 from .fusions.torch_nn import holds_any, plan_torch_module
 from .heads.kinds import KINDS
-from .heads.vocabulary import full_head_reason
+from .heads.vocabulary import NO_LOGITS, full_head_reason
 from .options import ModulePatch, Options
 from .padding.encoder import static_reason
 from .padding.layers import strange_part
@@ -291,9 +291,9 @@ def _plan_head(plan: Plan, name: str, module: PreTrainedModel, options: Options)
     if kind.vocabulary is not None and family.vocabulary is not None and options.labelled_rows:
         full = full_head_reason(module, family.vocabulary)
         if full is None:
-            reason = "linear_cross_entropy; in training with labels, where logits are None"
+            reason = f"linear_cross_entropy; {NO_LOGITS}"
             if options.capacity is not None:
-                reason += f"; in graphs {options.capacity} of all rows, and NaN where more are labelled"
+                reason += f"; in graphs {options.mlm_head} of all rows, and NaN where more are labelled"
             backend = expected_backend("linear_cross_entropy", options.backend, module)
             plan.report.rows.append(Row(name, "logits of all rows", "labelled rows only", backend, reason))
         else:

@@ -18,6 +18,7 @@ from torch import Tensor
 import fasttx
 from fasttx.functional._linear_cross_entropy import linear_cross_entropy_on
 from fasttx.models.heads.vocabulary import labelled
+from fasttx.models.options import Options
 
 CLASSES = ["BertForMaskedLM", "BertForPreTraining"]
 
@@ -50,7 +51,7 @@ def test_labelled_rows_come_first_and_none_twice(labels: list[int], capacity: fl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fasttx.models.heads.vocabulary.graph_in_the_making", lambda x: True)
         hidden = torch.arange(float(len(labels))).view(1, -1, 1)
-        rows, targets, missing = labelled(hidden, torch.tensor([labels]), capacity)
+        rows, targets, missing = labelled(hidden, torch.tensor([labels]), Options(mlm_head=capacity).capacity)
     size, count = rows.shape[0], sum(label != -100 for label in labels)
     assert math.ceil(capacity * len(labels)) <= size <= math.ceil((capacity + 1 / 1024) * len(labels))
     assert missing is not None and bool(missing) == (count > size)

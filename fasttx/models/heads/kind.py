@@ -36,11 +36,11 @@ class LabelledCall(Call):
 
     Attributes:
         head: where the family keeps the parts of its head.
-        capacity: the share of rows that a graph computes, a number as text, or None for all.
+        capacity: how many rows of 1,024 a graph computes, or None for all.
     """
 
     head: VocabularyHead
-    capacity: str | None
+    capacity: int | None
 
 
 @dataclass(frozen=True)

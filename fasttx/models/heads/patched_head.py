@@ -19,7 +19,7 @@ from ..tracing import graph_in_the_making
 from .kind import Call, Kind, LabelledCall
 from .kinds import KINDS
 from .labels import IGNORE, any_at_padding, check_given, without_padding
-from .vocabulary import VocabularyHead, full_head_reason, plain_linear
+from .vocabulary import NO_LOGITS, VocabularyHead, full_head_reason, plain_linear
 
 
 def _scaled(loss: Tensor, labels: Tensor, num_items: Tensor | int) -> Tensor:
@@ -115,6 +115,7 @@ def replacement_class(
                 self, output, arguments, correct or counted is not None, forced, head, patch.options.capacity
             )
             output, loss = kind.vocabulary(call)
+            patch.warn_once("logits", f"fasttx.patch: {NO_LOGITS}")
         else:
             output = original_forward(self, *args, **kwargs)
             loss = kind.loss(Call(self, output, arguments, correct or counted is not None, forced))

@@ -12,7 +12,6 @@ that the user states (``mlm_head=0.25``: a quarter of all positions), the labell
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,6 +23,8 @@ from ...functional._packing import take_rows
 from ...nn.bypass import bypass_reason
 from ..tracing import graph_in_the_making
 from .labels import IGNORE
+
+NO_LOGITS = 'logits are not computed in training; a loss of your own on them needs mlm_head="full"'
 
 
 class Decoder(NamedTuple):
@@ -104,11 +105,11 @@ def plain_linear(module: Any) -> bool:
     return isinstance(module, Decoder) or bypass_reason(module, "decoder", cls="Linear") is None
 
 
-def labelled(hidden: Tensor, labels: Tensor, capacity: str | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+def labelled(hidden: Tensor, labels: Tensor, capacity: int | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The rows of hidden (batch, seqlen, width) that have a label, their labels (n,), and whether some are missing.
 
-    In a graph these are all rows, or with `capacity`, a number as text, that share of them: the labelled ones first,
-    then others, whose labels are to be ignored. More labels than that are missing, which the third result, a bool on
+    In a graph these are all rows, or with `capacity` so many of each 1,024: the labelled ones first, then others,
+    whose labels are to be ignored. More labels than that are missing, which the third result, a bool on
     the device, tells; it is None where nothing can be missing. Elsewhere, without any label there is one row, whose
     label is to be ignored: a loss over it has a gradient for every weight.
     """
@@ -123,10 +124,10 @@ def labelled(hidden: Tensor, labels: Tensor, capacity: str | None = None) -> tup
     return take_rows(rows, indices), targets.index_select(0, indices), None
 
 
-def _within(capacity: str, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _within(capacity: int, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """labelled() with a number of rows that depends on the shapes alone."""
     n = rows.shape[0]
-    size = (n * math.ceil(float(capacity) * 1024) + 1023) // 1024
+    size = (n * capacity + 1023) // 1024
     has_label = targets != IGNORE
     before = has_label.cumsum(0)
     position = torch.arange(n, device=rows.device)
