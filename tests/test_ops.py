@@ -15,11 +15,11 @@ from torch import Tensor
 import fasttx.ops
 from fasttx.ops import OPS, cases
 from fasttx.ops.backends import BACKENDS, BackendError
+from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.dispatch import as_tuple
 from fasttx.ops.registry import LAUNCHES, Direction, Op
 from fasttx.testing import assert_as_accurate
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TABLE = [pytest.param(OPS[name], id=name) for name in OPS]
 HALVES = [pytest.param(OPS[n], d, id=f"{n}_{d}") for n in OPS for d in OPS[n].directions]
 ROWS = [pytest.param(OPS[n], b, id=f"{n}-{b}") for n in OPS for b in ["torch", *(i.backend for i in OPS[n].impls)]]

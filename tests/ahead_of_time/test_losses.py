@@ -15,6 +15,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from ahead_of_time.dry_device import Record, dry_device
 
+from fasttx.cli.check import DTYPES
 from fasttx.kernels.binary_cross_entropy import binary_cross_entropy_bwd, binary_cross_entropy_fwd
 from fasttx.kernels.cross_entropy import MEAN, NONE, cross_entropy_fwd
 from fasttx.kernels.cross_entropy_bwd import cross_entropy_bwd
@@ -22,7 +23,6 @@ from fasttx.kernels.kl_div import kl_div_bwd, kl_div_fwd
 from fasttx.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 
 ARCHES = (80, 90, 100)
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 OPTIONS = {  # probabilities, class weights, smoothing, reduction
     "plain": (False, False, 0.0, MEAN),

@@ -33,11 +33,11 @@ def hold(x, mask=None, p=0.0, log=False, dout=None):
     """Both directions against the float64 reference; the results."""
     dout = torch.randn_like(x) if dout is None else dout
     out = fwd(x, mask, p, log)
-    expected = softmax._reference(x, mask, STATE if p else None, 0.5, p, log)
+    expected = softmax.SOFTMAX.fwd.reference(x, mask, STATE if p else None, 0.5, p, log)
     assert_as_accurate(out, expected.to(x.dtype), expected)
     saved = x if p else out
     dx = bwd(dout, saved, mask, p, log)
-    expected = softmax._reference_bwd(dout, saved, mask, STATE if p else None, 0.5, p, log)
+    expected = softmax.SOFTMAX.bwd.reference(dout, saved, mask, STATE if p else None, 0.5, p, log)
     assert_as_accurate(dx, expected.to(x.dtype), expected)
     return out, dx
 
@@ -76,7 +76,7 @@ def test_the_form_is_a_function_of_shape_and_device(plain, case, expected):
     out = fwd(x, None, 0.0, False)
     cluster, shared_bytes = plain.last_launch()
     assert (cluster, shared_bytes / (TILE * dtype.itemsize)) == expected
-    reference = softmax._reference(x, None, None, 0.5, 0.0, False)
+    reference = softmax.SOFTMAX.fwd.reference(x, None, None, 0.5, 0.0, False)
     assert_as_accurate(out, reference.to(dtype), reference)
 
 

@@ -34,7 +34,7 @@ def test_softmax_has_no_race(race, n_rows, n_cols, p):
     x, dout = torch.randn(2, n_rows, n_cols).bfloat16()
     mask = torch.rand(1, n_cols) < 0.8
     state = torch.tensor([3, 4]) if p else None
-    expected = softmax._reference(x, mask, state, 0.5, p, False)
+    expected = softmax.SOFTMAX.fwd.reference(x, mask, state, 0.5, p, False)
     first = None
     for seed in (1, 2, 3):
         race.configure(seed)
@@ -42,7 +42,7 @@ def test_softmax_has_no_race(race, n_rows, n_cols, p):
         saved = x if p else out
         dx = torch.ops.fasttx.softmax_bwd(dout, saved, mask, state, 0.5, p, False, "cuda")
         assert_as_accurate(out, expected.bfloat16(), expected)
-        reference = softmax._reference_bwd(dout, saved, mask, state, 0.5, p, False)
+        reference = softmax.SOFTMAX.bwd.reference(dout, saved, mask, state, 0.5, p, False)
         assert_as_accurate(dx, reference.bfloat16(), reference)
         first = first or (out, dx)
         assert torch.equal(out, first[0]) and torch.equal(dx, first[1]), "the order of threads is in the result"
@@ -54,7 +54,7 @@ def test_a_row_of_several_tiles_has_no_race(race):
     out = torch.ops.fasttx.softmax_fwd(x, None, None, 1.0, 0.0, True, "cuda")
     assert_as_accurate(out, torch.log_softmax(x, -1), torch.log_softmax(x.double(), -1))
     dx = torch.ops.fasttx.softmax_bwd(x, out, None, None, 1.0, 0.0, True, "cuda")
-    reference = softmax._reference_bwd(x, out, None, None, 1.0, 0.0, True)
+    reference = softmax.SOFTMAX.bwd.reference(x, out, None, None, 1.0, 0.0, True)
     assert_as_accurate(dx, reference.float(), reference)
 
 

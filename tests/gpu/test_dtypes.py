@@ -23,9 +23,8 @@ from bench.workloads import (
     quantize_per_token,
     softmax,
 )
+from fasttx.cli.check import DTYPES
 from fasttx.ops import OPS
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def _cases() -> list[Workload]:

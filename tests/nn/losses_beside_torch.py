@@ -12,7 +12,6 @@ from torch import Tensor
 from fasttx.functional import _binary_cross_entropy, _cross_entropy
 from fasttx.ops.registry import LAUNCHES
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 CROSS_ENTROPY = (_cross_entropy.cross_entropy, torch_functional.cross_entropy)
 BCE = (_binary_cross_entropy.binary_cross_entropy_with_logits, torch_functional.binary_cross_entropy_with_logits)

@@ -15,13 +15,13 @@ import fasttx.nn as nn
 import fasttx.nn.functional as F
 from fasttx.functional import _gelu
 from fasttx.ops.backends import BackendError, backend
+from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
 torchs = torch.nn.functional
 each_backend = pytest.mark.parametrize("name", ["triton", "torch"])
 each_form = pytest.mark.parametrize("approximate", ["none", "tanh"])
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FWD, BWD = "bias_gelu_fwd", "bias_gelu_bwd"
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in rows beyond the tensor
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 import fasttx
 from fasttx.nn import Int8Linear
 from fasttx.nn import functional as F
+from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.int8_linear.op import INT8_LINEAR
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BACKENDS = ["torch", "triton"]
 
 

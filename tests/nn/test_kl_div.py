@@ -14,9 +14,9 @@ from torch import Tensor
 import fasttx.nn as nn
 from fasttx import BackendError, backend
 from fasttx.functional import kl_div
+from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.registry import LAUNCHES
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 REDUCTIONS = ["none", "mean", "sum", "batchmean"]
 quiet = pytest.mark.filterwarnings("ignore:.*'mean' divides:UserWarning")

@@ -14,12 +14,12 @@ import fasttx.nn as nn
 import fasttx.nn.functional as F
 from fasttx.functional import _dropout_add_layer_norm, _layer_norm
 from fasttx.ops.backends import BackendError, backend
+from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
 torchs = torch.nn.functional
 each_backend = pytest.mark.parametrize("name", ["triton", "torch"])
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FWD, BWD = "dropout_add_layer_norm_fwd", "dropout_add_layer_norm_bwd"
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in rows beyond the tensor
 

@@ -17,13 +17,13 @@ import fasttx.nn as fasttx_nn
 from fasttx.functional import _linear_cross_entropy
 from fasttx.nn.losses import _AsTorch213
 from fasttx.ops.backends import BackendError, backend
+from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.registry import LAUNCHES
 
 ours = fasttx_nn.functional.linear_cross_entropy
 older = _linear_cross_entropy._as_torch_2_13
 theirs: Callable[..., Tensor] = getattr(torch_functional, "linear_cross_entropy", older)
 needs_torch_2_13 = pytest.mark.skipif(theirs is older, reason="torch 2.13 is what has linear_cross_entropy")
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 BACKENDS = ("auto", "torch", "triton")
 

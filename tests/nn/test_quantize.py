@@ -12,11 +12,12 @@ from torch import Tensor
 import fasttx
 from fasttx.nn import functional as F
 from fasttx.ops.backends import BackendError
+from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.int8_linear.op import INT8_LINEAR
 from fasttx.ops.quantize_per_token.op import QUANTIZE_PER_TOKEN
 from fasttx.ops.registry import LAUNCHES
 
-FP32, FP16, BF16 = DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+FP32, FP16, BF16 = DTYPES
 BACKENDS = ["torch", "triton", "cuda"]
 N, HIDDEN = 40, 72
 

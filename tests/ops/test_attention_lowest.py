@@ -14,8 +14,8 @@ from fasttx.ops.attention import composed as attention_composed
 from fasttx.ops.attention import reference as attention_reference
 from fasttx.ops.attention.cpu import dispatch as attention_cpu
 from fasttx.ops.backends import backend
+from fasttx.ops.checks import FLOATS as DTYPES
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROWS, KEYS, HEADS = 9, 11, 2
 DEAD = 4  # this row sees nothing
 

@@ -208,8 +208,8 @@ def test_tails(device, backend, tanh, dtype):
     ones = torch.ones_like(x)
     out = fwd(x, None, None, None, 0.0, tanh, backend)
     dx, _ = bwd(ones, x, None, None, None, 0.0, tanh, True, False, backend)
-    ref = op._reference(x, None, None, None, 0.0, tanh)
-    slope, _ = op._reference_bwd(ones, x, None, None, None, 0.0, tanh, True, False)
+    ref = op.BIAS_GELU.fwd.reference(x, None, None, None, 0.0, tanh)
+    slope, _ = op.BIAS_GELU.bwd.reference(ones, x, None, None, None, 0.0, tanh, True, False)
     few = slice(0, -2) if backend == "torch" else slice(None)  # torch's own operators overflow at the last two
     rounding = torch.finfo(dtype).eps
     torch.testing.assert_close(out[:, few].double(), ref[:, few], atol=1e-6, rtol=rounding)
@@ -222,7 +222,7 @@ def test_the_negative_tail(device, backend, tanh):
     """tanh in the form that is used has no cancellation: the small numbers of the tail keep their digits."""
     x = -torch.linspace(0.0, 6.0, 301, device=device)[None]
     out = fwd(x, None, None, None, 0.0, tanh, backend)
-    ref = op._reference(x, None, None, None, 0.0, tanh)
+    ref = op.BIAS_GELU.fwd.reference(x, None, None, None, 0.0, tanh)
     torch.testing.assert_close(out.double(), ref, **({"atol": 0, "rtol": 2e-5} if tanh else {"atol": 4e-7, "rtol": 0}))
     assert bool((out <= 0).all())
 
@@ -312,8 +312,8 @@ def test_the_reference_is_torchs_in_float64_and_its_own_gradient(p, tanh):
     x, bias = torch.randn(3, 7, dtype=torch.float64) * 3, torch.randn(7, dtype=torch.float64)
     state, dout = torch.tensor([SEED, OFFSET]) if p else None, torch.randn(3, 7, dtype=torch.float64)
     found = (
-        op._reference(x, bias, None, state, p, tanh),
-        *op._reference_bwd(dout, x, bias, None, state, p, tanh, True, True),
+        op.BIAS_GELU.fwd.reference(x, bias, None, state, p, tanh),
+        *op.BIAS_GELU.bwd.reference(dout, x, bias, None, state, p, tanh, True, True),
     )
     expected = own_with_gradients(x, bias, factor_of("triton", x, None, state, p), tanh, torch.float64, dout)
     for a, b in zip(found, expected):

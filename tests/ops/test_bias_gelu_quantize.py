@@ -11,13 +11,14 @@ from torch import Tensor
 
 from fasttx.ops.backends import BackendError
 from fasttx.ops.bias_gelu_quantize.op import BIAS_GELU_QUANTIZE
+from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.dispatch import resolve
 from fasttx.ops.quantize_per_token.op import MAX_COLS
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
 ops = torch.ops.fasttx
-FP32, FP16, BF16 = DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+FP32, FP16, BF16 = DTYPES
 BACKENDS = ["torch", "triton", "cuda"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, of inf * 0
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fasttx.cli.check import DTYPES
 from fasttx.ops.checks import MEAN, NONE, SUM
 from fasttx.ops.cross_entropy import composed as cross_entropy_composed
 from fasttx.ops.cross_entropy.op import CROSS_ENTROPY
@@ -20,7 +21,6 @@ fwd = torch.ops.fasttx.cross_entropy_fwd.default
 bwd = torch.ops.fasttx.cross_entropy_bwd.default
 
 WRITTEN = ["triton", "cuda"]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 REDUCTIONS = {NONE: "none", MEAN: "mean", SUM: "sum"}
 
 SHAPES = [

@@ -298,11 +298,11 @@ def test_the_reference_is_its_own_gradient(p, whole):
     weight, bias = (torch.randn(7, dtype=torch.float64, requires_grad=True) for _ in range(2))
     tensors = (x, residual, weight, bias) if whole else (x, None, None, None)
     state = torch.tensor([1, 2]) if p else None
-    out, mean, rstd = op._reference(*tensors, None, state, p, 1e-5, FP32)
+    out, mean, rstd = op.DROPOUT_ADD_LAYER_NORM.fwd.reference(*tensors, None, state, p, 1e-5, FP32)
     dout = torch.randn(3, 7, dtype=torch.float64)
     inputs = [t for t in tensors if t is not None]
     expected = torch.autograd.grad(out, inputs, dout)
     needs = [t is not None for t in tensors]
-    found = op._reference_bwd(dout, *tensors, mean, rstd, None, state, p, *needs)
+    found = op.DROPOUT_ADD_LAYER_NORM.bwd.reference(dout, *tensors, mean, rstd, None, state, p, *needs)
     for a, b in zip([f for f, need in zip(found, needs) if need], expected):
         torch.testing.assert_close(a, b)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.int8_linear import composed
 from fasttx.ops.int8_linear.op import INT8_LINEAR, MAX_IN_FEATURES
 from fasttx.testing import assert_as_accurate
 
 op = torch.ops.fasttx.int8_linear_fwd
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BACKENDS = ["torch", "triton"]
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fasttx.cli.check import DTYPES
 from fasttx.ops.checks import MEAN, NONE, SUM
 from fasttx.ops.dispatch import resolve
 from fasttx.ops.kl_div import cuda as kl_div_cuda
@@ -20,7 +21,6 @@ fwd = torch.ops.fasttx.kl_div_fwd.default
 bwd = torch.ops.fasttx.kl_div_bwd.default
 
 WRITTEN = ["triton", "cuda"]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 REDUCTIONS = {NONE: "none", MEAN: "mean", SUM: "sum", BATCHMEAN: "batchmean"}
 INF, NAN = float("inf"), float("nan")
 pytestmark = pytest.mark.filterwarnings("ignore:.*'mean' divides:UserWarning")  # torch's

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fasttx.cli.check import DTYPES
 from fasttx.ops.checks import MEAN, NONE, SUM
 from fasttx.ops.linear_cross_entropy import composed
 from fasttx.ops.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY
@@ -18,7 +19,6 @@ from fasttx.testing import assert_as_accurate, error
 
 fwd = torch.ops.fasttx.linear_cross_entropy_fwd.default
 bwd = torch.ops.fasttx.linear_cross_entropy_bwd.default
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 REDUCTIONS = {NONE: "none", MEAN: "mean", SUM: "sum"}
 NAMES = ("dx", "dweight", "dbias")
 ALL = (True, True, True)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fasttx.ops.backends import BackendError
+from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.dispatch import resolve
-from fasttx.ops.quantize_per_token.op import LEAST_ABSMAX, MAX_COLS, QUANTIZE_PER_TOKEN
+from fasttx.ops.quantize_per_token.composed import LEAST_ABSMAX
+from fasttx.ops.quantize_per_token.op import MAX_COLS, QUANTIZE_PER_TOKEN
 
 op = torch.ops.fasttx.quantize_per_token_fwd
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BACKENDS = ["torch", "triton", "cuda"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, of inf * 0
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.guard_bytes import surrounded
 
+from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.dropout import rows as row_dropout
 from fasttx.ops.registry import LAUNCHES
 from fasttx.ops.softmax import cuda as softmax_cuda
@@ -22,7 +23,6 @@ from fasttx.kernels import softmax as kernels
 # numpy's, about -inf - -inf in rows beyond the tensor and in rows that are to be NaN
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 fwd, bwd = torch.ops.fasttx.softmax_fwd.default, torch.ops.fasttx.softmax_bwd.default
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BACKENDS = ["triton", "cuda", "torch"]
 WRITTEN = ["triton", "cuda"]
 NAN, INF = math.nan, math.inf
@@ -306,7 +306,7 @@ def test_more_than_two_to_the_31_elements():
     assert_as_accurate(out[-3:], x[-3:].softmax(-1), x[-3:].double().softmax(-1))
     state = torch.tensor([1, 2], device="cuda")
     dx = bwd(x, x, None, state, 1.0, 0.5, False, "triton")
-    expected = op._reference_bwd(x[:2], x[:2], None, state, 1.0, 0.5, False)
+    expected = op.SOFTMAX.bwd.reference(x[:2], x[:2], None, state, 1.0, 0.5, False)
     assert_as_accurate(dx[:2], expected.bfloat16(), expected)
 
 
@@ -352,13 +352,13 @@ def test_the_reference_is_its_own_gradient():
     state = torch.tensor([1, 2])
     dout = torch.randn(3, 7, dtype=torch.float64)
     for m, rng_state, p in ((None, None, 0.0), (mask, None, 0.0), (mask, state, 0.3), (mask.double(), state, 0.3)):
-        out = op._reference(x, m, rng_state, 0.7, p, False)
+        out = op.SOFTMAX.fwd.reference(x, m, rng_state, 0.7, p, False)
         (dx,) = torch.autograd.grad(out, x, dout)
         saved = out.detach() if rng_state is None else x.detach()
-        torch.testing.assert_close(op._reference_bwd(dout, saved, m, rng_state, 0.7, p, False), dx)
-    out = op._reference(x, None, None, 0.7, 0.0, True)
+        torch.testing.assert_close(op.SOFTMAX.bwd.reference(dout, saved, m, rng_state, 0.7, p, False), dx)
+    out = op.SOFTMAX.fwd.reference(x, None, None, 0.7, 0.0, True)
     (dx,) = torch.autograd.grad(out, x, dout)
-    torch.testing.assert_close(op._reference_bwd(dout, out.detach(), None, None, 0.7, 0.0, True), dx)
+    torch.testing.assert_close(op.SOFTMAX.bwd.reference(dout, out.detach(), None, None, 0.7, 0.0, True), dx)
 
 
 BAD = {
