@@ -10,14 +10,16 @@ from torch import Tensor
 
 from fasttx.ops.dispatch import as_tuple
 from fasttx.ops.registry import Op
-from fasttx.testing import bound, error, share_of_bound
+from fasttx.testing import compare, nearest, poisoned_outputs, row_bounds, row_errors
 
 from .op_case import Workload
 from .peers import Peer
 
 
 def call_op(op: Op, direction: str, args: Sequence[Any], backend: str) -> tuple[Tensor, ...]:
-    return as_tuple(getattr(torch.ops.fasttx, f"{op.name}_{direction}").default(*args, backend))
+    """The results of an operator; what it does not write is NaN."""
+    with poisoned_outputs():
+        return as_tuple(getattr(torch.ops.fasttx, f"{op.name}_{direction}").default(*args, backend))
 
 
 def random_dout(outputs: tuple[Tensor, ...], seed: int) -> Tensor:
@@ -31,7 +33,7 @@ def random_dout(outputs: tuple[Tensor, ...], seed: int) -> Tensor:
 
 
 def check(workload: Workload, op: Op, device: torch.device, size: str, backend: str) -> dict[str, tuple[float, float]]:
-    """direction -> (error, allowed) of the output nearest to its bound.
+    """direction -> (error, allowed) of the row nearest to its bound; what an operator does not write is NaN.
 
     With dropout the reference draws the op's own mask, PyTorch's composition does not: the bound is then that of the
     same call without dropout, times the scale that dropout puts on what it keeps.
@@ -54,10 +56,17 @@ def check(workload: Workload, op: Op, device: torch.device, size: str, backend: 
                 undropped = op.backward_arguments(plain, as_tuple(op.fwd.torch(*plain)), dout, **case.given)
             results = call_op(op, "bwd", args, backend)
         reference, exact = as_tuple(direction.reference(*args)), as_tuple(direction.reference(*undropped))
-        composed = as_tuple(direction.torch(*undropped))
-        allowed = [bound(same, ref, same.dtype) * scale for same, ref in zip(composed, exact, strict=True)]
-        pairs = [(error(out, ref), limit) for out, ref, limit in zip(results, reference, allowed, strict=True)]
-        found[name] = max(pairs, key=lambda pair: share_of_bound(*pair))
+        composed, by = as_tuple(direction.torch(*undropped)), direction.compared_by
+        compared = [
+            nearest(
+                row_errors(out, ref, by),
+                row_errors(same, same_ref, by),
+                row_bounds(same, same_ref, same.dtype, by=by) * scale,
+            )
+            for out, ref, same, same_ref in zip(results, reference, composed, exact, strict=True)
+        ]
+        worst = max(compared, key=lambda row: row.share)
+        found[name] = worst.error, worst.allowed
     return found
 
 
@@ -79,8 +88,8 @@ def check_peer(peer: Peer) -> tuple[float, float] | None:
     reference = _with_gradients(peer.exact, [x.double() for x in peer.inputs], dtype)
     same = _with_gradients(peer.exact, peer.inputs, dtype)
     found = same if peer.fn is peer.exact else _with_gradients(peer.fn, peer.inputs, dtype)
-    pairs = [
-        (error(out, ref), bound(plain, ref, plain.dtype))
-        for out, ref, plain in zip(found, reference, same, strict=True)
-    ]
-    return max(pairs, key=lambda pair: share_of_bound(*pair))
+    worst = max(
+        (compare(out, plain, ref, dtype=plain.dtype) for out, ref, plain in zip(found, reference, same, strict=True)),
+        key=lambda each: each.share,
+    )
+    return worst.error, worst.allowed

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fasttx
 from fasttx.models.diagnostics.step import training_without_dropout
-from fasttx.testing import FLOOR, bound, error
+from fasttx.testing import FLOOR, compare
 
 Batch = dict[str, Any]
 
@@ -160,15 +160,22 @@ class Judge:
         parameter = next(base.parameters())
         exact = copy.deepcopy(base).to(torch.float32 if parameter.is_cuda else torch.float64)
         self._batch, self._training = batch, training
-        self._reference: Any = gradients(exact, batch) if training else hidden_states(exact, batch)
-        if training:
-            self.allowed = 2 * self.error_of(peer) + FLOOR[parameter.dtype]
-        else:
-            self.allowed = bound(hidden_states(peer, batch), self._reference, parameter.dtype)
+        self._reference: Any = self._found(exact)
+        self._peer: Any = self._found(peer)
+        self._dtype = parameter.dtype
 
-    def error_of(self, model: nn.Module, **lengths: Any) -> float:
-        """The error of an arm that is called with `lengths` besides."""
-        batch = self._batch | lengths
+    def compare(self, model: nn.Module, **lengths: Any) -> tuple[float, float]:
+        """The error of an arm that is called with `lengths` besides, and what is allowed.
+
+        Hidden states by the rule of fasttx.testing, all of them as one row; of gradients, the norm of all differences
+        over the norm of all gradients is at most twice the peer's and the floor.
+        """
+        found = self._found(model, **lengths)
         if self._training:
-            return gradient_error(gradients(model, batch), self._reference)
-        return error(hidden_states(model, batch), self._reference)
+            allowed = 2 * gradient_error(self._peer, self._reference) + FLOOR[self._dtype]
+            return gradient_error(found, self._reference), allowed
+        compared = compare(found, self._peer, self._reference, by="tensor")
+        return compared.error, compared.allowed
+
+    def _found(self, model: nn.Module, **lengths: Any) -> Any:
+        return (gradients if self._training else hidden_states)(model, self._batch | lengths)

@@ -130,8 +130,8 @@ def compare(case: ModelCase, task: str, arms: Sequence[Arm], settings: Settings)
                 other, others = make_batch(case, task, config.vocab_size, device, seed=1)
                 make_call(task, model, other | {"seq_lens": others}, update=False)[0](0)
             if arm.patched or not arm.mode:  # a peer is not compiled once more to be judged
-                row |= {"error": judge.error_of(model, **known), "allowed": judge.allowed}
-                if arm.patched and not row["error"] <= judge.allowed:
+                row["error"], row["allowed"] = judge.compare(model, **known)
+                if arm.patched and not row["error"] <= row["allowed"]:
                     row["status"] = "wrong"
                     continue
             call, optimizer = make_call(task, model, batch | known)

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fasttx import testing
 from fasttx.bench import corpus
-from fasttx.testing import bound, error
 
 from .contenders import build, config_of
 from .model import failed
@@ -142,8 +142,10 @@ def compare(
     good: dict[str, Embed] = {}
     for name, found in answers.items():
         plain = answers.get(PLAIN_FORM.get(name, "sdpa"), answers.get("sdpa"))
-        allowed = 0.0 if plain is None else bound(plain, reference, settings.dtype)
-        rows[name] |= {"error": error(found, reference), "allowed": allowed}
+        same = found if plain is None else plain
+        compared = testing.compare(found, same, reference, dtype=settings.dtype, by="tensor")
+        allowed = 0.0 if plain is None else compared.allowed
+        rows[name] |= {"error": compared.error, "allowed": allowed}
         if "fasttx" in name and not rows[name]["error"] <= allowed:
             rows[name]["status"] = "wrong"
         else:

@@ -88,7 +88,7 @@ def test_results_are_as_the_fake_says_and_accurate(device, op: Op, case: str, dt
                 assert not isinstance(x, Tensor) or torch.equal(x, y), "an argument was overwritten"
             if not random:  # there the torch backend draws its own mask; tests/ops holds each to its own
                 for x, ref, own in zip(found, reference, same):
-                    assert_as_accurate(x, own, ref, f"{op.name}_{direction} on {backend}")
+                    assert_as_accurate(x, own, ref, f"{op.name}_{direction} on {backend}", by=row.compared_by)
 
 
 @pytest.mark.parametrize("op, backend, direction", HALVES_OF_ROWS)

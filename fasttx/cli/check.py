@@ -24,7 +24,7 @@ from ..ops.backends import BACKENDS
 from ..ops.cases import case
 from ..ops.dispatch import as_tuple
 from ..ops.registry import Direction
-from ..testing import bound, error, share_of_bound
+from ..testing import compare, poisoned_outputs
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -35,7 +35,7 @@ class Result:
 
     Attributes:
         status: "ok", "wrong" (error above allowed), "error" (it raised) or "unavailable"; `detail` says what or why.
-        error, allowed: largest error against float64, and fasttx.testing's bound, of the output nearest to its bound.
+        error, allowed: largest error against float64, and fasttx.testing's bound, of the row nearest to its bound.
         unit: what they count: "" a number of the output, "ulp" units of the last place of an int8 output.
         seconds: host time of the call, the first compilation included.
     """
@@ -57,17 +57,17 @@ def _judge(result: Result, direction: Direction, arguments: Sequence[Any]) -> No
     """Calls the operator and fills in status, error and time."""
     began = time.perf_counter()
     operator = getattr(torch.ops.fasttx, f"{result.op}_{result.direction}").default
-    outputs = as_tuple(operator(*arguments, result.backend))
+    with poisoned_outputs():
+        outputs = as_tuple(operator(*arguments, result.backend))
     if outputs[0].is_cuda:
         torch.cuda.synchronize()
     result.seconds = time.perf_counter() - began
     worst = -1.0
     composed, reference = as_tuple(direction.torch(*arguments)), as_tuple(direction.reference(*arguments))
     for out, same, ref in zip(outputs, composed, reference, strict=True):
-        found, allowed = error(out, ref), bound(same, ref, out.dtype)
-        share = share_of_bound(found, allowed)
-        if share > worst:
-            worst, result.error, result.allowed = share, found, allowed
+        compared = compare(out, same, ref, by=direction.compared_by)
+        if compared.share > worst:
+            worst, result.error, result.allowed = compared.share, compared.error, compared.allowed
             result.unit = "" if out.dtype.is_floating_point else "ulp"
     result.status = "ok" if worst <= 1.0 else "wrong"
 

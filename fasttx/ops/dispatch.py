@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import operator
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 LAUNCHES: Counter[tuple[str, str]] = Counter()
 """How often each (operator, backend) ran in this process, e.g. ``LAUNCHES["softmax_fwd", "triton"]``."""
+
+around: list[Callable[[], contextlib.AbstractContextManager[Any]]] = []
+"""Makers of contexts in which operators run; empty unless :func:`fasttx.testing.poisoned_outputs` asks for one."""
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 
@@ -87,8 +91,12 @@ def body(op: Op, name: str, direction: Direction) -> Callable[..., Any]:
             op.warn_once(*tensors)
         if recording():
             note(full, "torch" if impl is None else impl.backend, op.why(requested, *tensors))
-        if profiler._is_profiler_enabled:
-            with torch.profiler.record_function(f"fasttx::{full}[{'torch' if impl is None else impl.backend}]"):
+        if profiler._is_profiler_enabled or around:
+            with contextlib.ExitStack() as stack:
+                for make in around:
+                    stack.enter_context(make())
+                range_of = f"fasttx::{full}[{'torch' if impl is None else impl.backend}]"
+                stack.enter_context(torch.profiler.record_function(range_of))
                 return run(impl, tensors, args)
         return run(impl, tensors, args)
 

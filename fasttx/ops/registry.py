@@ -15,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -73,6 +73,8 @@ class Direction:
             before, the real number that it rounds).
         keys: names of the tensors on which support is decided.
         cost: (flop, bytes that must move at least), from the arguments.
+        compared_by: what :mod:`fasttx.testing` holds to its own size, a ``"row"`` or, where each element is computed in
+            float32 and rounded at the end, an ``"element"``.
         derived: of a backward, arguments that :meth:`Op.backward_arguments` cannot find by their name: how each
             follows from the forward's arguments and results.
     """
@@ -84,6 +86,7 @@ class Direction:
     reference: Callable[..., Any]
     keys: tuple[str, ...]
     cost: Callable[..., tuple[float, float]]
+    compared_by: Literal["row", "element"] = "row"
     derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

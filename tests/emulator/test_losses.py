@@ -40,7 +40,7 @@ def run(race, op, direction, *arguments):
         )
     references = half.reference(*arguments)
     for x, reference in zip(first, references if isinstance(references, tuple) else (references,), strict=True):
-        assert_as_accurate(x, reference.to(x.dtype), reference)
+        assert_as_accurate(x, reference.to(x.dtype), reference, by=half.compared_by)
     return first
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from models import model_zoo as zoo
+from models.accuracy import assert_as_accurate, assert_gradients_as_accurate
 from torch import Tensor, nn
 
 import fasttx
@@ -20,7 +21,6 @@ from fasttx.functional._embedding_layer_norm import embed
 from fasttx.models.fusions import embeddings, fusion
 from fasttx.models.transformers_names import CACHE_LENGTH
 from fasttx.ops.registry import LAUNCHES
-from fasttx.testing import assert_as_accurate
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in rows beyond the tensor
 FUSED: list[tuple[int, ...]] = []
@@ -89,8 +89,8 @@ def run_with_gradients(module: Any, call: Callable[[Any], Tensor], dout: Tensor)
 
 def hold(found: dict[str, Tensor], same: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
     assert found.keys() == same.keys() == exact.keys()
-    for name in found:
-        assert_as_accurate(found[name], same[name], exact[name], name)
+    assert_as_accurate(found["out"], same["out"], exact["out"])
+    assert_gradients_as_accurate(*({n: x for n, x in run.items() if n != "out"} for run in (found, same, exact)))
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch", "auto"])

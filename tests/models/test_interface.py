@@ -14,12 +14,12 @@ import pytest
 import torch
 import transformers
 from models import model_zoo as zoo
+from models.accuracy import assert_as_accurate, assert_gradients_as_accurate
 from torch import Tensor, nn
 
 import fasttx
 from fasttx.models.attention import masks as attention_masks
 from fasttx.ops.registry import LAUNCHES
-from fasttx.testing import assert_as_accurate
 
 SMALL: dict[str, Any] = dict(
     vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37,
@@ -90,9 +90,7 @@ def test_hidden_states_and_gradients(name: str) -> None:
     assert count_calls(model, inputs) == 2
     got, found = run(model, inputs)
     assert_as_accurate(got, want, want64, "hidden states")
-    assert found.keys() == grads.keys()
-    for key, grad in found.items():
-        assert_as_accurate(grad, grads[key], grads64[key], f"gradient of {key}")
+    assert_gradients_as_accurate(found, grads, grads64)
 
 
 def count_calls(model: Any, inputs: dict[str, Tensor]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from models import model_zoo as zoo
+from models.accuracy import assert_as_accurate, assert_gradients_as_accurate
 from models.test_parity import run
 from torch import Tensor, nn
 
@@ -17,7 +18,6 @@ from fasttx.models.families.family import Family
 from fasttx.models.heads.vocabulary import labelled, plain_linear
 from fasttx.models.tracing import graph_in_the_making
 from fasttx.ops.registry import LAUNCHES
-from fasttx.testing import assert_as_accurate
 
 HEADS = zoo.OVER_VOCABULARY
 IDS = [cls for _, cls in HEADS]
@@ -45,9 +45,7 @@ def test_same_loss_and_gradients(family: Family, cls: str, loss: str) -> None:
     got, found = run(model, inputs)
     assert type(got) is type(want) and logits_of(got) is None
     assert_as_accurate(got.loss, want.loss, want64.loss, "loss")
-    assert found.keys() == grads.keys()
-    for name, value in found.items():
-        assert_as_accurate(value, grads[name], grads64[name], f"gradient of {name}")
+    assert_gradients_as_accurate(found, grads, grads64)
     for name in {"seq_relationship_logits", "sop_logits"} & set(want):
         assert_as_accurate(got[name], want[name], want64[name], name)
 

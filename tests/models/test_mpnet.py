@@ -10,11 +10,11 @@ import pytest
 import torch
 import transformers
 from models import model_zoo as zoo
+from models.accuracy import assert_as_accurate, assert_gradients_as_accurate
 from torch import Tensor
 
 import fasttx
 from fasttx.ops.registry import LAUNCHES
-from fasttx.testing import assert_as_accurate
 
 MPNET = zoo.BY_NAME["MPNet"]
 BIAS = "encoder.relative_attention_bias.weight"
@@ -51,9 +51,7 @@ def compare(model: Any, inputs: dict[str, Tensor], real: Tensor | None = None, *
     fasttx.patch(model, **options)
     got, found = run(model, inputs, real)
     assert_as_accurate(got, want, want64, "hidden states")
-    assert found.keys() == grads.keys()
-    for name, grad in found.items():
-        assert_as_accurate(grad, grads[name], grads64[name], f"gradient of {name}")
+    assert_gradients_as_accurate(found, grads, grads64)
     return what_ran(model, inputs)
 
 

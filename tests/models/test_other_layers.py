@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from models import model_zoo as zoo
+from models.accuracy import assert_as_accurate
 from models.unfused import assert_like, assert_stays_unfused, hidden_and_gradients
 from torch import Tensor, nn
 
 import fasttx
 from fasttx.functional._dropout_add_layer_norm import dropout_add_layer_norm_on
 from fasttx.models.fusions import fusion, mlp, qkv, residual_norm
-from fasttx.testing import assert_as_accurate
 
 DISTILBERT, ALBERT, VIT = (zoo.BY_NAME[name] for name in ("DistilBERT", "ALBERT", "ViT"))
 FUSED: list[float] = []

@@ -10,11 +10,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import model_zoo as zoo
+from models.accuracy import assert_as_accurate, assert_gradients_as_accurate
 from torch import Tensor, nn
 
 import fasttx
 from fasttx.models.padding import encoder as padding_free
-from fasttx.testing import assert_as_accurate
 
 LENGTH = 11
 LENS = (11, 4, 7)
@@ -67,9 +67,7 @@ def assert_like_transformers(model: Any, inputs: dict[str, Any], real: Tensor) -
     want, grads = hidden_and_gradients(plain, inputs, real)
     got, found = hidden_and_gradients(model, inputs, real)
     assert_as_accurate(got, want, want64, "hidden states")
-    assert found.keys() == grads.keys()
-    for name, value in found.items():
-        assert_as_accurate(value, grads[name], grads64[name], f"gradient of {name}")
+    assert_gradients_as_accurate(found, grads, grads64)
 
 
 # ------------------------------------------------------------------------------------------------------ when it packs

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 from models import model_zoo as zoo
+from models.accuracy import assert_as_accurate
 from models.test_padding_free import LENS, bare, batch, layer_inputs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fasttx
 from fasttx.models.families.family import Family
-from fasttx.testing import assert_as_accurate
 
 
 def labelled(*lengths: int) -> dict[str, Tensor]:

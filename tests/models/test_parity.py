@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from models import model_zoo as zoo
+from models.accuracy import assert_as_accurate, assert_gradients_as_accurate
 from torch import Tensor
 
 import fasttx
 from fasttx.models.families.family import Family
-from fasttx.testing import assert_as_accurate
 
 
 def run(model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
@@ -44,9 +44,7 @@ def compare(model: Any, inputs: dict[str, Any], mask: Tensor, gradients: bool = 
     for name, value in zoo.predictions(got, mask).items():
         assert_as_accurate(value, named[name], named64[name], name)
     if gradients:
-        assert found.keys() == grads.keys()
-        for name, value in found.items():
-            assert_as_accurate(value, grads[name], grads64[name], f"gradient of {name}")
+        assert_gradients_as_accurate(found, grads, grads64)
     return got
 
 
@@ -251,5 +249,4 @@ def test_forced_triton_kernels(device: torch.device) -> None:
         assert LAUNCHES[op, "torch"] == before.get((op, "torch"), 0), op
     assert_as_accurate(got.loss, want.loss, want64.loss, "loss")
     assert_as_accurate(got.logits, want.logits, want64.logits, "logits")
-    for name, value in found.items():
-        assert_as_accurate(value, grads[name], grads64[name], f"gradient of {name}")
+    assert_gradients_as_accurate(found, grads, grads64)

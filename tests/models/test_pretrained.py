@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from models.accuracy import assert_as_accurate
 from torch import Tensor
 
 import fasttx
-from fasttx.testing import assert_as_accurate
 
 SHA256 = ("53aa5117", "d9db")  # how the hash of the weights that these tests were written for begins and ends
 SENTENCES = [

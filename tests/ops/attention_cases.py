@@ -191,4 +191,5 @@ def check(case: Case, device: torch.device) -> None:
     same = composition(q, k, v, dout, args, case.dtype)
     same[1] = same[1].float()
     for name, a, b, c in zip(("out", "softmax_lse", "dq", "dk", "dv"), found, same, exact, strict=True):
-        assert_as_accurate(a, b, c, name)
+        least = 0.0 if bool(c.any()) else 1.0  # of one key: what terms about 1 left over
+        assert_as_accurate(a, b, c, name, least=least)

@@ -77,8 +77,11 @@ def _runnable(request, device):
         skip_unless_runnable(backend, torch.ones(1, device=device))
 
 
-def hold(backend, x, mask=None, p=0.0, scale=1.0, log=False, dout=None):
-    """Forward and backward on `backend`, held to float64 and to torch's own operators in the same dtype."""
+def hold(backend, x, mask=None, p=0.0, scale=1.0, log=False, dout=None, least=0.0):
+    """Forward and backward on `backend`, held to float64 and to torch's own operators in the same dtype.
+
+    `least` is the size of the terms of a gradient that is 0 because they cancel.
+    """
     skip_unless_runnable(backend, x)
     rng_state = torch.tensor([0x1234567890ABCDE, 99], device=x.device) if p > 0.0 else None
     before = LAUNCHES["softmax_fwd", backend], LAUNCHES["softmax_bwd", backend]
@@ -91,8 +94,8 @@ def hold(backend, x, mask=None, p=0.0, scale=1.0, log=False, dout=None):
     keep = keep_of(backend, rng_state, x, p)
     ref_out, ref_dx = own_with_gradient(x.double(), mask, keep, scale, log, dout.double())
     same_out, same_dx = own_with_gradient(x, mask, keep, scale, log, dout)
-    assert_as_accurate(out, same_out, ref_out, "out")
-    assert_as_accurate(dx, same_dx, ref_dx, "dx")
+    assert_as_accurate(out, same_out, ref_out, "out", by="element")
+    assert_as_accurate(dx, same_dx, ref_dx, "dx", least=least)
     return out, dx
 
 
@@ -277,7 +280,7 @@ def test_strided_and_misaligned_inputs(device, backend):
         hold(backend, x, p=0.25, dout=dout)
     # columns strided, rows at two strides
     hold(backend, base[:, 1:5, :40], dout=torch.randn(40, 4, 4, device=device).permute(2, 1, 0))
-    hold(backend, base.transpose(1, 2), dout=torch.randn(1, device=device).expand(4, 50, 6))
+    hold(backend, base.transpose(1, 2), dout=torch.randn(1, device=device).expand(4, 50, 6), least=1.0)
     hold(backend, base[:1, :1].expand(4, 6, 50), torch.rand(50, 6, device=device).T[None] < 0.5, p=0.25)
 
 

@@ -17,7 +17,7 @@ from ... import nn as ours
 from ...functional._packing import first_tokens
 from ...ops.backends import backend
 from ...ops.decisions import recorded
-from ...testing import FLOOR, bound, error
+from ...testing import compare
 from .. import layout
 from ..padding.encoder import _checked_lengths
 from ..patch import _root, is_patched, unpatch
@@ -26,6 +26,8 @@ from .step import loss_of, named_outputs, training_without_dropout, without_trac
 
 Results = dict[tuple[str, str], Tensor]
 """(kind, name) -> what one model computed."""
+LEAST_GRADIENT = 0.1
+"""The least size of a gradient, beside the largest of the model."""
 SHOWN = 8
 """Gradients that print shows: those nearest to, or beyond, what is allowed."""
 
@@ -39,7 +41,7 @@ class Compared:
         name: of the output, or of the parameter.
         error: largest difference of the patched model from the reference.
         unpatched_error: the same of the unpatched model in the same dtype.
-        allowed: twice that, and a small floor: the rule of :mod:`fasttx.testing`, for gradients by their own size.
+        allowed: twice that, and a small floor: the rule of :mod:`fasttx.testing`, of the whole tensor.
     """
 
     kind: str
@@ -179,8 +181,9 @@ def _plain_copy(root: nn.Module) -> nn.Module:
 def _rows(found: Results, same: Results, reference: Results) -> list[Compared]:
     """A row for each tensor of the reference. One that a model lacks (a parameter without a gradient) counts as 0.
 
-    Gradients are small numbers: their floor is not that of numbers about 1, but goes by the largest of their tensor, or
-    a tenth of the largest of all (the gradient of a key's bias is 0 but for rounding).
+    Each is held to the rule of fasttx.testing as one row, because each of its rows has the errors of all layers. A
+    gradient counts as at least a tenth of the largest of all: some are 0 but for the rounding of terms of that size
+    (that of a key's bias, for one).
     """
     largest = max((float(x.abs().max()) for (kind, _), x in reference.items() if kind == "gradient"), default=0.0)
     rows = []
@@ -190,11 +193,8 @@ def _rows(found: Results, same: Results, reference: Results) -> list[Compared]:
             continue  # logits that a patched head does not compute
         dtype = next(iter(found.values())).dtype
         got, plain = (r.get((kind, name), torch.zeros_like(exact, dtype=dtype)) for r in (found, same))
-        allowed = bound(plain, exact, got.dtype)
-        if kind == "gradient":
-            size = max(float(exact.abs().max()) if exact.numel() else 0.0, 0.1 * largest)
-            allowed = 2.0 * error(plain, exact) + FLOOR[got.dtype] * size
-        rows.append(Compared(kind, name, error(got, exact), error(plain, exact), allowed))
+        least = LEAST_GRADIENT * largest if kind == "gradient" else 0.0
+        rows.append(Compared(kind, name, *compare(got, plain, exact, least=least, by="tensor")))
     return rows
 
 

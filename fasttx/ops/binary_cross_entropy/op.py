@@ -81,6 +81,7 @@ BINARY_CROSS_ENTROPY = Op(
         reference.backward,
         _KEYS,
         _cost_bwd,
+        compared_by="element",
     ),
     impls=(
         Impl(

@@ -102,7 +102,7 @@ CROSS_ENTROPY = Op(
     bwd=Direction(
         "(Tensor dloss, Tensor logits, Tensor target, Tensor? weight, Tensor lse, Tensor total_weight, "
         f"{_OPTIONS}) -> Tensor",
-        _check_bwd, empty_gradient, composed_bwd, reference.backward, _KEYS, _cost_bwd,
+        _check_bwd, empty_gradient, composed_bwd, reference.backward, _KEYS, _cost_bwd, compared_by="element",
     ),
     impls=(
         Impl(

@@ -75,7 +75,7 @@ KL_DIV = Op(
     ),
     bwd=Direction(
         "(Tensor dloss, Tensor target, int reduction, bool log_target, ScalarType dtype, str backend) -> Tensor",
-        _check_bwd, _fake_bwd, composed.gradient, reference.backward, ("target",), _cost_bwd,
+        _check_bwd, _fake_bwd, composed.gradient, reference.backward, ("target",), _cost_bwd, compared_by="element",
         derived={"dtype": lambda known: known["x"].dtype},
     ),
     impls=(

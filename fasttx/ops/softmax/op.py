@@ -113,7 +113,14 @@ SOFTMAX = Op(
     "softmax",
     about="softmax and log-softmax of rows of any length; scale, mask, dropout",
     fwd=Direction(
-        f"(Tensor x, {_ARGUMENTS}) -> Tensor", _check, _fake, composed.forward, reference.forward, ("x",), _cost
+        f"(Tensor x, {_ARGUMENTS}) -> Tensor",
+        _check,
+        _fake,
+        composed.forward,
+        reference.forward,
+        ("x",),
+        _cost,
+        compared_by="element",
     ),
     bwd=Direction(
         f"(Tensor dout, Tensor saved, {_ARGUMENTS}) -> Tensor",
