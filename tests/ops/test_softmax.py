@@ -369,7 +369,7 @@ BAD = {
     "dtype": ((torch.ones(3, dtype=torch.float64), None, None, 1.0, 0.0, False), "float64"),
     "scale": ((torch.ones(3), None, None, INF, 0.0, False), "scale"),
     "dropout_p": ((torch.ones(3), None, torch.zeros(2, dtype=torch.int64), 1.0, 1.5, False), "dropout_p"),
-    "log and dropout": ((torch.ones(3), None, torch.zeros(2, dtype=torch.int64), 1.0, 0.5, True), "exclude"),
+    "log and dropout": ((torch.ones(3), None, torch.zeros(2, dtype=torch.int64), 1.0, 0.5, True), "log: got True"),
     "mask dtype": ((torch.ones(3), torch.ones(3, dtype=torch.int64), None, 1.0, 0.0, False), "mask: got .* bool"),
     "mask shape": ((torch.ones(2, 3), torch.ones(2, 2), None, 1.0, 0.0, False), r"\(2, 2\)"),
     "mask dims": ((torch.ones(2, 3), torch.ones(3), None, 1.0, 0.0, False), r"\(3,\)"),
