@@ -238,7 +238,7 @@ def run(
                 new = [{**base, "arm": arm.name, "status": one_line(problem)} for arm in group]
             rows += [{"comparison": number, **row} for row in new]
             write(rows, COLUMNS, out)
-            say("\n".join([_named(case, task), *(f"  {_line(row)}" for row in new)]))
+            say("\n".join([_named(case, task), *_lines(new)]))
             torch._dynamo.reset()
             gc.collect()  # models and their hooks refer to each other, and hold the device's memory
     finally:
@@ -254,6 +254,14 @@ def failed(row: dict[str, Any]) -> bool:
 def _named(case: ModelCase, task: str) -> str:
     layers = f" ({case.layers} layers)" if case.layers else ""
     return f"{case.model}{layers}, {MEANS.get(task, task)}, {case.batch} x {case.seqlen}, {case.lengths}"
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each arm, or one for all that have the same reason to have no figure."""
+    alike = {row["status"] for row in rows}
+    if len(alike) == 1 and alike != {"ok"}:
+        return [f"  {alike.pop()}"]
+    return [f"  {_line(row)}" for row in rows]
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from typer.core import TyperCommand
 
 
@@ -41,14 +42,17 @@ class Passing(TyperCommand):
 
 def bar(what: str, console: Console) -> Callable[..., Iterator[Any]]:
     """What shows in a terminal how far a benchmark is; lines that it prints meanwhile stay above the bar."""
-    count = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn())
-    columns = (*count, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    room = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what a long name may take: the figures stay whole
+    called = TextColumn("{task.description}", table_column=room)
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (SpinnerColumn(), called, BarColumn(12), MofNCompleteColumn(), *times)
 
     def watch(items: Sequence[Any], name: Callable[[Any], str] | None = None) -> Iterator[Any]:
         from ..bench.progress import name_of
 
         printed = sys.stdout.isatty()  # else it goes to a file, and must not be taken there by the bar
-        with Progress(*columns, console=console, transient=True, redirect_stdout=printed) as progress:
+        options: dict[str, Any] = {"transient": True, "expand": True, "redirect_stdout": printed}
+        with Progress(*columns, console=console, **options) as progress:
             task = progress.add_task(what, total=len(items))
             for item in items:
                 called = (name or name_of)(item)

@@ -66,7 +66,7 @@ def test_every_benchmark_ends_when_its_time_is_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each says what it did not begin, and how far it was; nothing of it is a failure."""
-    monkeypatch.setattr(bench.model, "QUICK_CASES", (model_cases.Case("tiny", 2, 12, "even", model_cases.TASKS),))
+    monkeypatch.setattr(bench.model, "QUICK_CASES", (model_cases.ModelCase("tiny", 2, 12, "even", model_cases.TASKS),))
     for module, last, message in (
         (bench.padding, 8, "not run: time budget, 8 of 8 rows"),
         (bench.host, 4, "import: not run: time budget"),
@@ -83,12 +83,19 @@ def test_every_benchmark_ends_when_its_time_is_up(
 
 
 def test_lines_of_a_model_fit_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    case = model_cases.Case("tiny", 2, 12, "even", (model_cases.INFERENCE,))
+    case = model_cases.ModelCase("tiny", 2, 12, "even", (model_cases.INFERENCE,))
     arms: Any = [arm for arm in bench.model.ARMS if not arm.mode and arm.attention == "sdpa"]
     bench.model.run(CPU, tmp_path / "m.csv", cases=[case], arms=arms, rehearsal=True)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "tiny, inference, 2 x 12, even" and max(map(len, lines)) <= 80
     assert [line.split(" ")[2] for line in lines[1:]] == ["fasttx", "sdpa", "fasttx,"]
+
+
+def test_arms_without_a_figure_for_one_reason_are_one_line() -> None:
+    late, done = {"arm": "fasttx", "status": "not run: time budget"}, {"arm": "sdpa", "status": "ok", "median_ms": 2.0}
+    assert bench.model._lines([late, late | {"arm": "sdpa"}]) == ["  not run: time budget"]
+    assert bench.model._lines([late, done]) == ["  fasttx: not run: time budget", "  sdpa 2.0 ms"]
+    assert bench.model._lines([done, done]) == ["  sdpa 2.0 ms"] * 2
 
 
 def test_training_says_what_it_trains() -> None:

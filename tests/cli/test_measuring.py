@@ -39,8 +39,8 @@ def test_bench_help_and_wrong_options() -> None:
 def test_bench_shows_a_bar_and_the_name_of_what_runs() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=80)
-    assert list(bar("bench x", console)([1, 2], name=lambda i: f"item {i}")) == [1, 2]
-    assert "bench x: item 2" in out.getvalue() and "2/2" in out.getvalue()
+    assert list(bar("bench x", console)([1, 2], name=lambda i: f"item {i}" + " of many words" * 9)) == [1, 2]
+    assert "bench x: item 2" in out.getvalue() and "2/2" in out.getvalue() and "left" in out.getvalue()
 
 
 def test_bench_kernels_on_a_cpu(tmp_path: Path) -> None:
