@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import _reduction
 
 from ..ops.backends import forced_backend
+from ..ops.binary_cross_entropy.op import BINARY_CROSS_ENTROPY
 from ..ops.checks import FLOATS, broadcasts
+from ..ops.exporting import called
 from ._cross_entropy import FASTER_ON_A_CPU, REDUCTIONS, composed_on_cpu, rounded
-from ._routing import refuse_if_forced, unsupported_reason
+from ._routing import records_gradients, refuse_if_forced, unsupported_reason
 
-_bce_fwd = torch.ops.fasttx.binary_cross_entropy_fwd.default
+_bce_fwd = called(BINARY_CROSS_ENTROPY)
 _bce_bwd = torch.ops.fasttx.binary_cross_entropy_bwd.default
 
 
@@ -126,7 +128,7 @@ def binary_cross_entropy_on(
         )
         refuse_if_forced("binary_cross_entropy_with_logits", reason, input, backend)
         return loss
-    if input.requires_grad and torch.is_grad_enabled():
+    if records_gradients(input):
         loss = BinaryCrossEntropyFunction.apply(input, target, weight, pos_weight, number, backend)
     else:
         loss = _bce_fwd(input, target, weight, pos_weight, number, backend)

@@ -15,9 +15,11 @@ from torch.nn import _reduction
 
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS, is_index, is_number
-from ._routing import refuse_if_forced, unsupported_reason
+from ..ops.cross_entropy.op import CROSS_ENTROPY
+from ..ops.exporting import called, exported_as_torch
+from ._routing import EXPORTED, records_gradients, refuse_if_forced, unsupported_reason
 
-_ce_fwd = torch.ops.fasttx.cross_entropy_fwd.default
+_ce_fwd = called(CROSS_ENTROPY)
 _ce_bwd = torch.ops.fasttx.cross_entropy_bwd.default
 
 REDUCTIONS = ("none", "mean", "sum")  # by torch's numbers
@@ -100,6 +102,8 @@ def _cross_entropy_to_torch(
         return "input or target is no Tensor"
     if _torch_is_faster(input, backend):
         return FASTER_ON_A_CPU
+    if exported_as_torch(CROSS_ENTROPY, backend, input):
+        return EXPORTED
     reason = unsupported_reason(input, target, weight)
     if reason is not None:
         return reason
@@ -216,7 +220,7 @@ def cross_entropy_on(
         n_cols = input.shape[1]
         logits = input.movedim(1, -1).reshape(-1, n_cols)
         labels = target.movedim(1, -1).reshape(-1, n_cols) if probs else target.reshape(-1)
-    if logits.requires_grad and torch.is_grad_enabled():
+    if records_gradients(logits):
         loss = CrossEntropyFunction.apply(logits, labels, weight, ignore_index, smoothing, number, backend)
     else:
         loss = _ce_fwd(logits, labels, weight, ignore_index, smoothing, number, backend)[0]

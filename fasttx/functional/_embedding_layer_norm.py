@@ -14,11 +14,12 @@ from ..ops.checks import check_index_values, is_index, values_may_be_read, wrong
 from ..ops.dropout.rows import keep_scale
 from ..ops.dropout.state import new_rng_state
 from ..ops.embedding_layer_norm.composed import differentiable, exact_keep, table_gradient
-from ..ops.embedding_layer_norm.op import INDICES, MAX_TYPES, keep_of
+from ..ops.embedding_layer_norm.op import EMBEDDING_LAYER_NORM, INDICES, MAX_TYPES, keep_of
+from ..ops.exporting import called
 from ._checks import check_dropout_p, check_eps, check_mask
-from ._routing import overrides_functions, refuse_if_forced, unsupported_reason
+from ._routing import overrides_functions, records_gradients, refuse_if_forced, unsupported_reason
 
-_fwd = torch.ops.fasttx.embedding_layer_norm_fwd.default
+_fwd = called(EMBEDDING_LAYER_NORM)
 _bwd = torch.ops.fasttx.embedding_layer_norm_bwd.default
 NO_PADDING = -1
 
@@ -210,7 +211,7 @@ def embed(
     )  # fmt: skip
     tables = (word, position, token_type, weight, bias)
     try:
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tables):
+        if records_gradients(*tables):
             out = EmbeddingLayerNormFunction.apply(*arguments, *numbers, *paddings, backend)
         else:
             out = _fwd(*arguments, *numbers, backend)[0]

@@ -15,10 +15,11 @@ from ..ops.bias_gelu.op import BIAS_GELU, keep_of
 from ..ops.checks import FLOATS
 from ..ops.dropout.rows import keep_scale
 from ..ops.dropout.state import new_rng_state
+from ..ops.exporting import called
 from ._checks import check_dropout_p, check_mask
-from ._routing import overrides_functions, refuse_if_forced, unsupported_reason
+from ._routing import overrides_functions, records_gradients, refuse_if_forced, unsupported_reason
 
-_fwd = torch.ops.fasttx.bias_gelu_fwd.default
+_fwd = called(BIAS_GELU)
 _bwd = torch.ops.fasttx.bias_gelu_bwd.default
 
 
@@ -55,7 +56,7 @@ def _apply(
     backend: str,
 ) -> Tensor:  # fmt: skip
     arguments = (x, bias, row_index, rng_state, dropout_p, tanh, backend)
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+    if records_gradients(x, bias):
         return BiasGELUFunction.apply(*arguments)
     return _fwd(*arguments)
 

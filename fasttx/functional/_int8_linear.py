@@ -9,11 +9,14 @@ from torch import Tensor
 
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS
-from ..ops.int8_linear.op import ACTIVATIONS
+from ..ops.exporting import called
+from ..ops.int8_linear.op import ACTIVATIONS, INT8_LINEAR
+from ..ops.quantize_per_token.op import QUANTIZE_PER_TOKEN
 from ._quantize import NO_GRADIENT, check_covered, check_float, scale_tensor
+from ._routing import records_gradients
 
-_quantize = torch.ops.fasttx.quantize_per_token_fwd.default
-_linear = torch.ops.fasttx.int8_linear_fwd.default
+_quantize = called(QUANTIZE_PER_TOKEN)
+_linear = called(INT8_LINEAR)
 
 
 class Int8LinearFunction(torch.autograd.Function):
@@ -145,7 +148,7 @@ def int8_linear(
     check_covered("int8_linear", **covered, residual=residual, act_scale=scale)
     rest = (weight_int8, weight_scale, activation, scale, _result_dtype(input, out_dtype), forced_backend())
     tensors = (input, bias, residual, weight_scale, scale)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if records_gradients(*tensors):
         out = Int8LinearFunction.apply(input, bias, residual, *rest)
     else:
         out = _forward(input, bias, residual, *rest)

@@ -16,11 +16,13 @@ from torch.nn import _reduction
 
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS
+from ..ops.exporting import called
 from ..ops.kl_div.composed import BATCHMEAN, gradient
+from ..ops.kl_div.op import KL_DIV
 from ._cross_entropy import composed_on_cpu, rounded
-from ._routing import refuse_if_forced, unsupported_reason
+from ._routing import records_gradients, refuse_if_forced, unsupported_reason
 
-_fwd = torch.ops.fasttx.kl_div_fwd.default
+_fwd = called(KL_DIV)
 _bwd = torch.ops.fasttx.kl_div_bwd.default
 
 
@@ -114,7 +116,7 @@ def kl_div(
             stacklevel=2,
         )
     number = BATCHMEAN if reduction == "batchmean" else _reduction.get_enum(reduction)
-    if input.requires_grad and torch.is_grad_enabled():
+    if records_gradients(input):
         loss = KLDivFunction.apply(input, target, number, log_target, backend)
     else:
         loss = _fwd(input, target, number, log_target, backend)

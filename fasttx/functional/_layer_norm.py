@@ -13,10 +13,11 @@ from torch import Tensor
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS
 from ..ops.dropout_add_layer_norm.composed import differentiable
-from ..ops.dropout_add_layer_norm.op import keep_of
-from ._routing import refuse_if_forced, unsupported_reason
+from ..ops.dropout_add_layer_norm.op import DROPOUT_ADD_LAYER_NORM, keep_of
+from ..ops.exporting import called
+from ._routing import records_gradients, refuse_if_forced, unsupported_reason
 
-_fwd = torch.ops.fasttx.dropout_add_layer_norm_fwd.default
+_fwd = called(DROPOUT_ADD_LAYER_NORM)
 _bwd = torch.ops.fasttx.dropout_add_layer_norm_bwd.default
 
 
@@ -66,7 +67,7 @@ def apply(
     rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype, backend: str,
 ) -> Tensor:  # fmt: skip
     arguments = (x, residual, weight, bias, row_index, rng_state, dropout_p, eps, out_dtype, backend)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:4]):
+    if records_gradients(*arguments[:4]):
         return DropoutAddLayerNormFunction.apply(*arguments)
     return _fwd(*arguments)[0]
 

@@ -15,9 +15,11 @@ from torch.nn import _reduction
 
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS, is_index, is_number, values_are_known
-from ._routing import refuse_if_forced, unsupported_reason
+from ..ops.exporting import called, exported_as_torch
+from ..ops.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY
+from ._routing import EXPORTED, records_gradients, refuse_if_forced, unsupported_reason
 
-_fwd = torch.ops.fasttx.linear_cross_entropy_fwd.default
+_fwd = called(LINEAR_CROSS_ENTROPY)
 _bwd = torch.ops.fasttx.linear_cross_entropy_bwd.default
 _NAMES = ("none", "mean", "sum")  # by torch's numbers
 
@@ -219,6 +221,8 @@ def linear_cross_entropy_on(
     """linear_cross_entropy, forced to `backend`; None stands for what is in force in the process."""
     backend = backend or forced_backend()
     reason = _to_torch(input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing)
+    if reason is None and exported_as_torch(LINEAR_CROSS_ENTROPY, backend, input, linear_weight):
+        reason = EXPORTED
     if reason is not None:
         loss = _torch_linear_cross_entropy(
             input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction,
@@ -230,7 +234,7 @@ def linear_cross_entropy_on(
     ignored = -100 if ignore_index is None else ignore_index
     smoothing = max(float(label_smoothing), 0.0)  # torch, too, takes a negative one for 0
     x, w, b, device = input, linear_weight, linear_bias, input.device.type
-    with_grad = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or (b is not None and b.requires_grad))
+    with_grad = records_gradients(x, w, b)
     if backend == "auto" and device == "cpu" and with_grad and values_are_known(target):
         kept = _labelled_rows_on_cpu(x, w, target, b, weight, ignored, smoothing, reduction)
         if kept is not None:

@@ -7,20 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.add_layer_norm_quantize.op import (
-    ADD_LAYER_NORM_QUANTIZE as ADD_LAYER_NORM_QUANTIZE,  # registers the operators
-)
+from ..ops.add_layer_norm_quantize.op import ADD_LAYER_NORM_QUANTIZE
 from ..ops.backends import forced_backend
-from ..ops.bias_gelu_quantize.op import BIAS_GELU_QUANTIZE as BIAS_GELU_QUANTIZE
+from ..ops.bias_gelu_quantize.op import BIAS_GELU_QUANTIZE
 from ..ops.checks import FLOATS, is_number, wrong
-from ..ops.quantize_per_token.op import QUANTIZE_PER_TOKEN as QUANTIZE_PER_TOKEN
+from ..ops.exporting import called
+from ..ops.quantize_per_token.op import QUANTIZE_PER_TOKEN
 from ._checks import check_eps
 from ._layer_norm import result_is_float32
-from ._routing import unsupported_reason
+from ._routing import records_gradients, unsupported_reason
 
-_quantize = torch.ops.fasttx.quantize_per_token_fwd.default
-_norm = torch.ops.fasttx.add_layer_norm_quantize_fwd.default
-_gelu = torch.ops.fasttx.bias_gelu_quantize_fwd.default
+_quantize = called(QUANTIZE_PER_TOKEN)
+_norm = called(ADD_LAYER_NORM_QUANTIZE)
+_gelu = called(BIAS_GELU_QUANTIZE)
 
 NO_GRADIENT = (
     "{}: has no gradient, it is for inference; call it under torch.no_grad() or torch.inference_mode(), and train "
@@ -239,7 +238,7 @@ def add_layer_norm_quantize(
     if residual is not None and residual.dtype != out_dtype:
         out_dtype = torch.promote_types(out_dtype, residual.dtype)
     arguments = (*tensors, one, float(eps), out_dtype, forced_backend())
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*tensors, one)):
+    if records_gradients(*tensors, one):
         return AddLayerNormQuantizeFunction.apply(*arguments)
     return _norm(*arguments)
 

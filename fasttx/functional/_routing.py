@@ -12,12 +12,14 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ..ops.backends import BackendError, forced_backend
 from ..ops.checks import FLOATS
 from ..ops.decisions import note
+from ..ops.exporting import exporting
 
 OWN = "torch's own"
 """The choice of a drop-in that hands a call to torch's function of its name."""
 
 PLAIN = (Tensor, Parameter, FakeTensor)  # torch 2.8 compiles no `in` of a frozenset
 """Classes of which torch's functions keep nothing but the values."""
+EXPORTED = "an exported program holds PyTorch's own operators where no kernel runs"
 META = "a meta tensor"
 DERIVATIVES = "a torch.func transform or forward-mode AD is active"
 OTHER_FLOATS = "a floating type other than float32, float16 and bfloat16"
@@ -80,6 +82,13 @@ def unsupported_reason(*tensors: Tensor | None) -> str | None:
         elif t.device != device:
             return "tensors on several devices"
     return None
+
+
+def records_gradients(*tensors: Tensor | None) -> bool:
+    """Whether autograd is to record a call of these; an exported program holds no backward."""
+    if not torch.is_grad_enabled() or exporting():
+        return False
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def refuse_if_forced(function: str, reason: str, input: Tensor, backend: str | None = None) -> None:

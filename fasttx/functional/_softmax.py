@@ -14,10 +14,11 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS, broadcasts, is_number
 from ..ops.dropout.state import new_rng_state
-from ..ops.softmax.op import MAX_LEADING_DIMS, differentiable_bwd, is_composed
-from ._routing import overrides_functions, refuse_if_forced, unsupported_reason
+from ..ops.exporting import called
+from ..ops.softmax.op import MAX_LEADING_DIMS, SOFTMAX, differentiable_bwd, is_composed
+from ._routing import overrides_functions, records_gradients, refuse_if_forced, unsupported_reason
 
-_fwd = torch.ops.fasttx.softmax_fwd.default
+_fwd = called(SOFTMAX)
 _bwd = torch.ops.fasttx.softmax_bwd.default
 
 
@@ -152,7 +153,7 @@ def _probabilities(
         x, mask = x.flatten(0, -2), mask.expand(shape).flatten(0, -2)
 
     rng_state = new_rng_state(x.device) if dropout_p > 0.0 else None
-    if x.requires_grad and torch.is_grad_enabled():
+    if records_gradients(x):
         out = SoftmaxFunction.apply(x, mask, rng_state, float(scale), float(dropout_p), log, backend)
     else:
         out = _fwd(x, mask, rng_state, float(scale), float(dropout_p), log, backend)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .registry import Op
 
@@ -16,6 +17,15 @@ from .registry import Op
 def exporting() -> bool:
     """Whether a program is being exported: not so under torch.compile, which may call what is installed."""
     return torch.compiler.is_exporting()
+
+
+def exported_as_torch(op: Op, backend: str, *keys: Tensor) -> bool:
+    """Whether an exported program is to hold PyTorch's own function for a call of `op`, which no kernel computes.
+
+    Args:
+        keys: the tensors on which support is decided.
+    """
+    return exporting() and op.runs(backend, *keys) == "torch"
 
 
 def called(op: Op, exported: Callable[..., Any] | None = None) -> Callable[..., Any]:
@@ -29,7 +39,7 @@ def called(op: Op, exported: Callable[..., Any] | None = None) -> Callable[..., 
     composition: Callable[..., Any] = exported or direction.torch.__wrapped__  # type: ignore[attr-defined]
 
     def call(*arguments: Any) -> Any:
-        if exporting() and op.runs(arguments[-1], *direction.key_tensors(arguments)) == "torch":
+        if exported_as_torch(op, arguments[-1], *direction.key_tensors(arguments)):
             return composition(*arguments[:-1])
         return operator(*arguments)
 

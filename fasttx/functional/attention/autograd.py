@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...ops.attention import composed
 from ...ops.attention.call import AttentionCall
 from ...ops.attention.double_backward import differentiable_forward
-from ...ops.attention.op import MAX_TOKEN_STRIDE
+from ...ops.attention.op import ATTENTION, MAX_TOKEN_STRIDE
 from ...ops.dropout.state import new_rng_state
+from ...ops.exporting import called
+from .._routing import records_gradients
 
-_fwd = torch.ops.fasttx.attention_fwd.default
+_fwd = called(ATTENTION, composed.forward)  # the composition for a CPU reads lengths
 _bwd = torch.ops.fasttx.attention_bwd.default
 _TENSORS = 5
 """How many of an AttentionCall's members are tensors or None; they come first."""
@@ -87,7 +90,7 @@ def run_attention(
         call = call._replace(attn_bias=bias.contiguous())
     if call.rng_state is None and call.dropout_p > 0.0:
         call = call._replace(rng_state=new_rng_state(q.device))
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    if records_gradients(q, k, v):
         if torch.compiler.is_compiling():  # dynamo cannot trace a Function that gets one tensor twice
             if v is q or v is k:
                 v = v.view_as(v)

@@ -9,7 +9,8 @@ from ...ops.attention.call import AttentionCall
 from ...ops.attention.op import ATTENTION, supports, worth_slicing
 from ...ops.checks import values_are_known
 from ...ops.decisions import note
-from .._routing import META, OWN, unsupported_reason
+from ...ops.exporting import exported_as_torch
+from .._routing import EXPORTED, META, OWN, unsupported_reason
 from .autograd import last_dim_contiguous, run_attention
 from .torch_fn import call_torch
 
@@ -69,6 +70,8 @@ def _why_torch_is_better(
     q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, backend: str, deterministic: bool | None
 ) -> str | None:
     """Why torch's function runs a call that the op could take; None where the op runs."""
+    if exported_as_torch(ATTENTION, backend, q, k, v):
+        return EXPORTED
     if backend != "auto":
         return None
     if q.device.type == "cpu":
@@ -106,4 +109,4 @@ def attend(
     note(name, OWN, reason)
     if on_cpu and _hides_nothing(call.attn_bias):
         call = call._replace(attn_bias=None)  # torch's kernel would add a zero to every score
-    return call_torch(q, k, v, call, flash=on_cpu)
+    return call_torch(q, k, v, call, flash=reason is NO_GAIN)

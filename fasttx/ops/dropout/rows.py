@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import wrong
+from ..checks import values_are_known, wrong
 
 SOFTMAX_TAG, LAYER_NORM_TAG, EMBEDDING_TAG, GELU_TAG = 0, 1, 2, 3
 
@@ -94,12 +94,12 @@ def drawn_keep(rng_state: Tensor, shape: torch.Size, tag: int, dropout_p: float)
     """The mask of the `torch` backend for a tensor of `shape` (rows over the last dim): a function of rng_state too.
 
     On a CPU it comes from PyTorch's generator, seeded from rng_state, which is several times faster than Philox in
-    PyTorch operators; elsewhere it is :func:`row_keep`, which reads no value back from the device.
+    PyTorch operators; elsewhere, and in exported programs, it is :func:`row_keep`, which reads no value back.
 
     Returns:
         On a CPU float32, 1 kept and 0 dropped; elsewhere bool.
     """
-    if rng_state.device.type == "cpu":
+    if rng_state.device.type == "cpu" and values_are_known(rng_state):
         seed, offset = rng_state.tolist()
         generator = torch.Generator().manual_seed((seed + offset * 0x9E3779B97F4A7C15 + tag) % 2**63)
         kept = 1.0 - threshold(dropout_p) / 256

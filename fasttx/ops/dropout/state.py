@@ -28,4 +28,6 @@ torch.library.register_fake("fasttx::rng_state", _rng_state_fake, lib=LIB)
 
 def new_rng_state(device: torch.device) -> Tensor:
     """A fresh dropout state: int64 (2,) on `device`, (seed, offset), which kernels read by pointer."""
+    if torch.compiler.is_exporting():  # a program that is to run without fasttx
+        return torch.randint(2**62, (2,), device=device)
     return torch.ops.fasttx.rng_state.default(device=device)

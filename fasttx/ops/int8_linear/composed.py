@@ -58,6 +58,8 @@ def _by_float32(x_q: Tensor, w_q: Tensor) -> Tensor:
 def product(x_q: Tensor, w_q: Tensor) -> Tensor:
     """x_q w_q^T as int32, or as float32 that holds the same integers."""
     device = x_q.device.type
+    if torch.compiler.is_exporting():  # for any machine and runtime
+        return _by_float32(x_q, w_q)
     # one column: _int_mm's result was memory that nobody had written (torch 2.13, a CPU with VNNI)
     if device == "cuda" or (device == "cpu" and _cpu_has_int8_dot_products() and x_q.shape[1] > 1):
         return _by_int_mm(x_q, w_q)
