@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from .attention.interface import IMPLEMENTATION
 from .attention.masks import calls_the_interface
+from .attention.reach import how_to_set
 from .families import albert, bert, data2vec, deberta, distilbert, electra, ernie, modernbert, mpnet, roberta, vit
 from .families.family import Family
 from .fusions.fusion import changes_here
@@ -141,10 +142,7 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
         inside_known = any(name.startswith(f"{outer}.") or not outer for outer, m in models if id(m.config) in known)
         if not family_known and not inside_known and not _covers_known(module, known):
             reason = f"model_type {module.config.model_type!r} is not one of fasttx's families; its attention "
-            if module._can_set_attn_implementation():
-                reason += f"alone can be fasttx's: model.set_attn_implementation({IMPLEMENTATION!r})"
-            else:
-                reason += "is its own, and not looked up in transformers' registry"
+            reason += how_to_set(module)
             plan.report.rows.append(Row(name, type(module).__name__, None, "", reason))
     if plan.attention:
         marks = {id(m.config): _exchange(m.config, options) for m in plan.attention}

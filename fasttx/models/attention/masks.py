@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.masking_utils import bidirectional_mask_function, eager_mask, sdpa_mask
 
 from ...ops.attention.masks import with_infinities
@@ -21,11 +24,40 @@ def calls_the_interface(config: Any) -> bool:
 
     Many families (MPNet, MegatronBERT, XGLM) have an attention of their own, and yet ask the registry for their masks.
     """
+    modelling = _modelling(config)
+    return modelling is None or hasattr(modelling, "ALL_ATTENTION_FUNCTIONS")
+
+
+def _modelling(config: Any) -> ModuleType | None:
+    """transformers' modelling file of a configuration."""
     package, _, name = type(config).__module__.rpartition(".configuration_")
-    modelling = sys.modules.get(f"{package}.modeling_{name}")
-    if modelling is None or not package.startswith("transformers.models."):
-        return True
-    return hasattr(modelling, "ALL_ATTENTION_FUNCTIONS")
+    return sys.modules.get(f"{package}.modeling_{name}") if package.startswith("transformers.models.") else None
+
+
+@functools.cache
+def _only_eager(modelling: ModuleType) -> bool:
+    """Whether a model in this file is made for its eager attention, and some of its layers may add masks themselves."""
+    classes: list[Any] = [cls for cls in vars(modelling).values() if isinstance(cls, type)]
+    models = [cls for cls in classes if issubclass(cls, PreTrainedModel) and cls.__module__ == modelling.__name__]
+    return any(not cls._supports_sdpa for cls in models)
+
+
+@torch.compiler.assume_constant_result
+def _adds_masks(file: str) -> bool:
+    return _only_eager(sys.modules[file])
+
+
+def adds_masks(config: Any) -> bool:
+    """Whether masks have to be numbers that can be added to scores, as ``"eager"`` gets them.
+
+    So it is where an attention is the family's own, and where a class does not support ``"sdpa"``, which gets bool
+    masks: Informer, Pegasus-X, NLLB-MoE, BigBird-Pegasus and GIT look up some of their attention, and add the same mask
+    to scores elsewhere, or invert it.
+    """
+    modelling = _modelling(config)
+    if modelling is None:
+        return False
+    return not hasattr(modelling, "ALL_ATTENTION_FUNCTIONS") or _adds_masks(modelling.__name__)
 
 
 def for_batch(mask: Tensor, batch: int) -> Tensor:
@@ -38,9 +70,9 @@ def fasttx_mask(**arguments: Any) -> Tensor | None:
 
     A padding mask alone, (batch, kv_length) bool, is returned as it is: it stays two-dimensional, and nothing
     depends on its values, so that ``torch.compile(fullgraph=True)`` works. So it is beside the window of a model whose
-    layers pass that on. A causal or composed mask is made by transformers' sdpa_mask. A family whose attention is its
-    own adds a mask to its scores, whatever its attn_implementation: it gets 0 and the lowest number, as under
-    ``"eager"``; (batch, 1, 1, kv_length) where it is a padding mask alone.
+    layers pass that on. A causal or composed mask is made by transformers' sdpa_mask. A family that adds a mask to its
+    scores, whatever its attn_implementation, gets 0 and the lowest number, as under ``"eager"``; (batch, 1, 1,
+    kv_length) where it is a padding mask alone.
     """
     mask = arguments.get("attention_mask")
     if isinstance(mask, Tensor):
@@ -53,10 +85,10 @@ def fasttx_mask(**arguments: Any) -> Tensor | None:
     )
     if padding_only and mask is None:
         return None
-    own = not calls_the_interface(arguments.get("config"))
+    added = adds_masks(arguments.get("config"))
     if padding_only and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[-1] == arguments["kv_length"]:
-        return additive(mask, arguments.get("dtype", torch.float32)) if own else mask
-    return eager_mask(**arguments) if own else sdpa_mask(**arguments)
+        return additive(mask, arguments.get("dtype", torch.float32)) if added else mask
+    return eager_mask(**arguments) if added else sdpa_mask(**arguments)
 
 
 def additive(real: Tensor, dtype: torch.dtype) -> Tensor:
