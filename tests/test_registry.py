@@ -290,3 +290,13 @@ def test_composition_records_no_graph_of_its_own(op: Op) -> None:
     x = torch.ones(4, requires_grad=True)
     recorded = torch.ops.fasttx.table_test_fwd(x, "torch").grad_fn
     assert "Mul" not in type(recorded).__name__
+
+
+def test_a_composition_is_alone_whoever_calls_it() -> None:
+    """Also a direct caller of ``Direction.torch``, as doctor and these tests are: no graph, and no autocast."""
+    product = _direction("Tensor x")
+    product = Direction(**{**vars(product), "torch": lambda x: x @ x})
+    x = torch.ones(4, 4, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = product.torch(x)
+    assert out.dtype == torch.float32 and not out.requires_grad
