@@ -109,13 +109,18 @@ def binary_cross_entropy_with_logits(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    return binary_cross_entropy_on(None, input, target, weight, reduction, pos_weight)
+    return _binary_cross_entropy(input, target, weight, reduction, pos_weight)
 
 
-def binary_cross_entropy_on(
-    backend: str | None, input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean",
+def _binary_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
     pos_weight: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """binary_cross_entropy_with_logits, forced to `backend`; None stands for what is in force in the process."""
     backend = backend or forced_backend()
     number = _reduction.get_enum(reduction)

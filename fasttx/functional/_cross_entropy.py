@@ -164,9 +164,8 @@ def cross_entropy(
     number of rows for probabilities.
 
     Args:
-        input: logits, (C,), (N, C) or (N, C, d1, ...). float32, float16 and bfloat16 run on our kernels, which read
-        them
-            where they are: (N, C) by any row stride, more dimensions without a copy where C is the innermost in memory.
+        input: logits, (C,), (N, C) or (N, C, d1, ...). float32, float16 and bfloat16 run on our kernels. They read
+            logits in place: (N, C) with any row stride, more dimensions where C is the innermost in memory.
         target: int64 class indices of input's shape without C, or probabilities of input's shape.
         weight: (C,), of input's dtype (any, under autocast): the weight of each class.
         size_average, reduce: as in torch; they override reduction, with torch's warning.
@@ -196,13 +195,19 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    return cross_entropy_on(None, input, target, weight, ignore_index, reduction, label_smoothing)
+    return _cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
-def cross_entropy_on(
-    backend: str | None, input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
-    reduction: str = "mean", label_smoothing: float = 0.0,
-) -> Tensor:  # fmt: skip
+def _cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """cross_entropy, forced to `backend`; None stands for what is in force in the process."""
     backend = backend or forced_backend()
     reason = _cross_entropy_to_torch(input, target, weight, ignore_index, label_smoothing, backend)

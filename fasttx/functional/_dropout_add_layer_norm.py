@@ -119,15 +119,21 @@ def dropout_add_layer_norm(
     if not training:
         check_dropout_p(dropout_p)  # wrong in eval mode too
         dropout_p = 0.0
-    return dropout_add_layer_norm_on(
-        None, *tensors, dropout_p=dropout_p, eps=eps, row_index=row_index, rng_state=rng_state
-    )
+    return _dropout_add_layer_norm(*tensors, dropout_p=dropout_p, eps=eps, row_index=row_index, rng_state=rng_state)
 
 
-def dropout_add_layer_norm_on(
-    backend: str | None, input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, *,
-    dropout_p: float, eps: float, row_index: Tensor | None = None, rng_state: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+def _dropout_add_layer_norm(
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    dropout_p: float,
+    eps: float,
+    row_index: Tensor | None = None,
+    rng_state: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """dropout_add_layer_norm in training, forced to `backend`; None stands for what is in force in the process."""
     tensors = (input, residual, weight, bias)
     _check_tensors(*tensors, row_index, rng_state)

@@ -235,15 +235,22 @@ def linear_gelu(
     if not training:
         check_dropout_p(dropout_p)  # wrong in eval mode too
         dropout_p = 0.0
-    return linear_gelu_on(
-        None, *tensors, approximate=approximate, dropout_p=dropout_p, row_index=row_index, rng_state=rng_state
+    return _linear_gelu(
+        *tensors, approximate=approximate, dropout_p=dropout_p, row_index=row_index, rng_state=rng_state
     )
 
 
-def linear_gelu_on(
-    backend: str | None, input: Tensor, weight: Tensor, bias: Tensor | None, *, approximate: str,
-    dropout_p: float = 0.0, row_index: Tensor | None = None, rng_state: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+def _linear_gelu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    approximate: str,
+    dropout_p: float = 0.0,
+    row_index: Tensor | None = None,
+    rng_state: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """linear_gelu in training, forced to `backend`; None stands for what is in force in the process."""
     tensors = (input, weight, bias)
     _check_tensors(*tensors, row_index, rng_state)

@@ -208,16 +208,24 @@ def linear_cross_entropy(
 
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, for computing logits again.
     """
-    return linear_cross_entropy_on(
-        None, input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, options
+    return _linear_cross_entropy(
+        input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, options
     )
 
 
-def linear_cross_entropy_on(
-    backend: str | None, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None,
-    weight: Tensor | None = None, reduction: str = "mean", ignore_index: int | None = None,
-    label_smoothing: float = 0.0, options: Any = None,
-) -> Tensor:  # fmt: skip
+def _linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """linear_cross_entropy, forced to `backend`; None stands for what is in force in the process."""
     backend = backend or forced_backend()
     reason = _to_torch(input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing)

@@ -102,24 +102,24 @@ def _to_torch(
 
 
 def _probabilities(
-    ours: Callable[..., Tensor], torchs: Callable[..., Tensor], input: Tensor, dim: int | None, stacklevel: int,
+    fasttx_fn: Callable[..., Tensor], torch_fn: Callable[..., Tensor], input: Tensor, dim: int | None, stacklevel: int,
     dtype: torch.dtype | None, mask: Tensor | None, scale: float, dropout_p: float, backend: str,
 ) -> Tensor:  # fmt: skip
-    """What softmax (`ours`) and log_softmax have in common; `torchs` is torch.nn.functional's function."""
-    name = ours.__name__
+    """What softmax (`fasttx_fn`) and log_softmax have in common; `torch_fn` is torch.nn.functional's function."""
+    name = fasttx_fn.__name__
     log = name == "log_softmax"
     plain = mask is None and scale == 1.0 and dropout_p == 0.0
     overridden = overrides_functions(input) or (mask is not None and overrides_functions(mask))
     if overridden and has_torch_function((input, mask)):
         if plain:
-            out = torchs(input, dim, stacklevel + 2, dtype)
+            out = torch_fn(input, dim, stacklevel + 2, dtype)
             refuse_if_forced(name, "a subclass of Tensor that overrides torch's functions", input, backend)
             return out
         options = {"mask": mask, "scale": scale} if log else {"mask": mask, "scale": scale, "dropout_p": dropout_p}
-        return handle_torch_function(ours, (input, mask), input, dim, stacklevel, dtype, **options)
+        return handle_torch_function(fasttx_fn, (input, mask), input, dim, stacklevel, dtype, **options)
     if not isinstance(input, Tensor):
         if plain:
-            return torchs(input, dim, stacklevel + 2, dtype)  # which says what is wrong
+            return torch_fn(input, dim, stacklevel + 2, dtype)  # which says what is wrong
         raise TypeError(f"input: must be a Tensor, got {type(input).__name__}")
     if dim is None:
         dim = torch_functional._get_softmax_dim(name, input.dim(), stacklevel + 1)  # type: ignore[attr-defined]
@@ -202,16 +202,21 @@ def softmax(
 
     Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, section 3, for long rows.
     """
-    torchs = torch_functional.softmax
-    return _probabilities(softmax, torchs, input, dim, _stacklevel, dtype, mask, scale, dropout_p, forced_backend())
+    torch_fn = torch_functional.softmax
+    return _probabilities(softmax, torch_fn, input, dim, _stacklevel, dtype, mask, scale, dropout_p, forced_backend())
 
 
-def masked_softmax_on(
-    backend: str | None, input: Tensor, *, mask: Tensor | None = None, scale: float = 1.0, dropout_p: float = 0.0
+def _masked_softmax(
+    input: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float = 1.0,
+    dropout_p: float = 0.0,
+    backend: str | None = None,
 ) -> Tensor:
     """softmax over the last dim, forced to `backend`; None stands for what is in force in the process."""
-    torchs, backend = torch_functional.softmax, backend or forced_backend()
-    return _probabilities(softmax, torchs, input, -1, 3, None, mask, scale, dropout_p, backend)
+    torch_fn, backend = torch_functional.softmax, backend or forced_backend()
+    return _probabilities(softmax, torch_fn, input, -1, 3, None, mask, scale, dropout_p, backend)
 
 
 def log_softmax(
@@ -239,11 +244,10 @@ def log_softmax(
 
     Saved for backward: the result and the mask.
 
-    Numerics: float32 inside; (s - max) - log(sum), so that large scores lose nothing. Masked elements are constants:
-        they take
-    and give no gradient.
+    Numerics: float32 inside; (s - max) - log(sum), so that large scores lose nothing. Masked elements are constants,
+    without a gradient.
 
     Source: as of :func:`softmax`.
     """
-    torchs = torch_functional.log_softmax
-    return _probabilities(log_softmax, torchs, input, dim, _stacklevel, dtype, mask, scale, 0.0, forced_backend())
+    torch_fn = torch_functional.log_softmax
+    return _probabilities(log_softmax, torch_fn, input, dim, _stacklevel, dtype, mask, scale, 0.0, forced_backend())

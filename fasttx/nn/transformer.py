@@ -20,7 +20,7 @@ from .bypass import bypass_reason
 from .layer_norm import LayerNorm
 from .multi_head import SMALL_REASON, MultiheadAttention, every_row_sees, may_be_fused
 
-_Torchs = torch.nn.TransformerEncoderLayer
+_TorchLayer = torch.nn.TransformerEncoderLayer
 _SMALL = 1_000_000
 """Scores of a call below which torch's fused forward of evaluation is as fast or faster on a CPU."""
 _SMALL_MASKED = 200_000
@@ -97,7 +97,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         if not isinstance(self.self_attn, MultiheadAttention):
             return "self_attn is not fasttx.nn's"
         kind = type(self)
-        if kind._sa_block is not _Torchs._sa_block or kind._ff_block is not _Torchs._ff_block:
+        if kind._sa_block is not _TorchLayer._sa_block or kind._ff_block is not _TorchLayer._ff_block:
             return "a subclass has a block of its own"
         if not all(
             m is None or m.dtype == torch.bool or m.is_floating_point() for m in (src_mask, src_key_padding_mask)
@@ -218,7 +218,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         tensors = (src, *first.parameters())
         if first.training or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
             return False
-        blocks = (TransformerEncoderLayer.forward, _Torchs._sa_block, _Torchs._ff_block)
+        blocks = (TransformerEncoderLayer.forward, _TorchLayer._sa_block, _TorchLayer._ff_block)
         for layer in self.layers:
             kind = type(layer)
             own = (kind.forward, kind._sa_block, kind._ff_block)

@@ -43,6 +43,8 @@ def values_are_known(x: Tensor) -> bool:
     for others too."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
+    if not isinstance(x, Tensor):
+        return True
     if isinstance(x, FakeTensor) or x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return False
     return torch._C._get_dispatch_mode(_FAKE) is None

@@ -174,7 +174,7 @@ def test_another_error_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **kwargs: Any) -> Tensor:
         raise torch.OutOfMemoryError("no memory left")
 
-    monkeypatch.setattr("fasttx.models.heads.losses.cross_entropy_on", broken)
+    monkeypatch.setattr("fasttx.models.heads.losses._cross_entropy", broken)
     with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
         model(**zoo.inputs_for(zoo.BERT, "BertForMaskedLM"))
 

@@ -16,7 +16,7 @@ from models.test_parity import run
 from torch import Tensor
 
 import fasttx
-from fasttx.functional._linear_cross_entropy import linear_cross_entropy_on
+from fasttx.functional._linear_cross_entropy import _linear_cross_entropy
 from fasttx.models.heads.vocabulary import labelled
 from fasttx.models.options import Options
 
@@ -34,11 +34,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each product with the vocabulary gets."""
     counts: list[int] = []
 
-    def spy(backend: str | None, rows: Tensor, *rest: Any) -> Tensor:
+    def spy(rows: Tensor, *rest: Any, backend: str | None) -> Tensor:
         counts.append(rows.shape[0])
-        return linear_cross_entropy_on(backend, rows, *rest)
+        return _linear_cross_entropy(rows, *rest, backend=backend)
 
-    monkeypatch.setattr("fasttx.models.heads.losses.linear_cross_entropy_on", spy)
+    monkeypatch.setattr("fasttx.models.heads.losses._linear_cross_entropy", spy)
     return counts
 
 

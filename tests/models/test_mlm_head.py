@@ -13,7 +13,7 @@ from models.test_parity import run
 from torch import Tensor, nn
 
 import fasttx
-from fasttx.functional._linear_cross_entropy import linear_cross_entropy_on
+from fasttx.functional._linear_cross_entropy import _linear_cross_entropy
 from fasttx.models.families.family import Family
 from fasttx.models.heads.vocabulary import labelled, plain_linear
 from fasttx.models.tracing import graph_in_the_making
@@ -71,11 +71,11 @@ def test_the_loss_is_taken_without_logits(
     decoder = model.get_output_embeddings()
     seen = []
 
-    def spy(backend: str | None, rows: Tensor, weight: Tensor, target: Tensor, bias: Tensor) -> Tensor:
+    def spy(rows: Tensor, weight: Tensor, target: Tensor, bias: Tensor, *, backend: str | None) -> Tensor:
         seen.append((rows.shape[0], weight is decoder.weight, bias is decoder.bias))
-        return linear_cross_entropy_on(backend, rows, weight, target, bias)
+        return _linear_cross_entropy(rows, weight, target, bias, backend=backend)
 
-    monkeypatch.setattr("fasttx.models.heads.losses.linear_cross_entropy_on", spy)
+    monkeypatch.setattr("fasttx.models.heads.losses._linear_cross_entropy", spy)
     monkeypatch.setattr("fasttx.models.heads.vocabulary.graph_in_the_making", lambda hidden: graph)
     fasttx.patch(model, backend="torch")
     before = LAUNCHES["linear_cross_entropy_fwd", "torch"]

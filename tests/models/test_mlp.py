@@ -14,7 +14,7 @@ from models.unfused import assert_like, assert_stays_unfused, hidden_and_gradien
 from torch import Tensor, nn
 
 import fasttx
-from fasttx.functional._gelu import linear_gelu_on
+from fasttx.functional._gelu import _linear_gelu
 from fasttx.models.fusions import fusion, mlp
 
 FUSED: list[tuple[str | None, str]] = []
@@ -28,11 +28,11 @@ def _count(monkeypatch: pytest.MonkeyPatch) -> None:
     """FUSED gets the backend and the form of GELU of each fused call."""
     FUSED.clear()
 
-    def counted(backend: str | None, *tensors: Any, approximate: str) -> Tensor:
+    def counted(*tensors: Any, approximate: str, backend: str | None) -> Tensor:
         FUSED.append((backend, approximate))
-        return linear_gelu_on(backend, *tensors, approximate=approximate)
+        return _linear_gelu(*tensors, approximate=approximate, backend=backend)
 
-    monkeypatch.setattr(mlp, "linear_gelu_on", counted)
+    monkeypatch.setattr(mlp, "_linear_gelu", counted)
 
 
 def run(model: Any, **inputs: Any) -> Any:

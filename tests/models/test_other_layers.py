@@ -14,7 +14,7 @@ from models.unfused import assert_like, assert_stays_unfused, hidden_and_gradien
 from torch import Tensor, nn
 
 import fasttx
-from fasttx.functional._dropout_add_layer_norm import dropout_add_layer_norm_on
+from fasttx.functional._dropout_add_layer_norm import _dropout_add_layer_norm
 from fasttx.models.fusions import fusion, mlp, qkv, residual_norm
 
 DISTILBERT, ALBERT, VIT = (zoo.BY_NAME[name] for name in ("DistilBERT", "ALBERT", "ViT"))
@@ -31,16 +31,16 @@ def _count(monkeypatch: pytest.MonkeyPatch) -> None:
     FUSED.clear()
     CALLS.clear()
 
-    def counted(*arguments: Any, dropout_p: float, eps: float) -> Tensor:
+    def counted(*arguments: Any, dropout_p: float, **options: Any) -> Tensor:
         FUSED.append(dropout_p)
-        return dropout_add_layer_norm_on(*arguments, dropout_p=dropout_p, eps=eps)
+        return _dropout_add_layer_norm(*arguments, dropout_p=dropout_p, **options)
 
     def noted(name: str, function: Any) -> Any:
         return lambda *args, **kwargs: (CALLS.append(name), function(*args, **kwargs))[1]
 
-    monkeypatch.setattr(residual_norm, "dropout_add_layer_norm_on", counted)
+    monkeypatch.setattr(residual_norm, "_dropout_add_layer_norm", counted)
     monkeypatch.setattr(qkv, "joint_linear", noted("qkv", qkv.joint_linear))
-    monkeypatch.setattr(mlp, "linear_gelu_on", noted("mlp", mlp.linear_gelu_on))
+    monkeypatch.setattr(mlp, "_linear_gelu", noted("mlp", mlp._linear_gelu))
 
 
 def rows(report: Any, module: str) -> dict[str, str | None]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 import fasttx
-from fasttx.functional._dropout_add_layer_norm import dropout_add_layer_norm_on
+from fasttx.functional._dropout_add_layer_norm import _dropout_add_layer_norm
 from fasttx.models.fusions import fusion, residual_norm
 
 FUSED: list[tuple[str | None, float]] = []
@@ -27,11 +27,11 @@ def _count(monkeypatch: pytest.MonkeyPatch) -> None:
     """FUSED gets the backend and the dropout probability of each fused call."""
     FUSED.clear()
 
-    def counted(backend: str | None, *tensors: Any, dropout_p: float, eps: float) -> Tensor:
+    def counted(*tensors: Any, dropout_p: float, eps: float, backend: str | None) -> Tensor:
         FUSED.append((backend, dropout_p))
-        return dropout_add_layer_norm_on(backend, *tensors, dropout_p=dropout_p, eps=eps)
+        return _dropout_add_layer_norm(*tensors, dropout_p=dropout_p, eps=eps, backend=backend)
 
-    monkeypatch.setattr(residual_norm, "dropout_add_layer_norm_on", counted)
+    monkeypatch.setattr(residual_norm, "_dropout_add_layer_norm", counted)
 
 
 def run(model: Any, **inputs: Any) -> Any:

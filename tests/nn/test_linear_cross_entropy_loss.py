@@ -271,12 +271,12 @@ def test_torchs_options_are_taken(device: torch.device) -> None:
 
 def test_inner_function_takes_a_backend(device: torch.device) -> None:
     x, w, b, t = given(device)
-    loss = _linear_cross_entropy.linear_cross_entropy_on("triton", x.requires_grad_(), w, t, b)
+    loss = _linear_cross_entropy._linear_cross_entropy(x.requires_grad_(), w, t, b, backend="triton")
     with backend("torch"):  # backward runs where forward ran
         loss.backward()
     assert dict(LAUNCHES) == {("linear_cross_entropy_fwd", "triton"): 1, ("linear_cross_entropy_bwd", "triton"): 1}
     with pytest.raises(BackendError, match="cuda"):
-        _linear_cross_entropy.linear_cross_entropy_on("cuda", x, w, t, b)
+        _linear_cross_entropy._linear_cross_entropy(x, w, t, b, backend="cuda")
 
 
 def test_no_logits_are_saved(device: torch.device) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from ...functional._softmax import masked_softmax_on
+from ...functional._softmax import _masked_softmax
 from ...functional.attention.layouts import attention_packed, attention_padded
 from ...ops.attention.masks import with_infinities
 from ...ops.checks import is_index
@@ -46,7 +46,7 @@ def _visible_weights(
         bias = seen[None, None] if bias is None else seen & bias
     elif bias is not None and bias.is_floating_point():
         bias = with_infinities(bias)
-    return masked_softmax_on(backend, scores, mask=bias, scale=scale, dropout_p=dropout_p)
+    return _masked_softmax(scores, mask=bias, scale=scale, dropout_p=dropout_p, backend=backend)
 
 
 def fasttx_attention(

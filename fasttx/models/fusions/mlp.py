@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...functional._gelu import linear_gelu_on
+from ...functional._gelu import _linear_gelu
 from ...nn.bypass import bypass_reason
 from ...ops.backends import forced_backend
 from ...ops.decisions import note
@@ -69,10 +69,10 @@ def linear_gelu(
             if reason is not None:
                 return theirs(self, hidden_states)
             product = getattr(self, linear)
-            wide = linear_gelu_on(
-                patch.options.forced, hidden_states, product.weight, product.bias,
-                approximate=APPROXIMATE[type(getattr(self, activation)).__name__],
-            )  # fmt: skip
+            approximate = APPROXIMATE[type(getattr(self, activation)).__name__]
+            wide = _linear_gelu(
+                hidden_states, product.weight, product.bias, approximate=approximate, backend=patch.options.forced
+            )
             return finish(self, wide)
 
         return subclass_of(original, ours, module, method)

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...functional._dropout_add_layer_norm import dropout_add_layer_norm_on
+from ...functional._dropout_add_layer_norm import _dropout_add_layer_norm
 from ...nn.bypass import bypass_reason
 from ...ops.backends import forced_backend
 from ...ops.decisions import note
@@ -71,8 +71,8 @@ class PostNorm:
         if self.dropout is not None:
             dropout = getattr(module, self.dropout)
             p = dropout.p if dropout.training else 0.0
-        return dropout_add_layer_norm_on(
-            patch.options.forced, x, residual, norm.weight, norm.bias, dropout_p=p, eps=getattr(norm, self.eps)
+        return _dropout_add_layer_norm(
+            x, residual, norm.weight, norm.bias, dropout_p=p, eps=getattr(norm, self.eps), backend=patch.options.forced
         )
 
     def unfused(self, module: Any, x: Tensor, residual: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import MaskedLMOutput
 
-from ...functional._binary_cross_entropy import binary_cross_entropy_on
-from ...functional._cross_entropy import cross_entropy_on
-from ...functional._linear_cross_entropy import linear_cross_entropy_on
+from ...functional._binary_cross_entropy import _binary_cross_entropy
+from ...functional._cross_entropy import _cross_entropy
+from ...functional._linear_cross_entropy import _linear_cross_entropy
 from ..attention.masks import for_batch
 from .kind import Call, Kind, LabelledCall
 from .labels import IGNORE, Named, shape_error, tokens
@@ -25,7 +25,7 @@ def _mean_cross_entropy(call: Call, name: str, logits: Tensor, labels: Tensor, i
     rows, labels = logits.reshape(-1, logits.shape[-1]), labels.to(logits.device)
     with Named(name, labels, logits.shape[:-1], logits.shape[-1], ignore_index):
         return _mean(
-            lambda target: cross_entropy_on(call.backend, rows, target, ignore_index=ignore_index),
+            lambda target: _cross_entropy(rows, target, ignore_index=ignore_index, backend=call.backend),
             labels.reshape(-1),
             call.correct,
             ignore_index,
@@ -92,7 +92,7 @@ def _labelled_rows(call: LabelledCall) -> Tensor:
         return _unless(missing, found)
     with Named("labels", labels, hidden.shape[:-1], decoder.weight.shape[0]):
         found = _mean(
-            lambda target: linear_cross_entropy_on(call.backend, rows, decoder.weight, target, decoder.bias),
+            lambda target: _linear_cross_entropy(rows, decoder.weight, target, decoder.bias, backend=call.backend),
             target,
             call.correct,
         )
@@ -129,7 +129,7 @@ def sequence_classification(call: Call, of_classes: Callable[..., Tensor] = _mea
     if config.problem_type == "multi_label_classification":
         with Named("labels", labels, logits.shape, floating=True):
             if not call.correct or not labels.is_floating_point():
-                return binary_cross_entropy_on(call.backend, logits, labels)
+                return _binary_cross_entropy(logits, labels, backend=call.backend)
             dtype = torch.promote_types(logits.dtype, labels.dtype)
             if torch.is_autocast_enabled(logits.device.type):  # which lists this loss among its float32 functions
                 dtype = torch.float32
@@ -175,9 +175,11 @@ def inferred_classification(call: Call) -> Tensor:
         target = labels.long().masked_fill(labels < 0, IGNORE)
         with Named("labels", target, logits.shape[:-1], logits.shape[-1]):
             # 0 where nothing is labelled, whatever `loss` says
-            return _mean(lambda index: cross_entropy_on(call.backend, logits.float(), index), target.view(-1), True)
+            return _mean(
+                lambda index: _cross_entropy(logits.float(), index, backend=call.backend), target.view(-1), True
+            )
     with Named("labels", labels, logits.shape):
-        return cross_entropy_on(call.backend, logits, labels.to(logits.dtype))
+        return _cross_entropy(logits, labels.to(logits.dtype), backend=call.backend)
 
 
 def question_answering(call: Call, mean: Callable[..., Tensor] = _mean_cross_entropy) -> Tensor:
@@ -222,10 +224,10 @@ def _mean_binary_cross_entropy(call: Call, logits: Tensor, labels: Tensor, shown
         labelled = labels != IGNORE
         shown = labelled if shown is None else shown & labelled
     if shown is None:
-        return binary_cross_entropy_on(call.backend, logits.float(), labels.float())
+        return _binary_cross_entropy(logits.float(), labels.float(), backend=call.backend)
     # Weights in place of a gather: no size depends on the data. In fp32, as the sum may pass fp16's largest number.
     target = torch.where(shown, labels, torch.zeros_like(labels)).float()
-    total = binary_cross_entropy_on(call.backend, logits.float(), target, weight=shown.float(), reduction="sum")
+    total = _binary_cross_entropy(logits.float(), target, weight=shown.float(), reduction="sum", backend=call.backend)
     count = shown.sum()
     return total / (count.clamp(min=1) if call.correct else count)
 
@@ -252,7 +254,9 @@ def cross_entropy_of_items(call: Call, name: str, logits: Tensor, labels: Tensor
     labels = labels.to(logits.device)
     with Named(name, labels, logits.shape[:-1], logits.shape[-1], ignore_index):
         rows = logits.reshape(-1, logits.shape[-1])
-        total = cross_entropy_on(call.backend, rows, labels.reshape(-1), ignore_index=ignore_index, reduction="sum")
+        total = _cross_entropy(
+            rows, labels.reshape(-1), ignore_index=ignore_index, reduction="sum", backend=call.backend
+        )
     if isinstance(num_items, Tensor):
         num_items = num_items.to(total.device)
         return total / (num_items.clamp(min=1) if call.correct else num_items)
