@@ -30,6 +30,10 @@ class Options:
     backend: str = "auto"
     deterministic: bool | None = None
     strict: bool = False
+    forced: str | None = field(init=False, default=None)
+    """The backend that this patch forces its calls to; None leaves it to :func:`fasttx.backend`."""
+    labelled_rows: bool = field(init=False, default=True)
+    """Whether heads over the vocabulary compute labelled rows alone."""
     capacity: int | None = field(init=False, default=None)
     """How many rows of 1,024 a head over the vocabulary computes in a graph; None stands for all. `mlm_head` as an
     integer, because dynamo would make an input of the graph of a float, and the number of rows would depend on it."""
@@ -49,6 +53,7 @@ class Options:
                 "to 1, the share of rows to compute in graphs"
             )
         object.__setattr__(self, "capacity", math.ceil(float(self.mlm_head) * 1024) if share else None)
+        object.__setattr__(self, "labelled_rows", self.mlm_head is True or share)
         if self.deterministic is not None and not isinstance(self.deterministic, bool):
             raise TypeError(f"deterministic: got {self.deterministic!r}; allowed are True, False and None")
         if self.loss not in ("correct", "hf", None):
@@ -59,16 +64,7 @@ class Options:
             raise ValueError(
                 "attention=False, norm=False, mlp=False and loss=None leave nothing to patch; ask for at least one"
             )
-
-    @property
-    def labelled_rows(self) -> bool:
-        """Whether heads over the vocabulary compute labelled rows alone."""
-        return self.mlm_head is True or self.capacity is not None
-
-    @property
-    def forced(self) -> str | None:
-        """The backend that this patch forces its calls to; None leaves it to :func:`fasttx.backend`."""
-        return None if self.backend == "auto" else self.backend
+        object.__setattr__(self, "forced", None if self.backend == "auto" else self.backend)
 
 
 @dataclass

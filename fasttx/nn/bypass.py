@@ -1,12 +1,16 @@
-"""Whether a module's weights may be used without calling the module."""
+"""Whether a module's weights may be used without calling the module.
+
+The answer is asked for in every call and never remembered: what a memory would have to be checked against (the class,
+the hooks, a forward on the instance) is all that the answer depends on. So it is one Python frame, which looks at those
+and nothing else.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
-
-_WHEN = ("forward", "forward_pre", "backward", "backward_pre")
+from torch.nn.modules import module as every_module
 
 
 def bypass_reason(module: Any, name: str, *, source: str = "torch.nn.modules", cls: str | None = None) -> str | None:
@@ -26,10 +30,18 @@ def bypass_reason(module: Any, name: str, *, source: str = "torch.nn.modules", c
     state = module.__dict__
     if "forward" in state:
         return f"{name} has a forward of its own"
-    if any(
-        state[hooks] for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
     ):
         return f"{name} has hooks"
-    if any(getattr(nn.modules.module, f"_global_{when}_hooks") for when in _WHEN):
+    if (
+        every_module._global_forward_hooks
+        or every_module._global_forward_pre_hooks
+        or every_module._global_backward_hooks
+        or every_module._global_backward_pre_hooks
+    ):
         return "there are hooks on every module"
     return None

@@ -30,9 +30,15 @@ def assert_like(found: tuple[Tensor, dict[str, Tensor]], wanted: tuple[Tensor, d
 
 
 def assert_stays_unfused(
-    mutate: Callable[[Any], Any], reason: str, before: str, where: str, fused: list[Any], all_fused: int,
-    family: Any = zoo.BERT, fewer: int = 1,
-) -> None:  # fmt: skip
+    mutate: Callable[[Any], Any],
+    reason: str,
+    before: str,
+    where: str,
+    fused: list[Any],
+    all_fused: int,
+    family: Any = zoo.BERT,
+    fewer: int = 1,
+) -> None:
     """A module that `mutate` changed stays unfused, whether before the patch or after it; the result is transformers'.
 
     Args:

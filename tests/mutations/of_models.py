@@ -34,8 +34,8 @@ MODELS = [
     ),
     Mutation(
         "fasttx/models/fusions/embeddings.py",
-        "self.dropout.training else 0.0, self.LayerNorm.eps,",
-        "self.dropout.training else 0.0, 1e-5,",
+        "            self.LayerNorm.eps,\n",
+        "            1e-5,\n",
         ("tests/models/test_embeddings.py",),
     ),
     Mutation("fasttx/models/fusions/fusion.py", 'if backend == "torch":', 'if backend == "none":', NORM),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -43,9 +42,9 @@ def unfused_reason(module: Any, tables: Sequence[str]) -> str | None:
         reason = bypass_reason(getattr(module, name, None), name, cls=kind)
         if reason is not None:
             return reason
-    widths = {(getattr(module, name).weight.shape[1],) for name in tables}
-    if widths != {module.LayerNorm.normalized_shape}:
-        return "the tables and LayerNorm differ in width"
+    for name in tables:
+        if (getattr(module, name).weight.shape[1],) != module.LayerNorm.normalized_shape:
+            return "the tables and LayerNorm differ in width"
     if not 0.0 <= module.dropout.p < 1.0:
         return f"dropout is {module.dropout.p}"
     if getattr(module, "position_embedding_type", "absolute") != "absolute":
@@ -55,7 +54,9 @@ def unfused_reason(module: Any, tables: Sequence[str]) -> str | None:
     return None
 
 
-def _unfused_reason_now(module: Any, tables: Sequence[str], given: dict[str, Any], backend: str) -> str | None:
+def _unfused_reason_now(
+    module: Any, tables: Sequence[str], given: dict[str, Any], backend: str, unfused: Callable[[Any], str | None]
+) -> str | None:
     """Why this call runs them unfused, or None."""
     ids = given.get("input_ids")
     if not isinstance(ids, Tensor) or given.get("inputs_embeds") is not None:
@@ -66,12 +67,13 @@ def _unfused_reason_now(module: Any, tables: Sequence[str], given: dict[str, Any
         index = given.get(name)
         if index is not None and not broadcasts(index.shape, ids.shape):
             return f"{name} does not broadcast to input_ids"
-    reason = unfused_reason_now(
-        module, ids, backend, lambda module: unfused_reason(module, tables), attrgetter("LayerNorm")
-    )
+    reason = unfused_reason_now(module, ids, backend, unfused, "LayerNorm")
     if reason is not None or backend != "auto":
         return reason
-    return unsupported_reason(ids, *(getattr(module, name).weight for name in tables))
+    weights = []
+    for name in tables:
+        weights.append(getattr(module, name).weight)
+    return unsupported_reason(ids, *weights)
 
 
 def usual_positions(module: Any, ids: Tensor, past: int) -> Tensor:
@@ -108,6 +110,10 @@ def _indices(
     return position_ids, types
 
 
+def _padding(table: Any) -> int:
+    return NO_PADDING if table is None or table.padding_idx is None else table.padding_idx
+
+
 def fused_embeddings_class(original: type, module: str, tables: Sequence[str], positions: Positions) -> type:
     """The subclass of a family's embeddings that computes them in one.
 
@@ -121,6 +127,9 @@ def fused_embeddings_class(original: type, module: str, tables: Sequence[str], p
     original_forward: Callable[..., Tensor] = original.forward  # type: ignore[attr-defined]
     names = tuple(inspect.signature(original_forward).parameters)[1:]
 
+    def unfused(module: Any) -> str | None:
+        return unfused_reason(module, tables)
+
     @functools.wraps(original_forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
@@ -128,7 +137,7 @@ def fused_embeddings_class(original: type, module: str, tables: Sequence[str], p
             return original_forward(self, *args, **kwargs)
         given = dict(zip(names, args)) | kwargs
         backend = patch.options.forced or forced_backend()
-        reason = _unfused_reason_now(self, tables, given, backend)
+        reason = _unfused_reason_now(self, tables, given, backend, unfused)
         note("embeddings", "one kernel" if reason is None else "unfused", reason or "")
         if reason is not None:
             return original_forward(self, *args, **kwargs)
@@ -137,15 +146,23 @@ def fused_embeddings_class(original: type, module: str, tables: Sequence[str], p
         position_ids, types = _indices(self, ids, given, typed, positions)
         word, position = (getattr(self, name) for name in tables[:2])
         token_type = getattr(self, tables[2]) if typed else None
-        word_padding, position_padding, type_padding = (
-            NO_PADDING if table is None or table.padding_idx is None else table.padding_idx
-            for table in (word, position, token_type)
-        )
+        paddings = _padding(word), _padding(position), _padding(token_type)
         return embed(
-            ids, word.weight, position_ids, position.weight, types, None if token_type is None else token_type.weight,
-            self.LayerNorm.weight, self.LayerNorm.bias, (word_padding, position_padding, type_padding),
-            self.dropout.p if self.dropout.training else 0.0, self.LayerNorm.eps, None, None, backend,
-        )  # fmt: skip
+            ids,
+            word.weight,
+            position_ids,
+            position.weight,
+            types,
+            None if token_type is None else token_type.weight,
+            self.LayerNorm.weight,
+            self.LayerNorm.bias,
+            paddings,
+            self.dropout.p if self.dropout.training else 0.0,
+            self.LayerNorm.eps,
+            row_index=None,
+            rng_state=None,
+            backend=backend,
+        )
 
     return subclass_of(original, forward, module)
 

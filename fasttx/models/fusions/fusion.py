@@ -13,6 +13,7 @@ from ...ops.backends import forced_backend
 
 UNFUSED_ON = frozenset(("cpu",))
 """Types of device on which transformers' own forward runs, as it is as fast there, unless a backend is forced."""
+AS_FAST = "on a {} they are as fast"
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,6 @@ class Fusion:
     needs_attention: bool = False
 
 
-def as_fast_unfused(x: Tensor) -> str | None:
-    """The reason why x's device runs a fusion's children as transformers does, or None."""
-    return f"on a {x.device.type} they are as fast" if x.device.type in UNFUSED_ON else None
-
-
 def changes_here(module: nn.Module, backend: str | None) -> bool:
     """Whether a fusion runs on the device where `module` is now; elsewhere transformers' own forward does.
 
@@ -58,7 +54,7 @@ def changes_here(module: nn.Module, backend: str | None) -> bool:
 
 
 def unfused_reason_now(
-    module: Any, x: Tensor, backend: str, unfused_reason: Callable[[Any], str | None], weighted: Callable[[Any], Any]
+    module: Any, x: Tensor, backend: str, unfused_reason: Callable[[Any], str | None], weighted: str
 ) -> str | None:
     """Why this call of a fusion runs as transformers does, or None.
 
@@ -67,12 +63,15 @@ def unfused_reason_now(
         x: what it is called with.
         backend: what the call is forced to, or "auto".
         unfused_reason: see :class:`Fusion`.
-        weighted: gives the child whose weight and bias are used without calling it.
+        weighted: name of the child whose weight and bias are used without calling it.
     """
     if backend == "torch":
         return "backend='torch' asks for PyTorch's own operators"
-    reason = (as_fast_unfused(x) if backend == "auto" else None) or unfused_reason(module)
+    device = x.device.type
+    if backend == "auto" and device in UNFUSED_ON:
+        return AS_FAST.format(device)
+    reason = unfused_reason(module)
     if reason is not None or backend != "auto":  # a forced backend answers for itself
         return reason
-    child = weighted(module)
+    child = getattr(module, weighted)
     return unsupported_reason(x, child.weight, child.bias)

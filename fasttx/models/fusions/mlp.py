@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -64,7 +63,7 @@ def linear_gelu(
             if patch is None or not patch.options.mlp:
                 return theirs(self, hidden_states)
             backend = patch.options.forced or forced_backend()
-            reason = unfused_reason_now(self, hidden_states, backend, unfused_reason, attrgetter(linear))
+            reason = unfused_reason_now(self, hidden_states, backend, unfused_reason, linear)
             note(REPORTED_AS, "two calls" if reason else "one call", reason or "")
             if reason is not None:
                 return theirs(self, hidden_states)

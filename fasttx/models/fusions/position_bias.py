@@ -123,9 +123,13 @@ def biased_attention_class(original: type, module: str) -> type:
 
     @functools.wraps(original_forward)
     def forward(
-        self: Any, hidden_states: Tensor, attention_mask: Any = None, position_bias: Tensor | None = None,
-        output_attentions: bool = False, **kwargs: Any,
-    ) -> Any:  # fmt: skip
+        self: Any,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        position_bias: Tensor | None = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
         if patch is None or not patch.options.attention or unfused_reason(self) is not None:
             return original_forward(self, hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
@@ -143,10 +147,13 @@ def _attend(
     """What comes before the output layer, (batch, seqlen, heads * head_dim), and the weights."""
     lead, head_dim = hidden.shape[:-1], module.attention_head_size
     products = [x.view(*lead, -1, head_dim) for x in _products(module, hidden, joint)]
-    arguments: dict[str, Any] = dict(
-        dropout=module.dropout.p if module.training else 0.0, scaling=head_dim**-0.5, is_causal=False,
-        position_bias=position_bias, output_attentions=output_attentions,
-    )  # fmt: skip
+    arguments: dict[str, Any] = {
+        "dropout": module.dropout.p if module.training else 0.0,
+        "scaling": head_dim**-0.5,
+        "is_causal": False,
+        "position_bias": position_bias,
+        "output_attentions": output_attentions,
+    }
     rows = mask.rows if isinstance(mask, Starts) else None
     if isinstance(mask, Starts):
         starts, longest, mask = mask.cu_seqlens, mask.max_seqlen, None

@@ -23,7 +23,7 @@ from ..attention.interface import IMPLEMENTATION, fasttx_attention
 from ..options import ModulePatch
 from ..subclass import subclass_of
 from ..transformers_names import CACHE, argument
-from .fusion import as_fast_unfused
+from . import fusion
 from .joint_linear import joint_linear
 from .residual_norm import REPORTED_AS, PostNorm
 
@@ -52,24 +52,32 @@ class Projections:
 
 def unfused_reason(attention: Any, names: Sequence[str]) -> str | None:
     """Why the layers of this self-attention, of these names, must be called unfused, or None."""
-    layers = [getattr(attention, name, None) for name in names]
-    for name, layer in zip(names, layers, strict=True):
+    first: Any = None
+    for name in names:
+        layer: Any = getattr(attention, name, None)
         reason = bypass_reason(layer, name, cls="Linear")
         if reason is not None:
             return reason
-    weights: list[Any] = [layer.weight for layer in layers]  # type: ignore[union-attr]
-    biases: list[Any] = [layer.bias for layer in layers]  # type: ignore[union-attr]
-    if len({(w.dtype, w.device, w.shape[1]) for w in weights}) > 1:
-        return "query, key and value differ in dtype, device or width"
-    if len({b is None for b in biases}) > 1:
-        return "some of query, key and value have a bias, others none"
+        first = layer if first is None else first
+        a, b = layer.weight, first.weight
+        if a.dtype != b.dtype or a.device != b.device or a.shape[1] != b.shape[1]:
+            return "query, key and value differ in dtype, device or width"
+        if (layer.bias is None) != (first.bias is None):
+            return "some of query, key and value have a bias, others none"
     return None
 
 
 def unfused_reason_now(attention: Any, names: Sequence[str], hidden_states: Tensor) -> str | None:
     """Why the layers of these names are called unfused on such an input, or None."""
-    reason = as_fast_unfused(hidden_states) or unfused_reason(attention, names)
-    return reason or unsupported_reason(hidden_states, *(getattr(attention, name).weight for name in names))
+    device = hidden_states.device.type
+    if device in fusion.UNFUSED_ON:
+        return fusion.AS_FAST.format(device)
+    reason = unfused_reason(attention, names)
+    if reason is not None:
+        return reason
+    query, key, value = names
+    weights = getattr(attention, query).weight, getattr(attention, key).weight, getattr(attention, value).weight
+    return unsupported_reason(hidden_states, *weights)
 
 
 def _their_call(attention: Any, cache: Any) -> str | None:
@@ -122,14 +130,15 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
             fuses = reason is None
         if not (joins or fuses):
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
-        layers = [getattr(self, name) for name in linear]
+        query, key, value = getattr(self, linear[0]), getattr(self, linear[1]), getattr(self, linear[2])
         if joins:
-            biases = None if layers[0].bias is None else [layer.bias for layer in layers]
-            products = joint_linear(hidden_states, [layer.weight for layer in layers], biases)
+            biases = None if query.bias is None else (query.bias, key.bias, value.bias)
+            q, k, v = joint_linear(hidden_states, (query.weight, key.weight, value.weight), biases)
         else:
-            products = tuple(layer(hidden_states) for layer in layers)
+            q, k, v = query(hidden_states), key(hidden_states), value(hidden_states)
         lead = hidden_states.shape[:-1]
-        q, k, v = (x.view(*lead, -1, getattr(self, head_dim)).transpose(1, 2) for x in products)
+        heads = (*lead, -1, getattr(self, head_dim))
+        q, k, v = q.view(heads).transpose(1, 2), k.view(heads).transpose(1, 2), v.view(heads).transpose(1, 2)
         dropout = dropout_of(self) if self.training else 0.0
         out, weights = fasttx_attention(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **given)
         out = finish(self, out.reshape(*lead, -1))

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -63,7 +62,7 @@ class PostNorm:
     def unfused_reason_now(self, module: Any, x: Tensor, patch: ModulePatch) -> str | None:
         """Why this call of a module that `patch` touched does not fuse them, or None."""
         backend = patch.options.forced or forced_backend()
-        return unfused_reason_now(module, x, backend, self.unfused_reason, attrgetter(self.norm))
+        return unfused_reason_now(module, x, backend, self.unfused_reason, self.norm)
 
     def fused(self, module: Any, patch: ModulePatch, x: Tensor, residual: Tensor) -> Tensor:
         """The layer norm of dropout(x) + residual."""
@@ -177,7 +176,7 @@ def layer_norms(sublayers: Sequence[SubLayer], unfused_too: Callable[[Any], str 
             if patch is None or not patch.options.norm:
                 return original_forward(self, hidden_states, attention_mask, **kwargs)
             backend = patch.options.forced or forced_backend()
-            reason = unfused_reason_now(self, hidden_states, backend, unfused_reason, attrgetter(norms[0].norm))
+            reason = unfused_reason_now(self, hidden_states, backend, unfused_reason, norms[0].norm)
             note(SUM, "two calls" if reason else "one call", reason or "")
             if reason is not None:
                 return original_forward(self, hidden_states, attention_mask, **kwargs)
