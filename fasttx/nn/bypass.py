@@ -12,6 +12,9 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as every_module
 
+_MATRICES = ("Linear", "Embedding")
+"""Classes whose weight is a matrix, unless it was sharded."""
+
 
 def bypass_reason(module: Any, name: str, *, source: str = "torch.nn.modules", cls: str | None = None) -> str | None:
     """Why `module` must be called as it is, or None if nothing would be missed by using its parts instead.
@@ -44,4 +47,8 @@ def bypass_reason(module: Any, name: str, *, source: str = "torch.nn.modules", c
         or every_module._global_backward_pre_hooks
     ):
         return "there are hooks on every module"
+    weight = state["_parameters"].get("weight")
+    if weight is not None and (weight.numel() == 0 or (weight.dim() < 2 and kind.__name__ in _MATRICES)):
+        shape = tuple(weight.shape)
+        return f"{name} holds a weight of shape {shape}, which FSDP or ZeRO-3 has sharded; wrap the model afterwards"
     return None

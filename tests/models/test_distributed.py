@@ -1,4 +1,4 @@
-"""Two processes on one machine: DistributedDataParallel and FSDP2 around a patched model."""
+"""Two processes on one machine: DistributedDataParallel, FSDP1 and FSDP2 around a patched model."""
 
 from __future__ import annotations
 
@@ -52,6 +52,32 @@ def run_ddp(rank: int) -> None:
     assert not fasttx.is_patched(model)
 
 
+def run_fsdp1(rank: int) -> None:
+    """Patched before and after: a module of which a rank holds a part, flat or empty, is left alone with the reason."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    for early in (True, False):
+        model = new_model()
+        if early:
+            fasttx.patch(model)
+        policy = ModuleWrapPolicy({type(model.bert.encoder.layer[0])})
+        device = torch.device("cpu")
+        wrapped = FullyShardedDataParallel(model, use_orig_params=True, auto_wrap_policy=policy, device_id=device)
+        if not early:
+            report = fasttx.patch(wrapped)
+            assert {row.after for row in report.replaced} >= {"attention: fasttx", "cross_entropy"}
+            left = {row.before for row in report.left_alone if "which FSDP or ZeRO-3 has sharded" in row.reason}
+            assert left >= {"embeddings, norm, dropout", "three products for q, k, v", "product, bias, GELU"}
+            quantised = [row.reason for row in fasttx.quantize(wrapped).rows if ".encoder.layer." in row.module]
+            assert len(quantised) == 2 * 6 and all("has sharded" in reason for reason in quantised)
+        (wrapped(**share_of(rank)).loss * WORLD).backward()
+        with FullyShardedDataParallel.summon_full_params(wrapped, with_grads=True):
+            grads = {name.replace("_fsdp_wrapped_module.", ""): p.grad for name, p in wrapped.named_parameters()}
+            for name, expected in whole_batch_gradients().items():
+                torch.testing.assert_close(grads[name], expected, rtol=1e-4, atol=1e-6)
+
+
 def run_fsdp(rank: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -86,6 +112,7 @@ def worker(rank: int, port: int) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     try:
         run_ddp(rank)
+        run_fsdp1(rank)
         run_fsdp(rank)
     finally:
         dist.destroy_process_group()
@@ -94,7 +121,7 @@ def worker(rank: int, port: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
-def test_ddp_and_fsdp2() -> None:
+def test_ddp_and_both_fsdp() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
