@@ -58,7 +58,10 @@ def _by_torch(
         z = z + residual
     if z.dtype != dtype:
         z = z.to(dtype)
-    weight, bias = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (weight, bias))
+    if weight is not None and weight.dtype != dtype:
+        weight = weight.to(dtype)
+    if bias is not None and bias.dtype != dtype:
+        bias = bias.to(dtype)
     out = torch_functional.layer_norm(z, input.shape[-1:], weight, bias, eps)
     return out if out.dtype == out_dtype else out.to(out_dtype)
 

@@ -144,7 +144,7 @@ def fused_embeddings_class(original: type, module: str, tables: Sequence[str], p
         ids: Tensor = given["input_ids"]
         typed = len(tables) > 2
         position_ids, types = _indices(self, ids, given, typed, positions)
-        word, position = (getattr(self, name) for name in tables[:2])
+        word, position = getattr(self, tables[0]), getattr(self, tables[1])
         token_type = getattr(self, tables[2]) if typed else None
         paddings = _padding(word), _padding(position), _padding(token_type)
         return embed(
@@ -159,9 +159,9 @@ def fused_embeddings_class(original: type, module: str, tables: Sequence[str], p
             paddings,
             self.dropout.p if self.dropout.training else 0.0,
             self.LayerNorm.eps,
-            row_index=None,
-            rng_state=None,
-            backend=backend,
+            None,
+            None,
+            backend,
         )
 
     return subclass_of(original, forward, module)

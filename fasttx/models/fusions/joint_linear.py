@@ -61,4 +61,7 @@ def joint_linear(input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tens
     rest = tensors[1:] if biases else [*tensors[1:], *[None] * len(weights)]
     with torch.autocast(device, enabled=False):
         found = _JointLinear.apply(rows, *rest)
-    return tuple(x.view(*input.shape[:-1], x.shape[-1]) for x in found)
+    out = []
+    for x in found:
+        out.append(x.view(*input.shape[:-1], x.shape[-1]))
+    return tuple(out)
