@@ -47,6 +47,6 @@ def test_a_layer_and_the_embeddings_enter_few_frames(training: bool) -> None:
     with torch.set_grad_enabled(training):
         found = frames(lambda: model(**inputs))
     assert found["models/fusions/joint_linear.py:joint_linear"] == 1  # all is fused
-    assert found["functional/_dropout_add_layer_norm.py:dropout_add_layer_norm_on"] == 2
+    assert found["functional/_dropout_add_layer_norm.py:_dropout_add_layer_norm"] == 2
     assert found.total() <= AT_MOST, found.most_common()
     assert sum(n for name, n in found.items() if name.startswith("nn/bypass.py")) <= CHILDREN, found.most_common()
