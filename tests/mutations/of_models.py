@@ -21,8 +21,8 @@ MODELS = [
     ),
     Mutation(
         "fasttx/models/fusions/mlp.py",
-        "approximate=APPROXIMATE[type(getattr(self, activation)).__name__],",
-        'approximate="none",',
+        "approximate = APPROXIMATE[type(getattr(self, activation)).__name__]",
+        'approximate = "none"',
         ("tests/models/test_mlp.py",),
     ),
     Mutation("fasttx/models/fusions/residual_norm.py", "eps=getattr(norm, self.eps)", "eps=1e-5", NORM),
