@@ -37,7 +37,7 @@ def patch_transformers(**options: Any) -> None:
         result = load(cls, *args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="fasttx.patch replaced nothing")
+            warnings.filterwarnings("ignore", message="fasttx.patch replaced (nothing|only)")
             patch(model, **options)
         return result
 

@@ -180,6 +180,9 @@ def _patch_plain(root: nn.Module, options: Options) -> Report:
         if options.strict:
             raise ValueError(message)
         warnings.warn(message, stacklevel=3)
+    elif plan.unknown and all(row.after.startswith("fasttx.nn.") for row in plan.report.replaced if row.after):
+        message = f"fasttx.patch replaced only torch.nn's modules in {type(root).__name__}"
+        warnings.warn(f"{message}: {'; '.join(plan.unknown)}", stacklevel=3)
     _carry_out(plan, options)
     return plan.report
 

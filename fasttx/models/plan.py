@@ -79,12 +79,14 @@ class Plan:
         configs: modules with a config object that is exchanged, with what they will carry.
         attention: modules whose config is to say ``attn_implementation="fasttx"``.
         classes: modules with the class that they will have.
+        unknown: why the layers of models of other families stay as they are.
     """
 
     report: Report
     configs: list[tuple[nn.Module, ModulePatch]] = field(default_factory=list)
     attention: list[nn.Module] = field(default_factory=list)
     classes: list[tuple[nn.Module, type]] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
 
 def _key(cls: type) -> tuple[str, str]:
@@ -144,6 +146,7 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
             reason = f"model_type {module.config.model_type!r} is not one of fasttx's families; its attention "
             reason += how_to_set(module)
             plan.report.rows.append(Row(name, type(module).__name__, None, "", reason))
+            plan.unknown.append(f"{name or 'the model'}: {reason}")
     if plan.attention:
         marks = {id(m.config): _exchange(m.config, options) for m in plan.attention}
         for module in root.modules():

@@ -23,9 +23,21 @@ def calls_the_interface(config: Any) -> bool:
     """Whether transformers' modelling file of this configuration looks its attention up in the registry.
 
     Many families (MPNet, MegatronBERT, XGLM) have an attention of their own, and yet ask the registry for their masks.
+    A file without any attention (DPR's) builds its models from another family's, which looks it up.
     """
     modelling = _modelling(config)
-    return modelling is None or hasattr(modelling, "ALL_ATTENTION_FUNCTIONS")
+    return (
+        modelling is None or hasattr(modelling, "ALL_ATTENTION_FUNCTIONS") or not _defines_attention(modelling.__name__)
+    )
+
+
+@torch.compiler.assume_constant_result
+def _defines_attention(file: str) -> bool:
+    """Whether a modelling file has a class of attention that it did not import."""
+    return any(
+        name.endswith("Attention") and getattr(value, "__module__", None) == file
+        for name, value in vars(sys.modules[file]).items()
+    )
 
 
 def _modelling(config: Any) -> ModuleType | None:
@@ -57,7 +69,8 @@ def adds_masks(config: Any) -> bool:
     modelling = _modelling(config)
     if modelling is None:
         return False
-    return not hasattr(modelling, "ALL_ATTENTION_FUNCTIONS") or _adds_masks(modelling.__name__)
+    name = modelling.__name__
+    return _adds_masks(name) if hasattr(modelling, "ALL_ATTENTION_FUNCTIONS") else _defines_attention(name)
 
 
 def for_batch(mask: Tensor, batch: int) -> Tensor:
