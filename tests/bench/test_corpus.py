@@ -169,7 +169,7 @@ def test_brackets_in_a_path_are_shown(checkpoint: Path, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "named"), [("zz", "FASTTX_BACKEND='zz': allowed are"), ("cuda", "backend 'cuda'")])
+@pytest.mark.parametrize(("name", "named"), [("zz", "FASTTX_BACKEND: got 'zz'; allowed"), ("cuda", "backend 'cuda'")])
 def test_a_backend_that_cannot_run(
     name: str, named: str, checkpoint: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

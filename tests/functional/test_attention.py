@@ -74,7 +74,7 @@ def test_accuracy_of_output_and_gradients(layout: str, mask: str | None, dtype: 
         dout.double(),
     )
     for (got, want), (ref, _) in zip(pairs, exact, strict=True):
-        assert_as_accurate(got, want, ref)
+        assert_as_accurate(got, want, ref, least=float(ref.abs().max()) / 2)  # of a row in which most cancels
 
 
 def test_grouped_heads() -> None:

@@ -83,7 +83,10 @@ def run(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor
 def test_hidden_states_and_gradients(name: str) -> None:
     model, inputs = build(name, MODELS[name]), batch(name in ON_THE_LEFT)
     model.set_attn_implementation("eager")
-    want64, grads64 = run(copy.deepcopy(model).double(), inputs)
+    reference = copy.deepcopy(model).double()
+    if name == "LlamaModel":  # eager's mask of a row without a key is -inf in float64, and its gradient NaN
+        reference.set_attn_implementation("sdpa")
+    want64, grads64 = run(reference, inputs)
     want, grads = run(model, inputs)
     model.set_attn_implementation("fasttx")
     assert model.config._attn_implementation == "fasttx"

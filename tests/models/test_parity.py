@@ -199,9 +199,10 @@ def test_a_fully_masked_sequence_gives_finite_numbers() -> None:
     assert all(grad.isfinite().all() for grad in grads.values())
 
 
-def test_padding_never_influences_a_real_token() -> None:
+@pytest.mark.parametrize("unpad", [True, False])
+def test_padding_never_influences_a_real_token(unpad: bool) -> None:
     model = zoo.tiny_model(zoo.BERT, "BertModel")
-    fasttx.patch(model)
+    fasttx.patch(model, unpad=unpad)
     inputs = zoo.inputs_for(zoo.BERT, "BertModel")
     other = copy.deepcopy(inputs)
     padding = inputs["attention_mask"] == 0

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from nn.losses_beside_torch import BCE, DTYPES, same
+from nn.losses_beside_torch import BCE, same
 
 import fasttx.nn as fasttx_nn
 from fasttx.ops.backends import backend
+from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.registry import LAUNCHES
 
 

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as torch_functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nn.losses_beside_torch import CROSS_ENTROPY, DTYPES, gradients, same, tokens
+from nn.losses_beside_torch import CROSS_ENTROPY, gradients, same, tokens
 from torch import Tensor
 
 import fasttx.nn as fasttx_nn
 from fasttx.functional import _cross_entropy
 from fasttx.ops.backends import backend
+from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.registry import LAUNCHES
 
 
