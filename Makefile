@@ -1,11 +1,12 @@
 # Every target is one command that a person could type. `make help` lists them.
 #
 #   PYTHON=python3.12    the Python that makes .venv (default: the first Python >= 3.10 found)
-#   PIP_ARGS=...         more arguments for pip install, e.g. --index-url of a mirror, or of PyTorch's CPU builds
+#   PIP_ARGS=...         more arguments for pip install, e.g. --extra-index-url of PyTorch's CPU builds
 #   DEMO_ARGS=...        arguments for `make demo`, e.g. DEMO_ARGS="--tiny"
 #   MUTATE_ARGS=...      parts of names of mutations for `make mutate`;  SANITIZE_ARGS="--tool racecheck"
 #   SASS_ARGS=...        parts of names of kernels' files for `make sass`, e.g. SASS_ARGS="softmax kl_div"
-#   PINS=oldest|newest   the versions of constraints/ in place of those of constraints.txt, in a .venv-oldest of their own
+#   PINS=oldest|newest   the versions of constraints/ in place of those of constraints.txt, in a .venv-oldest of their own;
+#                        oldest is installed as on a machine of which pip knows nothing: PyPI's CUDA build, no PIP_ARGS
 #   PART=tests|bench     one part of `make gpu-check`;  OUT=dir  where it writes
 
 SHELL := bash
@@ -26,7 +27,15 @@ PY := $(VENV)/bin/python
 PIN_FILES := $(if $(PINS),constraints/$(PINS).txt) constraints.txt
 PIN := $(shell cat $(PIN_FILES) pyproject.toml setup.py buildsystem/*.py | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/installed-$(PIN)
-PIP := $(PY) -m pip --disable-pip-version-check install --no-compile $(PIP_ARGS)
+PIP := $(PY) -m pip --disable-pip-version-check install --no-compile
+ifeq ($(PINS),oldest)
+# Neither PIP_* nor a user's pip.conf: what a newcomer's machine gets, whatever this one is told. How to reach PyPI stays.
+AS_NEW := env -i HOME=$(abspath $(VENV))/home PATH="$$PATH" LANG=C.UTF-8 $$(env | grep -iE '^(https?|all|no)_proxy=' || true)
+PIP := $(AS_NEW) $(PIP)
+else
+AS_NEW :=
+PIP += $(PIP_ARGS)
+endif
 DEMO_ARGS ?=
 MUTATE_ARGS ?=
 SANITIZE_ARGS ?=
@@ -40,11 +49,12 @@ WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(PY) -m pytest -n $(WORKERS)
 
-# What depends on transformers and on Triton most, for PINS.
-PINNED := $(addprefix tests/models/test_,$(addsuffix .py,attention embeddings padding_free padding_seen parity pretrained qkv \
-	sliding_window)) tests/ops/test_cross_entropy.py tests/ops/test_softmax.py
+# What depends on the versions most, for PINS: packing, lengths, what compiles, and what a fresh machine showed.
+PINNED := tests/functional/test_packing.py tests/ops/test_cross_entropy.py tests/ops/test_softmax.py \
+	tests/nn/test_transformer.py tests/cli/test_measuring.py tests/bench/test_timer.py $(addprefix tests/models/test_,$(addsuffix .py, \
+	attention embeddings mlm_capacity padding_free padding_free_training padding_seen parity pretrained qkv seq_lens sliding_window training))
 
-.PHONY: help venv demo test test-slow test-pins test-pinned test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-check clean
+.PHONY: help venv demo emulator test test-slow test-pins test-newest test-pinned test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -61,7 +71,8 @@ $(STAMP): $(PIN_FILES) pyproject.toml setup.py $(wildcard buildsystem/*.py)
 	grep '^torch==\|^numpy' $(VENV)/pins.txt > $(VENV)/first.txt
 	grep '^triton==' $(VENV)/pins.txt > $(VENV)/triton.txt
 	grep -v '^triton==' $(VENV)/pins.txt > $(VENV)/constraints.txt
-	$(PIP) -q -r $(VENV)/first.txt
+	@$(AS_NEW) $(PY) buildsystem/before_torch.py $(if $(AS_NEW),,$(PIP_ARGS))
+	quiet=-q; if [ -t 1 ]; then quiet=; fi; $(PIP) $$quiet -r $(VENV)/first.txt
 	if [ "$$(uname -s)" = Linux ] && ! $(PY) -c 'import torch; assert torch.version.cuda or torch.version.hip' 2>/dev/null; then $(PIP) -q -r $(VENV)/triton.txt; fi
 	FASTTX_CUDA=0 $(PIP) -q -c $(VENV)/constraints.txt -e '.[dev]'
 	touch $@
@@ -69,18 +80,26 @@ $(STAMP): $(PIN_FILES) pyproject.toml setup.py $(wildcard buildsystem/*.py)
 demo: $(STAMP) ## real BERT weights on real text, unpatched and patched: parity, times, loss curves, a PNG
 	$(PY) -m fasttx demo $(DEMO_ARGS)
 
+emulator: $(STAMP) ## the CUDA C++ kernels compiled for the CPU, as the tests run them; they say so if that fails
+	$(PY) tests/emulator/host_build.py
+
 test: $(STAMP) ## the tests; without a GPU the Triton kernels run in Triton's interpreter
+	$(PY) tests/emulator/host_build.py plain race
 	$(PYTEST) -m "not slow"
 
-test-slow: $(STAMP) ## the slower cases alone
+test-slow: $(STAMP) emulator ## the slower cases alone
 	$(PYTEST) -m slow
 
-test-pins: ## what depends on them most, with the oldest and the newest transformers and Triton that are supported
+test-pins: ## what depends on them most, with the oldest torch, transformers and Triton, installed as on a new machine
 	$(MAKE) test-pinned PINS=oldest
+
+test-newest: ## the same with the newest of them: at a release, and every night
 	$(MAKE) test-pinned PINS=newest
 
 test-pinned: $(STAMP) ## that selection with PINS=oldest or PINS=newest
+	$(PY) tests/emulator/host_build.py plain
 	$(PYTEST) -m "not slow" $(PINNED)
+	$(PYTEST) -m slow tests/models/test_seq_lens.py
 
 test-all: lint types test test-slow test-pins aot package-check ## everything, a wheel, and the demo at tiny size: what .ci/run calls
 	FASTTX_CUDA_ARCHS=90a $(PY) tests/scripts/wheel.py --local-nvcc --out $(VENV)/wheel

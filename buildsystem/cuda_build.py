@@ -178,34 +178,59 @@ def run(command: Sequence[str]) -> str:
     return done.stdout + done.stderr
 
 
-def made_once(command: Sequence[str], inputs: Sequence[Path], folder: Path, name: str) -> Path:
-    """What `command -o FILE` makes of the inputs, from `folder` if the very same thing was made before.
+@dataclass(frozen=True)
+class Job:
+    """A compiler's call, `command -o FILE`.
 
-    The file appears under its name when it is whole: another process never sees half of it.
+    Attributes:
+        command: without the output.
+        inputs: the files that it reads, or more.
+        name: of the output; the file on the disk has a hash of everything in it.
+        key: what stands for the command in that hash; None for the command itself.
     """
-    digest = hashlib.sha256(repr(list(command)).encode())
-    for path in inputs:
-        digest.update(path.read_bytes())
-    stem, suffix = name.rsplit(".", 1)
-    found = folder / f"{stem}-{digest.hexdigest()[:20]}.{suffix}"
-    if not found.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            out = Path(scratch) / found.name
-            run([*command, "-o", str(out)])
-            os.replace(out, found)
-    return found
+
+    command: Sequence[str]
+    inputs: Sequence[Path]
+    name: str
+    key: Sequence[str] | None = None
+
+    def path(self, folder: Path) -> Path:
+        """Where its output is, or is to be."""
+        digest = hashlib.sha256(repr(list(self.command if self.key is None else self.key)).encode())
+        for path in self.inputs:
+            digest.update(path.read_bytes())
+        stem, suffix = self.name.rsplit(".", 1)
+        return folder / f"{stem}-{digest.hexdigest()[:20]}.{suffix}"
+
+    def made(self, folder: Path) -> Path:
+        """The output, from `folder` if the very same thing was made before.
+
+        The file appears under its name when it is whole: another process never sees half of it.
+        """
+        found = self.path(folder)
+        if not found.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                out = Path(scratch) / found.name
+                run([*self.command, "-o", str(out)])
+                os.replace(out, found)
+        return found
 
 
-def made_all(jobs: Sequence[tuple[Sequence[str], Sequence[Path], str]], folder: Path) -> list[Path]:
-    """`made_once` of each (command, inputs, name), MAX_JOBS at a time, with a line as each is there."""
+def made_once(command: Sequence[str], inputs: Sequence[Path], folder: Path, name: str) -> Path:
+    """What `command -o FILE` makes of the inputs, from `folder` if the very same thing was made before."""
+    return Job(command, inputs, name).made(folder)
+
+
+def made_all(jobs: Sequence[Job], folder: Path) -> list[Path]:
+    """The output of each job, MAX_JOBS at a time, with a line as each is there."""
     began = time.monotonic()
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-        ahead = {pool.submit(made_once, command, inputs, folder, name): inputs[0] for command, inputs, name in jobs}
+        ahead = {pool.submit(job.made, folder): job for job in jobs}
         try:
             for done, job in enumerate(as_completed(ahead), 1):
                 job.result()
-                say(f"[{done}/{len(jobs)}] {ahead[job].name}, {time.monotonic() - began:.0f} s")
+                say(f"[{done}/{len(jobs)}] {ahead[job].inputs[0].name}, {time.monotonic() - began:.0f} s")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # of a build that fails nothing more begins
             raise
@@ -261,10 +286,11 @@ def build(target: Path, folder: Path, names: Sequence[str] | None = None) -> Non
         *(f'-DFASTTX_ARCHS="{",".join(names)}"', f"-I{CSRC}", "-isystem", str(pybind11_headers())),
         *(f"-I{sysconfig.get_paths()['include']}", "-c", str(CSRC / "bindings.cpp")),
     ]
-    jobs = [(bindings, [CSRC / "bindings.cpp", *headers])]
-    jobs += [(kernel_command(toolkit, source, names), [source, *of_kernels]) for source in sorted(CSRC.glob("*/*.cu"))]
+    jobs = [Job(bindings, [CSRC / "bindings.cpp", *headers], "bindings.o")]
+    for source in sorted(CSRC.glob("*/*.cu")):
+        jobs.append(Job(kernel_command(toolkit, source, names), [source, *of_kernels], f"{source.stem}.o"))
     say(_start(names, len(jobs), toolkit))
-    made = made_all([(*job, f"{job[1][0].stem}.o") for job in jobs], folder)
+    made = made_all(jobs, folder)
     link = [str(compiler()), "-shared", "-Wl,--exclude-libs,ALL", *map(str, made), str(toolkit.cudart)]
     module = made_once([*link, "-ldl", "-lrt", "-lpthread"], made, folder, "_C.so")
     target.parent.mkdir(parents=True, exist_ok=True)

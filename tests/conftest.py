@@ -6,6 +6,7 @@ their own.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -50,6 +51,43 @@ if importlib.util.find_spec("hypothesis") is None:
     hypothesis_absent.install()
 
 
+EMULATOR = Path(__file__).resolve().parent / "emulator"
+STAND_IN = os.environ.get("FASTTX_EMULATOR", "plain")
+
+
+class EmulatorBuild(pytest.Item):
+    """Stands for all tests that need the emulator where it cannot be built, and fails with the compiler's message."""
+
+    problem = ""
+
+    def runtest(self) -> None:
+        pytest.fail(f"the emulator cannot be built\n{self.problem}", pytrace=False)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return EMULATOR / "host_build.py", 0, "build of the emulator"
+
+
+@pytest.hookimpl(trylast=True)  # when -k and -m have chosen
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Builds the emulator before the first test, for all workers once and in no test's time."""
+    if HAS_GPU or AHEAD_OF_TIME or config.option.collectonly or host_build.lacks() is not None:
+        return
+    own = [item for item in items if EMULATOR in item.path.parents]
+    need = own + [item for item in items if "device" in getattr(item, "fixturenames", ()) and item not in own]
+    wanted = [(STAND_IN, host_build.KERNELS, True)] if need else []
+    if own:
+        slow = any(item.get_closest_marker("slow") for item in own)
+        wanted += host_build.libraries(["plain", "race", *(["asan"] if slow else [])])
+    shown = config.pluginmanager.getplugin("capturemanager")
+    try:
+        with shown.global_and_fixture_disabled() if shown is not None else contextlib.nullcontext():
+            host_build.prepare(wanted)
+    except RuntimeError as problem:
+        failed = EmulatorBuild.from_parent(session, name="build of the emulator")
+        failed.problem = str(problem)
+        items[:] = [failed, *(item for item in items if item not in need)]
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where kernels are tested: the GPU if there is one, else the CPU, by Triton's interpreter and tests/emulator."""
@@ -58,7 +96,7 @@ def device() -> torch.device:
     if host_build.lacks() is None:  # else the rows of `cuda` say that they need a GPU, and are skipped
         import host_module
 
-        module, emulator = host_module.load(os.environ.get("FASTTX_EMULATOR", "plain"))
+        module, emulator = host_module.load(STAND_IN)
         cuda.set_stand_in(module, emulator.watch)
     return torch.device("cpu")
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import before_torch
 import pytest
 
 import fasttx
@@ -124,6 +125,40 @@ def test_the_pinned_weights_are_the_published_ones() -> None:
     weights = Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert digest == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "system", "has_gpu", "here", "said"),
+    [
+        ([], {}, "Linux", False, False, "no NVIDIA GPU was found here"),
+        ([], {}, "Linux", True, False, "about 5 GB on the disk."),
+        (["--extra-index-url", "https://x"], {}, "Linux", False, False, ""),
+        (["--index-url=https://x"], {}, "Linux", False, False, ""),
+        ([], {"PIP_EXTRA_INDEX_URL": "https://x"}, "Linux", False, False, ""),
+        ([], {}, "Darwin", False, False, ""),
+        ([], {}, "Linux", False, True, ""),
+    ],
+)
+def test_make_says_what_torch_weighs_before_pip_fetches_it(
+    arguments: list[str], environment: dict[str, str], system: str, has_gpu: bool, here: bool, said: str
+) -> None:
+    text = before_torch.advice(arguments, environment, system, has_gpu, here)
+    assert said in text and bool(text) == bool(said)
+    assert not text or "--extra-index-url ADDRESS" in text
+
+
+def test_the_advice_stands_before_the_download() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert makefile.index("buildsystem/before_torch.py") < makefile.index("-r $(VENV)/first.txt")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.index("PyTorch's CPU") < readme.index("make demo     #")
+
+
+def test_the_oldest_versions_are_those_that_may_be_installed() -> None:
+    pins = dict(re.findall(r"^([a-z]+)==(\d+\.\d+)", (ROOT / "constraints" / "oldest.txt").read_text(), re.M))
+    allowed = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for name in ("torch", "transformers"):
+        assert f'"{name}>={pins[name]}"' in allowed
 
 
 def _rows(text: str, heading: str) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from ..ops.exporting import exporting
 OWN = "torch's own"
 """The choice of a drop-in that hands a call to torch's function of its name."""
 
-PLAIN = (Tensor, Parameter, FakeTensor)  # torch 2.8 compiles no `in` of a frozenset
+PLAIN = (Tensor, Parameter, FakeTensor)
 """Classes of which torch's functions keep nothing but the values."""
 EXPORTED = "an exported program holds PyTorch's own operators where no kernel runs"
 META = "a meta tensor"

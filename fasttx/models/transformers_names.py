@@ -16,7 +16,7 @@ CACHE_LENGTH = ("past_key_values_length", "cache_length")
 
 def argument(arguments: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     """What a call has under one of `names`; None if it has none."""
-    for name in names:  # not next() with a default, which torch 2.8 does not compile
+    for name in names:
         if arguments.get(name) is not None:
             return arguments[name]
     return None

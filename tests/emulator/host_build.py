@@ -1,29 +1,42 @@
 """Compiles csrc/ for the emulator: `_C_host`, a module with the interface of fasttx._C whose kernels run on the CPU.
 
-Built on demand and kept in build/emulator/ under a hash of everything that goes into it: a run that changes nothing
-compiles nothing.  Three variants: "plain"; "race", whose kernels are compiled with hooks at each access; "asan",
-under AddressSanitizer and UndefinedBehaviorSanitizer, for a process of its own.
+    python tests/emulator/host_build.py [plain | race | asan ...]
+
+builds what the tests load, of all variants or of some; `make test` begins with it, and so does a run of pytest that
+needs it, before its first test.  All is kept in build/emulator/ under a hash of everything that goes into it: a run
+that changes nothing compiles nothing.  Three variants: "plain"; "race", whose kernels are compiled with hooks at each
+access; "asan", under AddressSanitizer and UndefinedBehaviorSanitizer, for a process of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import functools
+import hashlib
 import importlib.util
 import os
 import subprocess
+import sys
 import sysconfig
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cuda_build import compiler, made_once, pybind11_headers
-
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "buildsystem"))  # as a program; pytest has it there
+
+from announce import say  # noqa: E402
+from cuda_build import Job, compiler, made_all, pybind11_headers  # noqa: E402
+
 HERE = Path(__file__).resolve().parent
 CACHE = ROOT / "build" / "emulator"
 RUNTIME = sorted((HERE / "runtime").glob("*.cpp"))
 KERNELS = sorted((ROOT / "csrc").glob("*/*.cu"))
 BINDINGS = ROOT / "csrc" / "bindings.cpp"
+ALONE = sorted(HERE.glob("*.cu"))
+"""Kernels of the tests, each a library of its own."""
+SANITIZED_ALONE = ("cluster_faults", "gemm_sm80", "gemm_sm90")
+"""Those of them that tests load in the variant "asan"."""
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 # The thread sanitizer's calls are answered by runtime/hooks.cpp; guards of static variables would call libtsan itself.
@@ -59,23 +72,75 @@ def lacks() -> str | None:
     return None
 
 
-def _flags(*more: str) -> list[str]:
+def _csrc(source: Path) -> Path:
+    """The csrc/ that a source includes from: the one that it lies in, which may be a copy."""
+    return next((folder for folder in source.parents if folder.name == "csrc"), ROOT / "csrc")
+
+
+def _flags(*more: str, csrc: Path = ROOT / "csrc") -> list[str]:
     return [
         "-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing",
         "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DFASTTX_EMULATE",
-        f"-I{HERE / 'include'}", f"-I{ROOT / 'csrc'}", "-isystem", str(cuda_headers()), *more,
+        f"-I{HERE / 'include'}", f"-I{csrc}", "-isystem", str(cuda_headers()), *more,
     ]  # fmt: skip
 
 
 def inputs(source: Path) -> list[Path]:
     """The source and every header of ours, those of the bindings for them alone: a superset of what it includes."""
-    headers = [p for folder in (ROOT / "csrc", HERE) for p in folder.rglob("*") if p.suffix in (".h", ".cuh")]
+    headers = [p for folder in (_csrc(source), HERE) for p in folder.rglob("*") if p.suffix in (".h", ".cuh")]
     headers = [p for p in headers if source == BINDINGS or p.parent.name != "bindings"]
     return [source, HERE / "include" / "nv" / "target", *sorted(headers)]
 
 
-def _object(source: Path, flags: list[str]) -> Path:
-    return made_once([str(compiler()), *flags, "-c", str(source)], inputs(source), CACHE, f"{source.stem}.o")
+@functools.cache
+def _contents(folder: Path) -> str:
+    """Stands for the headers in a folder, wherever that lies."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _key(command: Sequence[str]) -> list[str]:
+    """The command with headers by what they hold: environments with the same ones share what is built."""
+    cuda, pybind11 = cuda_headers(), pybind11_headers()
+    assert cuda is not None and pybind11 is not None
+    same = {str(cuda): _contents(cuda), str(pybind11): _contents(pybind11 / "pybind11")}
+    return [same.get(part, part) for part in command]
+
+
+def _object(source: Path, flags: list[str]) -> Job:
+    command = [str(compiler()), *flags, "-c", str(source)]
+    return Job(command, inputs(source), f"{source.stem}.o", _key(command))
+
+
+def _objects(variant: str, sources: Sequence[Path], bindings: bool) -> list[Job]:
+    everywhere, of_kernels = VARIANTS[variant]
+    as_cuda = ["-O1", "-include", "cuda_emulator.h", "-x", "c++"]
+    jobs = [_object(s, _flags("-O2", f"-I{HERE / 'runtime'}", *everywhere)) for s in RUNTIME]
+    jobs += [_object(s, _flags(*as_cuda, *everywhere, *of_kernels, csrc=_csrc(s))) for s in sources]
+    if bindings:
+        python = sysconfig.get_paths()["include"]
+        module = ["-DFASTTX_MODULE=_C_host", '-DFASTTX_ARCHS=""', "-isystem", str(pybind11_headers()), f"-I{python}"]
+        jobs.append(_object(BINDINGS, _flags("-O1", *everywhere, *module)))
+    return jobs
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Of two processes one compiles, and the other finds it done."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(jobs: Sequence[Job], what: str) -> None:
+    """Compiles those of the jobs that were not done before, and says so if there are any."""
+    lacking = list({path: job for job in jobs if not (path := job.path(CACHE)).is_file()}.values())
+    if lacking:
+        say(f"building the emulator ({what}): {len(lacking)} files by {compiler()}")
+        made_all(lacking, CACHE)
 
 
 def build_library(variant: str, sources: Sequence[Path], bindings: bool) -> Path:
@@ -85,22 +150,38 @@ def build_library(variant: str, sources: Sequence[Path], bindings: bool) -> Path
         variant: "plain", "race" or "asan".
         sources: files of kernels.
         bindings: whether csrc/bindings.cpp is in it.
+
+    Raises:
+        RuntimeError: the compiler failed; the message has its command and what it said.
     """
-    everywhere, of_kernels = VARIANTS[variant]
-    as_cuda = ["-O1", "-include", "cuda_emulator.h", "-x", "c++"]
-    jobs = [(s, _flags("-O2", f"-I{HERE / 'runtime'}", *everywhere)) for s in RUNTIME]
-    jobs += [(s, _flags(*as_cuda, *everywhere, *of_kernels)) for s in sources]
-    if bindings:
-        python = sysconfig.get_paths()["include"]
-        module = ["-DFASTTX_MODULE=_C_host", '-DFASTTX_ARCHS=""']
-        jobs.append((BINDINGS, _flags("-O1", *everywhere, *module, "-isystem", str(pybind11_headers()), f"-I{python}")))
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two workers one compiles, and the other finds it done
-        with ThreadPoolExecutor(2) as pool:
-            objects = list(pool.map(lambda job: _object(*job), jobs))
-        link = [str(compiler()), *everywhere, "-shared", *map(str, objects), "-ldl"]
-        return made_once(link, objects, CACHE, f"{variant}.so")
+    with _alone():
+        jobs = _objects(variant, sources, bindings)
+        _compile(jobs, variant)
+        objects = [job.path(CACHE) for job in jobs]
+        link = [str(compiler()), *VARIANTS[variant][0], "-shared", *map(str, objects), "-ldl"]
+        return Job(link, objects, f"{variant}.so").made(CACHE)
+
+
+def libraries(variants: Sequence[str]) -> list[tuple[str, list[Path], bool]]:
+    """What the tests load in these variants, as arguments of `build_library`."""
+    found: list[tuple[str, list[Path], bool]] = []
+    for variant in variants:
+        found.append((variant, KERNELS, True))
+        found += [(variant, [s], False) for s in ALONE if variant != "asan" or s.stem in SANITIZED_ALONE]
+    return found
+
+
+def prepare(wanted: Sequence[tuple[str, list[Path], bool]]) -> None:
+    """Builds libraries, all their files side by side.
+
+    Raises:
+        RuntimeError: the compiler failed.
+    """
+    with _alone():
+        variants = ", ".join(dict.fromkeys(variant for variant, _, _ in wanted))
+        _compile([job for library in wanted for job in _objects(*library)], variants)
+    for library in wanted:
+        build_library(*library)
 
 
 def sanitizer_environment() -> dict[str, str]:
@@ -115,3 +196,21 @@ def sanitizer_environment() -> dict[str, str]:
 def build_module(variant: str) -> Path:
     """The module `_C_host` with every kernel of csrc/."""
     return build_library(variant, KERNELS, bindings=True)
+
+
+def main() -> None:
+    variants = sys.argv[1:] or list(VARIANTS)
+    unknown = [v for v in variants if v not in VARIANTS]
+    if unknown:
+        raise SystemExit(f"variants: got {unknown[0]!r}; allowed are {', '.join(map(repr, VARIANTS))}")
+    if lacks() is not None:
+        print(f"fasttx: the tests of CUDA C++ are skipped: {lacks()}")
+        return
+    try:
+        prepare(libraries(variants))
+    except RuntimeError as problem:
+        raise SystemExit(f"fasttx: the emulator cannot be built\n{problem}") from None
+
+
+if __name__ == "__main__":
+    main()
