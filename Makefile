@@ -107,13 +107,15 @@ test-all: lint types test test-slow test-pins aot package-check ## everything, a
 
 lint: $(STAMP) ## ruff, and clang-format where there is C++
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	@files=$$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h'); if [ -n "$$files" ]; then $(VENV)/bin/clang-format --dry-run -Werror $$files; fi
 
 types: $(STAMP) ## mypy
 	$(PY) -m mypy
 
-format: $(STAMP) ## rewrite imports and C++ as `make lint` wants them
+format: $(STAMP) ## rewrite Python and C++ as `make lint` wants them
 	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
 	@files=$$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h'); if [ -n "$$files" ]; then $(VENV)/bin/clang-format -i $$files; fi
 
 aot: $(STAMP) ## compile every kernel's listed configurations to machine code for sm_80, sm_90 and sm_100

@@ -1,4 +1,4 @@
-// The cross-entropy op's launchers; formulas and contract stand in cross_entropy.cuh and fasttx/ops/cross_entropy/op.py.
+// Launchers of the op cross-entropy; formulas and contract: cross_entropy.cuh and fasttx/ops/cross_entropy/op.py.
 #pragma once
 #include <cstdint>
 
