@@ -187,10 +187,17 @@ def load(arm: Arm, data: Path = TEXTS) -> tuple[nn.Module, list[Batch], list[Bat
     entries = vocabulary(text for _, text in train)
     tokenizer = BertTokenizerFast(vocab=entries, do_lower_case=True)
     config = BertConfig(
-        vocab_size=len(entries), hidden_size=HIDDEN, num_attention_heads=HEADS, num_hidden_layers=LAYERS,
-        intermediate_size=4 * HIDDEN, max_position_embeddings=LENGTH, num_labels=len(labels),
-        initializer_range=INITIAL_SPREAD, hidden_dropout_prob=arm.dropout, attention_probs_dropout_prob=arm.dropout,
-    )  # fmt: skip
+        vocab_size=len(entries),
+        hidden_size=HIDDEN,
+        num_attention_heads=HEADS,
+        num_hidden_layers=LAYERS,
+        intermediate_size=4 * HIDDEN,
+        max_position_embeddings=LENGTH,
+        num_labels=len(labels),
+        initializer_range=INITIAL_SPREAD,
+        hidden_dropout_prob=arm.dropout,
+        attention_probs_dropout_prob=arm.dropout,
+    )
     torch.manual_seed(SHARED_SEED)
     if arm.task == "pretraining":
         return BertForMaskedLM(config), _pretraining(tokenizer, [text for _, text in train], arm.steps), []

@@ -165,18 +165,27 @@ def _losses(task: str, found: list[dict[str, Any]]) -> list[Verdict]:
     at = f" (step {noise.step}, by {noise.gap[noise.step - WINDOW]:+.2g})"
     return [
         Verdict(
-            task, f"without dropout, largest relative difference of the first {EXACT_STEPS} losses", f"{relative:.1e}",
-            f"{EXACT:.0e}", relative <= EXACT,
+            task,
+            f"without dropout, largest relative difference of the first {EXACT_STEPS} losses",
+            f"{relative:.1e}",
+            f"{EXACT:.0e}",
+            relative <= EXACT,
         ),
         Verdict(
-            task, f"largest gap between the means of {len(plain)} and {len(patched)} seeds, in standard errors",
-            f"{noise.ratio:.2f}{at}", f"{FACTOR:g}", noise.ratio <= FACTOR,
+            task,
+            f"largest gap between the means of {len(plain)} and {len(patched)} seeds, in standard errors",
+            f"{noise.ratio:.2f}{at}",
+            f"{FACTOR:g}",
+            noise.ratio <= FACTOR,
         ),
         Verdict(
-            task, "fall of the unpatched loss, in standard deviations of a curve", f"{noise.fall:.0f}",
-            f"from {LEAST_FALL:g}", noise.fall >= LEAST_FALL,
+            task,
+            "fall of the unpatched loss, in standard deviations of a curve",
+            f"{noise.fall:.0f}",
+            f"from {LEAST_FALL:g}",
+            noise.fall >= LEAST_FALL,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _accuracy(task: str, found: list[dict[str, Any]]) -> Verdict:
@@ -185,6 +194,9 @@ def _accuracy(task: str, found: list[dict[str, Any]]) -> Verdict:
     allowed = ACCURACY_FACTOR * spread * math.sqrt(1 / len(plain) + 1 / len(patched))
     gap = float(np.mean(patched) - np.mean(plain))
     return Verdict(
-        task, "accuracy on dev.txt, mean of patched less unpatched",
-        f"{gap:+.3f} ({np.mean(patched):.3f}, {np.mean(plain):.3f})", f"{allowed:.3f} either way", abs(gap) <= allowed,
-    )  # fmt: skip
+        task,
+        "accuracy on dev.txt, mean of patched less unpatched",
+        f"{gap:+.3f} ({np.mean(patched):.3f}, {np.mean(plain):.3f})",
+        f"{allowed:.3f} either way",
+        abs(gap) <= allowed,
+    )

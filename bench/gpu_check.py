@@ -132,9 +132,15 @@ def _run_file(path: Path, out: Path, deadline: float, rehearsal: bool, keyword: 
     command += ["-k", keyword] if keyword else []
     # A session of its own, to end with everything that the tests started: a child that lives on holds the output open.
     with subprocess.Popen(
-        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        command,
+        cwd=ROOT,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
         start_new_session=True,
-    ) as process:  # fmt: skip
+    ) as process:
         try:
             output, _ = process.communicate(timeout=left)
             verdict = {0: "passed", 1: "failed", 5: "no tests"}.get(
@@ -207,9 +213,14 @@ def run_bench(out: Path, log: Log, minutes: float, rehearsal: bool, only: str = 
     begun = time.monotonic()
     beside = ("cuda",) if cuda.built_for() is not None and not rehearsal else ()
     rows, left = kernels.run(
-        device, out / "kernels.csv", only=only, rehearsal=rehearsal, deadline=begun + 0.5 * minutes * 60, say=log,
+        device,
+        out / "kernels.csv",
+        only=only,
+        rehearsal=rehearsal,
+        deadline=begun + 0.5 * minutes * 60,
+        say=log,
         beside=beside,
-    )  # fmt: skip
+    )
     if left:
         log(f"bench: no time for the workloads {', '.join(left)}")
     bad = sum(map(kernels.failed, rows))

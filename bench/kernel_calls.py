@@ -90,9 +90,13 @@ def our_calls(op: Op, cases: list[OpCase], backend: str) -> dict[str, Call | str
 
 
 def peer_calls(
-    workload: Workload, cases: list[OpCase], device: torch.device, rehearsal: bool, quick: bool,
+    workload: Workload,
+    cases: list[OpCase],
+    device: torch.device,
+    rehearsal: bool,
+    quick: bool,
     directions: Collection[str],
-) -> tuple[dict[str, dict[str, Call | str]], dict[str, tuple[float, float]]]:  # fmt: skip
+) -> tuple[dict[str, dict[str, Call | str]], dict[str, tuple[float, float]]]:
     """By name, the calls or reasons of every peer by direction, and (error, allowed) of those that can be compared."""
     calls: dict[str, dict[str, Call | str]] = {}
     errors: dict[str, tuple[float, float]] = {}

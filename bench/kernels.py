@@ -97,9 +97,14 @@ def _check_all(
 
 
 def measure(
-    workload: Workload, device: torch.device, backend: str, rehearsal: bool, hot: bool, quick: bool = False,
+    workload: Workload,
+    device: torch.device,
+    backend: str,
+    rehearsal: bool,
+    hot: bool,
+    quick: bool = False,
     beside: Collection[str] = (),
-) -> Iterator[Row]:  # fmt: skip
+) -> Iterator[Row]:
     """Checks and times one workload; yields its rows."""
     op = OPS[workload.op]
     size = "tiny" if rehearsal else "full" if device.type == "cuda" else "check"
@@ -149,9 +154,13 @@ def measure(
             if inputs == "hot" and not hot:
                 continue
             timings = interleaved(
-                timed, device, rounds=2 if rehearsal else 3 if quick else 11, copies=n,
-                batch_ms=0.1 if rehearsal else 4, seconds=20.0,
-            )  # fmt: skip
+                timed,
+                device,
+                rounds=2 if rehearsal else 3 if quick else 11,
+                copies=n,
+                batch_ms=0.1 if rehearsal else 4,
+                seconds=20.0,
+            )
             for name, t in timings.items():
                 new = row(direction, name, inputs)
                 if name in peer_errors:
@@ -171,10 +180,19 @@ def measure(
 
 
 def run(
-    device: torch.device, out: Path, *, only: str = "", backend: str = "triton", rehearsal: bool = False,
-    hot: bool = False, deadline: float | None = None, say: Callable[[str], None] = print, quick: bool = False,
-    watch: Watch = unwatched, beside: Collection[str] = (),
-) -> tuple[list[Row], list[str]]:  # fmt: skip
+    device: torch.device,
+    out: Path,
+    *,
+    only: str = "",
+    backend: str = "triton",
+    rehearsal: bool = False,
+    hot: bool = False,
+    deadline: float | None = None,
+    say: Callable[[str], None] = print,
+    quick: bool = False,
+    watch: Watch = unwatched,
+    beside: Collection[str] = (),
+) -> tuple[list[Row], list[str]]:
     """Measures the workloads in order, writes `out` after each; `quick`: the first of each op, without compiled peers.
 
     Returns:
@@ -204,7 +222,7 @@ def run(
                     "",
                     "",
                     f"{type(problem).__name__}: {text}",
-                )  # fmt: skip
+                )
             ]
         rows += new
         write([asdict(row) for row in rows], [f.name for f in fields(Row)], out)

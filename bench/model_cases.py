@@ -78,10 +78,15 @@ def make_batch(
 
 
 def select(
-    device: torch.device, *, targets: Sequence[str] | None = None, models: Sequence[str] | None = None,
-    seqlens: Sequence[int] | None = None, lengths: Sequence[str] | None = None, tasks: Sequence[str] | None = None,
+    device: torch.device,
+    *,
+    targets: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    seqlens: Sequence[int] | None = None,
+    lengths: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
     batch: int | None = None,
-) -> list[ModelCase] | None:  # fmt: skip
+) -> list[ModelCase] | None:
     """The cases that answer `targets`; else all combinations of what is named; None where nothing is.
 
     Raises:

@@ -30,11 +30,27 @@ from .rows import as_rows, flat, row_vector
 
 @triton.jit(do_not_specialize=["n_rows"])
 def add_layer_norm_quantize_kernel(
-    out_ptr, x_q_ptr, x_scale_ptr, x_ptr, residual_ptr, weight_ptr, bias_ptr, scale_ptr,
-    n_rows, n_cols, stride_xm, stride_rm, eps,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, RUN: tl.constexpr, RESIDUAL: tl.constexpr, WEIGHT: tl.constexpr,
-    BIAS: tl.constexpr, STATIC: tl.constexpr,
-):  # fmt: skip
+    out_ptr,
+    x_q_ptr,
+    x_scale_ptr,
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    scale_ptr,
+    n_rows,
+    n_cols,
+    stride_xm,
+    stride_rm,
+    eps,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    RUN: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    STATIC: tl.constexpr,
+):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, BLOCK_N)
     row_ok, col_ok = rows < n_rows, cols < n_cols
@@ -55,9 +71,17 @@ def add_layer_norm_quantize_kernel(
 
 
 def add_layer_norm_quantize_fwd(
-    out: Tensor, x_q: Tensor, x_scale: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None,
-    bias: Tensor | None, scale: Tensor | None, eps: float, out_dtype: torch.dtype,
-) -> None:  # fmt: skip
+    out: Tensor,
+    x_q: Tensor,
+    x_scale: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> None:
     """Writes out, x_q and x_scale; arguments as of the op (fasttx/ops/add_layer_norm_quantize/op.py)."""
     x_rows, stride_xm = as_rows(x)
     residual_rows, stride_rm = as_rows(residual)
@@ -65,9 +89,26 @@ def add_layer_norm_quantize_fwd(
     block = config("fwd", n_cols)
     narrowest = min(t.element_size() for t in (x, residual, out) if t is not None)
     add_layer_norm_quantize_kernel[(triton.cdiv(n_rows, block.rows),)](
-        out, x_q, x_scale, x_rows, residual_rows, flat(weight), flat(bias), scale,
-        n_rows, n_cols, stride_xm, stride_rm, eps,
-        ROWS=block.rows, BLOCK_N=block.block_n, RUN=16 // narrowest, RESIDUAL=residual is not None,
-        WEIGHT=weight is not None, BIAS=bias is not None, STATIC=scale is not None, num_warps=block.num_warps,
+        out,
+        x_q,
+        x_scale,
+        x_rows,
+        residual_rows,
+        flat(weight),
+        flat(bias),
+        scale,
+        n_rows,
+        n_cols,
+        stride_xm,
+        stride_rm,
+        eps,
+        ROWS=block.rows,
+        BLOCK_N=block.block_n,
+        RUN=16 // narrowest,
+        RESIDUAL=residual is not None,
+        WEIGHT=weight is not None,
+        BIAS=bias is not None,
+        STATIC=scale is not None,
+        num_warps=block.num_warps,
         enable_fp_fusion=False,
-    )  # fmt: skip
+    )

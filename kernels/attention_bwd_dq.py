@@ -37,14 +37,55 @@ def load_lse(ptr, mask):
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def attention_bwd_dq_kernel(
-    dq, dout, q, k, v, delta, softmax_lse, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state,
-    stride_ob, stride_om, stride_oh, stride_qb, stride_qm, stride_qh, stride_kb, stride_kn, stride_kh,
-    stride_vb, stride_vn, stride_vh, stride_bb, stride_bh, stride_bm, stride_bn,
-    num_heads, max_seqlen_q, max_seqlen_k, total_q, total_k, softmax_scale, window_left, window_right,
-    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    GROUP: tl.constexpr, FOLD_SCALE: tl.constexpr, KEY_MASK: tl.constexpr, WINDOW: tl.constexpr,
-    THRESHOLD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    dq,
+    dout,
+    q,
+    k,
+    v,
+    delta,
+    softmax_lse,
+    attn_bias,
+    seqused_k,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    rng_state,
+    stride_ob,
+    stride_om,
+    stride_oh,
+    stride_qb,
+    stride_qm,
+    stride_qh,
+    stride_kb,
+    stride_kn,
+    stride_kh,
+    stride_vb,
+    stride_vn,
+    stride_vh,
+    stride_bb,
+    stride_bh,
+    stride_bm,
+    stride_bn,
+    num_heads,
+    max_seqlen_q,
+    max_seqlen_k,
+    total_q,
+    total_k,
+    softmax_scale,
+    window_left,
+    window_right,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    GROUP: tl.constexpr,
+    FOLD_SCALE: tl.constexpr,
+    KEY_MASK: tl.constexpr,
+    WINDOW: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """dq of BLOCK_M rows of one head; walks the keys as the forward does."""
     blocks = tl.cdiv(max_seqlen_q, BLOCK_M)
     head = tl.program_id(0) // blocks
@@ -58,9 +99,19 @@ def attention_bwd_dq_kernel(
         if m0 == 0:
             batch = tl.num_programs(0) // blocks // num_heads
             fill_uncovered(
-                dq + h * HEAD_DIM, num_heads * HEAD_DIM, b, batch, first_q, n_q, cu_seqlens_q, total_q, 0.0, 0.0,
-                HEAD_DIM, BLOCK_D,
-            )  # fmt: skip
+                dq + h * HEAD_DIM,
+                num_heads * HEAD_DIM,
+                b,
+                batch,
+                first_q,
+                n_q,
+                cu_seqlens_q,
+                total_q,
+                0.0,
+                0.0,
+                HEAD_DIM,
+                BLOCK_D,
+            )
     if m0 >= n_q:
         return
     first_k, n_k = sequence(b, max_seqlen_k, cu_seqlens_k, total_k)
@@ -108,9 +159,21 @@ def attention_bwd_dq_kernel(
         if not FOLD_SCALE:
             s *= softmax_scale
         s = masked(
-            s, attn_bias, stride_bm, stride_bn, row_ok, m0 + shift, n0, n_k, window_left, window_right,
-            KEY_MASK, WINDOW, BLOCK_M, BLOCK_N,
-        )  # fmt: skip
+            s,
+            attn_bias,
+            stride_bm,
+            stride_bn,
+            row_ok,
+            m0 + shift,
+            n0,
+            n_k,
+            window_left,
+            window_right,
+            KEY_MASK,
+            WINDOW,
+            BLOCK_M,
+            BLOCK_N,
+        )
         if attn_bias is not None:
             attn_bias += BLOCK_N * stride_bn
         p = probabilities(s, lse, softmax_scale, FOLD_SCALE)

@@ -70,7 +70,7 @@ def fill_rows(x, stride, row, end, value, DIM: tl.constexpr, BLOCK_DIM: tl.const
 @triton.jit
 def fill_uncovered(
     x, stride, b, batch, first, n, cu_seqlens, total, lost, none, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr
-):  # fmt: skip
+):
     """Writes the rows of a packed x that no tile of sequence b, rows first to first + n, covers.
 
     `lost`: before the first sequence, and the rest of one longer than max_seqlen.  `none`: after the last sequence.

@@ -72,10 +72,23 @@ def config(kernel: str, n_cols: int) -> Config:
 
 @triton.jit(do_not_specialize=["n_rows"])
 def bias_gelu_fwd_kernel(
-    out_ptr, x_ptr, bias_ptr, index_ptr, rng_ptr, n_rows, n_cols, stride_xm, threshold, keep_scale,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BIAS: tl.constexpr, TANH: tl.constexpr, DROPOUT: tl.constexpr,
+    out_ptr,
+    x_ptr,
+    bias_ptr,
+    index_ptr,
+    rng_ptr,
+    n_rows,
+    n_cols,
+    stride_xm,
+    threshold,
+    keep_scale,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BIAS: tl.constexpr,
+    TANH: tl.constexpr,
+    DROPOUT: tl.constexpr,
     INDEXED: tl.constexpr,
-):  # fmt: skip
+):
     pid, col_tiles = tl.program_id(0), tl.cdiv(n_cols, BLOCK_N)
     rows = pid // col_tiles * ROWS + tl.arange(0, ROWS)
     col_start = pid % col_tiles * BLOCK_N
@@ -93,11 +106,29 @@ def bias_gelu_fwd_kernel(
 
 @triton.jit(do_not_specialize=["n_rows", "row_programs"])
 def bias_gelu_bwd_kernel(
-    dx_ptr, partial_ptr, dout_ptr, x_ptr, bias_ptr, index_ptr, rng_ptr, n_rows, n_cols, stride_dm, stride_xm,
-    row_programs, threshold, keep_scale,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BIAS: tl.constexpr, TANH: tl.constexpr, DROPOUT: tl.constexpr,
-    INDEXED: tl.constexpr, DX: tl.constexpr, DBIAS: tl.constexpr,
-):  # fmt: skip
+    dx_ptr,
+    partial_ptr,
+    dout_ptr,
+    x_ptr,
+    bias_ptr,
+    index_ptr,
+    rng_ptr,
+    n_rows,
+    n_cols,
+    stride_dm,
+    stride_xm,
+    row_programs,
+    threshold,
+    keep_scale,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BIAS: tl.constexpr,
+    TANH: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    INDEXED: tl.constexpr,
+    DX: tl.constexpr,
+    DBIAS: tl.constexpr,
+):
     """partial_ptr: float32 (row_programs, n_cols), the sums of each program."""
     pid, col_tiles = tl.program_id(0), tl.cdiv(n_cols, BLOCK_N)
     row_program = pid // col_tiles
@@ -135,9 +166,14 @@ def _length_of_rows(x: Tensor, alike: bool, dout: Tensor | None = None) -> int:
 
 
 def bias_gelu_fwd(
-    out: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
+    out: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
     tanh: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Writes out; arguments as of the op (fasttx/ops/bias_gelu/op.py)."""
     dropout = rng_state is not None
     n_cols = _length_of_rows(x, bias is None and not dropout)
@@ -145,16 +181,39 @@ def bias_gelu_fwd(
     n_rows = x_rows.shape[0]
     block = config("fwd", n_cols)
     bias_gelu_fwd_kernel[(triton.cdiv(n_rows, block.rows) * triton.cdiv(n_cols, block.block_n),)](
-        out, x_rows, flat(bias), flat(row_index), rng_state, n_rows, n_cols, stride_xm, threshold(dropout_p),
-        keep_scale(dropout_p), ROWS=block.rows, BLOCK_N=block.block_n, BIAS=bias is not None, TANH=tanh,
-        DROPOUT=dropout, INDEXED=dropout and row_index is not None, num_warps=block.num_warps,
-    )  # fmt: skip
+        out,
+        x_rows,
+        flat(bias),
+        flat(row_index),
+        rng_state,
+        n_rows,
+        n_cols,
+        stride_xm,
+        threshold(dropout_p),
+        keep_scale(dropout_p),
+        ROWS=block.rows,
+        BLOCK_N=block.block_n,
+        BIAS=bias is not None,
+        TANH=tanh,
+        DROPOUT=dropout,
+        INDEXED=dropout and row_index is not None,
+        num_warps=block.num_warps,
+    )
 
 
 def bias_gelu_bwd(
-    dx: Tensor, dbias: Tensor, dout: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float, tanh: bool, needs_dx: bool, needs_dbias: bool,
-) -> None:  # fmt: skip
+    dx: Tensor,
+    dbias: Tensor,
+    dout: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    tanh: bool,
+    needs_dx: bool,
+    needs_dbias: bool,
+) -> None:
     """Writes the gradients that are needed; the others are of no element."""
     dropout = rng_state is not None
     n_cols = _length_of_rows(x, bias is None and not dropout, dout)
@@ -168,13 +227,40 @@ def bias_gelu_bwd(
         row_programs = min(tiles, max(PROGRAMS // col_tiles, 1))
         partial = torch.empty((row_programs, n_cols), dtype=torch.float32, device=x.device)
     bias_gelu_bwd_kernel[(row_programs * col_tiles,)](
-        dx, partial, dout_rows, x_rows, flat(bias), flat(row_index), rng_state, n_rows, n_cols, stride_dm, stride_xm,
-        row_programs, threshold(dropout_p), keep_scale(dropout_p), ROWS=block.rows, BLOCK_N=block.block_n,
-        BIAS=bias is not None, TANH=tanh, DROPOUT=dropout, INDEXED=dropout and row_index is not None, DX=needs_dx,
-        DBIAS=needs_dbias, num_warps=block.num_warps,
-    )  # fmt: skip
+        dx,
+        partial,
+        dout_rows,
+        x_rows,
+        flat(bias),
+        flat(row_index),
+        rng_state,
+        n_rows,
+        n_cols,
+        stride_dm,
+        stride_xm,
+        row_programs,
+        threshold(dropout_p),
+        keep_scale(dropout_p),
+        ROWS=block.rows,
+        BLOCK_N=block.block_n,
+        BIAS=bias is not None,
+        TANH=tanh,
+        DROPOUT=dropout,
+        INDEXED=dropout and row_index is not None,
+        DX=needs_dx,
+        DBIAS=needs_dbias,
+        num_warps=block.num_warps,
+    )
     if needs_dbias:
         layer_norm_sum_kernel[(triton.cdiv(n_cols, SUM_COLS),)](
-            None, dbias, partial, row_programs, n_cols,
-            DWEIGHT=False, DBIAS=True, R=SUM_ROWS, C=SUM_COLS, num_warps=4,
-        )  # fmt: skip
+            None,
+            dbias,
+            partial,
+            row_programs,
+            n_cols,
+            DWEIGHT=False,
+            DBIAS=True,
+            R=SUM_ROWS,
+            C=SUM_COLS,
+            num_warps=4,
+        )

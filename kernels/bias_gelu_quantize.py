@@ -30,9 +30,20 @@ from .rows import as_rows, flat
 
 @triton.jit(do_not_specialize=["n_rows"])
 def bias_gelu_quantize_kernel(
-    x_q_ptr, x_scale_ptr, x_ptr, bias_ptr, scale_ptr, n_rows, n_cols, stride_xm,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BIAS: tl.constexpr, TANH: tl.constexpr, STATIC: tl.constexpr,
-):  # fmt: skip
+    x_q_ptr,
+    x_scale_ptr,
+    x_ptr,
+    bias_ptr,
+    scale_ptr,
+    n_rows,
+    n_cols,
+    stride_xm,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BIAS: tl.constexpr,
+    TANH: tl.constexpr,
+    STATIC: tl.constexpr,
+):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, BLOCK_N)
     row_ok, col_ok = rows < n_rows, cols < n_cols
@@ -52,7 +63,18 @@ def bias_gelu_quantize_fwd(
     n_rows, n_cols = rows.shape
     block = config(n_cols)
     bias_gelu_quantize_kernel[(triton.cdiv(n_rows, block.rows),)](
-        x_q, x_scale, rows, flat(bias), scale, n_rows, n_cols, stride_xm,
-        ROWS=block.rows, BLOCK_N=block.block_n, BIAS=bias is not None, TANH=tanh, STATIC=scale is not None,
+        x_q,
+        x_scale,
+        rows,
+        flat(bias),
+        scale,
+        n_rows,
+        n_cols,
+        stride_xm,
+        ROWS=block.rows,
+        BLOCK_N=block.block_n,
+        BIAS=bias is not None,
+        TANH=tanh,
+        STATIC=scale is not None,
         num_warps=block.num_warps,
-    )  # fmt: skip
+    )

@@ -46,9 +46,20 @@ def _load_repeated(ptr, offs, n, period, PRESENT: tl.constexpr, FULL: tl.constex
 
 @triton.jit
 def _losses(
-    x_ptr, y_ptr, w_ptr, v_ptr, offs, n, period_w, period_v, HAS_W: tl.constexpr, HAS_V: tl.constexpr,
-    FULL_W: tl.constexpr, FULL_V: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    y_ptr,
+    w_ptr,
+    v_ptr,
+    offs,
+    n,
+    period_w,
+    period_v,
+    HAS_W: tl.constexpr,
+    HAS_V: tl.constexpr,
+    FULL_W: tl.constexpr,
+    FULL_V: tl.constexpr,
+    MASKED: tl.constexpr,
+):
     x = load(x_ptr, offs, n, MASKED)
     y = load(y_ptr, offs, n, MASKED)
     e = tl.exp(-tl.abs(x))
@@ -63,9 +74,21 @@ def _losses(
 
 @triton.jit(do_not_specialize=["n"])
 def _forward(
-    loss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, n, period_w, period_v, HAS_W: tl.constexpr, HAS_V: tl.constexpr,
-    FULL_W: tl.constexpr, FULL_V: tl.constexpr, REDUCED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    loss_ptr,
+    x_ptr,
+    y_ptr,
+    w_ptr,
+    v_ptr,
+    n,
+    period_w,
+    period_v,
+    HAS_W: tl.constexpr,
+    HAS_V: tl.constexpr,
+    FULL_W: tl.constexpr,
+    FULL_V: tl.constexpr,
+    REDUCED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     pid = tl.program_id(0).to(tl.int64)
     offs = pid * BLOCK + tl.arange(0, BLOCK)
     if (pid + 1) * BLOCK <= n:
@@ -84,9 +107,23 @@ def _forward(
 
 @triton.jit
 def _gradients(
-    dloss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, offs, n, period_w, period_v, scale, HAS_W: tl.constexpr, HAS_V: tl.constexpr,
-    FULL_W: tl.constexpr, FULL_V: tl.constexpr, REDUCED: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+    dloss_ptr,
+    x_ptr,
+    y_ptr,
+    w_ptr,
+    v_ptr,
+    offs,
+    n,
+    period_w,
+    period_v,
+    scale,
+    HAS_W: tl.constexpr,
+    HAS_V: tl.constexpr,
+    FULL_W: tl.constexpr,
+    FULL_V: tl.constexpr,
+    REDUCED: tl.constexpr,
+    MASKED: tl.constexpr,
+):
     x = load(x_ptr, offs, n, MASKED)
     y = load(y_ptr, offs, n, MASKED)
     e = tl.exp(-tl.abs(x))
@@ -103,23 +140,64 @@ def _gradients(
 
 @triton.jit(do_not_specialize=["n"])
 def _backward(
-    dx_ptr, dloss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, n, period_w, period_v, scale,
-    HAS_W: tl.constexpr, HAS_V: tl.constexpr, FULL_W: tl.constexpr, FULL_V: tl.constexpr,
-    REDUCED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    dx_ptr,
+    dloss_ptr,
+    x_ptr,
+    y_ptr,
+    w_ptr,
+    v_ptr,
+    n,
+    period_w,
+    period_v,
+    scale,
+    HAS_W: tl.constexpr,
+    HAS_V: tl.constexpr,
+    FULL_W: tl.constexpr,
+    FULL_V: tl.constexpr,
+    REDUCED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     pid = tl.program_id(0).to(tl.int64)
     offs = pid * BLOCK + tl.arange(0, BLOCK)
     if (pid + 1) * BLOCK <= n:
         d = _gradients(
-            dloss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, offs, n, period_w, period_v, scale, HAS_W, HAS_V, FULL_W, FULL_V,
-            REDUCED, False,
-        )  # fmt: skip
+            dloss_ptr,
+            x_ptr,
+            y_ptr,
+            w_ptr,
+            v_ptr,
+            offs,
+            n,
+            period_w,
+            period_v,
+            scale,
+            HAS_W,
+            HAS_V,
+            FULL_W,
+            FULL_V,
+            REDUCED,
+            False,
+        )
         tl.store(dx_ptr + offs, d.to(dx_ptr.dtype.element_ty))
     else:
         d = _gradients(
-            dloss_ptr, x_ptr, y_ptr, w_ptr, v_ptr, offs, n, period_w, period_v, scale, HAS_W, HAS_V, FULL_W, FULL_V,
-            REDUCED, True,
-        )  # fmt: skip
+            dloss_ptr,
+            x_ptr,
+            y_ptr,
+            w_ptr,
+            v_ptr,
+            offs,
+            n,
+            period_w,
+            period_v,
+            scale,
+            HAS_W,
+            HAS_V,
+            FULL_W,
+            FULL_V,
+            REDUCED,
+            True,
+        )
         tl.store(dx_ptr + offs, d.to(dx_ptr.dtype.element_ty), mask=offs < n)
 
 

@@ -112,10 +112,25 @@ def row_geometry(row, stride, n_cols, VEC: tl.constexpr):
 
 @triton.jit
 def _forward_wide(
-    loss_ptr, lse_ptr, total_ptr, x_ptr, t_ptr, w_ptr, stride_x, stride_t, n_cols, ignore_index, smoothing,
-    PROBS: tl.constexpr, WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr, REDUCTION: tl.constexpr,
-    T_ALIGNED: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
-):  # fmt: skip
+    loss_ptr,
+    lse_ptr,
+    total_ptr,
+    x_ptr,
+    t_ptr,
+    w_ptr,
+    stride_x,
+    stride_t,
+    n_cols,
+    ignore_index,
+    smoothing,
+    PROBS: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    REDUCTION: tl.constexpr,
+    T_ALIGNED: tl.constexpr,
+    LANES: tl.constexpr,
+    VEC: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     n_rows = tl.num_programs(0)
     with_sum: tl.constexpr = PROBS or SMOOTHED
@@ -195,10 +210,25 @@ def _forward_wide(
 
 @triton.jit(do_not_specialize=["n_rows"])
 def _forward_narrow(
-    loss_ptr, lse_ptr, total_ptr, x_ptr, t_ptr, w_ptr, n_rows, stride_x, stride_t, n_cols, ignore_index, smoothing,
-    PROBS: tl.constexpr, WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr, REDUCTION: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
+    loss_ptr,
+    lse_ptr,
+    total_ptr,
+    x_ptr,
+    t_ptr,
+    w_ptr,
+    n_rows,
+    stride_x,
+    stride_t,
+    n_cols,
+    ignore_index,
+    smoothing,
+    PROBS: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    REDUCTION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
     pid = tl.program_id(0)
     rows = pid.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, COLS)[None, :]
@@ -243,9 +273,16 @@ def _forward_narrow(
 
 
 def cross_entropy_fwd(
-    loss: Tensor, lse: Tensor, total_weight: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None,
-    ignore_index: int, label_smoothing: float, reduction: int,
-) -> None:  # fmt: skip
+    loss: Tensor,
+    lse: Tensor,
+    total_weight: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> None:
     """Launcher of the forward kernels; arguments as the operator's, outputs first (docs/design.md)."""
     n_rows, n_cols = logits.shape
     cfg = config(n_cols, logits.dtype)

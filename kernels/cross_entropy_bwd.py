@@ -26,11 +26,30 @@ from .rows import as_rows, flat
 
 @triton.jit
 def _backward_wide(
-    dx_ptr, dloss_ptr, x_ptr, t_ptr, w_ptr, w_sum_ptr, lse_ptr, total_ptr, stride_dloss, stride_dx, stride_x, stride_t,
-    n_cols, cols_per_program, ignore_index, smoothing,
-    PROBS: tl.constexpr, WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr, DX_ALIGNED: tl.constexpr,
-    T_ALIGNED: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
-):  # fmt: skip
+    dx_ptr,
+    dloss_ptr,
+    x_ptr,
+    t_ptr,
+    w_ptr,
+    w_sum_ptr,
+    lse_ptr,
+    total_ptr,
+    stride_dloss,
+    stride_dx,
+    stride_x,
+    stride_t,
+    n_cols,
+    cols_per_program,
+    ignore_index,
+    smoothing,
+    PROBS: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    DX_ALIGNED: tl.constexpr,
+    T_ALIGNED: tl.constexpr,
+    LANES: tl.constexpr,
+    VEC: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     per_class = smoothing / n_cols
@@ -115,10 +134,28 @@ def _backward_wide(
 
 @triton.jit(do_not_specialize=["n_rows"])
 def _backward_narrow(
-    dx_ptr, dloss_ptr, x_ptr, t_ptr, w_ptr, w_sum_ptr, lse_ptr, total_ptr, n_rows, stride_dloss, stride_dx, stride_x,
-    stride_t, n_cols, ignore_index, smoothing,
-    PROBS: tl.constexpr, WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
+    dx_ptr,
+    dloss_ptr,
+    x_ptr,
+    t_ptr,
+    w_ptr,
+    w_sum_ptr,
+    lse_ptr,
+    total_ptr,
+    n_rows,
+    stride_dloss,
+    stride_dx,
+    stride_x,
+    stride_t,
+    n_cols,
+    ignore_index,
+    smoothing,
+    PROBS: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, COLS)[None, :]
     per_class = smoothing / n_cols
@@ -154,9 +191,17 @@ def _backward_narrow(
 
 
 def cross_entropy_bwd(
-    dlogits: Tensor, dloss: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, lse: Tensor,
-    total_weight: Tensor, ignore_index: int, label_smoothing: float, reduction: int,
-) -> None:  # fmt: skip
+    dlogits: Tensor,
+    dloss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> None:
     """Launcher of the backward kernels; arguments as the operator's, outputs first (docs/design.md)."""
     n_rows, n_cols = logits.shape
     cfg = config(n_cols, logits.dtype)
@@ -164,9 +209,15 @@ def cross_entropy_bwd(
     logits, target, weight = as_rows(logits)[0], as_rows(target)[0] if probs else flat(target), flat(weight)
     weight_sum = lse if weight is None or not smoothed or probs else weight.sum(dtype=torch.float32)
     pointers = (
-        dlogits, dloss, logits, target, weight if weight is not None else logits, weight_sum, lse.contiguous(),
+        dlogits,
+        dloss,
+        logits,
+        target,
+        weight if weight is not None else logits,
+        weight_sum,
+        lse.contiguous(),
         total_weight,
-    )  # fmt: skip
+    )
     strides = (dloss.stride(0) if reduction == NONE else 0, dlogits.stride(0), logits.stride(0), target.stride(0))
     options = dict(PROBS=probs, WEIGHTED=weight is not None, SMOOTHED=smoothed, num_warps=cfg.num_warps)
     if cfg.rows:
@@ -186,8 +237,15 @@ def cross_entropy_bwd(
     # With probabilities every program needs sum_j t_j of the whole row, so the row is not divided.
     per_program = triton.cdiv(n_cols, cfg.block) * cfg.block if probs else 4 * cfg.block
     _backward_wide[(n_rows, triton.cdiv(n_cols, per_program))](
-        *pointers, *strides, n_cols, per_program, ignore_index, float(label_smoothing),
+        *pointers,
+        *strides,
+        n_cols,
+        per_program,
+        ignore_index,
+        float(label_smoothing),
         DX_ALIGNED=(dlogits.stride(0) - logits.stride(0)) % cfg.vec == 0,
         T_ALIGNED=probs and (target.stride(0) - logits.stride(0)) % cfg.vec == 0,
-        LANES=cfg.block // cfg.vec, VEC=cfg.vec, **options,
-    )  # fmt: skip
+        LANES=cfg.block // cfg.vec,
+        VEC=cfg.vec,
+        **options,
+    )

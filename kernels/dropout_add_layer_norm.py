@@ -44,11 +44,30 @@ MAX_COLS = 8192
 
 @triton.jit(do_not_specialize=["n_rows"])
 def layer_norm_fwd_kernel(
-    out_ptr, mean_ptr, rstd_ptr, x_ptr, residual_ptr, weight_ptr, bias_ptr, index_ptr, rng_ptr,
-    n_rows, n_cols, stride_xm, stride_rm, threshold, keep_scale, eps,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, RESIDUAL: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
-    DROPOUT: tl.constexpr, INDEXED: tl.constexpr,
-):  # fmt: skip
+    out_ptr,
+    mean_ptr,
+    rstd_ptr,
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    index_ptr,
+    rng_ptr,
+    n_rows,
+    n_cols,
+    stride_xm,
+    stride_rm,
+    threshold,
+    keep_scale,
+    eps,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    INDEXED: tl.constexpr,
+):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, BLOCK_N)
     row_ok, col_ok = rows < n_rows, cols < n_cols
@@ -70,11 +89,35 @@ def layer_norm_fwd_kernel(
 
 @triton.jit(do_not_specialize=["n_rows"])
 def layer_norm_bwd_kernel(
-    dx_ptr, dresidual_ptr, partial_ptr, dout_ptr, x_ptr, residual_ptr, weight_ptr, mean_ptr, rstd_ptr, index_ptr,
-    rng_ptr, n_rows, n_cols, stride_dm, stride_xm, stride_rm, threshold, keep_scale,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, RESIDUAL: tl.constexpr, WEIGHT: tl.constexpr, DROPOUT: tl.constexpr,
-    INDEXED: tl.constexpr, DX: tl.constexpr, DRESIDUAL: tl.constexpr, DWEIGHT: tl.constexpr, DBIAS: tl.constexpr,
-):  # fmt: skip
+    dx_ptr,
+    dresidual_ptr,
+    partial_ptr,
+    dout_ptr,
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    mean_ptr,
+    rstd_ptr,
+    index_ptr,
+    rng_ptr,
+    n_rows,
+    n_cols,
+    stride_dm,
+    stride_xm,
+    stride_rm,
+    threshold,
+    keep_scale,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    INDEXED: tl.constexpr,
+    DX: tl.constexpr,
+    DRESIDUAL: tl.constexpr,
+    DWEIGHT: tl.constexpr,
+    DBIAS: tl.constexpr,
+):
     """partial_ptr: float32 (DWEIGHT + DBIAS, programs, n_cols), the sums of each program."""
     pid, programs = tl.program_id(0), tl.num_programs(0)
     cols = tl.arange(0, BLOCK_N)
@@ -128,10 +171,19 @@ def layer_norm_bwd_kernel(
 
 
 def dropout_add_layer_norm_fwd(
-    out: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None,
-    bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, eps: float,
+    out: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    eps: float,
     out_dtype: torch.dtype,
-) -> None:  # fmt: skip
+) -> None:
     """Writes out, mean and rstd; arguments as of the op (fasttx/ops/dropout_add_layer_norm/op.py)."""
     x_rows, stride_xm = as_rows(x)
     residual_rows, stride_rm = as_rows(residual)
@@ -139,20 +191,54 @@ def dropout_add_layer_norm_fwd(
     block = config("fwd", n_cols)
     dropout = rng_state is not None
     layer_norm_fwd_kernel[(triton.cdiv(n_rows, block.rows),)](
-        out, mean, rstd, x_rows, residual_rows, flat(weight), flat(bias), flat(row_index), rng_state,
-        n_rows, n_cols, stride_xm, stride_rm, threshold(dropout_p), keep_scale(dropout_p), eps,
-        ROWS=block.rows, BLOCK_N=block.block_n, RESIDUAL=residual is not None, WEIGHT=weight is not None,
-        BIAS=bias is not None, DROPOUT=dropout, INDEXED=dropout and row_index is not None, num_warps=block.num_warps,
+        out,
+        mean,
+        rstd,
+        x_rows,
+        residual_rows,
+        flat(weight),
+        flat(bias),
+        flat(row_index),
+        rng_state,
+        n_rows,
+        n_cols,
+        stride_xm,
+        stride_rm,
+        threshold(dropout_p),
+        keep_scale(dropout_p),
+        eps,
+        ROWS=block.rows,
+        BLOCK_N=block.block_n,
+        RESIDUAL=residual is not None,
+        WEIGHT=weight is not None,
+        BIAS=bias is not None,
+        DROPOUT=dropout,
+        INDEXED=dropout and row_index is not None,
+        num_warps=block.num_warps,
         enable_fp_fusion=False,
-    )  # fmt: skip
+    )
 
 
 def dropout_add_layer_norm_bwd(
-    dx: Tensor, dresidual: Tensor, dweight: Tensor, dbias: Tensor, dout: Tensor, x: Tensor, residual: Tensor | None,
-    weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float, needs_dx: bool, needs_dresidual: bool, needs_dweight: bool,
+    dx: Tensor,
+    dresidual: Tensor,
+    dweight: Tensor,
+    dbias: Tensor,
+    dout: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    needs_dx: bool,
+    needs_dresidual: bool,
+    needs_dweight: bool,
     needs_dbias: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Writes the gradients that are needed; the others are of no element."""
     dout_rows, stride_dm = as_rows(dout)
     x_rows, stride_xm = as_rows(x)
@@ -165,14 +251,46 @@ def dropout_add_layer_norm_bwd(
     programs = min(tiles, PROGRAMS) if sums else tiles
     partial = torch.empty((sums, programs, n_cols), dtype=torch.float32, device=x.device) if sums else None
     layer_norm_bwd_kernel[(programs,)](
-        dx, dresidual, partial, dout_rows, x_rows, residual_rows, flat(weight), mean, rstd, flat(row_index),
-        rng_state, n_rows, n_cols, stride_dm, stride_xm, stride_rm, threshold(dropout_p), keep_scale(dropout_p),
-        ROWS=block.rows, BLOCK_N=block.block_n, RESIDUAL=residual is not None, WEIGHT=weight is not None,
-        DROPOUT=dropout, INDEXED=dropout and row_index is not None, DX=needs_dx, DRESIDUAL=needs_dresidual,
-        DWEIGHT=needs_dweight, DBIAS=needs_dbias, num_warps=block.num_warps,
-    )  # fmt: skip
+        dx,
+        dresidual,
+        partial,
+        dout_rows,
+        x_rows,
+        residual_rows,
+        flat(weight),
+        mean,
+        rstd,
+        flat(row_index),
+        rng_state,
+        n_rows,
+        n_cols,
+        stride_dm,
+        stride_xm,
+        stride_rm,
+        threshold(dropout_p),
+        keep_scale(dropout_p),
+        ROWS=block.rows,
+        BLOCK_N=block.block_n,
+        RESIDUAL=residual is not None,
+        WEIGHT=weight is not None,
+        DROPOUT=dropout,
+        INDEXED=dropout and row_index is not None,
+        DX=needs_dx,
+        DRESIDUAL=needs_dresidual,
+        DWEIGHT=needs_dweight,
+        DBIAS=needs_dbias,
+        num_warps=block.num_warps,
+    )
     if sums:
         layer_norm_sum_kernel[(triton.cdiv(n_cols, SUM_COLS),)](
-            dweight, dbias, partial, programs, n_cols,
-            DWEIGHT=needs_dweight, DBIAS=needs_dbias, R=SUM_ROWS, C=SUM_COLS, num_warps=4,
-        )  # fmt: skip
+            dweight,
+            dbias,
+            partial,
+            programs,
+            n_cols,
+            DWEIGHT=needs_dweight,
+            DBIAS=needs_dbias,
+            R=SUM_ROWS,
+            C=SUM_COLS,
+            num_warps=4,
+        )

@@ -81,11 +81,28 @@ def config(n_rows: int, n_out: int, n_in: int, arch: int) -> Config:
 
 @triton.jit(do_not_specialize=["n_rows"])
 def int8_linear_kernel(
-    out_ptr, x_ptr, w_ptr, x_scale_ptr, w_scale_ptr, bias_ptr, residual_ptr,
-    n_rows, n_out, n_in, stride_xm, stride_wn, stride_rm,
-    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+    out_ptr,
+    x_ptr,
+    w_ptr,
+    x_scale_ptr,
+    w_scale_ptr,
+    bias_ptr,
+    residual_ptr,
+    n_rows,
+    n_out,
+    n_in,
+    stride_xm,
+    stride_wn,
+    stride_rm,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     pid = tl.program_id(0)
     blocks_m, blocks_n = tl.cdiv(n_rows, BLOCK_M), tl.cdiv(n_out, BLOCK_N)
     first_m = pid // (GROUP * blocks_n) * GROUP
@@ -125,18 +142,43 @@ def int8_linear_kernel(
 
 
 def int8_linear_fwd(
-    out: Tensor, x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None,
-    residual: Tensor | None, activation: str, out_dtype: torch.dtype,
-) -> None:  # fmt: skip
+    out: Tensor,
+    x_q: Tensor,
+    w_q: Tensor,
+    x_scale: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_dtype: torch.dtype,
+) -> None:
     """Writes out; arguments as of the op (fasttx/ops/int8_linear/op.py)."""
     (n_rows, n_in), n_out = x_q.shape, w_q.shape[0]
     (x_q, stride_x), (w_q, stride_w), (residual, stride_r) = as_rows(x_q), as_rows(w_q), as_rows(residual)
     tile = config(n_rows, n_out, n_in, arch_of(x_q.device))
     grid = (triton.cdiv(n_rows, tile.block_m) * triton.cdiv(n_out, tile.block_n),)
     int8_linear_kernel[grid](
-        out, x_q, w_q, flat(x_scale), flat(w_scale), flat(bias), residual,
-        n_rows, n_out, n_in, stride_x, stride_w, stride_r,
-        BIAS=bias is not None, RESIDUAL=residual is not None, ACTIVATION=CODES[activation],
-        EVEN_K=n_in % tile.block_k == 0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-        GROUP=GROUP_M, num_warps=tile.num_warps, num_stages=tile.num_stages,
-    )  # fmt: skip
+        out,
+        x_q,
+        w_q,
+        flat(x_scale),
+        flat(w_scale),
+        flat(bias),
+        residual,
+        n_rows,
+        n_out,
+        n_in,
+        stride_x,
+        stride_w,
+        stride_r,
+        BIAS=bias is not None,
+        RESIDUAL=residual is not None,
+        ACTIVATION=CODES[activation],
+        EVEN_K=n_in % tile.block_k == 0,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        BLOCK_K=tile.block_k,
+        GROUP=GROUP_M,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )

@@ -40,9 +40,7 @@ def _losses(x_ptr, t_ptr, offs, n, LOG: tl.constexpr, MASKED: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["n"])
-def _forward(
-    loss_ptr, x_ptr, t_ptr, n, LOG: tl.constexpr, REDUCED: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def _forward(loss_ptr, x_ptr, t_ptr, n, LOG: tl.constexpr, REDUCED: tl.constexpr, BLOCK: tl.constexpr):
     pid = tl.program_id(0).to(tl.int64)
     offs = pid * BLOCK + tl.arange(0, BLOCK)
     if (pid + 1) * BLOCK <= n:
@@ -72,9 +70,7 @@ def _gradients(dloss_ptr, t_ptr, offs, n, scale, LOG: tl.constexpr, REDUCED: tl.
 
 
 @triton.jit(do_not_specialize=["n"])
-def _backward(
-    dx_ptr, dloss_ptr, t_ptr, n, scale, LOG: tl.constexpr, REDUCED: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def _backward(dx_ptr, dloss_ptr, t_ptr, n, scale, LOG: tl.constexpr, REDUCED: tl.constexpr, BLOCK: tl.constexpr):
     pid = tl.program_id(0).to(tl.int64)
     offs = pid * BLOCK + tl.arange(0, BLOCK)
     if (pid + 1) * BLOCK <= n:
@@ -105,15 +101,28 @@ def kl_div_fwd(loss: Tensor, x: Tensor, target: Tensor, reduction: int, log_targ
     if reduced:
         total = out[programs:]  # the kernel stores the divisor, which nobody needs here
         reduce_partial_sums[(1,)](
-            loss, total, out, programs, float(_divisor(target, reduction)), FROM_PARTIALS=False, BLOCK=REDUCE_BLOCK,
+            loss,
+            total,
+            out,
+            programs,
+            float(_divisor(target, reduction)),
+            FROM_PARTIALS=False,
+            BLOCK=REDUCE_BLOCK,
             num_warps=4,
-        )  # fmt: skip
+        )
 
 
 def kl_div_bwd(dx: Tensor, dloss: Tensor, target: Tensor, reduction: int, log_target: bool, dtype: torch.dtype) -> None:
     """Launcher of the backward kernel; arguments as the operator's, outputs first (docs/design.md)."""
     n = target.numel()
     _backward[(triton.cdiv(n, BLOCK),)](
-        dx, dloss.contiguous(), target.contiguous(), n, 1.0 / _divisor(target, reduction), LOG=log_target,
-        REDUCED=reduction != NONE, BLOCK=BLOCK, num_warps=4,
-    )  # fmt: skip
+        dx,
+        dloss.contiguous(),
+        target.contiguous(),
+        n,
+        1.0 / _divisor(target, reduction),
+        LOG=log_target,
+        REDUCED=reduction != NONE,
+        BLOCK=BLOCK,
+        num_warps=4,
+    )

@@ -46,9 +46,18 @@ def rows_at_a_time(n_rows: int, n_cols: int, itemsize: int) -> int:
 
 @triton.jit(do_not_specialize=["n_rows"])
 def _reduce_rows(
-    loss_ptr, total_ptr, rows_ptr, t_ptr, w_ptr, n_rows, n_cols, ignore_index,
-    IS_MEAN: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    loss_ptr,
+    total_ptr,
+    rows_ptr,
+    t_ptr,
+    w_ptr,
+    n_rows,
+    n_cols,
+    ignore_index,
+    IS_MEAN: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """loss = sum(rows) / total; total = sum of w_y over the rows that are not ignored, or 1. One program."""
     offs = tl.arange(0, BLOCK)
     acc = tl.zeros([BLOCK], tl.float32)
@@ -96,9 +105,18 @@ def _add_product(acc: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
 
 @torch.no_grad()
 def linear_cross_entropy_fwd(
-    loss: Tensor, lse: Tensor, total_weight: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor,
-    class_weight: Tensor | None, ignore_index: int, label_smoothing: float, reduction: int,
-) -> None:  # fmt: skip
+    loss: Tensor,
+    lse: Tensor,
+    total_weight: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> None:
     """Launcher of forward; arguments as the operator's, outputs first (docs/design.md)."""
     n_rows, n_cols = x.shape[0], weight.shape[0]
     target = target.contiguous()
@@ -110,22 +128,53 @@ def linear_cross_entropy_fwd(
         rows = slice(first, first + step)
         logits = _logits(workspace, x[rows], weight, bias)
         cross_entropy_fwd(
-            per_row[rows], lse[rows], total_weight, logits, target[rows], class_weight, ignore_index, label_smoothing,
+            per_row[rows],
+            lse[rows],
+            total_weight,
+            logits,
+            target[rows],
+            class_weight,
+            ignore_index,
+            label_smoothing,
             NONE,
-        )  # fmt: skip
+        )
     if reduction != NONE:
         _reduce_rows[(1,)](
-            loss, total_weight, per_row, target, class_weight if class_weight is not None else lse, n_rows, n_cols,
-            ignore_index, IS_MEAN=reduction == MEAN, WEIGHTED=class_weight is not None, BLOCK=REDUCE_BLOCK, num_warps=4,
-        )  # fmt: skip
+            loss,
+            total_weight,
+            per_row,
+            target,
+            class_weight if class_weight is not None else lse,
+            n_rows,
+            n_cols,
+            ignore_index,
+            IS_MEAN=reduction == MEAN,
+            WEIGHTED=class_weight is not None,
+            BLOCK=REDUCE_BLOCK,
+            num_warps=4,
+        )
 
 
 @torch.no_grad()
 def linear_cross_entropy_bwd(
-    dx: Tensor, dweight: Tensor, dbias: Tensor, dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
-    target: Tensor, class_weight: Tensor | None, lse: Tensor, total_weight: Tensor, needs_dx: bool,
-    needs_dweight: bool, needs_dbias: bool, ignore_index: int, label_smoothing: float, reduction: int,
-) -> None:  # fmt: skip
+    dx: Tensor,
+    dweight: Tensor,
+    dbias: Tensor,
+    dloss: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    needs_dx: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> None:
     """Launcher of backward; arguments as the operator's, outputs first (docs/design.md)."""
     n_rows, n_cols = x.shape[0], weight.shape[0]
     step = rows_at_a_time(n_rows, n_cols, x.element_size())
@@ -138,9 +187,17 @@ def linear_cross_entropy_bwd(
         x_rows = x[rows]
         d = _logits(workspace, x_rows, weight, bias)
         cross_entropy_bwd(
-            d, dloss[rows] if reduction == NONE else dloss, d, target[rows], class_weight, lse[rows], total_weight,
-            ignore_index, label_smoothing, reduction,
-        )  # fmt: skip
+            d,
+            dloss[rows] if reduction == NONE else dloss,
+            d,
+            target[rows],
+            class_weight,
+            lse[rows],
+            total_weight,
+            ignore_index,
+            label_smoothing,
+            reduction,
+        )
         if needs_dx:
             torch.mm(d, weight, out=dx[rows])
         if needs_dweight:

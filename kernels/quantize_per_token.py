@@ -30,9 +30,17 @@ MAX_COLS = 16384
 
 @triton.jit(do_not_specialize=["n_rows"])
 def quantize_per_token_kernel(
-    x_q_ptr, x_scale_ptr, x_ptr, scale_ptr, n_rows, n_cols, stride_xm,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, STATIC: tl.constexpr,
-):  # fmt: skip
+    x_q_ptr,
+    x_scale_ptr,
+    x_ptr,
+    scale_ptr,
+    n_rows,
+    n_cols,
+    stride_xm,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STATIC: tl.constexpr,
+):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, BLOCK_N)
     row_ok = rows < n_rows
@@ -48,7 +56,16 @@ def quantize_per_token_fwd(x_q: Tensor, x_scale: Tensor, x: Tensor, scale: Tenso
     n_rows, n_cols = rows.shape
     block = config(n_cols)
     quantize_per_token_kernel[(triton.cdiv(n_rows, block.rows),)](
-        x_q, x_scale, rows, scale, n_rows, n_cols, stride_xm,
-        ROWS=block.rows, BLOCK_N=block.block_n, STATIC=scale is not None,
-        num_warps=block.num_warps, enable_fp_fusion=False,
-    )  # fmt: skip
+        x_q,
+        x_scale,
+        rows,
+        scale,
+        n_rows,
+        n_cols,
+        stride_xm,
+        ROWS=block.rows,
+        BLOCK_N=block.block_n,
+        STATIC=scale is not None,
+        num_warps=block.num_warps,
+        enable_fp_fusion=False,
+    )

@@ -43,9 +43,16 @@ def _sum_of_programs(partial_ptr, cols, col_ok, programs, n_cols, R: tl.constexp
 
 @triton.jit(do_not_specialize=["programs"])
 def layer_norm_sum_kernel(
-    dweight_ptr, dbias_ptr, partial_ptr, programs, n_cols,
-    DWEIGHT: tl.constexpr, DBIAS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
+    dweight_ptr,
+    dbias_ptr,
+    partial_ptr,
+    programs,
+    n_cols,
+    DWEIGHT: tl.constexpr,
+    DBIAS: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+):
     """dweight and dbias from the partial sums; the columns are shared out among the programs."""
     cols = tl.program_id(0) * C + tl.arange(0, C)
     col_ok = cols < n_cols

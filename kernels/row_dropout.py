@@ -68,9 +68,17 @@ def row_keep(rng_ptr, rows, col_start, tag: tl.constexpr, threshold, ROWS: tl.co
 
 @triton.jit
 def numbered_keep(
-    rng_ptr, index_ptr, rows, row_ok, col_start, tag: tl.constexpr, threshold, INDEXED: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    rng_ptr,
+    index_ptr,
+    rows,
+    row_ok,
+    col_start,
+    tag: tl.constexpr,
+    threshold,
+    INDEXED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """row_keep of rows that are counted by index_ptr where there is one."""
     numbers = rows
     if INDEXED:

@@ -46,9 +46,7 @@ def config(n_cols: int) -> Config:
 
 
 @triton.jit
-def store_quantised(
-    x_q_ptr, x_scale_ptr, scale_ptr, x, rows, at, row_ok, ok, ROWS: tl.constexpr, STATIC: tl.constexpr
-):  # fmt: skip
+def store_quantised(x_q_ptr, x_scale_ptr, scale_ptr, x, rows, at, row_ok, ok, ROWS: tl.constexpr, STATIC: tl.constexpr):
     """Writes the integers of x, float32 (ROWS, BLOCK_N), at the offsets `at` of x_q, and the scales of its rows."""
     size = tl.abs(x)
     absmax = tl.max(tl.where(size < float("inf"), size, float("inf")), 1)  # a maximum may lose a NaN

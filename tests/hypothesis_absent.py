@@ -50,9 +50,16 @@ def install() -> None:
     hypothesis.__spec__ = ModuleSpec("hypothesis", None)  # find_spec, which torch._dynamo calls, raises without
     anything = _Anything()
     vars(hypothesis).update(
-        given=_given, settings=_Settings(), strategies=strategies, assume=anything, example=_Settings(), note=anything,
-        HealthCheck=anything, Phase=anything, seed=_Settings(),
-    )  # fmt: skip
+        given=_given,
+        settings=_Settings(),
+        strategies=strategies,
+        assume=anything,
+        example=_Settings(),
+        note=anything,
+        HealthCheck=anything,
+        Phase=anything,
+        seed=_Settings(),
+    )
 
     def attribute(name: str) -> Any:
         if name.startswith("__"):  # inspect asks every module for __file__

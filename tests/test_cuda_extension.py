@@ -16,9 +16,19 @@ ARCHS = "80,86,90a,120,ptx120"
 
 @pytest.mark.parametrize(
     "arch, runs",
-    [(75, False), (80, True), (86, True), (87, True), (89, True), (90, True), (100, False), (120, True), (121, True),
-     (130, True)],
-)  # fmt: skip
+    [
+        (75, False),
+        (80, True),
+        (86, True),
+        (87, True),
+        (89, True),
+        (90, True),
+        (100, False),
+        (120, True),
+        (121, True),
+        (130, True),
+    ],
+)
 def test_which_devices_the_machine_code_runs_on(arch: int, runs: bool) -> None:
     assert cuda.covers(ARCHS, arch) is runs
 

@@ -36,8 +36,12 @@ def test_properties_are_skipped_and_examples_run(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(FILE)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:hypothesispytest", "-rs", "-q", "-c", "/dev/null", "test_it.py"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(Path(__file__).parent)},
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PYTHONPATH": str(Path(__file__).parent)},
+    )
     assert "1 passed, 2 skipped" in done.stdout, done.stdout + done.stderr
     assert "hypothesis is not installed" in done.stdout
 

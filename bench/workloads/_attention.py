@@ -15,9 +15,18 @@ def _lengths(batch: int, seqlen: int) -> list[int]:
 
 
 def attention(
-    name: str, batch: int, seqlen: int, heads: int, head_dim: int, dtype: torch.dtype = BF16, *,
-    dropout_p: float = 0.0, causal: bool = False, ragged: str = "", eager: bool = False,
-) -> Workload:  # fmt: skip
+    name: str,
+    batch: int,
+    seqlen: int,
+    heads: int,
+    head_dim: int,
+    dtype: torch.dtype = BF16,
+    *,
+    dropout_p: float = 0.0,
+    causal: bool = False,
+    ragged: str = "",
+    eager: bool = False,
+) -> Workload:
     """`ragged`: "" all tokens are real, "mask" padded with per-sequence lengths, "packed" varlen."""
 
     def build(device: torch.device, size: str, seed: int) -> OpCase:

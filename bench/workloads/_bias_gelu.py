@@ -11,9 +11,15 @@ from ..peers import written_out
 
 
 def bias_gelu(
-    name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16, *, dropout_p: float = 0.0, tanh: bool = False,
+    name: str,
+    n_rows: int,
+    n_cols: int,
+    dtype: torch.dtype = BF16,
+    *,
+    dropout_p: float = 0.0,
+    tanh: bool = False,
     bias: bool = True,
-) -> Workload:  # fmt: skip
+) -> Workload:
     """What follows the first product of a BERT layer's MLP; without a bias plain GELU."""
 
     def build(device: torch.device, size: str, seed: int) -> OpCase:

@@ -13,7 +13,7 @@ from ._quantised import quantised_twice
 
 def bias_gelu_quantize(
     name: str, n_rows: int, n_cols: int, dtype: torch.dtype = BF16, *, tanh: bool = False
-) -> Workload:  # fmt: skip
+) -> Workload:
     """Between the two int8 products of a BERT layer's MLP; the peer `two ops` launches our two kernels."""
 
     def build(device: torch.device, size: str, seed: int) -> OpCase:

@@ -11,17 +11,26 @@ from ..peers import written_out
 
 
 def embedding_layer_norm(
-    name: str, batch: int, seqlen: int, n_cols: int, vocab: int = 30522, dtype: torch.dtype = BF16, *,
-    types: int = 2, dropout_p: float = 0.0,
-) -> Workload:  # fmt: skip
+    name: str,
+    batch: int,
+    seqlen: int,
+    n_cols: int,
+    vocab: int = 30522,
+    dtype: torch.dtype = BF16,
+    *,
+    types: int = 2,
+    dropout_p: float = 0.0,
+) -> Workload:
     """What a BERT begins with. The peers differentiate what the op does: the sum, the types, weight and bias. Adding up
     the rows of the word and position tables is PyTorch's kernel with the op too, and measured with neither.
     """
 
     def build(device: torch.device, size: str, seed: int) -> OpCase:
         b, n, cols, rows = {
-            "full": (batch, seqlen, n_cols, vocab), "check": (2, 32, n_cols, 999), "tiny": (2, 5, min(n_cols, 100), 50),
-        }[size]  # fmt: skip
+            "full": (batch, seqlen, n_cols, vocab),
+            "check": (2, 32, n_cols, 999),
+            "tiny": (2, 5, min(n_cols, 100), 50),
+        }[size]
         word, position = randn(device, dtype, seed, rows, cols), randn(device, dtype, seed + 1, n, cols)
         leaves = tuple(randn(device, dtype, seed + 2 + i, *s) for i, s in enumerate([(types, cols), (cols,), (cols,)]))
         generator = torch.Generator(device=device).manual_seed(seed)

@@ -36,8 +36,12 @@ def _run_checks(device: str, interpret: bool, step: Callable[[int | None], None]
     with tempfile.TemporaryFile("w+") as complaints:
         child = subprocess.Popen(
             [sys.executable, "-m", "fasttx.cli.check", device],
-            stdout=subprocess.PIPE, stderr=complaints, stdin=subprocess.DEVNULL, text=True, env=environment,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
         assert child.stdout is not None
         overdue = threading.Timer(LIMIT_S, child.kill)
         overdue.start()

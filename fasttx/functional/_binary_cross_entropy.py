@@ -28,9 +28,14 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int,
+        ctx: Any,
+        x: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        pos_weight: Tensor | None,
+        reduction: int,
         backend: str,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         ctx.save_for_backward(x, target, weight, pos_weight)
         ctx.reduction, ctx.backend = reduction, backend
         return _bce_fwd(x, target, weight, pos_weight, reduction, backend)

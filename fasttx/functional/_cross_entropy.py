@@ -38,9 +38,15 @@ class CrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float,
-        reduction: int, backend: str,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        label_smoothing: float,
+        reduction: int,
+        backend: str,
+    ) -> Tensor:
         loss, lse, total_weight = _ce_fwd(logits, target, weight, ignore_index, label_smoothing, reduction, backend)
         ctx.save_for_backward(logits, target, weight, lse, total_weight)
         ctx.options = (ignore_index, label_smoothing, reduction)
@@ -53,10 +59,13 @@ class CrossEntropyFunction(torch.autograd.Function):
         ignore_index, smoothing, reduction = ctx.options
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: to be differentiated again
             loss = torch_functional.cross_entropy(
-                logits.float(), target.float() if target.is_floating_point() else target,
+                logits.float(),
+                target.float() if target.is_floating_point() else target,
                 None if weight is None else weight.float(),
-                ignore_index=ignore_index, reduction=REDUCTIONS[reduction], label_smoothing=smoothing,
-            )  # fmt: skip
+                ignore_index=ignore_index,
+                reduction=REDUCTIONS[reduction],
+                label_smoothing=smoothing,
+            )
             return (*torch.autograd.grad(loss, logits, dloss, create_graph=True), None, None, None, None, None, None)
         dlogits = _ce_bwd(
             dloss, logits, target, weight, lse, total_weight, ignore_index, smoothing, reduction, ctx.backend

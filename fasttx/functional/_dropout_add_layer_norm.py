@@ -17,9 +17,13 @@ from ._routing import overrides_functions, refuse_if_forced, unsupported_reason
 
 
 def _check_tensors(
-    input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    row_index: Tensor | None,
     rng_state: Tensor | None,
-) -> None:  # fmt: skip
+) -> None:
     if not isinstance(input, Tensor):
         raise TypeError(f"input: must be a Tensor, got {type(input).__name__}")
     if input.dim() < 1 or not input.is_floating_point():
@@ -40,9 +44,16 @@ def _check_tensors(
 
 
 def _by_torch(
-    input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> Tensor:
     """The same from torch's own functions: what the operators do not cover, and what a CPU runs."""
     z = input
     if dropout_p > 0.0 and rng_state is None:
@@ -116,9 +127,15 @@ def dropout_add_layer_norm(
     tensors = (input, residual, weight, bias)
     if any(t is not None and overrides_functions(t) for t in tensors) and has_torch_function(tensors):
         return handle_torch_function(
-            dropout_add_layer_norm, tensors, *tensors,
-            dropout_p=dropout_p, eps=eps, training=training, row_index=row_index, rng_state=rng_state,
-        )  # fmt: skip
+            dropout_add_layer_norm,
+            tensors,
+            *tensors,
+            dropout_p=dropout_p,
+            eps=eps,
+            training=training,
+            row_index=row_index,
+            rng_state=rng_state,
+        )
     if not training:
         check_dropout_p(dropout_p)  # wrong in eval mode too
         dropout_p = 0.0

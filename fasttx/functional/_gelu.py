@@ -28,9 +28,15 @@ class BiasGELUFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
-        tanh: bool, backend: str,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        x: Tensor,
+        bias: Tensor | None,
+        row_index: Tensor | None,
+        rng_state: Tensor | None,
+        dropout_p: float,
+        tanh: bool,
+        backend: str,
+    ) -> Tensor:
         ctx.save_for_backward(x, bias, row_index, rng_state)
         ctx.options = (dropout_p, tanh, backend)
         return _fwd(x, bias, row_index, rng_state, dropout_p, tanh, backend)
@@ -52,9 +58,14 @@ class BiasGELUFunction(torch.autograd.Function):
 
 
 def _apply(
-    x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, tanh: bool,
+    x: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    tanh: bool,
     backend: str,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     arguments = (x, bias, row_index, rng_state, dropout_p, tanh, backend)
     if records_gradients(x, bias):
         return BiasGELUFunction.apply(*arguments)
@@ -162,9 +173,14 @@ def _check_tensors(
 
 
 def _by_torch(
-    input: Tensor, weight: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None,
-    dropout_p: float, approximate: str,
-) -> Tensor:  # fmt: skip
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    approximate: str,
+) -> Tensor:
     """The same from torch's own functions: what the operators do not cover, and what a CPU runs."""
     if bias is None or bias.dtype == input.dtype or torch.is_autocast_enabled(input.device.type):
         z = torch_functional.linear(input, weight, bias)
@@ -229,9 +245,15 @@ def linear_gelu(
     tensors = (input, weight, bias)
     if any(t is not None and overrides_functions(t) for t in tensors) and has_torch_function(tensors):
         return handle_torch_function(
-            linear_gelu, tensors, *tensors, approximate=approximate,
-            dropout_p=dropout_p, training=training, row_index=row_index, rng_state=rng_state,
-        )  # fmt: skip
+            linear_gelu,
+            tensors,
+            *tensors,
+            approximate=approximate,
+            dropout_p=dropout_p,
+            training=training,
+            row_index=row_index,
+            rng_state=rng_state,
+        )
     if not training:
         check_dropout_p(dropout_p)  # wrong in eval mode too
         dropout_p = 0.0

@@ -32,9 +32,16 @@ class Int8LinearFunction(torch.autograd.Function):
 
 
 def _forward(
-    input: Tensor, bias: Tensor | None, residual: Tensor | None, weight_int8: Tensor, weight_scale: Tensor,
-    activation: str, act_scale: Tensor | None, out_dtype: torch.dtype, backend: str,
-) -> Tensor:  # fmt: skip
+    input: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    weight_int8: Tensor,
+    weight_scale: Tensor,
+    activation: str,
+    act_scale: Tensor | None,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
     n_out = weight_int8.shape[0]
     rows = input.reshape(-1, input.shape[-1])
     if act_scale is None or input.dtype != torch.int8:
@@ -137,8 +144,10 @@ def int8_linear(
         raise ValueError(f"input: must be (..., {n_in}), as weight_int8 is {(n_out, n_in)}, got {tuple(input.shape)}")
     full = (*input.shape[:-1], n_out)
     for name, t, shape in (
-        ("weight_scale", weight_scale, (n_out,)), ("bias", bias, (n_out,)), ("residual", residual, full),
-    ):  # fmt: skip
+        ("weight_scale", weight_scale, (n_out,)),
+        ("bias", bias, (n_out,)),
+        ("residual", residual, full),
+    ):
         if t is not None and tuple(t.shape) != shape:
             raise ValueError(f"{name}: must be {shape}, got {tuple(t.shape)}")
     if activation not in ACTIVATIONS:

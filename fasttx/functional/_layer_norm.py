@@ -26,10 +26,18 @@ class DropoutAddLayerNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None,
-        row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        row_index: Tensor | None,
+        rng_state: Tensor | None,
+        dropout_p: float,
+        eps: float,
+        out_dtype: torch.dtype,
         backend: str,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         out, mean, rstd = _fwd(x, residual, weight, bias, row_index, rng_state, dropout_p, eps, out_dtype, backend)
         ctx.save_for_backward(x, residual, weight, bias, mean, rstd, row_index, rng_state)
         ctx.options = (dropout_p, eps, out_dtype, backend)
@@ -50,9 +58,22 @@ class DropoutAddLayerNormFunction(torch.autograd.Function):
         # without dropout x and residual have one gradient: written once where they have one dtype
         one = needs_dx and needs_dresidual and rng_state is None and x.dtype == residual.dtype
         dx, dresidual, dweight, dbias = _bwd(
-            dout, x, residual, weight, bias, mean, rstd, row_index, rng_state, dropout_p,
-            needs_dx, needs_dresidual and not one, needs_dweight, needs_dbias, backend,
-        )  # fmt: skip
+            dout,
+            x,
+            residual,
+            weight,
+            bias,
+            mean,
+            rstd,
+            row_index,
+            rng_state,
+            dropout_p,
+            needs_dx,
+            needs_dresidual and not one,
+            needs_dweight,
+            needs_dbias,
+            backend,
+        )
         grads = (dx, dx if one else dresidual, dweight, dbias)
         return (*(grad if need else None for grad, need in zip(grads, needs)), *rest)
 
@@ -63,9 +84,17 @@ def result_is_float32(x: Tensor) -> bool:
 
 
 def apply(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype, backend: str,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    eps: float,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
     arguments = (x, residual, weight, bias, row_index, rng_state, dropout_p, eps, out_dtype, backend)
     if records_gradients(*arguments[:4]):
         return DropoutAddLayerNormFunction.apply(*arguments)
@@ -76,9 +105,13 @@ def apply(
 
 
 def _layer_norm_to_torch(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
     backend: str,
-) -> str | None:  # fmt: skip
+) -> str | None:
     """Why torch's own function takes this call, a wrong one included; None where the operator does."""
     if not isinstance(input, Tensor):
         return "input is no Tensor"

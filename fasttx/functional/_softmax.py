@@ -27,9 +27,15 @@ class SoftmaxFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool,
+        ctx: Any,
+        x: Tensor,
+        mask: Tensor | None,
+        rng_state: Tensor | None,
+        scale: float,
+        dropout_p: float,
+        log: bool,
         backend: str,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         out = _fwd(x, mask, rng_state, scale, dropout_p, log, backend)
         ctx.save_for_backward(out if rng_state is None else x, mask, rng_state)
         ctx.options = (scale, dropout_p, log, backend)
@@ -102,9 +108,17 @@ def _to_torch(
 
 
 def _probabilities(
-    fasttx_fn: Callable[..., Tensor], torch_fn: Callable[..., Tensor], input: Tensor, dim: int | None, stacklevel: int,
-    dtype: torch.dtype | None, mask: Tensor | None, scale: float, dropout_p: float, backend: str,
-) -> Tensor:  # fmt: skip
+    fasttx_fn: Callable[..., Tensor],
+    torch_fn: Callable[..., Tensor],
+    input: Tensor,
+    dim: int | None,
+    stacklevel: int,
+    dtype: torch.dtype | None,
+    mask: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    backend: str,
+) -> Tensor:
     """What softmax (`fasttx_fn`) and log_softmax have in common; `torch_fn` is torch.nn.functional's function."""
     name = fasttx_fn.__name__
     log = name == "log_softmax"

@@ -68,12 +68,20 @@ class EmbeddingLayerNorm(torch.nn.Module):
     ) -> Tensor:
         position, token_type = self.position_embeddings, self.token_type_embeddings
         return embedding_layer_norm(
-            input, self.word_embeddings.weight, self.LayerNorm.weight, self.LayerNorm.bias,
-            position_embeddings=None if position is None else position.weight, position_ids=position_ids,
-            token_type_embeddings=None if token_type is None else token_type.weight, token_type_ids=token_type_ids,
-            padding_idx=self.word_embeddings.padding_idx, dropout_p=self.p, eps=self.LayerNorm.eps,
-            training=self.training, row_index=row_index,
-        )  # fmt: skip
+            input,
+            self.word_embeddings.weight,
+            self.LayerNorm.weight,
+            self.LayerNorm.bias,
+            position_embeddings=None if position is None else position.weight,
+            position_ids=position_ids,
+            token_type_embeddings=None if token_type is None else token_type.weight,
+            token_type_ids=token_type_ids,
+            padding_idx=self.word_embeddings.padding_idx,
+            dropout_p=self.p,
+            eps=self.LayerNorm.eps,
+            training=self.training,
+            row_index=row_index,
+        )
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

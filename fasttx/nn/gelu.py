@@ -71,9 +71,14 @@ class LinearGELU(torch.nn.Linear):
 
     def forward(self, input: Tensor, row_index: Tensor | None = None) -> Tensor:
         return _gelu.linear_gelu(
-            input, self.weight, self.bias,
-            approximate=self.approximate, dropout_p=self.p, training=self.training, row_index=row_index,
-        )  # fmt: skip
+            input,
+            self.weight,
+            self.bias,
+            approximate=self.approximate,
+            dropout_p=self.p,
+            training=self.training,
+            row_index=row_index,
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, approximate={self.approximate!r}, p={self.p}"

@@ -57,9 +57,15 @@ class DropoutAddLayerNorm(torch.nn.LayerNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None, row_index: Tensor | None = None) -> Tensor:
         return _dropout_add_layer_norm.dropout_add_layer_norm(
-            input, residual, self.weight, self.bias,
-            dropout_p=self.p, eps=self.eps, training=self.training, row_index=row_index,
-        )  # fmt: skip
+            input,
+            residual,
+            self.weight,
+            self.bias,
+            dropout_p=self.p,
+            eps=self.eps,
+            training=self.training,
+            row_index=row_index,
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, p={self.p}"

@@ -77,9 +77,14 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         out = self.out_proj
         p = Projections(weights, self.in_proj_bias, self.bias_k, self.bias_v, out.weight, out.bias)
         wants = Wants(
-            self.num_heads, self.add_zero_attn, self.dropout if self.training else 0.0, need_weights,
-            average_attn_weights, is_causal, self.batch_first,
-        )  # fmt: skip
+            self.num_heads,
+            self.add_zero_attn,
+            self.dropout if self.training else 0.0,
+            need_weights,
+            average_attn_weights,
+            is_causal,
+            self.batch_first,
+        )
         reason = why_torch_multi_head(query, key, value, key_padding_mask, attn_mask, p, wants)
         if reason is None and query.shape[-1] != self.embed_dim:
             reason = "query is not as wide as embed_dim"

@@ -58,9 +58,18 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias,
-            device, dtype,
-        )  # fmt: skip
+            d_model,
+            nhead,
+            dim_feedforward,
+            dropout,
+            activation,
+            layer_norm_eps,
+            batch_first,
+            norm_first,
+            bias,
+            device,
+            dtype,
+        )
         # not built a second time, which would draw other initial values
         self.self_attn.__class__ = MultiheadAttention
         self.norm1.__class__ = self.norm2.__class__ = LayerNorm

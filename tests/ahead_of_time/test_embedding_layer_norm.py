@@ -37,9 +37,13 @@ def launch(types: int, dropout: bool, dtype: torch.dtype, n_cols: int, n_rows: i
     out, row, rng_state = meta(n_rows, n_cols, dtype=dtype), meta(n_cols, dtype=dtype), meta(2, dtype=INT64)
     token_type = meta(types, n_cols, dtype=dtype) if types else None
     tables = (
-        ids, meta(VOCAB, n_cols, dtype=dtype), ids[: n_rows // 8], meta(512, n_cols, dtype=dtype),
-        ids if types else None, token_type,
-    )  # fmt: skip
+        ids,
+        meta(VOCAB, n_cols, dtype=dtype),
+        ids[: n_rows // 8],
+        meta(512, n_cols, dtype=dtype),
+        ids if types else None,
+        token_type,
+    )
     mask = (None, rng_state, 0.1) if dropout else (None, None, 0.0)
     kernels.embedding_layer_norm_fwd(out, stat, stat, *tables, row, row, *mask, 1e-12, dtype)
     dtoken_type = row if token_type is None else token_type

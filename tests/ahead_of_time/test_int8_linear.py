@@ -41,10 +41,16 @@ def launch_linear(
 ) -> None:
     out = meta(n_rows, n_out, dtype=dtype)
     linear.int8_linear_fwd(
-        out, meta(n_rows, n_in, dtype=torch.int8), meta(n_out, n_in, dtype=torch.int8), meta(n_rows, dtype=FP32),
-        meta(n_out, dtype=FP32), meta(n_out, dtype=dtype) if bias else None, out if residual else None, activation,
+        out,
+        meta(n_rows, n_in, dtype=torch.int8),
+        meta(n_out, n_in, dtype=torch.int8),
+        meta(n_rows, dtype=FP32),
+        meta(n_out, dtype=FP32),
+        meta(n_out, dtype=dtype) if bias else None,
+        out if residual else None,
+        activation,
         dtype,
-    )  # fmt: skip
+    )
 
 
 def products(record: Record, arch: int) -> list[str]:
@@ -77,8 +83,17 @@ def test_machine_code_of_int8_linear(arch: int) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_machine_code_of_quantize_per_token(arch: int) -> None:
     with dry_device(arch) as records:
-        for n_cols, dtype in [(384, BF16), (768, BF16), (768, FP32), (1024, FP16), (4096, BF16), (5008, BF16),
-                              (quantize.MAX_COLS, BF16), (quantize.MAX_COLS, FP32), (101, FP16)]:  # fmt: skip
+        for n_cols, dtype in [
+            (384, BF16),
+            (768, BF16),
+            (768, FP32),
+            (1024, FP16),
+            (4096, BF16),
+            (5008, BF16),
+            (quantize.MAX_COLS, BF16),
+            (quantize.MAX_COLS, FP32),
+            (101, FP16),
+        ]:
             for static in (False, True):
                 x, x_q = meta(4096, n_cols, dtype=dtype), meta(4096, n_cols, dtype=torch.int8)
                 before = len(records)
@@ -151,8 +166,16 @@ def test_machine_code_of_add_layer_norm_quantize(arch: int) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_machine_code_of_bias_gelu_quantize(arch: int) -> None:
     with dry_device(arch) as records:
-        for n_cols, dtype in [(1536, BF16), (3072, BF16), (4096, BF16), (4096, FP16), (3072, FP32),
-                              (quantize.MAX_COLS, BF16), (quantize.MAX_COLS, FP32), (101, FP16)]:  # fmt: skip
+        for n_cols, dtype in [
+            (1536, BF16),
+            (3072, BF16),
+            (4096, BF16),
+            (4096, FP16),
+            (3072, FP32),
+            (quantize.MAX_COLS, BF16),
+            (quantize.MAX_COLS, FP32),
+            (101, FP16),
+        ]:
             for tanh, scale, with_bias in [(False, None, True), (True, None, True), (False, meta(dtype=FP32), False)]:
                 x, x_q = meta(4096, n_cols, dtype=dtype), meta(4096, n_cols, dtype=torch.int8)
                 before = len(records)

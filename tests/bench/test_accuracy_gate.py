@@ -58,8 +58,10 @@ def test_deadline(tmp_path: Path) -> None:
 def test_description_of_a_compiled_kernel() -> None:
     kernel = SimpleNamespace(
         metadata=SimpleNamespace(name="attention_fwd_kernel", shared=1024, num_warps=4),
-        n_regs=100, n_spills=8, asm={"ptx": "wgmma.mma_async.sync.aligned.m64n64k16"},
-    )  # fmt: skip
+        n_regs=100,
+        n_spills=8,
+        asm={"ptx": "wgmma.mma_async.sync.aligned.m64n64k16"},
+    )
     found = describe(kernel, "key")
     assert found.wgmma and found.spills == 8 and found.shared_bytes == 1024
     if not torch.cuda.is_available():

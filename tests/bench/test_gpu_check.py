@@ -224,8 +224,10 @@ def test_plugin(tmp_path: Path) -> None:
     (tmp_path / "test_sample.py").write_text(PLUGIN_TESTS, encoding="utf-8")
     (tmp_path / "test_unreadable.py").write_text("import no_such_module\n", encoding="utf-8")
     environ = os.environ | {
-        "PYTHONPATH": str(ROOT), "FASTTX_TEST_LOG": str(tmp_path / "log"), "FASTTX_TEST_SECONDS": "1"
-    }  # fmt: skip
+        "PYTHONPATH": str(ROOT),
+        "FASTTX_TEST_LOG": str(tmp_path / "log"),
+        "FASTTX_TEST_SECONDS": "1",
+    }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.budget", "-p", "no:timeout", "--rootdir=."]
     command += ["--continue-on-collection-errors", "."]
     subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, timeout=100)

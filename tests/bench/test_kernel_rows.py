@@ -54,8 +54,9 @@ def test_a_wrong_backend_beside_has_no_time(monkeypatch: pytest.MonkeyPatch, tmp
     rows = measured(monkeypatch, tmp_path, workloads.softmax("s", 4, 20, torch.float32), beside=("cuda",))
     found = {r.direction: r for r in rows if r.peer == "fasttx[cuda]"}
     assert {d: r.status for d, r in found.items()} == {
-        "fwd": "not timed: the other direction is wrong", "bwd": "wrong",
-    }  # fmt: skip
+        "fwd": "not timed: the other direction is wrong",
+        "bwd": "wrong",
+    }
     assert all(r.median_ms == "" for r in found.values()) and any(map(failed, rows))
     assert {r.status for r in rows if r.peer == "fasttx[torch]"} == {"ok"}
 

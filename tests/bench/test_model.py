@@ -256,8 +256,11 @@ def test_targets_and_selections() -> None:
     assert cases_.select(CPU) is None
     found = cases_.select(CPU, models=["minilm"], seqlens=[128, 512], lengths=["full", "squad"])
     assert [(c.batch, c.seqlen, c.lengths) for c in found] == [
-        (16, 128, "full"), (16, 128, "squad"), (4, 512, "full"), (4, 512, "squad"),
-    ]  # fmt: skip
+        (16, 128, "full"),
+        (16, 128, "squad"),
+        (4, 512, "full"),
+        (4, 512, "squad"),
+    ]
     with pytest.raises(ValueError, match="^target: got Z9; allowed are D1, D2, D3, E1, E2, G1"):
         cases_.select(CPU, targets=["Z9"])
 

@@ -45,8 +45,11 @@ def run_without(blocked: set[str], *arguments: str) -> subprocess.CompletedProce
     """The command line in a process of its own, where `blocked` packages fail to import as if not installed."""
     return subprocess.run(
         [sys.executable, "-c", BLOCKER.format(blocked=blocked, arguments=arguments)],
-        capture_output=True, text=True, timeout=120, cwd=Path(__file__).resolve().parents[2],
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).resolve().parents[2],
+    )
 
 
 def test_help_names_every_command() -> None:
@@ -110,10 +113,12 @@ def test_doctor_names_missing_packages_and_old_gpus() -> None:
 
 def test_doctor_names_what_keeps_triton_from_launching() -> None:
     found = {
-        "devices": [{"device": "cpu"}, {"device": "cuda:0", "capability": "9.0"}], "driver": "580.1",
-        "torch_cuda": "13.0", "packages": {"torch": "2.13.0", "triton": "3.6.0", "transformers": "5.17.0"},
+        "devices": [{"device": "cpu"}, {"device": "cuda:0", "capability": "9.0"}],
+        "driver": "580.1",
+        "torch_cuda": "13.0",
+        "packages": {"torch": "2.13.0", "triton": "3.6.0", "transformers": "5.17.0"},
         **BUILT,
-    }  # fmt: skip
+    }
     assert machine.missing({**found, "triton_launcher": None}) == []
     (lack,) = machine.missing({**found, "triton_launcher": "needs a C compiler for Triton's launcher"})
     assert "Triton kernels" in lack.brings and "a C compiler" in lack.how
@@ -147,8 +152,10 @@ def results(backend: str, status: str, detail: str = "") -> list[dict[str, objec
     """What `doctor` gets of every op in every dtype."""
     return [
         asdict(check.Result(name, direction, dtype, "cpu", backend, status, detail, error=4e-7, allowed=1e-6))
-        for name, op in OPS.items() for direction in op.directions for dtype in check.DTYPES
-    ]  # fmt: skip
+        for name, op in OPS.items()
+        for direction in op.directions
+        for dtype in check.DTYPES
+    ]
 
 
 def test_doctor_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,8 +267,11 @@ def test_doctor_runs_every_op_that_can_run_here() -> None:
     """The whole command in a process of its own, as a person runs it."""
     done = subprocess.run(
         [sys.executable, "-m", "fasttx", "doctor", "--json"],
-        capture_output=True, text=True, timeout=280, cwd=Path(__file__).resolve().parents[2],
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=Path(__file__).resolve().parents[2],
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     report = json.loads(done.stdout)
     ran = {(row["op"], row["direction"], row["backend"]) for row in report["ops"] if row["status"] == "ok"}

@@ -54,8 +54,9 @@ def test_bench_kernels_on_a_cpu(tmp_path: Path) -> None:
         (peer, direction) for peer in ("fasttx[torch]", "eager", "device copy") for direction in ("fwd", "bwd")
     }
     assert {row["peer"] for row in rows if row["status"].startswith(("not run", "unavailable"))} == {
-        "torch.compile", "liger",
-    }  # fmt: skip
+        "torch.compile",
+        "liger",
+    }
     for row in timed:
         assert row["status"] == "ok" and row["size"] == "check" and float(row["median_ms"]) > 0
         assert row["torch"] == version("torch") and row["commit"] and row["liger-kernel"]
@@ -125,12 +126,21 @@ def test_plot_draws_what_the_table_holds(tmp_path: Path) -> None:
         assert {plots.OURS, plots.OTHERS[0], "#ffffff"} <= colours(Path(name))
     models = [
         {
-            "model": "minilm", "task": "training", "lengths": "full", "batch": 2, "seqlen": n, "arm": arm,
-            "median_ms": 1, "ratio": 1.5, "tokens_per_s": n * (1 + len(arm)), "device": "a device", "commit": "abc",
+            "model": "minilm",
+            "task": "training",
+            "lengths": "full",
+            "batch": 2,
+            "seqlen": n,
+            "arm": arm,
+            "median_ms": 1,
+            "ratio": 1.5,
+            "tokens_per_s": n * (1 + len(arm)),
+            "device": "a device",
+            "commit": "abc",
         }
         for n in (64, 128)
         for arm in ("fasttx", "sdpa")
-    ]  # fmt: skip
+    ]
     path = table(tmp_path / "model.csv", models)
     written = invoke("plot", str(path), "--out", str(tmp_path / "plots"), columns=500).split()
     assert [Path(name).name for name in written] == ["model-speed-up.png", "model-minilm-training.png"]
@@ -158,9 +168,14 @@ def saved(tmp_path: Path) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "short", "one", ".", "the", "batch", "padding", "is"]
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
     config = BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37,
-        max_position_embeddings=64, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=37,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
     BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     return tmp_path / "model"

@@ -79,10 +79,23 @@ def _csrc(source: Path) -> Path:
 
 def _flags(*more: str, csrc: Path = ROOT / "csrc") -> list[str]:
     return [
-        "-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing",
-        "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DFASTTX_EMULATE",
-        f"-I{HERE / 'include'}", f"-I{csrc}", "-isystem", str(cuda_headers()), *more,
-    ]  # fmt: skip
+        "-std=c++20",
+        "-g1",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-fno-gnu-unique",
+        "-fno-strict-aliasing",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+        "-DFASTTX_EMULATE",
+        f"-I{HERE / 'include'}",
+        f"-I{csrc}",
+        "-isystem",
+        str(cuda_headers()),
+        *more,
+    ]
 
 
 def inputs(source: Path) -> list[Path]:

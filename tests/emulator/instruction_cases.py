@@ -145,10 +145,10 @@ SM90: dict[str, Case] = {
     **{f"wgmma-{NAMES[dtype]}": functools.partial(check_wgmma, dtype=dtype, transposed_b=False) for dtype in TYPES},
     **{f"wgmma-{NAMES[d]}-MN-major": functools.partial(check_wgmma, dtype=d, transposed_b=True) for d in FLOATS},
 }
-CLUSTER: dict[str, Case] = {
-    f"cluster-{size}": functools.partial(check_cluster, size=size) for size in (1, 2, 4, 8)
-}  # fmt: skip
+CLUSTER: dict[str, Case] = {f"cluster-{size}": functools.partial(check_cluster, size=size) for size in (1, 2, 4, 8)}
 SOURCES: dict[str, dict[str, Case]] = {
-    "instructions_sm80": SM80, "instructions_sm90": SM90, "instructions_cluster": CLUSTER,
-}  # fmt: skip
+    "instructions_sm80": SM80,
+    "instructions_sm90": SM90,
+    "instructions_cluster": CLUSTER,
+}
 """By the wrapper."""

@@ -17,9 +17,16 @@ import host_module
 import torch
 from torch import Tensor
 
-SOURCES = {name: host_build.HERE / f"{name}.cu" for name in (
-    "instructions_sm80", "instructions_sm90", "instructions_cluster", "gemm_sm80", "gemm_sm90",
-)}  # fmt: skip
+SOURCES = {
+    name: host_build.HERE / f"{name}.cu"
+    for name in (
+        "instructions_sm80",
+        "instructions_sm90",
+        "instructions_cluster",
+        "gemm_sm80",
+        "gemm_sm90",
+    )
+}
 ROOM = 1 << 16
 """More bytes than a product with a fault strays: its report names the tensor that is nearest to the access."""
 TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.int8: 2}

@@ -109,22 +109,34 @@ def test_no_other_member_may_be_given(module, name):
 
 
 WRONG = {
-    "int": [("1", "str; allowed is int"), (1.0, "float; allowed is int"), (True, "bool; allowed is int"),
-            (None, "NoneType; allowed is int"), (2**70, f"{2**70}; allowed is an int of (32|64) bits")],
+    "int": [
+        ("1", "str; allowed is int"),
+        (1.0, "float; allowed is int"),
+        (True, "bool; allowed is int"),
+        (None, "NoneType; allowed is int"),
+        (2**70, f"{2**70}; allowed is an int of (32|64) bits"),
+    ],
     "float": [("1", "str; allowed is float"), (True, "bool; allowed is float"), (None, "NoneType; allowed is float")],
     "bool": [(1, "int; allowed is bool"), (None, "NoneType; allowed is bool")],
     "dtype": [("float32", "str; allowed is int"), (8, "8; allowed is one of DTYPES"), (-1, "-1; allowed is one of")],
-    "int[3]": [((1, 1), "a tuple of 2; allowed is a tuple of 3"), ([1, 1, 1], "list; allowed is a tuple of 3"),
-               ((1, 1, 1.0), "float; allowed is int")],
+    "int[3]": [
+        ((1, 1), "a tuple of 2; allowed is a tuple of 3"),
+        ([1, 1, 1], "list; allowed is a tuple of 3"),
+        ((1, 1, 1.0), "float; allowed is int"),
+    ],
     "int[5]": [(1, "int; allowed is a tuple of 5")],
-    "any": [(16, r"int; allowed is \(address, dtype\) or None"), ((16,), "tuple; allowed is"),
-            (("16", 0), "str; allowed is int"), ((16, 99), "99; allowed is one of DTYPES"),
-            (torch.ones(1), r"Tensor; allowed is \(address, dtype\)")],
+    "any": [
+        (16, r"int; allowed is \(address, dtype\) or None"),
+        ((16,), "tuple; allowed is"),
+        (("16", 0), "str; allowed is int"),
+        ((16, 99), "99; allowed is one of DTYPES"),
+        (torch.ones(1), r"Tensor; allowed is \(address, dtype\)"),
+    ],
     "float32": [((16, 1), "a tensor of float16; allowed is float32")],
     "int64": [((16, 6), "a tensor of int32; allowed is int64")],
     "int8": [((16, 4), "a tensor of bool; allowed is int8")],
     "int32 or int64": [((16, 5), "a tensor of int8; allowed is int32 or int64")],
-}  # fmt: skip
+}
 
 
 def kind_at(kinds: dict[str, Any], path: str) -> Any:

@@ -44,9 +44,19 @@ REPORTS = {
 RIGHT = ("None", "EarlyExit")
 # What the build without hooks sees too: it watches the scheduler, the barrier and addresses, and no order.
 WITHOUT_HOOKS = (
-    "NoFirstBarrier", "NoSuchRank", "SharedOverflow", "SharedMisaligned", "NoAddress", "Stuck", "HalfWarpArrives",
-    "ArriveTwice", "WaitFirst", "GridNoMultiple", "TooManyBlocks", "NoClusters",
-)  # fmt: skip
+    "NoFirstBarrier",
+    "NoSuchRank",
+    "SharedOverflow",
+    "SharedMisaligned",
+    "NoAddress",
+    "Stuck",
+    "HalfWarpArrives",
+    "ArriveTwice",
+    "WaitFirst",
+    "GridNoMultiple",
+    "TooManyBlocks",
+    "NoClusters",
+)
 
 
 def run(variant: str, fault: str, seed: int, cluster: int = 4) -> tuple[str, bool]:

@@ -59,10 +59,13 @@ def test_the_form_is_a_function_of_shape_and_device(plain, case, cluster):
 
 
 TARGETS = {
-    "index": {}, "weight": {"weight": True}, "smoothing": {"smoothing": 0.1},
-    "weight and smoothing": {"weight": True, "smoothing": 0.1}, "probabilities": {"probabilities": True},
+    "index": {},
+    "weight": {"weight": True},
+    "smoothing": {"smoothing": 0.1},
+    "weight and smoothing": {"weight": True, "smoothing": 0.1},
+    "probabilities": {"probabilities": True},
     "all": {"probabilities": True, "weight": True, "smoothing": 0.1},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("n_cols", [TILE + 1, 2 * TILE, 4 * TILE - 7, 8 * TILE + 13])

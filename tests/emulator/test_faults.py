@@ -43,9 +43,16 @@ REPORTS = {
 RIGHT = ("None", "EarlyExit")
 # What the build without hooks sees too: it watches the scheduler and the addresses of vectors, and no other access.
 WITHOUT_HOOKS = (
-    "BarrierInBranch", "HalfWarpShuffle", "ShuffleFromOutside", "NotInOwnMask", "TwoShuffles", "TooManyThreads",
-    "MisalignedVector", "MisalignedShared", "MisalignedAtomic",
-)  # fmt: skip
+    "BarrierInBranch",
+    "HalfWarpShuffle",
+    "ShuffleFromOutside",
+    "NotInOwnMask",
+    "TwoShuffles",
+    "TooManyThreads",
+    "MisalignedVector",
+    "MisalignedShared",
+    "MisalignedAtomic",
+)
 
 
 def run(variant: str, fault: str, seed: int, *, poison: bool = True, race: bool = True):

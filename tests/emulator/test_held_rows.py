@@ -65,7 +65,7 @@ FORWARD = [
     ((1, 10 * TILE + 1, BF16, 80, 108), (1, 0)),
     ((1, 6 * TILE, BF16, 89, 128), (1, 6)),  # of 99 KiB
     ((1, 6 * TILE + 1, BF16, 86, 84), (1, 0)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case, expected", FORWARD, ids=str)
@@ -118,9 +118,12 @@ LENGTHS = {
     8: [7 * TILE + 3, 8 * TILE, 8 * TILE + 8],
 }
 OPTIONS = {
-    "plain": {}, "log": {"log": True}, "mask": {"mask": True}, "masked log": {"mask": True, "log": True},
+    "plain": {},
+    "log": {"log": True},
+    "mask": {"mask": True},
+    "masked log": {"mask": True, "log": True},
     "dropout": {"mask": True, "p": 0.25},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("cluster, n_cols", [(c, n) for c, lengths in LENGTHS.items() for n in lengths])

@@ -78,19 +78,31 @@ FAULTS = {name: faults_of(instruction_library.SOURCES[name]) for name in REPORTS
 # What shows without hooks too: as a report, or as NaN where data were used before their wait.
 WITHOUT_HOOKS = {
     "gemm_sm80": {
-        "NoWait": None, "NoCommit": "exits with cp.async", "NoBarrierAfterWait": None, "NoLoad": None,
-        "SharedOutOfBounds": "ldmatrix", "SharedMisaligned": "ldmatrix", "BarrierInOneLane": "deadlock",
+        "NoWait": None,
+        "NoCommit": "exits with cp.async",
+        "NoBarrierAfterWait": None,
+        "NoLoad": None,
+        "SharedOutOfBounds": "ldmatrix",
+        "SharedMisaligned": "ldmatrix",
+        "BarrierInOneLane": "deadlock",
         "MmaInHalfWarp": "divergent",
     },
     "gemm_sm90": {
-        "NoEmptyWait": "more arrivals than the 1", "WrongParity": "deadlock", "NoReleaseByAWarp": "deadlock",
-        "TooFewBytes": "deadlock", "TooManyBytes": "deadlock", "NoProductFence": "without wgmma.fence",
-        "NoProductCommit": "exits with wgmma", "NoProductWait": "exits with wgmma",
-        "WriteBeforeWait": "was written while a wgmma in flight held it", "ProductInThreeWarps": "deadlock",
-        "SharedOutOfBounds": "TMA load", "UnsolicitedBox": "nobody has waited for",
+        "NoEmptyWait": "more arrivals than the 1",
+        "WrongParity": "deadlock",
+        "NoReleaseByAWarp": "deadlock",
+        "TooFewBytes": "deadlock",
+        "TooManyBytes": "deadlock",
+        "NoProductFence": "without wgmma.fence",
+        "NoProductCommit": "exits with wgmma",
+        "NoProductWait": "exits with wgmma",
+        "WriteBeforeWait": "was written while a wgmma in flight held it",
+        "ProductInThreeWarps": "deadlock",
+        "SharedOutOfBounds": "TMA load",
+        "UnsolicitedBox": "nobody has waited for",
         "UnreadBox": "nobody has waited for",
     },
-}  # fmt: skip
+}
 
 
 def product(variant: str, kernel: str, fault: str, seed: int):

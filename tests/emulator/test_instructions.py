@@ -27,8 +27,12 @@ def test_each_wrapper_does_what_its_layout_says(source, name, variant):
 # beyond a tile in each direction; less than one; more steps of k than stages, k ragged within 16 bytes
 SHAPES = [(70, 66, 200), (3, 5, 7), (64, 64, 330)]
 FORMS = [
-    (torch.float16, False), (torch.float16, True), (torch.bfloat16, False), (torch.bfloat16, True), (torch.int8, False),
-]  # fmt: skip
+    (torch.float16, False),
+    (torch.float16, True),
+    (torch.bfloat16, False),
+    (torch.bfloat16, True),
+    (torch.int8, False),
+]
 
 
 def operands(shape, dtype, transposed_b, draw=small_integers):

@@ -151,16 +151,31 @@ from hypothesis import strategies as st  # noqa: E402
 
 @settings(max_examples=60, deadline=None)
 @given(
-    batch=st.integers(1, 3), heads=st.integers(1, 4), rows=st.integers(1, 20), keys=st.integers(1, 20),
+    batch=st.integers(1, 3),
+    heads=st.integers(1, 4),
+    rows=st.integers(1, 20),
+    keys=st.integers(1, 20),
     d=st.integers(1, 20),
-    dv=st.integers(1, 20), mask=st.sampled_from(["none", "bool", "float", "causal"]),
+    dv=st.integers(1, 20),
+    mask=st.sampled_from(["none", "bool", "float", "causal"]),
     broadcast=st.lists(st.booleans(), min_size=4, max_size=4),
-    drop=st.integers(0, 2), order=st.permutations(range(4)), seed=st.integers(0, 2**31),
-)  # fmt: skip
+    drop=st.integers(0, 2),
+    order=st.permutations(range(4)),
+    seed=st.integers(0, 2**31),
+)
 def test_any_shape_mask_and_stride(
-    batch: int, heads: int, rows: int, keys: int, d: int, dv: int, mask: str, broadcast: list[bool], drop: int,
-    order: list[int], seed: int,
-) -> None:  # fmt: skip
+    batch: int,
+    heads: int,
+    rows: int,
+    keys: int,
+    d: int,
+    dv: int,
+    mask: str,
+    broadcast: list[bool],
+    drop: int,
+    order: list[int],
+    seed: int,
+) -> None:
     g = torch.Generator().manual_seed(seed)
 
     def tensor(*shape: int) -> Tensor:

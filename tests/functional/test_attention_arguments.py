@@ -23,9 +23,14 @@ NAN, INF = float("nan"), float("inf")
 def call(**changes: Any) -> Any:
     cu = torch.tensor([0, 5, 14], dtype=torch.int32)
     arguments = dict(
-        query=torch.randn(14, 3, 16), key=torch.randn(14, 3, 16), value=torch.randn(14, 3, 16), cu_seqlens_q=cu,
-        cu_seqlens_k=cu, max_seqlen_q=9, max_seqlen_k=9,
-    )  # fmt: skip
+        query=torch.randn(14, 3, 16),
+        key=torch.randn(14, 3, 16),
+        value=torch.randn(14, 3, 16),
+        cu_seqlens_q=cu,
+        cu_seqlens_k=cu,
+        max_seqlen_q=9,
+        max_seqlen_k=9,
+    )
     return attention_varlen(**(arguments | changes))
 
 
@@ -90,9 +95,12 @@ def test_numbers_of_numpy_and_lists_are_allowed() -> None:
     want = call(window_size=(2, 1), scale=0.5)
     torch.manual_seed(0)
     got = call(
-        max_seqlen_q=numpy.int64(9), max_seqlen_k=numpy.int32(9), window_size=[numpy.int64(2), 1],
-        scale=numpy.float64(0.5), dropout_p=0,
-    )  # fmt: skip
+        max_seqlen_q=numpy.int64(9),
+        max_seqlen_k=numpy.int32(9),
+        window_size=[numpy.int64(2), 1],
+        scale=numpy.float64(0.5),
+        dropout_p=0,
+    )
     assert torch.equal(got, want)
 
 

@@ -47,9 +47,16 @@ def _call(layout: str, device: torch.device) -> tuple[list[Tensor], dict[str, An
         bias = torch.rand(3, 1, M, N, device=device) > 0.3
         bias[1, 0, 2] = False
     more |= {
-        "attn_bias": bias, "seqused_k": None, "rng_state": state, "max_seqlen_q": M, "max_seqlen_k": N,
-        "softmax_scale": 0.3, "dropout_p": P, "window_left": -1, "window_right": 0 if layout == "packed" else -1,
-    }  # fmt: skip
+        "attn_bias": bias,
+        "seqused_k": None,
+        "rng_state": state,
+        "max_seqlen_q": M,
+        "max_seqlen_k": N,
+        "softmax_scale": 0.3,
+        "dropout_p": P,
+        "window_left": -1,
+        "window_right": 0 if layout == "packed" else -1,
+    }
     return [torch.randn(*size, DIM, device=device, requires_grad=True) for size in sizes], more
 
 
@@ -59,9 +66,10 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, keep: Tensor, more: dict[str, Any]) 
     cu_q, cu_k = more["cu_seqlens_q"], more["cu_seqlens_k"]
     for b in range(keep.shape[0]):
         x, y, z = (
-            (q[b], k[b], v[b]) if cu_q is None
+            (q[b], k[b], v[b])
+            if cu_q is None
             else (q[cu_q[b] : cu_q[b + 1]], k[cu_k[b] : cu_k[b + 1]], v[cu_k[b] : cu_k[b + 1]])
-        )  # fmt: skip
+        )
         m, n = len(x), len(y)
         s = torch.einsum("ihd,jhd->hij", x, y.repeat_interleave(HEADS // HEADS_K, 1)) * more["softmax_scale"]
         seen = torch.ones(1, m, n, dtype=torch.bool, device=q.device)

@@ -120,9 +120,10 @@ def test_torchs_form_gives_what_the_op_gives(mask: str, window: tuple[int, int])
     rows = torch.rand(2, 1, 9, 11) > 0.4
     rows[0, 0, 3] = False
     bias = {
-        "keys": keys[:, None, None], "rows": rows,
+        "keys": keys[:, None, None],
+        "rows": rows,
         "additive": torch.zeros(rows.shape).masked_fill(~rows, float("-inf")),
-    }.get(mask)  # fmt: skip
+    }.get(mask)
     used = torch.tensor([11, 0], dtype=torch.int32) if mask == "seqused" else None
     dout = torch.randn(2, 9, 4, 16)
     results = []

@@ -81,8 +81,9 @@ def test_of_the_model_layers_call(form: str) -> None:
     mask = options.pop("attn_mask", None)
     call = {
         "attn_bias": mask if mask is None or mask.dim() == 4 else mask[None, None],
-        "window": (-1, 0 if options.get("is_causal") else -1), "softmax_scale": options.get("scale"),
-    }  # fmt: skip
+        "window": (-1, 0 if options.get("is_causal") else -1),
+        "softmax_scale": options.get("scale"),
+    }
 
     def padded(*x: Tensor) -> Tensor:
         return attention_padded(*(t.transpose(1, 2) for t in x), **call).transpose(1, 2)
@@ -186,12 +187,14 @@ MODULES: dict[str, tuple[Callable[[Any], torch.nn.Module], dict[str, Any]]] = {
     "with weights": (lambda nn: nn.MultiheadAttention(16, 2, batch_first=True), {"need_weights": True}),
     "layer": (lambda nn: nn.TransformerEncoderLayer(16, 2, 32, 0.0, "gelu", batch_first=True), {}),
     "layer, norm first": (
-        lambda nn: nn.TransformerEncoderLayer(16, 2, 32, 0.0, "gelu", batch_first=True, norm_first=True), {},
+        lambda nn: nn.TransformerEncoderLayer(16, 2, 32, 0.0, "gelu", batch_first=True, norm_first=True),
+        {},
     ),
     "encoder": (
-        lambda nn: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, 0.0, "gelu", batch_first=True), 2), {},
+        lambda nn: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, 0.0, "gelu", batch_first=True), 2),
+        {},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")

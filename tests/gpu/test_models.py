@@ -21,9 +21,15 @@ def _models(
     from transformers import BertConfig, BertForMaskedLM
 
     config = BertConfig(
-        vocab_size=99, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96,
-        hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, attn_implementation="sdpa",
-    )  # fmt: skip
+        vocab_size=99,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=96,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        attn_implementation="sdpa",
+    )
     torch.manual_seed(0)
     plain = BertForMaskedLM(config).to(device, dtype)
     patched = BertForMaskedLM(config).to(device, dtype)

@@ -37,27 +37,38 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 20, "classifier_dropout_prob": 0.0},
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "deberta-v2": {
-        "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "norm_rel_ebd": "layer_norm",
-        "share_att_key": True, "conv_kernel_size": 3,
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_buckets": 8,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "conv_kernel_size": 3,
     },
     "modernbert": {
-        "local_attention": 6, "global_attn_every_n_layers": 2, "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3,
+        "local_attention": 6,
+        "global_attn_every_n_layers": 2,
+        "bos_token_id": 2,
+        "cls_token_id": 2,
+        "eos_token_id": 3,
         "sep_token_id": 3,
     },
     "vit": {"image_size": 8, "patch_size": 4, "encoder_stride": 4},
     "deit": {"image_size": 8, "patch_size": 4, "encoder_stride": 4},
-}  # fmt: skip
+}
 """What a family's configuration needs besides."""
 OPTION_NAMES = {
     "distilbert": {
-        "intermediate_size": "hidden_dim", "hidden_dropout_prob": "dropout", "hidden_act": "activation",
+        "intermediate_size": "hidden_dim",
+        "hidden_dropout_prob": "dropout",
+        "hidden_act": "activation",
         "attention_probs_dropout_prob": "attention_dropout",
     },
     "modernbert": {
-        "hidden_dropout_prob": "mlp_dropout", "hidden_act": "hidden_activation",
+        "hidden_dropout_prob": "mlp_dropout",
+        "hidden_act": "hidden_activation",
         "attention_probs_dropout_prob": "attention_dropout",
     },
-}  # fmt: skip
+}
 """What a family calls an option that BERT has under another name."""
 
 

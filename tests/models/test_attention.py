@@ -144,8 +144,11 @@ def test_packed_batch_through_a_model() -> None:
     fasttx.patch(model)
     packed = dict(
         position_ids=torch.tensor([[0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 5]]),
-        cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=6, max_length_k=6,
-    )  # fmt: skip
+        cu_seq_lens_q=starts,
+        cu_seq_lens_k=starts,
+        max_length_q=6,
+        max_length_k=6,
+    )
     torch.testing.assert_close(model(ids, **packed).last_hidden_state, want, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="output_attentions: .* packed batch"):
         model(ids, **packed, output_attentions=True)

@@ -163,10 +163,19 @@ class Run:
         model.register_forward_pre_hook(lambda m, args, kwargs: self.calls.append(kwargs), with_kwargs=True)
         data = data_of(24)
         arguments = transformers.TrainingArguments(
-            output_dir=str(tmp_path), per_device_train_batch_size=4, per_device_eval_batch_size=4, num_train_epochs=2,
-            learning_rate=1e-3, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, seed=11,
-            use_cpu=not torch.cuda.is_available(), **options,
-        )  # fmt: skip
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=4,
+            per_device_eval_batch_size=4,
+            num_train_epochs=2,
+            learning_rate=1e-3,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            seed=11,
+            use_cpu=not torch.cuda.is_available(),
+            **options,
+        )
 
         class Trainer(transformers.Trainer):
             def get_train_dataloader(self) -> Any:

@@ -67,11 +67,12 @@ def calls(module: Any = None) -> dict[str, dict[str, Any]]:
     ids = zoo.inputs_for(zoo.BERT, "BertModel")["input_ids"]
     types = (torch.arange(ids.numel()) % 2).view(ids.shape)
     return {
-        "ids": {"input_ids": ids}, "types": {"input_ids": ids, "token_type_ids": types},
+        "ids": {"input_ids": ids},
+        "types": {"input_ids": ids, "token_type_ids": types},
         "positions": {"input_ids": ids, "position_ids": (torch.arange(11) + 3)[None], "token_type_ids": types},
         "positions of each": {"input_ids": ids, "position_ids": torch.arange(33).view(3, 11)},
         "past": {"input_ids": ids, past_name(): 5},
-    }  # fmt: skip
+    }
 
 
 def past_name() -> str:

@@ -234,10 +234,12 @@ def test_hf_keeps_minus_100_as_a_target() -> None:
     for family, cls, changes, inputs in (
         (ELECTRA, "ElectraForPreTraining", {}, hidden_tokens()[0]),
         (
-            zoo.BERT, "BertForSequenceClassification", MULTI_LABEL,
+            zoo.BERT,
+            "BertForSequenceClassification",
+            MULTI_LABEL,
             zoo.inputs_for(zoo.BERT, "BertForSequenceClassification") | {"labels": torch.eye(3) * 101 - 100},
         ),
-    ):  # fmt: skip
+    ):
         model = zoo.tiny_model(family, cls, **changes)
         want = model(**inputs).loss
         fasttx.patch(model, loss="hf")

@@ -62,12 +62,19 @@ def test_every_family_fuses_all_its_layers(family: Any, backend: str) -> None:
 @pytest.mark.parametrize(
     ("activation", "form"),
     [
-        ("gelu", "none"), ("gelu_python", "none"), ("gelu_new", "tanh"), ("gelu_pytorch_tanh", "tanh"),
-        ("gelu_python_tanh", "tanh"), ("gelu_fast", None), ("gelu_10", None), ("relu", None), ("silu", None),
+        ("gelu", "none"),
+        ("gelu_python", "none"),
+        ("gelu_new", "tanh"),
+        ("gelu_pytorch_tanh", "tanh"),
+        ("gelu_python_tanh", "tanh"),
+        ("gelu_fast", None),
+        ("gelu_10", None),
+        ("relu", None),
+        ("silu", None),
         (torch.tanh, None),
     ],
     ids=lambda x: getattr(x, "__name__", str(x)),
-)  # fmt: skip
+)
 def test_every_activation(activation: Any, form: str | None) -> None:
     plain = zoo.tiny_model(zoo.BERT, "BertModel", hidden_act=activation if isinstance(activation, str) else "gelu")
     if callable(activation):  # a config of later versions names its activation

@@ -212,8 +212,9 @@ def test_a_mask_for_each_query_runs_padded() -> None:
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 4), st.integers(1, 9), st.data(), st.sampled_from(["auto", True]))
 def test_random_masks(rows: int, seqlen: int, data: Any, unpad: bool | str) -> None:
-    mask = torch.tensor(data.draw(st.lists(st.lists(st.booleans(), min_size=seqlen, max_size=seqlen), min_size=rows,
-                                           max_size=rows)))  # fmt: skip
+    mask = torch.tensor(
+        data.draw(st.lists(st.lists(st.booleans(), min_size=seqlen, max_size=seqlen), min_size=rows, max_size=rows))
+    )
     assume(not mask.any() or mask.sum(1).max() > 1)  # alone, a token's query has no gradient but rounding
     model = bare(unpad=unpad, num_hidden_layers=1, hidden_size=16, num_attention_heads=2)
     ids = batch(*[seqlen] * rows, seqlen=seqlen, seed=data.draw(st.integers(0, 99)))["input_ids"]

@@ -72,9 +72,11 @@ def test_a_forward_that_was_put_back_is_nobodys_own() -> None:
     put_back()
     seen = layer_inputs(model)
     torch.testing.assert_close(
-        model(**batch(11, 4, 7)).last_hidden_state[batch(11, 4, 7)["attention_mask"].bool()], want,
-        rtol=1e-4, atol=1e-4,
-    )  # fmt: skip
+        model(**batch(11, 4, 7)).last_hidden_state[batch(11, 4, 7)["attention_mask"].bool()],
+        want,
+        rtol=1e-4,
+        atol=1e-4,
+    )
     assert seen == [(1, 22, 32)]
     fasttx.unpatch(model)
     assert "forward" not in attention.__dict__

@@ -146,8 +146,15 @@ def test_four_dimensional_masks(form: str) -> None:
     torch.testing.assert_close(got.loss, want.loss)
 
 
-SEEN = ("BertModel", "BertForMaskedLM", "BertForQuestionAnswering", "DistilBertForMaskedLM", "AlbertForPreTraining",
-        "ViTForImageClassification", "DeiTModel")  # fmt: skip
+SEEN = (
+    "BertModel",
+    "BertForMaskedLM",
+    "BertForQuestionAnswering",
+    "DistilBertForMaskedLM",
+    "AlbertForPreTraining",
+    "ViTForImageClassification",
+    "DeiTModel",
+)
 
 
 @pytest.mark.parametrize("how", ["call", "config"])

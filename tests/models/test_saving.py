@@ -34,8 +34,15 @@ def test_deepcopy(cls: str) -> None:
     assert type(twin) is getattr(transformers, cls) and attention_of(twin) == "sdpa"
 
 
-PICKLED = ("BertModel", "RobertaForTokenClassification", "DistilBertForMaskedLM", "AlbertForPreTraining",
-           "DeiTForImageClassification", "MPNetForMaskedLM", "ModernBertForQuestionAnswering")  # fmt: skip
+PICKLED = (
+    "BertModel",
+    "RobertaForTokenClassification",
+    "DistilBertForMaskedLM",
+    "AlbertForPreTraining",
+    "DeiTForImageClassification",
+    "MPNetForMaskedLM",
+    "ModernBertForQuestionAnswering",
+)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +75,14 @@ def test_pickle_in_another_process(classes: tuple[str, ...], tmp_path: Path) -> 
     subprocess.run([sys.executable, "-c", code, *saved], check=True, cwd=Path(fasttx.__file__).parents[1])
 
 
-SAVED = ("BertModel", "BertForSequenceClassification", "ElectraForPreTraining", "DistilBertForSequenceClassification",
-         "AlbertForMaskedLM", "ViTForImageClassification")  # fmt: skip
+SAVED = (
+    "BertModel",
+    "BertForSequenceClassification",
+    "ElectraForPreTraining",
+    "DistilBertForSequenceClassification",
+    "AlbertForMaskedLM",
+    "ViTForImageClassification",
+)
 
 
 @pytest.mark.parametrize("cls", [cls for cls in zoo.IDS if cls in SAVED])

@@ -107,10 +107,20 @@ def test_a_window_that_is_none() -> None:
 def modernbert() -> Any:
     torch.manual_seed(0)
     config = transformers.ModernBertConfig(
-        vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48,
-        global_attn_every_n_layers=2, local_attention=6, initializer_range=0.3,
-        pad_token_id=0, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=48,
+        global_attn_every_n_layers=2,
+        local_attention=6,
+        initializer_range=0.3,
+        pad_token_id=0,
+        cls_token_id=1,
+        sep_token_id=2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     model = transformers.ModernBertForMaskedLM(config).eval()
     if not model._can_set_attn_implementation():
         pytest.skip(f"ModernBERT of transformers {transformers.__version__} has attentions of its own, no registry")
@@ -164,10 +174,18 @@ def test_modernbert_packed_by_its_collator() -> None:
 def test_a_decoder_with_windows_and_a_cache() -> None:
     torch.manual_seed(0)
     config = transformers.MistralConfig(
-        vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=48, sliding_window=5, initializer_range=0.3,
-        pad_token_id=0, bos_token_id=1, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        sliding_window=5,
+        initializer_range=0.3,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
     model = transformers.MistralForCausalLM(config).eval()
     ids = torch.randint(3, 99, (2, 9))
     mask = torch.ones_like(ids)

@@ -63,9 +63,11 @@ def test_patched_and_back(model: Plain) -> None:
     assert found["encoder.layers.1"][1] == "fasttx.nn.TransformerEncoderLayer"
     assert found["encoder.layers.0.self_attn"][1] == found["pool"][1] == "fasttx.nn.MultiheadAttention"
     assert set(found) == {
-        "pool", "encoder", "encoder.norm",
+        "pool",
+        "encoder",
+        "encoder.norm",
         *(f"encoder.layers.{i}{part}" for i in range(2) for part in ("", ".self_attn", ".norm1", ".norm2")),
-    }  # fmt: skip
+    }
     assert not report.left_alone and type(model.first) is nn.LayerNorm and fasttx.is_patched(model)
     assert [type(m).__name__ for m in model.modules()] == [cls.__name__ for cls in classes]
     assert list(model.state_dict()) == keys and [p.data_ptr() for p in model.parameters()] == values

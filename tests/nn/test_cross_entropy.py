@@ -44,10 +44,15 @@ def test_cross_entropy_of_k_dimensions(
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
-    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3), classes=st.integers(1, 9), probs=st.booleans(),
-    weighted=st.booleans(), smoothing=st.sampled_from([-0.1, 0.0, 0.3, 1.0]), ignore=st.sampled_from([-100, -1, 0, 1,
-    2]), reduction=st.sampled_from(["none", "mean", "sum"]), permuted=st.booleans(),
-)  # fmt: skip
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    classes=st.integers(1, 9),
+    probs=st.booleans(),
+    weighted=st.booleans(),
+    smoothing=st.sampled_from([-0.1, 0.0, 0.3, 1.0]),
+    ignore=st.sampled_from([-100, -1, 0, 1, 2]),
+    reduction=st.sampled_from(["none", "mean", "sum"]),
+    permuted=st.booleans(),
+)
 def test_cross_entropy_of_any_options(
     device, sizes, classes, probs, weighted, smoothing, ignore, reduction, permuted
 ) -> None:
@@ -58,9 +63,14 @@ def test_cross_entropy_of_any_options(
     target = torch.rand_like(x) if probs else t
     with backend("triton"):
         same(
-            *CROSS_ENTROPY, x, target, weight, ignore_index=min(ignore, -1) if probs else ignore,
-            reduction=reduction, label_smoothing=smoothing,
-        )  # fmt: skip
+            *CROSS_ENTROPY,
+            x,
+            target,
+            weight,
+            ignore_index=min(ignore, -1) if probs else ignore,
+            reduction=reduction,
+            label_smoothing=smoothing,
+        )
 
 
 def test_row_of_logits_without_a_batch(device: torch.device) -> None:

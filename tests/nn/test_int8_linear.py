@@ -152,9 +152,15 @@ def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: t.clone() for name, t in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("cast", [
-    lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.type(torch.float16), lambda m: m.double().float(),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda m: m.half(),
+        lambda m: m.to(torch.bfloat16),
+        lambda m: m.type(torch.float16),
+        lambda m: m.double().float(),
+    ],
+)
 def test_casts_leave_integers_and_scales(cast) -> None:
     int8 = Int8Linear.from_float(layer())
     before, bias = state(int8), int8.bias.detach().clone()

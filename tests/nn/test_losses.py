@@ -151,23 +151,27 @@ TO_TORCH: dict[str, tuple[str, str, Callable[[Callable[..., Tensor], Tensor, Ten
     "ce grad": ("cross_entropy", "torch.func", lambda f, x, t: torch.func.grad(lambda z: f(z, t))(x)),
     "ce jvp": ("cross_entropy", "torch.func", lambda f, x, t: torch.func.jvp(lambda z: f(z, t), (x,), (x,))),
     "ce vmap": (
-        "cross_entropy", "torch.func",
+        "cross_entropy",
+        "torch.func",
         lambda f, x, t: torch.func.vmap(lambda z, y: f(z[None], y[None], reduction="sum"))(x, t),
     ),
     "ce forward AD": ("cross_entropy", "torch.func", _forward_ad),
     "ce subclass": ("cross_entropy", "subclass", lambda f, x, t: f(x.as_subclass(Tagged), t)),
     "ce target's gradient": (
-        "cross_entropy", "target requires",
+        "cross_entropy",
+        "target requires",
         lambda f, x, t: torch.autograd.grad(f(x, q := torch.softmax(x, 1).requires_grad_()), q),
     ),
     "ce mixed probabilities": ("cross_entropy", "floating type", lambda f, x, t: f(x, torch.softmax(x.double(), 1))),
     "bce float64": ("bce", "floating type", lambda f, x, t: f(x.double(), x.double())),
     "bce mixed": ("bce", "another dtype", lambda f, x, t: f(x, x.bfloat16())),
     "bce target's gradient": (
-        "bce", "requires a gradient", lambda f, x, t: torch.autograd.grad(f(x, q := x.clone().requires_grad_()), q),
+        "bce",
+        "requires a gradient",
+        lambda f, x, t: torch.autograd.grad(f(x, q := x.clone().requires_grad_()), q),
     ),
     "bce grad": ("bce", "torch.func", lambda f, x, t: torch.func.grad(lambda z: f(z, x.abs()))(x)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", TO_TORCH)

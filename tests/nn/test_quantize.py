@@ -76,9 +76,10 @@ def test_a_fused_chain_has_the_bits_of_its_functions(device, scales, approximate
         LAUNCHES.clear()
         found = weights.fused(products, scales, approximate)
         assert dict(LAUNCHES) == {
-            ("add_layer_norm_quantize_fwd", backend): 1, ("bias_gelu_quantize_fwd", backend): 1,
+            ("add_layer_norm_quantize_fwd", backend): 1,
+            ("bias_gelu_quantize_fwd", backend): 1,
             ("int8_linear_fwd", products): 2,
-        }  # fmt: skip
+        }
         wanted = weights.unfused(products, scales, approximate)
     assert found.dtype == dtype and torch.equal(found, wanted)
 
@@ -141,8 +142,13 @@ def test_gradients_are_refused_where_they_are_asked_for(device) -> None:
     bias = torch.randn(N, device=device, requires_grad=True)
     for found in (F.gelu_quantize(x, bias), F.quantize_static(x, 0.1)):
         assert not any(t.requires_grad for t in found)
-    y = F.int8_linear(x_q, *weights.up, act_scale=x_scale, residual=torch.ones(
-        3, 7, HIDDEN, device=device, requires_grad=True), out_dtype=FP32)  # fmt: skip
+    y = F.int8_linear(
+        x_q,
+        *weights.up,
+        act_scale=x_scale,
+        residual=torch.ones(3, 7, HIDDEN, device=device, requires_grad=True),
+        out_dtype=FP32,
+    )
     with pytest.raises(RuntimeError, match="int8_linear: has no gradient"):
         y.sum().backward()
 
@@ -228,7 +234,7 @@ static, norm, gelu = F.quantize_static, F.add_layer_norm_quantize, F.gelu_quanti
         (lambda: gelu(ONES, scale=math.inf), ValueError, "scale: must be positive and finite, got inf"),
         (lambda: gelu(ONES.to("meta")), ValueError, "gelu_quantize: input: got a meta tensor"),
     ],
-)  # fmt: skip
+)
 def test_refusals(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()

@@ -51,9 +51,13 @@ def make_bias(
     if not kind:
         return None
     shapes = {
-        "key": (batch, 1, 1, sk), "head_key": (1, heads, 1, sk), "full": (batch, heads, sq, sk),
-        "shared": (1, 1, sq, sk), "row": (batch, 1, sq, 1), "transposed": (batch, 1, sk, sq),
-    }  # fmt: skip
+        "key": (batch, 1, 1, sk),
+        "head_key": (1, heads, 1, sk),
+        "full": (batch, heads, sq, sk),
+        "shared": (1, 1, sq, sk),
+        "row": (batch, 1, sq, 1),
+        "transposed": (batch, 1, sk, sq),
+    }
     name, _, form = kind.partition("-")
     keep = torch.rand(shapes[name], device=device) > 0.3
     if name == "transposed":

@@ -35,18 +35,22 @@ def same_bits(found: Tensor, wanted: Tensor) -> bool:
 
 
 def hold(
-    backend: str, x: Tensor, residual: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None,
-    scale: Tensor | None = None, eps: float = 1e-5, out_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    backend: str,
+    x: Tensor,
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    eps: float = 1e-5,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The outputs, held to the two ops one after the other."""
     runnable(backend, x)
     out_dtype = out_dtype or x.dtype
     LAUNCHES.clear()
     out, x_q, x_scale = ops.add_layer_norm_quantize_fwd(x, residual, weight, bias, scale, eps, out_dtype, backend)
     assert LAUNCHES == {("add_layer_norm_quantize_fwd", backend if x.numel() else "torch"): 1}
-    wanted, _, _ = ops.dropout_add_layer_norm_fwd(
-        x, residual, weight, bias, None, None, 0.0, eps, out_dtype, backend
-    )  # fmt: skip
+    wanted, _, _ = ops.dropout_add_layer_norm_fwd(x, residual, weight, bias, None, None, 0.0, eps, out_dtype, backend)
     # docs/kernels/add_layer_norm_quantize.md, Limits
     if x.is_cuda and torch.cuda.get_device_capability(x.device) >= (10, 0):
         torch.testing.assert_close(out, wanted, equal_nan=True, rtol=2 * torch.finfo(out.dtype).eps, atol=1e-6)
@@ -83,16 +87,29 @@ def test_long_rows(device, n_cols: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("x, residual, affine, out", [
-    (BF16, FP32, FP32, FP32), (FP32, BF16, BF16, FP32), (FP16, None, FP32, FP32), (BF16, BF16, FP32, BF16),
-    (FP32, FP32, BF16, FP16),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "x, residual, affine, out",
+    [
+        (BF16, FP32, FP32, FP32),
+        (FP32, BF16, BF16, FP32),
+        (FP16, None, FP32, FP32),
+        (BF16, BF16, FP32, BF16),
+        (FP32, FP32, BF16, FP16),
+    ],
+    ids=str,
+)
 def test_each_tensor_has_a_dtype_of_its_own(device, x, residual, affine, out, backend: str) -> None:
     given, added, weight, bias = tensors(5, 200, FP32, device)
     hold(
-        backend, given.to(x), None if residual is None else added.to(residual), weight.to(affine), bias.to(FP16),
-        None, 1e-5, out,
-    )  # fmt: skip
+        backend,
+        given.to(x),
+        None if residual is None else added.to(residual),
+        weight.to(affine),
+        bias.to(FP16),
+        None,
+        1e-5,
+        out,
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -57,9 +57,20 @@ def test_head_dims(device: torch.device, dim: int, dim_v: int) -> None:
 
 
 MASKS = [
-    "key-bool", "key-add", "key-fp32", "key-lowest", "head_key-bool", "full-bool", "full-add", "full-lowest",
-    "shared-fp32", "row-bool", "row-add", "transposed-bool", "transposed-fp32",
-]  # fmt: skip
+    "key-bool",
+    "key-add",
+    "key-fp32",
+    "key-lowest",
+    "head_key-bool",
+    "full-bool",
+    "full-add",
+    "full-lowest",
+    "shared-fp32",
+    "row-bool",
+    "row-add",
+    "transposed-bool",
+    "transposed-fp32",
+]
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -237,13 +248,20 @@ def cases(draw: st.DrawFn) -> Case:
     packed = draw(st.booleans())
     batch = draw(st.integers(1, 3))
     case = Case(
-        draw(st.integers(1, 50)), draw(st.integers(1, 70)), batch, heads_k * draw(st.sampled_from([1, 2])), heads_k,
-        draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.sampled_from([F32, F16, BF16])),
+        draw(st.integers(1, 50)),
+        draw(st.integers(1, 70)),
+        batch,
+        heads_k * draw(st.sampled_from([1, 2])),
+        heads_k,
+        draw(st.integers(1, 40)),
+        draw(st.integers(1, 40)),
+        draw(st.sampled_from([F32, F16, BF16])),
         lengths=tuple((draw(lengths), draw(lengths)) for _ in range(batch)) if packed else (),
         mask=draw(st.sampled_from(["", *MASKS])),
-        window=(draw(windows), draw(windows)), dropout_p=draw(st.sampled_from([0.0, 0.25])),
+        window=(draw(windows), draw(windows)),
+        dropout_p=draw(st.sampled_from([0.0, 0.25])),
         deterministic=draw(st.booleans()),
-    )  # fmt: skip
+    )
     if not packed and draw(st.booleans()):
         case = dataclasses.replace(case, seqused=tuple(draw(st.integers(0, case.sk)) for _ in range(batch)))
     return case

@@ -58,8 +58,11 @@ class Triton:
 
 
 MODULES = {
-    "cpu": attention_cpu, "math": attention_composed, "reference": attention_reference, "triton": Triton,
-}  # fmt: skip
+    "cpu": attention_cpu,
+    "math": attention_composed,
+    "reference": attention_reference,
+    "triton": Triton,
+}
 
 
 @pytest.mark.parametrize("bias_dtype", DTYPES, ids=str)
@@ -79,9 +82,15 @@ MODULES = {
 )
 @pytest.mark.parametrize("module", MODULES)
 def test_the_lowest_number_hides_as_a_bool_mask_does(
-    module: str, dtype: torch.dtype, kind: str, p: float, window: tuple[int, int], varlen: bool, used: bool,
+    module: str,
+    dtype: torch.dtype,
+    kind: str,
+    p: float,
+    window: tuple[int, int],
+    varlen: bool,
+    used: bool,
     bias_dtype: torch.dtype,
-) -> None:  # fmt: skip
+) -> None:
     qkv, rest = make(dtype, p, window, varlen, used)
     keep = seen(kind)
     dout = torch.randn(*qkv[0].shape).to(dtype)

@@ -29,9 +29,15 @@ OTHER_KEYS = (6, 6, 0, 4, 3, 3, 2, 10, 30, 7, 7)
 
 
 def make(
-    len_q: tuple[int, ...], len_k: tuple[int, ...], p: float = 0.0, causal: bool = False, heads: int = 4,
-    heads_k: int = 4, dv: int = 16, dtype: torch.dtype = torch.float32,
-) -> tuple[Any, ...]:  # fmt: skip
+    len_q: tuple[int, ...],
+    len_k: tuple[int, ...],
+    p: float = 0.0,
+    causal: bool = False,
+    heads: int = 4,
+    heads_k: int = 4,
+    dv: int = 16,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Any, ...]:
     q = torch.randn(sum(len_q), heads, 16).to(dtype)
     k, v = (torch.randn(sum(len_k), heads_k, d).to(dtype) for d in (16, dv))
     rng = torch.tensor([99, 5]) if p else None

@@ -49,9 +49,12 @@ def expect_nothing_after(results: list[torch.Tensor], n_q: int, n_k: int) -> Non
     ids=str,
 )
 def test_tokens_of_no_sequence_in_the_kernels(
-    tile: Config | None, deterministic: bool, options: dict[str, Any], device: torch.device,
+    tile: Config | None,
+    deterministic: bool,
+    options: dict[str, Any],
+    device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     if tile is not None:
         use_tile(monkeypatch, tile)
     n_q, n_k = (sum(x) for x in zip(*PACKED, strict=True))

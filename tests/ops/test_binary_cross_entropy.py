@@ -100,10 +100,12 @@ def test_weights_broadcast(weight, pos, backend: str, device: torch.device) -> N
 @pytest.mark.parametrize("written", WRITTEN)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
-    shape=st.lists(st.integers(1, 40), min_size=0, max_size=3), kept=st.lists(st.booleans(), min_size=6, max_size=6),
-    depth=st.tuples(st.integers(0, 3), st.integers(0, 3)), reduction=st.sampled_from(sorted(REDUCTIONS)),
+    shape=st.lists(st.integers(1, 40), min_size=0, max_size=3),
+    kept=st.lists(st.booleans(), min_size=6, max_size=6),
+    depth=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    reduction=st.sampled_from(sorted(REDUCTIONS)),
     dtype=st.sampled_from(list(DTYPES.values())),
-)  # fmt: skip
+)
 def test_any_shape_and_weights(device, written, shape, kept, depth, reduction, dtype) -> None:
     def some(depth: int, kept: list[bool]) -> Tensor:
         sizes = shape[max(len(shape) - depth, 0) :]

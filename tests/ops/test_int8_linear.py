@@ -43,9 +43,20 @@ def exact(x_q: Tensor, w_q: Tensor) -> Tensor:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "n_rows, n_in, n_out",
-    [(1, 1, 1), (2, 31, 65), (63, 32, 64), (65, 33, 63), (64, 127, 3), (3, 128, 129), (5, 129, 64), (17, 48, 70),
-     (4, 1024, 9), (4, 1025, 9), (3, 2100, 8)],
-)  # fmt: skip
+    [
+        (1, 1, 1),
+        (2, 31, 65),
+        (63, 32, 64),
+        (65, 33, 63),
+        (64, 127, 3),
+        (3, 128, 129),
+        (5, 129, 64),
+        (17, 48, 70),
+        (4, 1024, 9),
+        (4, 1025, 9),
+        (3, 2100, 8),
+    ],
+)
 def test_the_product_is_exact(device: torch.device, n_rows: int, n_in: int, n_out: int, backend: str) -> None:
     runnable(backend, device)
     x_q, w_q = integers(n_rows, n_in, device=device), integers(n_out, n_in, device=device)
@@ -184,8 +195,16 @@ def test_layouts(device: torch.device, backend: str) -> None:
     x_q, w_q = integers(50, 9, device=device).t(), integers(40, 123, device=device)[1:21, 3:53]
     residual = torch.randn(20, 9, device=device).t()
     x_scale = torch.rand(18, device=device)[::2]
-    arguments = (x_q, w_q, x_scale, torch.rand(40, device=device)[::2], torch.randn(60, device=device)[::3], residual,
-                 "none", torch.float32)  # fmt: skip
+    arguments = (
+        x_q,
+        w_q,
+        x_scale,
+        torch.rand(40, device=device)[::2],
+        torch.randn(60, device=device)[::3],
+        residual,
+        "none",
+        torch.float32,
+    )
     out = op(*arguments, backend)
     assert_as_accurate(out, INT8_LINEAR.fwd.torch(*arguments), INT8_LINEAR.fwd.reference(*arguments))
     assert out.is_contiguous()
@@ -193,10 +212,15 @@ def test_layouts(device: torch.device, backend: str) -> None:
 
 def given(**changes: Any) -> tuple[Any, ...]:
     arguments = {
-        "x_q": torch.ones(2, 3, dtype=torch.int8), "w_q": torch.ones(4, 3, dtype=torch.int8),
-        "x_scale": torch.ones(2), "w_scale": torch.ones(4), "bias": None, "residual": None, "activation": "none",
+        "x_q": torch.ones(2, 3, dtype=torch.int8),
+        "w_q": torch.ones(4, 3, dtype=torch.int8),
+        "x_scale": torch.ones(2),
+        "w_scale": torch.ones(4),
+        "bias": None,
+        "residual": None,
+        "activation": "none",
         "out_dtype": torch.float32,
-    }  # fmt: skip
+    }
     return (*(arguments | changes).values(),)
 
 

@@ -26,8 +26,11 @@ def numpy_keep(seed: int, offset: int, rows: np.ndarray, n_cols: int, tag: int, 
     for _ in range(7):
         p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
         c0, c1, c2, c3 = (
-            (p1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0), p1 & low, (p0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1), p0 & low,
-        )  # fmt: skip
+            (p1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0),
+            p1 & low,
+            (p0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1),
+            p0 & low,
+        )
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     words = np.stack([c0, c1, c2, c3], -1)
     word = np.take_along_axis(

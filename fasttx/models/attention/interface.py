@@ -28,9 +28,15 @@ _UNASKED = Options()  # of a module that nobody patched: attn_implementation="fa
 
 
 def _visible_weights(
-    query: Tensor, key: Tensor, bias: Tensor | None, position_bias: Tensor | None, window: tuple[int, int],
-    scale: float, dropout_p: float, backend: str | None,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    position_bias: Tensor | None,
+    window: tuple[int, int],
+    scale: float,
+    dropout_p: float,
+    backend: str | None,
+) -> Tensor:
     """softmax(scale QK' + position_bias + bias) after dropout, (batch, heads, query length, key length)."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:

@@ -80,7 +80,7 @@ FAMILIES = tuple(
             RESIDUAL_NORM,
             HEADS | {"ForMultipleChoice": "multiple_choice"},
         ),
-    )  # fmt: skip
+    )
 )
 
 __getattr__ = replacements(__name__, *FAMILIES)

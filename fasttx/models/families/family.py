@@ -129,10 +129,13 @@ def replacements(module: str, *families: Family) -> Callable[[str], type]:
             if attribute in family.heads:
                 makers.append(
                     functools.partial(
-                        replacement_class, kind_name=family.heads[attribute], head=family.vocabulary,
-                        packs=family.encoder is not None, passes_on=family.passes_on,
+                        replacement_class,
+                        kind_name=family.heads[attribute],
+                        head=family.vocabulary,
+                        packs=family.encoder is not None,
+                        passes_on=family.passes_on,
                     )
-                )  # fmt: skip
+                )
             if attribute == family.bare and family.is_told:
                 packs = family.encoder is not None
                 makers.append(functools.partial(model_class, packs=packs, passes_on=family.passes_on))

@@ -27,24 +27,39 @@ NO_DROPOUT = (None, None, 0.0)
 
 
 def _check(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, scale: Tensor | None, eps: float,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
     out_dtype: torch.dtype,
-) -> None:  # fmt: skip
+) -> None:
     _norm.check(x, residual, weight, bias, *NO_DROPOUT, eps, out_dtype)
     check_scale(scale, x)
 
 
 def _fake(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, scale: Tensor | None, eps: float,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     return (x.new_empty(x.shape, dtype=out_dtype), *_quantise.fake(x, scale))
 
 
 def _cost(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, scale: Tensor | None, eps: float,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
     out_dtype: torch.dtype,
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """The norm's 10 an element and 4 of quantising; every tensor once, of which out is written and not read again."""
     flop, moved = _norm.cost(x, residual, weight, bias, *NO_DROPOUT, eps, out_dtype)
     statistics = 8.0 * x.shape[:-1].numel()  # which this op does not write
@@ -57,11 +72,16 @@ ADD_LAYER_NORM_QUANTIZE = Op(
     fwd=Direction(
         "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? scale, float eps, ScalarType out_dtype, "
         "str backend) -> (Tensor out, Tensor x_q, Tensor x_scale)",
-        _check, _fake, composed.forward, reference.forward, ("x",), _cost,
+        _check,
+        _fake,
+        composed.forward,
+        reference.forward,
+        ("x",),
+        _cost,
     ),
     bwd=None,
     impls=(
         Impl("triton", "fasttx.kernels.add_layer_norm_quantize:add_layer_norm_quantize_fwd", "", supports),
         Impl("cuda", "fasttx.ops.add_layer_norm_quantize.cuda:add_layer_norm_quantize_fwd", "", supports),
     ),
-)  # fmt: skip
+)

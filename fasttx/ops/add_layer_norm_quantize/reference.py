@@ -10,8 +10,13 @@ from ..quantize_per_token.reference import unrounded
 
 
 def forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, scale: Tensor | None, eps: float,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     out, _, _ = norm(x, residual, weight, bias, None, None, 0.0, eps, out_dtype)
     return (out, *unrounded(out, scale))

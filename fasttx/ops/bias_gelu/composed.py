@@ -53,9 +53,16 @@ def forward(
 
 
 def backward(
-    dout: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
-    tanh: bool, needs_dx: bool, needs_dbias: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    tanh: bool,
+    needs_dx: bool,
+    needs_dbias: bool,
+) -> tuple[Tensor, Tensor]:
     z = x if bias is None else x + bias
     dz = dout.to(z.dtype)
     factor = _factor(x, row_index, rng_state, dropout_p, z.dtype)

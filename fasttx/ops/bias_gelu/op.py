@@ -39,9 +39,16 @@ def _check(
 
 
 def _check_bwd(
-    dout: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
-    tanh: bool, needs_dx: bool, needs_dbias: bool,
-) -> None:  # fmt: skip
+    dout: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    tanh: bool,
+    needs_dx: bool,
+    needs_dbias: bool,
+) -> None:
     _check(x, bias, row_index, rng_state, dropout_p, tanh)
     if dout.shape != x.shape or dout.dtype not in FLOATS or dout.device != x.device:
         raise ValueError(
@@ -65,9 +72,16 @@ def _fake(
 
 
 def _fake_bwd(
-    dout: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
-    tanh: bool, needs_dx: bool, needs_dbias: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    tanh: bool,
+    needs_dx: bool,
+    needs_dbias: bool,
+) -> tuple[Tensor, Tensor]:
     dx = x.new_empty(x.shape if needs_dx else (0,))
     return dx, x.new_empty((0,)) if bias is None or not needs_dbias else bias.new_empty(bias.shape)
 
@@ -83,9 +97,16 @@ def _cost(
 
 
 def _cost_bwd(
-    dout: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
-    tanh: bool, needs_dx: bool, needs_dbias: bool,
-) -> tuple[float, float]:  # fmt: skip
+    dout: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    tanh: bool,
+    needs_dx: bool,
+    needs_dbias: bool,
+) -> tuple[float, float]:
     """About 30 per element; every tensor once, and the gradients that are needed."""
     written = bytes_of(x if needs_dx else None, bias if needs_dbias else None)
     return 30.0 * x.numel(), bytes_of(dout, x, bias, row_index) + written

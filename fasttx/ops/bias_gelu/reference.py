@@ -33,9 +33,16 @@ def forward(
 
 
 def backward(
-    dout: Tensor, x: Tensor, bias: Tensor | None, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float,
-    tanh: bool, needs_dx: bool, needs_dbias: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    tanh: bool,
+    needs_dx: bool,
+    needs_dbias: bool,
+) -> tuple[Tensor, Tensor]:
     z = _z(x, bias)
     if tanh:
         k = math.sqrt(2.0 / math.pi)

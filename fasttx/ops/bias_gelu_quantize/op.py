@@ -45,11 +45,16 @@ BIAS_GELU_QUANTIZE = Op(
     about="int8 of the rows of GELU (erf or tanh) of x + bias, never written; rows of up to 16,384; forward only",
     fwd=Direction(
         "(Tensor x, Tensor? bias, Tensor? scale, bool tanh, str backend) -> (Tensor x_q, Tensor x_scale)",
-        _check, _fake, composed.forward, reference.forward, ("x",), _cost,
+        _check,
+        _fake,
+        composed.forward,
+        reference.forward,
+        ("x",),
+        _cost,
     ),
     bwd=None,
     impls=(
         Impl("triton", "fasttx.kernels.bias_gelu_quantize:bias_gelu_quantize_fwd", "", supports),
         Impl("cuda", "fasttx.ops.bias_gelu_quantize.cuda:bias_gelu_quantize_fwd", "", supports),
     ),
-)  # fmt: skip
+)

@@ -85,9 +85,15 @@ def _small(
 
 
 def _small_bwd(
-    dloss: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, lse: Tensor, total_weight: Tensor,
-    ignore_index: int, reduction: int,
-) -> Tensor:  # fmt: skip
+    dloss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    ignore_index: int,
+    reduction: int,
+) -> Tensor:
     n_cols = logits.shape[1]
     check_target_values(target, n_cols, ignore_index)  # torch's kernel would write outside
     log_p = torch.sub(logits, lse.unsqueeze(1))  # float32, as lse is
@@ -150,9 +156,16 @@ def composed(
 
 
 def composed_bwd(
-    dloss: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, lse: Tensor, total_weight: Tensor,
-    ignore_index: int, label_smoothing: float, reduction: int,
-) -> Tensor:  # fmt: skip
+    dloss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> Tensor:
     if _is_small(logits, target, label_smoothing):
         return _small_bwd(dloss, logits, target, weight, lse, total_weight, ignore_index, reduction)
     n_rows, n_cols = logits.shape

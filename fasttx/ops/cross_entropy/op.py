@@ -54,9 +54,16 @@ def _check(
 
 
 def _check_bwd(
-    dloss: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, lse: Tensor, total_weight: Tensor,
-    ignore_index: int, label_smoothing: float, reduction: int,
-) -> None:  # fmt: skip
+    dloss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> None:
     check_dloss(dloss, logits.shape[:1], reduction)
 
 
@@ -97,12 +104,23 @@ CROSS_ENTROPY = Op(
     about="class indices or probabilities, weights, ignore_index, label smoothing",
     fwd=Direction(
         f"(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}) -> (Tensor loss, Tensor lse, Tensor total_weight)",
-        _check, _fake, composed, reference.forward, _KEYS, _cost,
+        _check,
+        _fake,
+        composed,
+        reference.forward,
+        _KEYS,
+        _cost,
     ),
     bwd=Direction(
         "(Tensor dloss, Tensor logits, Tensor target, Tensor? weight, Tensor lse, Tensor total_weight, "
         f"{_OPTIONS}) -> Tensor",
-        _check_bwd, empty_gradient, composed_bwd, reference.backward, _KEYS, _cost_bwd, compared_by="element",
+        _check_bwd,
+        empty_gradient,
+        composed_bwd,
+        reference.backward,
+        _KEYS,
+        _cost_bwd,
+        compared_by="element",
     ),
     impls=(
         Impl(
@@ -118,4 +136,4 @@ CROSS_ENTROPY = Op(
             lambda logits, target: _supports(logits, target) or not_countable(logits),
         ),
     ),
-)  # fmt: skip
+)

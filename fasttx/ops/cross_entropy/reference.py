@@ -46,9 +46,16 @@ def forward(
 
 
 def backward(
-    dloss: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, lse: Tensor, total_weight: Tensor,
-    ignore_index: int, label_smoothing: float, reduction: int,
-) -> Tensor:  # fmt: skip
+    dloss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> Tensor:
     x = logits.double()
     t, _, ignored = _terms(logits, target, weight, ignore_index, label_smoothing)
     p = torch.softmax(x, 1)

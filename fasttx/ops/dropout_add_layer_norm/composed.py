@@ -51,26 +51,50 @@ def _z(x: Tensor, residual: Tensor | None, factor: Tensor | None) -> Tensor:
 
 
 def forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
     z = _z(x, residual, _factor(x, row_index, rng_state, dropout_p))
     out, mean, rstd = _native(z, [x.shape[-1]], _float(weight), _float(bias), eps)
     return out.to(out_dtype).contiguous(), mean.reshape(-1), rstd.reshape(-1)
 
 
 def backward(
-    dout: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
-    rstd: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, needs_dx: bool,
-    needs_dresidual: bool, needs_dweight: bool, needs_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    needs_dx: bool,
+    needs_dresidual: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     factor = _factor(x, row_index, rng_state, dropout_p)
     statistics = (*x.shape[:-1], 1)
     mask = [needs_dx or needs_dresidual, needs_dweight, needs_dbias]
     dz, dweight, dbias = _native_backward(
-        dout.float(), _z(x, residual, factor), [x.shape[-1]], mean.view(statistics), rstd.view(statistics),
-        _float(weight), _float(bias), mask,
-    )  # fmt: skip
+        dout.float(),
+        _z(x, residual, factor),
+        [x.shape[-1]],
+        mean.view(statistics),
+        rstd.view(statistics),
+        _float(weight),
+        _float(bias),
+        mask,
+    )
     # outputs of an operator may not share memory: dx and dresidual may both be dz
     dresidual = dz.to(residual.dtype).contiguous() if needs_dresidual and residual is not None else x.new_empty((0,))
     if not needs_dx:
@@ -88,9 +112,15 @@ def backward(
 
 
 def differentiable(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, keep: Tensor | None,
-    dropout_p: float, eps: float, out_dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    dropout_p: float,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> Tensor:
     """out from operators that can be differentiated any number of times; `keep` is the mask."""
     factor = None if keep is None else keep.float() * keep_scale(dropout_p)
     out = torch.layer_norm(_z(x, residual, factor), [x.shape[-1]], _float(weight), _float(bias), eps, False)

@@ -28,9 +28,14 @@ MAX_COLS = 8192
 
 
 def _check_tensors(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float,
-) -> None:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+) -> None:
     if x.dim() < 1 or x.shape[-1] == 0 or x.dtype not in FLOATS:
         raise ValueError(
             wrong(
@@ -48,9 +53,16 @@ def _check_tensors(
 
 
 def _check(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
-) -> None:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> None:
     _check_tensors(x, residual, weight, bias, row_index, rng_state, dropout_p)
     if not 0.0 <= eps < math.inf:
         raise ValueError(wrong("eps", eps, "a finite number, not negative"))
@@ -59,10 +71,21 @@ def _check(
 
 
 def _check_bwd(
-    dout: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
-    rstd: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, needs_dx: bool,
-    needs_dresidual: bool, needs_dweight: bool, needs_dbias: bool,
-) -> None:  # fmt: skip
+    dout: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    needs_dx: bool,
+    needs_dresidual: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
+) -> None:
     _check_tensors(x, residual, weight, bias, row_index, rng_state, dropout_p)
     if dout.shape != x.shape or dout.dtype not in FLOATS or dout.device != x.device:
         raise ValueError(
@@ -77,8 +100,10 @@ def _check_bwd(
         if t.shape != (n_rows,) or t.dtype != torch.float32 or t.device != x.device:
             raise ValueError(wrong(name, f"{t.dtype} {tuple(t.shape)}", f"float32 ({n_rows},) on {x.device}"))
     for name, needed, owner in (
-        ("residual", needs_dresidual, residual), ("weight", needs_dweight, weight), ("bias", needs_dbias, bias),
-    ):  # fmt: skip
+        ("residual", needs_dresidual, residual),
+        ("weight", needs_dweight, weight),
+        ("bias", needs_dbias, bias),
+    ):
         if needed and owner is None:
             raise ValueError(wrong(f"needs_d{name}", "True", f"False without {name}"))
 
@@ -87,34 +112,62 @@ def _check_bwd(
 
 
 def _fake(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
     n_rows = x.shape[:-1].numel()
     mean, rstd = (x.new_empty((n_rows,), dtype=torch.float32) for _ in range(2))
     return x.new_empty(x.shape, dtype=out_dtype), mean, rstd
 
 
 def _fake_bwd(
-    dout: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
-    rstd: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, needs_dx: bool,
-    needs_dresidual: bool, needs_dweight: bool, needs_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    needs_dx: bool,
+    needs_dresidual: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def like(t: Tensor | None, needed: bool) -> Tensor:
         return x.new_empty((0,)) if t is None or not needed else t.new_empty(t.shape)
 
     return (
-        like(x, needs_dx), like(residual, needs_dresidual), like(weight, needs_dweight), like(bias, needs_dbias),
-    )  # fmt: skip
+        like(x, needs_dx),
+        like(residual, needs_dresidual),
+        like(weight, needs_dweight),
+        like(bias, needs_dbias),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ cost and row
 
 
 def _cost(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
-) -> tuple[float, float]:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> tuple[float, float]:
     """Dropout, sum, mean, differences, squares, variance, scale, weight, bias: 10 per element; every tensor once."""
     statistics = 8.0 * x.shape[:-1].numel()
     return 10.0 * x.numel(), bytes_of(
@@ -123,15 +176,28 @@ def _cost(
 
 
 def _cost_bwd(
-    dout: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
-    rstd: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, needs_dx: bool,
-    needs_dresidual: bool, needs_dweight: bool, needs_dbias: bool,
-) -> tuple[float, float]:  # fmt: skip
+    dout: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    needs_dx: bool,
+    needs_dresidual: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
+) -> tuple[float, float]:
     """About 14 per element; every tensor once, and the gradients that are needed."""
     written = bytes_of(
-        x if needs_dx else None, residual if needs_dresidual else None, weight if needs_dweight else None,
+        x if needs_dx else None,
+        residual if needs_dresidual else None,
+        weight if needs_dweight else None,
         bias if needs_dbias else None,
-    )  # fmt: skip
+    )
     return 14.0 * x.numel(), bytes_of(dout, x, residual, weight, mean, rstd, row_index) + written
 
 

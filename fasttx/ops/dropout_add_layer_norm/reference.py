@@ -21,9 +21,16 @@ def _z(
 
 
 def forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
     z, _ = _z(x, residual, row_index, rng_state, dropout_p)
     mean = z.mean(-1, keepdim=True)
     rstd = ((z - mean).square().mean(-1, keepdim=True) + eps).rsqrt()
@@ -36,10 +43,21 @@ def forward(
 
 
 def backward(
-    dout: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
-    rstd: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, needs_dx: bool,
-    needs_dresidual: bool, needs_dweight: bool, needs_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    needs_dx: bool,
+    needs_dresidual: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     z, factor = _z(x, residual, row_index, rng_state, dropout_p)
     statistics = (*x.shape[:-1], 1)
     rstd = rstd.double().view(statistics)

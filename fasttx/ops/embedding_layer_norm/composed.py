@@ -63,9 +63,14 @@ def _factor(
 
 
 def gathered(
-    ids: Tensor, word: Tensor, position_ids: Tensor | None, position: Tensor | None, type_ids: Tensor | None,
-    token_type: Tensor | None, paddings: tuple[int, int, int] = (-1, -1, -1),
-) -> Tensor:  # fmt: skip
+    ids: Tensor,
+    word: Tensor,
+    position_ids: Tensor | None,
+    position: Tensor | None,
+    type_ids: Tensor | None,
+    token_type: Tensor | None,
+    paddings: tuple[int, int, int] = (-1, -1, -1),
+) -> Tensor:
     """z (n_rows, n_cols) in float32, from operators that autograd knows.
 
     Args:
@@ -84,10 +89,20 @@ def _float(t: Tensor | None) -> Tensor | None:
 
 
 def forward(
-    ids: Tensor, word: Tensor, position_ids: Tensor | None, position: Tensor | None, type_ids: Tensor | None,
-    token_type: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    ids: Tensor,
+    word: Tensor,
+    position_ids: Tensor | None,
+    position: Tensor | None,
+    type_ids: Tensor | None,
+    token_type: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
     z = gathered(ids, word, position_ids, position, type_ids, token_type)
     out, mean, rstd = _native(z, [word.shape[1]], _float(weight), _float(bias), eps)
     factor = _factor(ids, word.shape[1], row_index, rng_state, dropout_p)
@@ -97,18 +112,38 @@ def forward(
 
 
 def backward(
-    dout: Tensor, ids: Tensor, word: Tensor, position_ids: Tensor | None, position: Tensor | None,
-    type_ids: Tensor | None, token_type: Tensor | None, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
-    rstd: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, needs_dz: bool,
-    needs_dtoken_type: bool, needs_dweight: bool, needs_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    ids: Tensor,
+    word: Tensor,
+    position_ids: Tensor | None,
+    position: Tensor | None,
+    type_ids: Tensor | None,
+    token_type: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    needs_dz: bool,
+    needs_dtoken_type: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     factor = _factor(ids, word.shape[1], row_index, rng_state, dropout_p)
     z = gathered(ids, word, position_ids, position, type_ids, token_type)
     dy = dout.float() if factor is None else dout.float() * factor
     dz, dweight, dbias = _native_backward(
-        dy, z, [word.shape[1]], mean.view(-1, 1), rstd.view(-1, 1), _float(weight), _float(bias),
+        dy,
+        z,
+        [word.shape[1]],
+        mean.view(-1, 1),
+        rstd.view(-1, 1),
+        _float(weight),
+        _float(bias),
         [needs_dz or needs_dtoken_type, needs_dweight, needs_dbias],
-    )  # fmt: skip
+    )
 
     def none() -> Tensor:  # outputs of an operator may not share memory
         return dout.new_empty((0,), dtype=torch.float32)
@@ -129,10 +164,20 @@ def backward(
 
 
 def differentiable(
-    ids: Tensor, word: Tensor, position_ids: Tensor | None, position: Tensor | None, type_ids: Tensor | None,
-    token_type: Tensor | None, weight: Tensor | None, bias: Tensor | None, keep: Tensor | None, dropout_p: float,
-    eps: float, out_dtype: torch.dtype, paddings: tuple[int, int, int],
-) -> Tensor:  # fmt: skip
+    ids: Tensor,
+    word: Tensor,
+    position_ids: Tensor | None,
+    position: Tensor | None,
+    type_ids: Tensor | None,
+    token_type: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    dropout_p: float,
+    eps: float,
+    out_dtype: torch.dtype,
+    paddings: tuple[int, int, int],
+) -> Tensor:
     """out from operators that can be differentiated any number of times; `keep` is the mask."""
     z = gathered(ids, word, position_ids, position, type_ids, token_type, paddings)
     out = torch.layer_norm(z, [word.shape[1]], _float(weight), _float(bias), eps, False)

@@ -10,9 +10,13 @@ from .composed import exact_keep
 
 
 def _z(
-    ids: Tensor, word: Tensor, position_ids: Tensor | None, position: Tensor | None, type_ids: Tensor | None,
+    ids: Tensor,
+    word: Tensor,
+    position_ids: Tensor | None,
+    position: Tensor | None,
+    type_ids: Tensor | None,
     token_type: Tensor | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     z = word.double()[ids.long()]
     rows = torch.arange(ids.shape[0], device=ids.device)
     for index, table in ((position_ids, position), (type_ids, token_type)):
@@ -31,10 +35,20 @@ def _factor(
 
 
 def forward(
-    ids: Tensor, word: Tensor, position_ids: Tensor | None, position: Tensor | None, type_ids: Tensor | None,
-    token_type: Tensor | None, weight: Tensor | None, bias: Tensor | None, row_index: Tensor | None,
-    rng_state: Tensor | None, dropout_p: float, eps: float, out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    ids: Tensor,
+    word: Tensor,
+    position_ids: Tensor | None,
+    position: Tensor | None,
+    type_ids: Tensor | None,
+    token_type: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
     z = _z(ids, word, position_ids, position, type_ids, token_type)
     mean = z.mean(-1, keepdim=True)
     rstd = ((z - mean).square().mean(-1, keepdim=True) + eps).rsqrt()
@@ -47,11 +61,25 @@ def forward(
 
 
 def backward(
-    dout: Tensor, ids: Tensor, word: Tensor, position_ids: Tensor | None, position: Tensor | None,
-    type_ids: Tensor | None, token_type: Tensor | None, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
-    rstd: Tensor, row_index: Tensor | None, rng_state: Tensor | None, dropout_p: float, needs_dz: bool,
-    needs_dtoken_type: bool, needs_dweight: bool, needs_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    ids: Tensor,
+    word: Tensor,
+    position_ids: Tensor | None,
+    position: Tensor | None,
+    type_ids: Tensor | None,
+    token_type: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    row_index: Tensor | None,
+    rng_state: Tensor | None,
+    dropout_p: float,
+    needs_dz: bool,
+    needs_dtoken_type: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     z = _z(ids, word, position_ids, position, type_ids, token_type)
     rstd = rstd.double().view(-1, 1)
     xhat = (z - mean.double().view(-1, 1)) * rstd

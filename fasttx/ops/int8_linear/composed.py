@@ -67,9 +67,15 @@ def product(x_q: Tensor, w_q: Tensor) -> Tensor:
 
 
 def forward(
-    x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor | None,
-    activation: str, out_dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+    x_q: Tensor,
+    w_q: Tensor,
+    x_scale: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
     acc = product(x_q, w_q) if x_q.numel() else x_q.new_zeros((x_q.shape[0], w_q.shape[0]), dtype=torch.float32)
     out = acc.float().mul_(x_scale[:, None])
     out = out.mul_(w_scale) if bias is None else torch.addcmul(bias.float(), out, w_scale)

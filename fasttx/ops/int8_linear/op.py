@@ -21,9 +21,15 @@ MAX_IN_FEATURES = (2**31 - 1) // 128**2
 
 
 def _check(
-    x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor | None,
-    activation: str, out_dtype: torch.dtype,
-) -> None:  # fmt: skip
+    x_q: Tensor,
+    w_q: Tensor,
+    x_scale: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_dtype: torch.dtype,
+) -> None:
     if x_q.dim() != 2 or x_q.dtype != torch.int8:
         raise ValueError(wrong("x_q", f"{x_q.dtype} {tuple(x_q.shape)}", "int8 (n_rows, in_features)"))
     n_rows, n_in = x_q.shape
@@ -50,16 +56,28 @@ def _check(
 
 
 def _fake(
-    x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor | None,
-    activation: str, out_dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+    x_q: Tensor,
+    w_q: Tensor,
+    x_scale: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
     return x_q.new_empty((x_q.shape[0], w_q.shape[0]), dtype=out_dtype)
 
 
 def _cost(
-    x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor | None,
-    activation: str, out_dtype: torch.dtype,
-) -> tuple[float, float]:  # fmt: skip
+    x_q: Tensor,
+    w_q: Tensor,
+    x_scale: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_dtype: torch.dtype,
+) -> tuple[float, float]:
     """Two operations a product, 3 an element of out and about 12 more with an activation; every tensor once."""
     outputs = x_q.shape[0] * w_q.shape[0]
     flop = (2.0 * x_q.shape[1] + 3.0 + (0.0 if activation == "none" else 12.0)) * outputs
@@ -81,8 +99,13 @@ INT8_LINEAR = Op(
     fwd=Direction(
         "(Tensor x_q, Tensor w_q, Tensor x_scale, Tensor w_scale, Tensor? bias, Tensor? residual, str activation, "
         "ScalarType out_dtype, str backend) -> Tensor out",
-        _check, _fake, composed.forward, reference.forward, ("x_q", "w_q"), _cost,
+        _check,
+        _fake,
+        composed.forward,
+        reference.forward,
+        ("x_q", "w_q"),
+        _cost,
     ),
     bwd=None,
     impls=(Impl("triton", "fasttx.kernels.int8_linear:int8_linear_fwd", "", _supports),),
-)  # fmt: skip
+)

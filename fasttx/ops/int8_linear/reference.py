@@ -9,9 +9,15 @@ from torch import Tensor
 
 
 def forward(
-    x_q: Tensor, w_q: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor | None,
-    activation: str, out_dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+    x_q: Tensor,
+    w_q: Tensor,
+    x_scale: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
     y = (x_q.double() @ w_q.double().t()) * x_scale.double()[:, None] * w_scale.double()
     if bias is not None:
         y = y + bias.double()

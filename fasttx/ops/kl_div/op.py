@@ -71,15 +71,26 @@ KL_DIV = Op(
     about="log-probabilities against probabilities or their logarithms (distillation); backward without the input",
     fwd=Direction(
         "(Tensor x, Tensor target, int reduction, bool log_target, str backend) -> Tensor",
-        _check, _fake, composed.forward, reference.forward, ("target",), _cost,
+        _check,
+        _fake,
+        composed.forward,
+        reference.forward,
+        ("target",),
+        _cost,
     ),
     bwd=Direction(
         "(Tensor dloss, Tensor target, int reduction, bool log_target, ScalarType dtype, str backend) -> Tensor",
-        _check_bwd, _fake_bwd, composed.gradient, reference.backward, ("target",), _cost_bwd, compared_by="element",
+        _check_bwd,
+        _fake_bwd,
+        composed.gradient,
+        reference.backward,
+        ("target",),
+        _cost_bwd,
+        compared_by="element",
         derived={"dtype": lambda known: known["x"].dtype},
     ),
     impls=(
         Impl("triton", "fasttx.kernels.kl_div:kl_div_fwd", "fasttx.kernels.kl_div:kl_div_bwd", _supports),
         Impl("cuda", "fasttx.ops.kl_div.cuda:kl_div_fwd", "fasttx.ops.kl_div.cuda:kl_div_bwd", _supports),
     ),
-)  # fmt: skip
+)

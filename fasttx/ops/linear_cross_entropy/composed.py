@@ -42,9 +42,15 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def composed(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, ignore_index: int,
-    label_smoothing: float, reduction: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     n_rows, n_cols = x.shape[0], weight.shape[0]
     per_row = x.new_zeros((n_rows,), dtype=torch.float32)
     lse = x.new_zeros((n_rows,), dtype=torch.float32)
@@ -60,10 +66,21 @@ def composed(
 
 
 def composed_bwd(
-    dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
-    lse: Tensor, total_weight: Tensor, needs_dx: bool, needs_dweight: bool, needs_dbias: bool, ignore_index: int,
-    label_smoothing: float, reduction: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dloss: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    needs_dx: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     n_cols, none = weight.shape[0], x.new_empty((0,))
     chunks = _chunks(x, n_cols, target, ignore_index)
     dx = torch.zeros_like(x, memory_format=torch.contiguous_format) if needs_dx else none
@@ -71,9 +88,16 @@ def composed_bwd(
     for rows in chunks:
         x_rows = x[rows]
         d = gradient_of_logits(
-            dloss[rows] if reduction == NONE else dloss, _logits(x_rows, weight, bias), target[rows], class_weight,
-            lse[rows], total_weight, ignore_index, label_smoothing, reduction,
-        )  # fmt: skip
+            dloss[rows] if reduction == NONE else dloss,
+            _logits(x_rows, weight, bias),
+            target[rows],
+            class_weight,
+            lse[rows],
+            total_weight,
+            ignore_index,
+            label_smoothing,
+            reduction,
+        )
         if needs_dx:
             dx[rows] = torch.mm(d, weight)
         if needs_dbias:

@@ -16,9 +16,15 @@ from .composed import composed, composed_bwd
 
 
 def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, ignore_index: int,
-    label_smoothing: float, reduction: int,
-) -> None:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> None:
     dtype, device = x.dtype, x.device
     if x.dim() != 2 or dtype not in FLOATS:
         raise ValueError(wrong("x", f"{dtype} {tuple(x.shape)}", "float32, float16 or bfloat16 (n_rows, in_features)"))
@@ -53,28 +59,55 @@ def _check(
 
 
 def _check_bwd(
-    dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
-    lse: Tensor, total_weight: Tensor, needs_dx: bool, needs_dweight: bool, needs_dbias: bool, ignore_index: int,
-    label_smoothing: float, reduction: int,
-) -> None:  # fmt: skip
+    dloss: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    needs_dx: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> None:
     check_dloss(dloss, x.shape[:1], reduction)
     if needs_dbias and bias is None:
         raise ValueError(wrong("needs_dbias", "True", "False without bias"))
 
 
 def _fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, ignore_index: int,
-    label_smoothing: float, reduction: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     n_rows = x.shape[0]
     loss = x.new_empty((n_rows,) if reduction == NONE else (), dtype=torch.float32)
     return loss, x.new_empty((n_rows,), dtype=torch.float32), x.new_empty((), dtype=torch.float32)
 
 
 def _fake_bwd(
-    dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
-    lse: Tensor, total_weight: Tensor, needs_dx: bool, needs_dweight: bool, needs_dbias: bool, *_: object,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dloss: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    needs_dx: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
+    *_: object,
+) -> tuple[Tensor, Tensor, Tensor]:
     shapes = (x.shape if needs_dx else (0,), weight.shape if needs_dweight else (0,))
     dx, dweight = (x.new_empty(shape) for shape in shapes)
     return dx, dweight, x.new_empty((weight.shape[0] if needs_dbias else 0,))
@@ -92,9 +125,18 @@ def _cost(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *_: ob
 
 
 def _cost_bwd(
-    dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
-    lse: Tensor, total_weight: Tensor, needs_dx: bool, needs_dweight: bool, *_: object,
-) -> tuple[float, float]:  # fmt: skip
+    dloss: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    needs_dx: bool,
+    needs_dweight: bool,
+    *_: object,
+) -> tuple[float, float]:
     """The product anew and one for each gradient."""
     flop, moved = _cost(x, weight, bias, target)
     products = needs_dx + needs_dweight
@@ -117,12 +159,22 @@ LINEAR_CROSS_ENTROPY = Op(
     about="the loss of `x weight^T + bias` with class indices; the logits exist for some rows at a time",
     fwd=Direction(
         f"({_GIVEN}, {_OPTIONS}) -> (Tensor loss, Tensor lse, Tensor total_weight)",
-        _check, _fake, composed, reference.forward, _KEYS, _cost,
+        _check,
+        _fake,
+        composed,
+        reference.forward,
+        _KEYS,
+        _cost,
     ),
     bwd=Direction(
         f"(Tensor dloss, {_GIVEN}, Tensor lse, Tensor total_weight, bool needs_dx, bool needs_dweight, "
         f"bool needs_dbias, {_OPTIONS}) -> (Tensor dx, Tensor dweight, Tensor dbias)",
-        _check_bwd, _fake_bwd, composed_bwd, reference.backward, _KEYS, _cost_bwd,
+        _check_bwd,
+        _fake_bwd,
+        composed_bwd,
+        reference.backward,
+        _KEYS,
+        _cost_bwd,
     ),
     impls=(
         Impl(
@@ -132,4 +184,4 @@ LINEAR_CROSS_ENTROPY = Op(
             _supports,
         ),
     ),
-)  # fmt: skip
+)

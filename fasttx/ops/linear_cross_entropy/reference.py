@@ -13,22 +13,46 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, ignore_index: int,
-    label_smoothing: float, reduction: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     logits = _logits(x, weight, bias)
     return CROSS_ENTROPY.fwd.reference(logits, target, class_weight, ignore_index, label_smoothing, reduction)
 
 
 def backward(
-    dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
-    lse: Tensor, total_weight: Tensor, needs_dx: bool, needs_dweight: bool, needs_dbias: bool, ignore_index: int,
-    label_smoothing: float, reduction: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dloss: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    needs_dx: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     d = CROSS_ENTROPY.directions["bwd"].reference(
-        dloss, _logits(x, weight, bias), target, class_weight, lse, total_weight, ignore_index, label_smoothing,
+        dloss,
+        _logits(x, weight, bias),
+        target,
+        class_weight,
+        lse,
+        total_weight,
+        ignore_index,
+        label_smoothing,
         reduction,
-    )  # fmt: skip
+    )
     none = d.new_empty((0,))
     dx = d @ weight.double() if needs_dx else none
     return dx, d.t() @ x.double() if needs_dweight else none, d.sum(0) if needs_dbias else none

@@ -64,11 +64,16 @@ QUANTIZE_PER_TOKEN = Op(
     about="symmetric int8 of each row, with its own scale or a given one; rows of up to 16,384; forward only",
     fwd=Direction(
         "(Tensor x, Tensor? scale, str backend) -> (Tensor x_q, Tensor x_scale)",
-        _check, _fake, composed.forward, reference.forward, ("x",), _cost,
+        _check,
+        _fake,
+        composed.forward,
+        reference.forward,
+        ("x",),
+        _cost,
     ),
     bwd=None,
     impls=(
         Impl("triton", "fasttx.kernels.quantize_per_token:quantize_per_token_fwd", "", supports),
         Impl("cuda", "fasttx.ops.quantize_per_token.cuda:quantize_per_token_fwd", "", supports),
     ),
-)  # fmt: skip
+)

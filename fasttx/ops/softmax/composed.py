@@ -58,9 +58,14 @@ def forward(
 
 
 def backward(
-    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float,
+    dout: Tensor,
+    saved: Tensor,
+    mask: Tensor | None,
+    rng_state: Tensor | None,
+    scale: float,
+    dropout_p: float,
     log: bool,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     if rng_state is None:
         if mask is None and scale == 1.0:
             return normalise_bwd(dout, saved, False, 1.0, log).contiguous()

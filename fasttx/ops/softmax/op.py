@@ -64,9 +64,14 @@ def _check(x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: floa
 
 
 def _check_bwd(
-    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float,
+    dout: Tensor,
+    saved: Tensor,
+    mask: Tensor | None,
+    rng_state: Tensor | None,
+    scale: float,
+    dropout_p: float,
     log: bool,
-) -> None:  # fmt: skip
+) -> None:
     _check(saved, mask, rng_state, scale, dropout_p, log)
     if dout.shape != saved.shape or dout.dtype != saved.dtype or dout.device != saved.device:
         raise ValueError(
@@ -149,9 +154,15 @@ def is_composed(x: Tensor, backend: str) -> bool:
 
 
 def differentiable_bwd(
-    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float,
-    log: bool, backend: str,
-) -> Tensor:  # fmt: skip
+    dout: Tensor,
+    saved: Tensor,
+    mask: Tensor | None,
+    rng_state: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    log: bool,
+    backend: str,
+) -> Tensor:
     """What softmax_bwd computes, from operators that can be differentiated again (double backward).
 
     With dropout the mask is that of the backend that forward ran on.

@@ -39,9 +39,14 @@ def forward(
 
 
 def backward(
-    dout: Tensor, saved: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float,
+    dout: Tensor,
+    saved: Tensor,
+    mask: Tensor | None,
+    rng_state: Tensor | None,
+    scale: float,
+    dropout_p: float,
     log: bool,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     dp = dout.double()
     if log:
         out = saved.double()
