@@ -16,7 +16,7 @@ from .registry import Op
 
 def exporting() -> bool:
     """Whether a program is being exported: not so under torch.compile, which may call what is installed."""
-    return torch.compiler.is_exporting()
+    return torch.compiler._is_exporting_flag  # is_exporting() is True in every graph of torch 2.11
 
 
 def exported_as_torch(op: Op, backend: str, *keys: Tensor) -> bool:
