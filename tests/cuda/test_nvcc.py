@@ -113,9 +113,8 @@ assert module.ARCHS == "80,90a"
 import torch
 if torch.cuda.is_available(): sys.exit()
 try:
-    module.softmax_fwd(out=16, x=16, mask=0, rng_state=0, dtype=0, mask_dtype=4, mask_sizes=(1, 1, 1),
-        mask_strides=(0,) * 5, n_rows=3, n_cols=7, stride_xm=7, scale=1.0, threshold=0,
-        keep_scale=1.0, log=False, stream=0)
+    module.softmax_fwd(0, out=(16, 0), x=(16, 0), mask=dict(data=None, dtype=4, sizes=(1, 1, 1), strides=(0,) * 5),
+        rng_state=None, dtype=0, n_rows=3, n_cols=7, stride_xm=7, scale=1.0, threshold=0, keep_scale=1.0, log=False)
 except RuntimeError as error:
     assert str(error).startswith("softmax_fwd of 3 x 7 on device 0, sm_"), error
     assert "cudaError" in str(error), error
