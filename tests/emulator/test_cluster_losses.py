@@ -58,7 +58,7 @@ def test_the_form_is_a_function_of_shape_and_device(plain, case, cluster):
     hold(logits, target, reduction=MEAN)  # whose last launch is that of the sum
 
 
-TARGETS = {
+TARGET_OPTIONS = {
     "index": {},
     "weight": {"weight": True},
     "smoothing": {"smoothing": 0.1},
@@ -69,10 +69,10 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("n_cols", [TILE + 1, 2 * TILE, 4 * TILE - 7, 8 * TILE + 13])
-@pytest.mark.parametrize("options", TARGETS)
+@pytest.mark.parametrize("options", TARGET_OPTIONS)
 @pytest.mark.parametrize("reduction", [NONE, SUM])
 def test_every_block_adds_its_tiles(plain, n_cols, options, reduction):
-    given = dict(TARGETS[options])
+    given = dict(TARGET_OPTIONS[options])
     logits = torch.randn(3, n_cols + 1)[:, 1:]  # rows begin at any address
     logits[0, -1], logits[1, 2] = 40.0, 30.0  # the maximum lies in the last block, and in the first
     target = torch.tensor([n_cols - 1, -100, n_cols // 2])
