@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,6 +188,18 @@ def test_where_time_is_short_there_is_less_of_everything() -> None:
     assert trained.n_dev == 8 and set(trained.dev_accuracy) == {"a", "b"}
     whole = demo_arms.compare_embedding(arms, texts_, CPU, 5, FOREVER, FOREVER, lambda: None)
     assert whole.n_sentences == 24 and whole.times.turns == 5
+
+
+def test_the_bound_of_the_command_reaches_every_part(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine, on which seconds pass between any two looks at the clock."""
+    now = itertools.count()
+    monkeypatch.setattr(demo_arms, "time", SimpleNamespace(monotonic=lambda: next(now), perf_counter=time.perf_counter))
+    monkeypatch.setattr(demo_arms.Settings, "tiny", lambda seed: demo_arms.Settings(seed, batch_size=4))
+    result = run("--steps", "40", "--seconds", "10")
+    assert "Time was short: 4 of 32 texts, 3 of 9 rounds, 7 of 40 steps." in " ".join(result.stdout.split())
+    assert "Measuring takes 10 s at most (--seconds)." in result.stderr.splitlines()
+    found = json.loads(run("--steps", "40", "--seconds", "1000", "--json").stdout)
+    assert [len(losses) for losses in found["training"]["losses"].values()] == [40, 40]
 
 
 def test_the_arms_take_turns_batch_by_batch() -> None:

@@ -20,7 +20,8 @@ from cli.test_commands import invoke
 from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-from fasttx.bench import plots
+from fasttx.bench import padding, plots
+from fasttx.cli import bench
 from fasttx.cli.bench import bar
 from fasttx.models.padding import encoder as padding_free
 
@@ -41,6 +42,22 @@ def test_bench_shows_a_bar_and_the_name_of_what_runs() -> None:
     console = Console(file=out, force_terminal=True, width=80)
     assert list(bar("bench x", console)([1, 2], name=lambda i: f"item {i}" + " of many words" * 9)) == [1, 2]
     assert "bench x: item 2" in out.getvalue() and "2/2" in out.getvalue() and "left" in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bench_draws_its_bar_in_a_terminal_and_no_bar_elsewhere(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere the benchmark itself writes a line for each part."""
+    out = io.StringIO()
+    monkeypatch.setattr(bench, "Console", lambda **_: Console(file=out, force_terminal=terminal, width=80))
+    given: list[Any] = []
+    monkeypatch.setattr(padding, "main", lambda arguments, watch: given.extend([arguments, watch]) or 0)
+    invoke("bench", "padding", "--quick")
+    arguments, watch = given
+    assert arguments == ["--quick"] and (watch is not None) == terminal
+    if terminal:
+        assert list(watch([1, 2])) == [1, 2] and "bench padding" in out.getvalue() and "2/2" in out.getvalue()
 
 
 def test_bench_kernels_on_a_cpu(tmp_path: Path) -> None:
