@@ -1,11 +1,13 @@
 """Training from scratch on real text with and without the patch: do the loss curves coincide?
 
     python -m bench.convergence [--out DIR] [--steps 300] [--seeds 1 2 3 4 5] [--tasks pretraining classification]
+                                [--seconds 1800]
 
 Two tasks on bench/texts: masked language modelling, and a classifier of six subjects. Of each, every seed is trained
-unpatched and patched with dropout, and one pair without; each arm in a process of its own. Into DIR go an arm's result
-as JSON, curves.csv, verdicts.csv and convergence.png; what is found stands beside what is allowed. The exit status is 1
-where a criterion fails. ``--fault`` breaks the attention of the patched arms: then it should.
+unpatched and patched with dropout, and one pair without; each arm in a process of its own. Where ``--seconds`` are too
+short there are fewer seeds, two at least. Into DIR go an arm's result as JSON, curves.csv, verdicts.csv and
+convergence.png; what is found stands beside what is allowed. The exit status is 1 where a criterion fails.
+``--fault`` breaks the attention of the patched arms: then it should.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +44,10 @@ PRELOADED = [
     "transformers.data.data_collator",
 ]
 LEAST_DRAWN = 1e-8
+LEAST_SEEDS = 2
+"""Whose spread is the noise: with fewer nothing can be judged."""
+SECONDS = 1800.0
+"""The bound where none is given, several times what two idle cores need."""
 COLOURS = {"plain": "#7f8c8d", "patched": "#c0392b"}
 
 
@@ -65,10 +72,32 @@ def _write_result(arm: Arm, path: Path, data: Path) -> None:
     path.write_text(json.dumps(arms_.train(arm, data)), encoding="utf-8")
 
 
+def _pair(arm: Arm) -> tuple[str, float, int]:
+    """What a patched arm and the unpatched one that it is compared with have in common."""
+    return arm.task, arm.dropout, arm.seed
+
+
+def least(arms: Iterable[Arm]) -> set[tuple[str, float, int]]:
+    """The pairs without which nothing can be judged: of each task those without dropout, and the first two seeds."""
+    pairs = dict.fromkeys(map(_pair, arms))
+    needed = {pair for pair in pairs if not pair[1]}
+    for task in {pair[0] for pair in pairs}:
+        needed.update([pair for pair in pairs if pair[0] == task and pair[1]][:LEAST_SEEDS])
+    return needed
+
+
 def run_arms(
-    arms: list[Arm], out: Path, data: Path = TEXTS, jobs: int = 0, say: Callable[[str], None] = print
+    arms: list[Arm],
+    out: Path,
+    data: Path = TEXTS,
+    jobs: int = 0,
+    say: Callable[[str], None] = print,
+    seconds: float | None = None,
 ) -> list[dict[str, Any]]:
     """Trains each arm in a process of its own, `jobs` at a time (0: one a core, on a GPU one at a time).
+
+    What is needed to judge goes first. After `seconds` no further pair of arms begins, but of what is needed; results
+    are those of the arms that ran, in the order given.
 
     No arm sees what another did: a process is forked from a server that has imported everything and run nothing, which
     saves ten seconds of imports an arm, or started afresh where a GPU (no fork after its driver is awake) or the system
@@ -84,8 +113,21 @@ def run_arms(
         context.set_forkserver_preload(PRELOADED)
     out.mkdir(parents=True, exist_ok=True)
     begun, ended = time.monotonic(), itertools.count(1)
+    needed, lock = least(arms), threading.Lock()
+    started: set[tuple[str, float, int]] = set()
 
-    def run(arm: Arm) -> dict[str, Any]:
+    def left(done: int) -> float:
+        """Seconds, as long as the arms so far on average; the bound holds for those that are not needed."""
+        spent = time.monotonic() - begun
+        each, until = spent / done, float("inf") if seconds is None else seconds - spent
+        return min(each * (len(arms) - done), max(each * (sum(_pair(a) in needed for a in arms) - done), until))
+
+    def run(arm: Arm) -> dict[str, Any] | None:
+        with lock:
+            late = seconds is not None and time.monotonic() - begun > seconds
+            if late and _pair(arm) not in started | needed:
+                return None
+            started.add(_pair(arm))
         path = out / f"{arm.name}.json"
         path.unlink(missing_ok=True)
         process = context.Process(target=_write_result, args=(arm, path, data))
@@ -95,12 +137,14 @@ def run_arms(
             raise RuntimeError(f"{arm.name}: its process ended with {process.exitcode}")
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         done = next(ended)
-        left = duration((time.monotonic() - begun) / done * (len(arms) - done))
-        say(f"{done} of {len(arms)}, about {left} left; {arm.name}: last loss {result['losses'][-1]:.4f}")
+        rest = duration(left(done))
+        say(f"{done} of {len(arms)}, about {rest} left; {arm.name}: last loss {result['losses'][-1]:.4f}")
         return result
 
     with ThreadPoolExecutor(jobs or (1 if on_gpu else os.cpu_count() or 1)) as pool:
-        return list(pool.map(run, arms))
+        order = sorted(arms, key=lambda arm: _pair(arm) not in needed)
+        found = dict(zip(order, pool.map(run, order), strict=True))
+    return [result for arm in arms if (result := found[arm]) is not None]
 
 
 # ------------------------------------------------------------------------------------------------------------ results
@@ -186,14 +230,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=TEXTS, help="directory of train.txt and dev.txt")
     parser.add_argument("--jobs", type=int, default=0, help="arms at once; 0: one a core, on a GPU one")
     parser.add_argument("--fault", choices=("", *arms_.FAULTS), default="", help="break the patched arms")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="then fewer seeds; two run in any case")
     options = parser.parse_args(arguments)
+    if not options.seconds > 0:
+        parser.error(f"--seconds: got {options.seconds:g}; allowed are numbers above 0")
     if options.steps < criteria_.LEAST_STEPS:
         parser.error(f"--steps: got {options.steps}; allowed are ints from {criteria_.LEAST_STEPS}")
     if len(set(options.seeds)) < 2:
         parser.error(f"--seeds: got {options.seeds}; allowed are at least two, as their spread is the noise")
-    print(f"training models on {options.data}; the first line comes when the first of them is done", flush=True)
     arms = planned(options.tasks, options.seeds, options.steps, options.fault)
-    results = run_arms(arms, options.out, options.data, options.jobs)
+    bound = f"no further seed begins after {duration(options.seconds)} (--seconds)"
+    print(f"training {len(arms)} models on {options.data}; {bound}", flush=True)
+    print("the first line comes when the first of them is done", flush=True)
+    results = run_arms(arms, options.out, options.data, options.jobs, seconds=options.seconds)
     write_curves(results, options.out / "curves.csv")
     verdicts = criteria_.judge(results)
     write_verdicts(verdicts, options.out / "verdicts.csv")
@@ -203,6 +252,8 @@ def main(arguments: list[str] | None = None) -> int:
     for verdict in verdicts:
         mark = "ok" if verdict.ok else "FAILED"
         print(f"{mark:7} {verdict.task}: {verdict.criterion}: {verdict.found} (allowed: {verdict.allowed})")
+    if len(results) < len(arms):
+        print(f"Time was short: {len(results)} of {len(arms)} models. --seconds gives it more.")
     return int(not all(verdict.ok for verdict in verdicts))
 
 

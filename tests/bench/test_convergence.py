@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -222,50 +223,74 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
     assert (tmp_path / "convergence.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_each_arm_tells_how_long_the_rest_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Started:
+class Machine:
+    """Every arm takes a hundred seconds on it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds, self.said = 0, []
+        context = SimpleNamespace(Process=self.started, set_forkserver_preload=lambda _: None)
+        monkeypatch.setattr(convergence.multiprocessing, "get_context", lambda _: context)
+        monkeypatch.setattr(convergence.time, "monotonic", lambda: self.seconds)
+
+    def started(self, target: Any, args: tuple[Arm, Path, Path]) -> Any:
         """A process that has ended as it starts."""
+        args[1].write_text(json.dumps({"losses": [1.0], "arm": args[0].name}))
+        self.seconds += 100
+        return SimpleNamespace(exitcode=0, start=lambda: None, join=lambda: None)
 
-        exitcode = 0
+    def run(self, arms: list[Arm], out: Path, seconds: float | None = None) -> list[str]:
+        found = convergence.run_arms(arms, out, DATA, jobs=1, say=self.said.append, seconds=seconds)
+        return [result["arm"] for result in found]
 
-        def __init__(self, target: Any, args: tuple[Arm, Path, Path]) -> None:
-            args[1].write_text('{"losses": [1.0]}')
 
-        def start(self) -> None:
-            seconds[0] += 100
-
-        def join(self) -> None:
-            pass
-
-    seconds = [0]
-    context = SimpleNamespace(Process=Started, set_forkserver_preload=lambda _: None)
-    monkeypatch.setattr(convergence.multiprocessing, "get_context", lambda _: context)
-    monkeypatch.setattr(convergence.time, "monotonic", lambda: seconds[0])
-    said: list[str] = []
-    arms = convergence.planned(["pretraining"], [1], 10)
-    convergence.run_arms(arms, tmp_path, DATA, jobs=1, say=said.append)
+def test_each_arm_tells_how_long_the_rest_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, arms = Machine(monkeypatch), convergence.planned(["pretraining"], [1], 10)
+    assert machine.run(arms, tmp_path) == [arm.name for arm in arms]
     rest = ("5 min", "4 min", "2 min", "0 s")
-    assert [line.split(";")[0] for line in said] == [f"{i} of 4, about {t} left" for i, t in enumerate(rest, 1)]
+    assert [line.split(";")[0] for line in machine.said] == [f"{i} of 4, about {t} left" for i, t in enumerate(rest, 1)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "seeds"), [(1, (2, 2)), (1199, (2, 2)), (1201, (3, 2)), (1500, (4, 2)), (1700, (4, 3)), (None, (4, 4))]
+)
+def test_where_time_is_short_there_are_fewer_seeds_and_both_arms_of_each(
+    seconds: float | None, seeds: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two tasks, six arms each are needed: twelve hundred seconds."""
+    machine, arms = Machine(monkeypatch), convergence.planned(convergence_arms.TASKS, (7, 5, 8, 6), STEPS)
+    want = [
+        arm.name
+        for task, count in zip(convergence_arms.TASKS, seeds)
+        for arm in arms
+        if arm.task == task and (not arm.dropout or arm.seed in (7, 5, 8, 6)[:count])
+    ]
+    assert machine.run(arms, tmp_path, seconds) == want
+    if seconds == 1500:
+        assert machine.said[5].startswith("6 of 20, about 15 min left") and "12 of 20, about 5 min" in machine.said[11]
 
 
 @pytest.mark.parametrize("good", [True, False])
 def test_the_exit_status_is_the_verdict(
     good: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(arms: list[Arm], *rest: Any) -> list[dict[str, Any]]:
+    def run(arms: list[Arm], *rest: Any, seconds: float) -> list[dict[str, Any]]:
+        assert seconds == (convergence.SECONDS if good else 7)
         assert {arm.fault for arm in arms if arm.patched} == {"" if good else "leak"}
         found = results("pretraining")
         found[-1]["packed"] = good
         return found
 
     monkeypatch.setattr(convergence, "run_arms", run)
-    status = convergence.main(["--out", str(tmp_path), "--fault", "" if good else "leak"])
+    status = convergence.main(["--out", str(tmp_path), *([] if good else ["--fault", "leak", "--seconds", "7"])])
     assert status == (0 if good else 1)
-    assert ("FAILED" in capsys.readouterr().out) is not good
+    printed = capsys.readouterr().out
+    assert ("FAILED" in printed) is not good
+    assert f"no further seed begins after {'30 min' if good else '7 s'} (--seconds)" in printed
+    assert "Time was short: 8 of 24 models. --seconds gives it more." in printed
     assert {path.name for path in tmp_path.iterdir()} == {"curves.csv", "verdicts.csv", "convergence.png"}
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "100"], ["--seeds", "4"], ["--seeds", "4", "4"]])
+@pytest.mark.parametrize("arguments", [["--steps", "100"], ["--seeds", "4"], ["--seeds", "4", "4"], ["--seconds", "0"]])
 def test_a_run_that_could_not_be_judged_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         convergence.main(arguments)
