@@ -21,8 +21,9 @@ from ..ops.checks import FLOATS
 from ..quant import Int8Config, int8_layers, put_back, replace_layers
 from ..quant.layers import quantised
 from .patch import _root
-from .plan import FAMILIES, _key, _unwrapped
+from .plan import FAMILIES
 from .report import Report, Row, expected_backend
+from .subclass import key_of, original_of, without_fsdp
 
 LAYERS = frozenset((family.source, family.layer) for family in FAMILIES)
 """Classes of the layers of encoders."""
@@ -64,9 +65,7 @@ class _Quantizer(HfQuantizer):
 
 def _class(module: nn.Module) -> type:
     """transformers' class of a module that may be patched or wrapped."""
-    cls = _unwrapped(type(module))
-    original: type = cls.__dict__.get("_fasttx_original", cls)
-    return original
+    return original_of(without_fsdp(type(module)))
 
 
 def _mark(root: nn.Module) -> None:
@@ -104,7 +103,7 @@ def _around(root: nn.Module, name: str) -> list[nn.Module]:
     """The modules that hold the one of that name, from the innermost layer of an encoder inwards; [] outside of any."""
     parts = name.split(".")
     above = [root.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
-    starts = [i for i, module in enumerate(above) if _key(_class(module)) in LAYERS]
+    starts = [i for i, module in enumerate(above) if key_of(_class(module)) in LAYERS]
     return above[starts[-1] :] if starts else []
 
 
@@ -133,7 +132,7 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
     if not isinstance(config, Int8Config):
         raise TypeError(f"config: got {type(config).__name__}; allowed are fasttx.Int8Config and None")
     root = _root(model)
-    if not any(_key(_class(module)) in LAYERS for module in root.modules()):
+    if not any(key_of(_class(module)) in LAYERS for module in root.modules()):
         names = ", ".join(family.name for family in FAMILIES)
         raise ValueError(f"model: {type(root).__name__} holds no encoder layer of {names}")
     report = Report(type(root).__name__, call="fasttx.quantize")

@@ -1,4 +1,4 @@
-"""The class that a patched module's ``__class__`` is set to."""
+"""Classes of transformers': what they are matched by, and the one that a patched module's ``__class__`` is set to."""
 
 from __future__ import annotations
 
@@ -16,6 +16,24 @@ def has_own_forward(module: nn.Module) -> bool:
     """
     own = module.__dict__.get("forward")
     return own is not None and getattr(own, "__func__", None) is not type(module).forward
+
+
+def key_of(cls: type) -> tuple[str, str]:
+    """What a class of transformers' is matched by: its modelling module and its name."""
+    return cls.__module__, cls.__name__
+
+
+def without_fsdp(cls: type) -> type:
+    """The class under the one that fully_shard puts on top (FSDP<name>)."""
+    if cls.__name__.startswith("FSDP") and any(base.__name__ == "FSDPModule" for base in cls.__bases__):
+        return next(base for base in cls.__bases__ if base.__name__ != "FSDPModule")
+    return cls
+
+
+def original_of(cls: type) -> type:
+    """transformers' own class under those that a patch has made of it."""
+    original: type = cls.__dict__.get("_fasttx_original", cls)
+    return original
 
 
 def become(module: nn.Module, cls: type) -> None:
@@ -44,7 +62,7 @@ def subclass_of(original: type, ours: Callable[..., Any], module: str, method: s
             "__qualname__": original.__name__,
             "__doc__": original.__doc__,
             method: ours,
-            "_fasttx_original": original.__dict__.get("_fasttx_original", original),
+            "_fasttx_original": original_of(original),
         },
     )
     register_outputs(made)

@@ -15,7 +15,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 import fasttx
 from fasttx.models.families.family import Family
 from fasttx.models.heads.kinds import KINDS
+from fasttx.models.padding.model import Model
 from fasttx.models.plan import FAMILIES as EVERY_FAMILY
+from fasttx.models.role import Stays
 
 VOCAB = 99
 WATCHES: list[Any] = []
@@ -121,8 +123,13 @@ TEXT_FAMILIES = [family for family in FAMILIES if family.model_type not in IMAGE
 
 OTHER_LOSSES = frozenset(reason for family in FAMILIES for reason in family.other_heads.values() if reason)
 """Why losses are left to transformers."""
-LEFT = OTHER_LOSSES | {reason for family in FAMILIES for _, _, reason in family.stays.values()}
+LEFT = OTHER_LOSSES | {stays.reason for family in FAMILIES for stays in family.roles(Stays).values()}
 """Why that and parts of models are."""
+
+
+def passes_on(family: Family) -> bool:
+    """Whether its models hand arguments that they do not know to the encoder."""
+    return all(model.passes_on for model in family.roles(Model).values())
 
 
 def needs(*names: str) -> pytest.MarkDecorator:

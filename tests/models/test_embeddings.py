@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import fasttx
 from fasttx.functional._embedding_layer_norm import embed
 from fasttx.models.fusions import embeddings, fusion
+from fasttx.models.fusions.fusion import Fusion
 from fasttx.models.transformers_names import CACHE_LENGTH
 from fasttx.ops.registry import LAUNCHES
 
@@ -27,7 +28,7 @@ FUSED: list[tuple[int, ...]] = []
 FAMILIES = [
     family
     for family in zoo.TEXT_FAMILIES
-    if any(p.op == "embedding_layer_norm" for fusions in family.fusions.values() for p in fusions)
+    if any(fusion.op == "embedding_layer_norm" for fusion in family.roles(Fusion).values())
 ]
 ROBERTA = next(family for family in FAMILIES if family.name == "RoBERTa")
 ERNIE = next(family for family in FAMILIES if family.name == "ERNIE")

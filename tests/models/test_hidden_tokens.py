@@ -16,10 +16,11 @@ from torch import Tensor
 
 import fasttx
 from fasttx.models.families.family import Family
+from fasttx.models.padding.encoder import Encoder
 
 MASK = 5
 """The id that fills up ColBERT's queries."""
-PACKED = [family for family in zoo.TEXT_FAMILIES if family.encoder is not None]
+PACKED = [family for family in zoo.TEXT_FAMILIES if family.roles(Encoder)]
 by_family = pytest.mark.parametrize("family", PACKED, ids=lambda family: family.name)
 
 

@@ -17,6 +17,7 @@ from torch.nn.modules import module as modules
 import fasttx
 from fasttx.models.fusions import fusion, qkv
 from fasttx.models.fusions.joint_linear import joint_linear
+from fasttx.models.fusions.qkv import Projections
 
 JOINED: list[int] = []
 
@@ -104,7 +105,7 @@ def test_a_cache_by_position_is_seen() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("family", {f: None for f, _ in zoo.CLASSES if f.qkv is not None}, ids=lambda f: f.name)
+@pytest.mark.parametrize("family", {f: None for f, _ in zoo.CLASSES if f.roles(Projections)}, ids=lambda f: f.name)
 def test_every_family_joins_all_its_layers(family: Any, training: bool) -> None:
     plain = zoo.tiny_model(family, family.bare).train(training)
     model = copy.deepcopy(plain)

@@ -14,13 +14,15 @@ from torch import Tensor
 import fasttx
 from fasttx.models import tracing
 from fasttx.models.padding import encoder as padding_free
+from fasttx.models.padding import lengths as padding_lengths
+from fasttx.models.padding.encoder import Encoder
 
 ENCODERS = [
     (family, cls)
     for family, cls in zoo.TEXT_CLASSES
-    if family.encoder is not None and family.passes_on and family.heads.get(cls) != "causal_lm"
+    if family.roles(Encoder) and zoo.passes_on(family) and family.heads.get(cls) != "causal_lm"
 ]
-OTHERS = [(family, cls) for family, cls in zoo.TEXT_CLASSES if family.encoder is None or not family.passes_on]
+OTHERS = [(family, cls) for family, cls in zoo.TEXT_CLASSES if not (family.roles(Encoder) and zoo.passes_on(family))]
 
 
 def close(got: Tensor, want: Tensor, at: Tensor) -> None:
@@ -233,7 +235,7 @@ def test_others_refuse_them_where_nothing_else_says_what_is_padding(family: Any,
         model(**inputs, seq_lens=lengths)
     full = [mask.shape[-1]] * len(lengths)
     assert torch.equal(model(**inputs, seq_lens=full)[0], model(**inputs)[0])
-    if not family.passes_on:
+    if not zoo.passes_on(family):
         with pytest.raises(ValueError, match="cu_seq_lens_q: got a packed batch"):
             model(**inputs, cu_seq_lens_q=torch.tensor([0, 33]))
 
@@ -311,7 +313,7 @@ def test_exported_graphs_respect_the_mask() -> None:
 def test_a_stream_that_is_captured_runs_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengths are read once, at the capture: a replay would use them for another batch."""
     model, inputs = bare(), batch(*LENS)
-    for module in (padding_free, tracing):
+    for module in (padding_free, padding_lengths, tracing):
         monkeypatch.setattr(module, "captured", lambda hidden: True)
     seen = layer_inputs(model)
     close(model(**inputs, seq_lens=list(LENS)).last_hidden_state, bare(unpad=None)(**inputs).last_hidden_state,

@@ -19,7 +19,7 @@ from ...ops.backends import backend
 from ...ops.decisions import recorded
 from ...testing import compare
 from .. import layout
-from ..padding.encoder import _checked_lengths
+from ..padding.lengths import checked_lengths
 from ..patch import _root, is_patched, unpatch
 from .batch import Arguments, arguments_of, call
 from .step import loss_of, named_outputs, training_without_dropout, without_trace
@@ -213,7 +213,7 @@ def _for_copies(batch: Arguments) -> Arguments:
         given = copies.get("input_ids", copies.get("inputs_embeds"))
         if isinstance(given, Tensor):
             copies["attention_mask"] = first_tokens(
-                _checked_lengths(lengths, given), given.shape[1], given.device
+                checked_lengths(lengths, given), given.shape[1], given.device
             ).long()
     return copies
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from ..attention.role import InterfaceAttention
 from ..fusions.embeddings import EMBEDDINGS
 from ..fusions.mlp import linear_gelu
 from ..fusions.qkv import Projections
 from ..fusions.residual_norm import PostNorm, SubLayer, attention_norm, layer_norms
+from ..heads.role import heads
 from ..heads.vocabulary import ALBERT_HEAD
 from ..padding.encoder import Encoder
+from ..padding.model import Model
 from .family import Family, replacements
 
 ATTENTION_NORM = PostNorm("LayerNorm", "output_dropout")
@@ -19,43 +22,48 @@ MLP_NORM = layer_norms(
     lambda layer: "the MLP runs in chunks" if layer.chunk_size_feed_forward else None,
 )
 
+HEADS = {
+    "ForPreTraining": "sentence_order_pretraining",
+    "ForMaskedLM": "masked_lm",
+    "ForSequenceClassification": "sequence_classification",
+    "ForMultipleChoice": "multiple_choice",
+    "ForTokenClassification": "token_classification",
+    "ForQuestionAnswering": "question_answering",
+}
+
 ALBERT = Family(
     name="ALBERT",
     model_type="albert",
     source="transformers.models.albert.modeling_albert",
-    attention=("AlbertAttention",),
-    heads={
-        "AlbertForPreTraining": "sentence_order_pretraining",
-        "AlbertForMaskedLM": "masked_lm",
-        "AlbertForSequenceClassification": "sequence_classification",
-        "AlbertForMultipleChoice": "multiple_choice",
-        "AlbertForTokenClassification": "token_classification",
-        "AlbertForQuestionAnswering": "question_answering",
-    },
     bare="AlbertModel",
     layer="AlbertLayer",
-    fusions={
+    classes={
+        "AlbertModel": (Model(),),
         "AlbertEmbeddings": (EMBEDDINGS,),
-        "AlbertAttention": (attention_norm(ATTENTION_NORM),),
+        "AlbertTransformer": (
+            Encoder(
+                {
+                    "albert_layer_groups.*": "AlbertLayerGroup",
+                    "albert_layer_groups.*.albert_layers.*": "AlbertLayer",
+                    "albert_layer_groups.*.albert_layers.*.attention": "AlbertAttention",
+                }
+            ),
+        ),
         "AlbertLayer": (
             MLP_NORM,
             linear_gelu("ffn", "activation", "ff_chunk", lambda layer, wide: layer.ffn_output(wide)),
         ),
+        "AlbertAttention": (
+            InterfaceAttention(),
+            Projections(
+                dropout=lambda attention: attention.attention_dropout.p,
+                finish=lambda attention, out: attention.dense(out),
+                post_norm=ATTENTION_NORM,
+            ),
+            attention_norm(ATTENTION_NORM),
+        ),
+        **heads(HEADS, "Albert", vocabulary=ALBERT_HEAD),
     },
-    encoder=Encoder(
-        "AlbertTransformer",
-        {
-            "albert_layer_groups.*": "AlbertLayerGroup",
-            "albert_layer_groups.*.albert_layers.*": "AlbertLayer",
-            "albert_layer_groups.*.albert_layers.*.attention": "AlbertAttention",
-        },
-    ),
-    qkv=Projections(
-        dropout=lambda attention: attention.attention_dropout.p,
-        finish=lambda attention, out: attention.dense(out),
-        post_norm=ATTENTION_NORM,
-    ),
-    vocabulary=ALBERT_HEAD,
 )
 FAMILIES = (ALBERT,)
 

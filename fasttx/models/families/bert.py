@@ -9,7 +9,7 @@ BERT = bert_like(
     "bert",
     prefix="Bert",
     source="transformers.models.bert.modeling_bert",
-    heads={
+    kinds={
         "ForPreTraining": "pretraining",
         "LMHeadModel": "causal_lm",
         "ForMaskedLM": "masked_lm",

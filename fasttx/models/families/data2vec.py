@@ -11,7 +11,7 @@ DATA2VEC_TEXT = bert_like(
     "data2vec-text",
     prefix="Data2VecText",
     source="transformers.models.data2vec.modeling_data2vec_text",
-    heads=HEADS,
+    kinds=HEADS,
     vocabulary=ROBERTA_HEAD,
 )
 FAMILIES = (DATA2VEC_TEXT,)

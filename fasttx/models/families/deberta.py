@@ -13,7 +13,10 @@ from torch import Tensor
 
 from ..fusions.mlp import LINEAR_GELU
 from ..fusions.residual_norm import RESIDUAL_NORM, PostNorm, residual_norm
+from ..heads.role import heads
 from ..heads.vocabulary import Decoder, VocabularyHead
+from ..padding.model import Model
+from ..role import Stays
 from .family import Family, replacements
 
 MODELS = "transformers.models"
@@ -40,37 +43,35 @@ def _decoder(model: Any) -> Any:
     return Decoder(model.deberta.embeddings.word_embeddings.weight, model.lm_predictions.lm_head.bias)
 
 
+VOCABULARY = VocabularyHead(
+    features=_features,
+    decoder=_decoder,
+    containers=("cls", "cls.predictions", "lm_predictions", "lm_predictions.lm_head"),
+)
+
 FAMILIES = tuple(
     Family(
         name=name,
         model_type=model_type,
         source=f"{MODELS}.{package}.modeling_{package}",
-        attention=(),
-        heads={prefix + suffix: kind for suffix, kind in heads.items()},
         bare=f"{prefix}Model",
         layer=f"{prefix}Layer",
-        fusions={
+        classes={
+            f"{prefix}Model": (Model(packs=False, passes_on=False),),
+            f"{prefix}Embeddings": (
+                Stays("norm", "embeddings, norm, dropout", "they are multiplied by the mask between norm and dropout"),
+            ),
+            f"{prefix}Encoder": (Stays("unpad", "padded batch", "disentangled attention is made for padded rows"),),
+            "DisentangledSelfAttention": (
+                Stays("attention", "attention", "disentangled attention stays transformers' own"),
+            ),
             f"{prefix}SelfOutput": (norm,),
             f"{prefix}Intermediate": (LINEAR_GELU,),
             f"{prefix}Output": (norm,),
+            **heads(kinds, prefix, vocabulary=VOCABULARY, packs=False, passes_on=False),
         },
-        stays={
-            "DisentangledSelfAttention": ("attention", "attention", "disentangled attention stays transformers' own"),
-            f"{prefix}Encoder": ("unpad", "padded batch", "disentangled attention is made for padded rows"),
-            f"{prefix}Embeddings": (
-                "norm",
-                "embeddings, norm, dropout",
-                "they are multiplied by the mask between norm and dropout",
-            ),
-        },
-        passes_on=False,
-        vocabulary=VocabularyHead(
-            features=_features,
-            decoder=_decoder,
-            containers=("cls", "cls.predictions", "lm_predictions", "lm_predictions.lm_head"),
-        ),
     )
-    for name, model_type, prefix, package, norm, heads in (
+    for name, model_type, prefix, package, norm, kinds in (
         ("DeBERTa", "deberta", "Deberta", "deberta", OWN_NORM, HEADS),
         (
             "DeBERTa-v2",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from ..attention.role import InterfaceAttention
 from ..fusions.embeddings import UNTYPED_EMBEDDINGS
 from ..fusions.mlp import linear_gelu
 from ..fusions.qkv import Projections
 from ..fusions.residual_norm import SubLayer, layer_norms
+from ..heads.role import heads
 from ..heads.vocabulary import DISTILBERT_HEAD
 from ..padding.encoder import Encoder
+from ..padding.model import Model
 from .family import Family, replacements
 
 LAYER_NORMS = layer_norms(
@@ -20,35 +23,40 @@ LAYER_NORMS = layer_norms(
     )
 )
 
+HEADS = {
+    "ForMaskedLM": "masked_lm",
+    "ForSequenceClassification": "sequence_classification",
+    "ForMultipleChoice": "multiple_choice",
+    "ForTokenClassification": "token_classification",
+    "ForQuestionAnswering": "question_answering",
+}
+
 DISTILBERT = Family(
     name="DistilBERT",
     model_type="distilbert",
     source="transformers.models.distilbert.modeling_distilbert",
-    attention=("DistilBertSelfAttention",),
-    heads={
-        "DistilBertForMaskedLM": "masked_lm",
-        "DistilBertForSequenceClassification": "sequence_classification",
-        "DistilBertForMultipleChoice": "multiple_choice",
-        "DistilBertForTokenClassification": "token_classification",
-        "DistilBertForQuestionAnswering": "question_answering",
-    },
     bare="DistilBertModel",
     layer="TransformerBlock",
-    fusions={
+    classes={
+        "DistilBertModel": (Model(),),
         "Embeddings": (UNTYPED_EMBEDDINGS,),
+        "Transformer": (
+            Encoder(
+                {"layer.*": "TransformerBlock", "layer.*.attention": "DistilBertSelfAttention"},
+                config=lambda encoder: encoder.layer[0].attention.config,
+            ),
+        ),
         "TransformerBlock": (LAYER_NORMS,),
+        "DistilBertSelfAttention": (
+            InterfaceAttention(),
+            Projections(
+                layers=("q_lin", "k_lin", "v_lin"),
+                finish=lambda attention, out: attention.out_lin(out),
+            ),
+        ),
         "FFN": (linear_gelu("lin1", "activation", "ff_chunk", lambda ffn, wide: ffn.dropout(ffn.lin2(wide))),),
+        **heads(HEADS, "DistilBert", vocabulary=DISTILBERT_HEAD),
     },
-    encoder=Encoder(
-        "Transformer",
-        {"layer.*": "TransformerBlock", "layer.*.attention": "DistilBertSelfAttention"},
-        config=lambda encoder: encoder.layer[0].attention.config,
-    ),
-    qkv=Projections(
-        layers=("q_lin", "k_lin", "v_lin"),
-        finish=lambda attention, out: attention.out_lin(out),
-    ),
-    vocabulary=DISTILBERT_HEAD,
 )
 FAMILIES = (DISTILBERT,)
 

@@ -10,7 +10,7 @@ ELECTRA = bert_like(
     "electra",
     prefix="Electra",
     source="transformers.models.electra.modeling_electra",
-    heads={
+    kinds={
         "ForPreTraining": "replaced_token_detection",
         "ForCausalLM": "causal_lm",
         "ForMaskedLM": "masked_lm",

@@ -9,7 +9,7 @@ ERNIE = bert_like(
     "ernie",
     prefix="Ernie",
     source="transformers.models.ernie.modeling_ernie",
-    heads={
+    kinds={
         "ForPreTraining": "pretraining",
         "ForCausalLM": "causal_lm",
         "ForMaskedLM": "masked_lm",

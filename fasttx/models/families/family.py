@@ -1,4 +1,4 @@
-"""What a family of models is to the patch engine: names of transformers' classes, as data.
+"""What a family of models is to the patch engine: names of transformers' classes, and the roles of each, as data.
 
 The engine matches modules by (module, name) of their class, so that none of transformers' modelling files is imported
 before a model of that family exists.
@@ -6,22 +6,25 @@ before a model of that family exists.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+from ..attention.role import InterfaceAttention
 from ..fusions.embeddings import EMBEDDINGS
 from ..fusions.fusion import Fusion
 from ..fusions.mlp import LINEAR_GELU
-from ..fusions.qkv import Projections, joint_qkv_class
+from ..fusions.qkv import Projections
 from ..fusions.residual_norm import RESIDUAL_NORM
-from ..heads.patched_head import replacement_class
+from ..heads.role import Head, OtherHead, heads
 from ..heads.vocabulary import BERT_HEAD, VocabularyHead
-from ..padding.encoder import Encoder, padding_free_class
-from ..padding.layers import Forwards
-from ..padding.model import model_class
+from ..padding.encoder import Encoder
+from ..padding.model import Model
+from ..role import Role
+
+R = TypeVar("R", bound=Role)
 
 
 @dataclass(frozen=True)
@@ -32,53 +35,38 @@ class Family:
         name: as people write it.
         model_type: ``config.model_type``.
         source: transformers' modelling module.
-        attention: classes that call transformers' attention interface; the first one is self-attention. None of them
-            where attention is a fusion, or stays as it is.
-        heads: class with a loss of its own -> kind of loss, a key of :data:`fasttx.models.heads.kinds.KINDS`.
         bare: the model without a head.
         layer: one layer of its encoder.
-        fusions: class of the embeddings, of a layer or of a module within -> what in it is replaced.
-        encoder: the module that runs packed; None if batches stay as they are.
-        qkv: the products of self-attention; None if they stay separate.
-        vocabulary: the parts of a head over the vocabulary; None if there is no such head.
-        stays: class of what stays transformers' own -> the argument of :func:`fasttx.patch` that asks for it, what it
-            is, and why, for the report.
-        passes_on: whether a head's and the bare model's forward hand arguments that they do not know to the encoder.
-        other_heads: class of a head whose loss stays transformers' -> why; None if it has no loss.
+        classes: class -> its roles, in the order of the report's rows. A class without any is known all the same: its
+            models are of this family.
     """
 
     name: str
     model_type: str
     source: str
-    attention: tuple[str, ...]
-    heads: Mapping[str, str] = field(hash=False)
     bare: str
     layer: str
-    fusions: Mapping[str, tuple[Fusion, ...]] = field(hash=False)
-    encoder: Encoder | None = None
-    qkv: Projections | None = None
-    vocabulary: VocabularyHead | None = None
-    stays: Mapping[str, tuple[str, str, str]] = field(default_factory=dict, hash=False)
-    passes_on: bool = True
-    other_heads: Mapping[str, str | None] = field(default_factory=dict, hash=False)
+    classes: Mapping[str, tuple[Role, ...]] = field(hash=False)
+
+    def roles(self, kind: type[R]) -> dict[str, R]:
+        """Class -> its role of this kind, where it has one."""
+        return {name: role for name, roles in self.classes.items() for role in roles if isinstance(role, kind)}
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """Class with a loss of its own -> its kind, a key of :data:`fasttx.models.heads.kinds.KINDS`."""
+        return {name: head.kind for name, head in self.roles(Head).items()}
+
+    @property
+    def other_heads(self) -> dict[str, str | None]:
+        """Class of a head whose loss stays transformers' -> why; None if it has no loss."""
+        return {name: head.reason for name, head in self.roles(OtherHead).items()}
 
     @property
     def replaces_attention(self) -> bool:
         """Whether its attention is fasttx's where it is patched."""
-        return bool(self.attention) or any(
-            fusion.option == "attention" for each in self.fusions.values() for fusion in each
-        )
-
-    @property
-    def is_told(self) -> bool:
-        """Whether the bare model's own forward is replaced: it tells its encoder about a call, or refuses lengths."""
-        return self.encoder is not None or not self.passes_on
-
-    def forwards(self) -> Forwards:
-        """transformers' own forwards of what passes on where sequences start."""
-        assert self.encoder is not None
-        source = importlib.import_module(self.source)
-        return tuple((path.split("."), getattr(source, cls).forward) for path, cls in self.encoder.passing.items())
+        fusions = self.roles(Fusion).values()
+        return bool(self.roles(InterfaceAttention)) or any(fusion.op == "attention" for fusion in fusions)
 
 
 def bert_like(
@@ -86,35 +74,31 @@ def bert_like(
     model_type: str,
     prefix: str,
     source: str,
-    heads: Mapping[str, str],
+    kinds: Mapping[str, str],
     vocabulary: VocabularyHead = BERT_HEAD,
 ) -> Family:
-    """A family whose layers are BERT's under another name; `heads` is keyed by the class name without `prefix`."""
-    return Family(
-        name=name,
-        model_type=model_type,
-        source=source,
-        attention=(f"{prefix}SelfAttention", f"{prefix}CrossAttention"),
-        heads={prefix + suffix: kind for suffix, kind in heads.items()},
-        bare=f"{prefix}Model",
-        layer=f"{prefix}Layer",
-        fusions={
-            f"{prefix}Embeddings": (EMBEDDINGS,),
-            f"{prefix}SelfOutput": (RESIDUAL_NORM,),
-            f"{prefix}Intermediate": (LINEAR_GELU,),
-            f"{prefix}Output": (RESIDUAL_NORM,),
-        },
-        encoder=Encoder(
-            f"{prefix}Encoder",
-            {
-                "layer.*": f"{prefix}Layer",
-                "layer.*.attention": f"{prefix}Attention",
-                "layer.*.attention.self": f"{prefix}SelfAttention",
-            },
+    """A family whose layers are BERT's under another name; `kinds` of heads go by the class without `prefix`."""
+    parts = {
+        "Model": (Model(),),
+        "Embeddings": (EMBEDDINGS,),
+        "Encoder": (
+            Encoder(
+                {
+                    "layer.*": f"{prefix}Layer",
+                    "layer.*.attention": f"{prefix}Attention",
+                    "layer.*.attention.self": f"{prefix}SelfAttention",
+                }
+            ),
         ),
-        qkv=Projections(),
-        vocabulary=vocabulary,
-    )
+        "SelfAttention": (InterfaceAttention(), Projections()),
+        "CrossAttention": (InterfaceAttention(),),
+        "SelfOutput": (RESIDUAL_NORM,),
+        "Intermediate": (LINEAR_GELU,),
+        "Output": (RESIDUAL_NORM,),
+    }
+    classes: dict[str, tuple[Role, ...]] = {prefix + part: roles for part, roles in parts.items()}
+    classes |= heads(kinds, prefix, vocabulary=vocabulary)
+    return Family(name, model_type, source, bare=f"{prefix}Model", layer=f"{prefix}Layer", classes=classes)
 
 
 def replacements(module: str, *families: Family) -> Callable[[str], type]:
@@ -125,29 +109,12 @@ def replacements(module: str, *families: Family) -> Callable[[str], type]:
 
     def lookup(attribute: str) -> type:
         for family in families:
-            makers: list[Callable[[type, str], type]] = [fusion.replace for fusion in family.fusions.get(attribute, ())]
-            if attribute in family.heads:
-                makers.append(
-                    functools.partial(
-                        replacement_class,
-                        kind_name=family.heads[attribute],
-                        head=family.vocabulary,
-                        packs=family.encoder is not None,
-                        passes_on=family.passes_on,
-                    )
-                )
-            if attribute == family.bare and family.is_told:
-                packs = family.encoder is not None
-                makers.append(functools.partial(model_class, packs=packs, passes_on=family.passes_on))
-            if family.qkv is not None and attribute == family.attention[0]:
-                makers.append(functools.partial(joint_qkv_class, projections=family.qkv))
-            if family.encoder is not None and attribute == family.encoder.cls:
-                makers.append(functools.partial(padding_free_class, encoder=family.encoder, forwards=family.forwards()))
-            if not makers:
+            roles = family.classes.get(attribute, ())
+            if not any(role.makes_class for role in roles):
                 continue
-            made = getattr(importlib.import_module(family.source), attribute)
-            for make in makers:
-                made = make(made, module)
+            made: type = getattr(importlib.import_module(family.source), attribute)
+            for role in roles:
+                made = role.make_class(made, module)
             setattr(sys.modules[module], attribute, made)
             return made
         raise AttributeError(f"module {module!r} has no attribute {attribute!r}")

@@ -7,35 +7,41 @@ of transformers no longer unpad by themselves: the model calls its layers on the
 
 from __future__ import annotations
 
+from ..attention.role import InterfaceAttention
+from ..heads.role import heads
 from ..heads.vocabulary import VocabularyHead
+from ..role import Stays
 from .family import Family, replacements
+
+HEADS = {
+    "ForMaskedLM": "counted_masked_lm",
+    "ForSequenceClassification": "sequence_classification",
+    "ForTokenClassification": "token_classification",
+    "ForQuestionAnswering": "counted_question_answering",
+    "ForMultipleChoice": "multiple_choice",
+}
+VOCABULARY = VocabularyHead(
+    features=lambda model, hidden: model.head(hidden), decoder=lambda model: model.decoder, containers=()
+)
 
 MODERNBERT = Family(
     name="ModernBERT",
     model_type="modernbert",
     source="transformers.models.modernbert.modeling_modernbert",
-    attention=("ModernBertAttention",),
-    heads={
-        "ModernBertForMaskedLM": "counted_masked_lm",
-        "ModernBertForSequenceClassification": "sequence_classification",
-        "ModernBertForTokenClassification": "token_classification",
-        "ModernBertForQuestionAnswering": "counted_question_answering",
-        "ModernBertForMultipleChoice": "multiple_choice",
-    },
     bare="ModernBertModel",
     layer="ModernBertEncoderLayer",
-    fusions={},
-    stays={
+    classes={
         "ModernBertModel": (
-            "unpad",
-            "padded batch",
-            "the model itself calls the layers; batches of one row that a collator has flattened run packed",
+            Stays(
+                "unpad",
+                "padded batch",
+                "the model itself calls the layers; batches of one row that a collator has flattened run packed",
+            ),
         ),
-        "ModernBertMLP": ("mlp", "product, activation, gate", "there is no kernel for a gated MLP"),
+        "ModernBertAttention": (InterfaceAttention(),),
+        "ModernBertMLP": (Stays("mlp", "product, activation, gate", "there is no kernel for a gated MLP"),),
+        **heads(HEADS, "ModernBert", vocabulary=VOCABULARY, packs=False),
     },
-    vocabulary=VocabularyHead(
-        features=lambda model, hidden: model.head(hidden), decoder=lambda model: model.decoder, containers=()
-    ),
 )
 FAMILIES = (MODERNBERT,)
 

@@ -11,8 +11,10 @@ from ..fusions.embeddings import fused_embeddings
 from ..fusions.mlp import LINEAR_GELU
 from ..fusions.position_bias import ATTENDED_NORM, BIASED_ATTENTION, SHARED_BIAS, key_mask, not_ready, run_layers
 from ..fusions.residual_norm import RESIDUAL_NORM
+from ..heads.role import heads
 from ..heads.vocabulary import ROBERTA_HEAD
 from ..padding.encoder import Encoder
+from ..padding.model import Model
 from .family import Family, replacements
 
 
@@ -23,42 +25,44 @@ def _positions(module: Any, ids: Tensor, past: int) -> Tensor:
 
 
 SOURCE = "transformers.models.mpnet.modeling_mpnet"
+HEADS = {
+    "ForMaskedLM": "masked_lm",
+    "ForSequenceClassification": "sequence_classification",
+    "ForMultipleChoice": "multiple_choice",
+    "ForTokenClassification": "token_classification",
+    "ForQuestionAnswering": "question_answering",
+}
+
 MPNET = Family(
     name="MPNet",
     model_type="mpnet",
     source=SOURCE,
-    attention=(),
-    heads={
-        "MPNetForMaskedLM": "masked_lm",
-        "MPNetForSequenceClassification": "sequence_classification",
-        "MPNetForMultipleChoice": "multiple_choice",
-        "MPNetForTokenClassification": "token_classification",
-        "MPNetForQuestionAnswering": "question_answering",
-    },
     bare="MPNetModel",
     layer="MPNetLayer",
-    fusions={
+    classes={
+        "MPNetModel": (Model(passes_on=False),),
         "MPNetEmbeddings": (fused_embeddings(("word_embeddings", "position_embeddings"), _positions),),
-        "MPNetEncoder": (SHARED_BIAS,),
+        "MPNetEncoder": (
+            Encoder(
+                {
+                    "layer.*": "MPNetLayer",
+                    "layer.*.attention": "MPNetAttention",
+                    "layer.*.attention.attn": "MPNetSelfAttention",
+                },
+                key_mask=key_mask,
+                run=run_layers,
+                not_ready=not_ready,
+                distances=True,
+                sets_config=True,
+            ),
+            SHARED_BIAS,
+        ),
         "MPNetAttention": (ATTENDED_NORM,),
         "MPNetSelfAttention": (BIASED_ATTENTION,),
         "MPNetIntermediate": (LINEAR_GELU,),
         "MPNetOutput": (RESIDUAL_NORM,),
+        **heads(HEADS, "MPNet", vocabulary=ROBERTA_HEAD, passes_on=False),
     },
-    encoder=Encoder(
-        "MPNetEncoder",
-        {
-            "layer.*": "MPNetLayer",
-            "layer.*.attention": "MPNetAttention",
-            "layer.*.attention.attn": "MPNetSelfAttention",
-        },
-        key_mask=key_mask,
-        run=run_layers,
-        not_ready=not_ready,
-        distances=True,
-    ),
-    vocabulary=ROBERTA_HEAD,
-    passes_on=False,
 )
 FAMILIES = (MPNET,)
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ...functional._routing import unsupported_reason
 from ...ops.backends import forced_backend
+from ..report import expected_backend
+from ..role import Found, Role
 
 UNFUSED_ON = frozenset(("cpu",))
 """Types of device on which transformers' own forward runs, as it is as fast there, unless a backend is forced."""
@@ -17,8 +19,8 @@ AS_FAST = "on a {} they are as fast"
 
 
 @dataclass(frozen=True)
-class Fusion:
-    """One kind of module within the layers of a family.
+class Fusion(Role):
+    """A module within the layers of a family that runs as fewer kernels.
 
     Attributes:
         option: the argument of :func:`fasttx.patch` that asks for it.
@@ -38,6 +40,24 @@ class Fusion:
     unfused_reason: Callable[[Any], str | None]
     replace: Callable[[type, str], type]
     needs_attention: bool = False
+
+    def before_in(self, module: nn.Module) -> str:
+        return self.before
+
+    def plan(self, found: Found) -> bool:
+        reason = found.fixed_reason or self.unfused_reason(found.module)
+        if self.needs_attention and not found.has_attention:
+            reason = "is fused with fasttx's attention alone, which this patch leaves out"
+        if reason is not None:
+            found.leave(self.before, reason)
+            return False
+        requested = found.options.backend
+        backend = expected_backend(self.op, requested, found.module) if self.op else "torch"
+        found.replace(self.before, self.after, backend, self.where, changes_here(found.module, requested))
+        return True
+
+    def make_class(self, original: type, module: str) -> type:
+        return self.replace(original, module)
 
 
 def changes_here(module: nn.Module, backend: str | None) -> bool:

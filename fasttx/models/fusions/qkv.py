@@ -21,6 +21,7 @@ from ...nn.bypass import bypass_reason
 from ...ops.decisions import note
 from ..attention.interface import IMPLEMENTATION, fasttx_attention
 from ..options import ModulePatch
+from ..role import Found, Role
 from ..subclass import subclass_of
 from ..transformers_names import CACHE, argument
 from . import fusion
@@ -31,8 +32,8 @@ SEPARATELY = "q, k, v computed separately"
 
 
 @dataclass(frozen=True)
-class Projections:
-    """What a family's self-attention does around the attention function.
+class Projections(Role):
+    """Query, key and value of a self-attention, and what that does around the attention function.
 
     Attributes:
         layers: the names of its three linear layers, for query, key and value.
@@ -48,6 +49,22 @@ class Projections:
     dropout: Callable[[Any], float] = lambda module: module.dropout.p  # dynamo cannot trace an attrgetter
     finish: Callable[[Any, Tensor], Tensor] = lambda module, out: out
     post_norm: PostNorm | None = None
+    option = "qkv"
+
+    def plan(self, found: Found) -> bool:
+        if not found.has_attention:
+            return False
+        before, here = "three products for q, k, v", fusion.changes_here(found.module, None)
+        reason = found.fixed_reason or unfused_reason(found.module, self.layers)
+        if reason is not None:
+            found.leave(before, reason)
+            return False
+        where = "on a GPU; on a CPU three, which are as fast there"
+        found.replace(before, "one product", "torch", where, here)
+        return True
+
+    def make_class(self, original: type, module: str) -> type:
+        return joint_qkv_class(original, module, self)
 
 
 def unfused_reason(attention: Any, names: Sequence[str]) -> str | None:

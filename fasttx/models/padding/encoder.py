@@ -17,25 +17,27 @@ transformers has them read the hidden state of a padding token there, so that su
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from ...functional._packing import Layout, first_tokens, layout_of, put_rows, take_rows
 from ...functional._routing import unsupported_reason
-from ...ops.checks import values_may_be_read
 from ...ops.decisions import note, recording
-from ..attention.interface import IMPLEMENTATION, refuse_lengths_alone
+from ..attention.interface import IMPLEMENTATION
 from ..attention.masks import for_batch
-from ..options import ModulePatch
-from ..subclass import subclass_of
+from ..options import ModulePatch, Options
+from ..role import Found, Role
+from ..subclass import original_of, subclass_of, without_fsdp
 from ..tracing import captured, graph_in_the_making
 from ..transformers_names import CACHE
 from .layers import Forwards, strange_part
+from .lengths import checked_lengths, mask_with_lengths
 from .model import tokens_of_the_call
 
 STAY_PADDED = "fasttx_stay_padded"
@@ -101,60 +103,13 @@ def _full_on_a_cpu(hidden: Tensor, mask: Tensor) -> bool:
     )
 
 
-def _checked_lengths(seq_lens: Any, hidden: Tensor) -> Sequence[int] | Tensor:
-    """`seq_lens` as Python ints, or as it is where its values must not be read: a tensor in a graph in the making.
-
-    Raises:
-        ValueError: not one length from 0 to seqlen a row.
-    """
-    batch, seqlen = hidden.shape[:2]
-    given: Any = seq_lens
-    if isinstance(seq_lens, Tensor):
-        if seq_lens.device.type != "cpu":
-            raise ValueError(f"seq_lens: got a tensor on {seq_lens.device}; allowed are ints or a tensor on the CPU")
-        if torch.compiler.is_compiling() and seq_lens.dim() == 1 and seq_lens.shape[0] == batch:
-            return seq_lens
-        given = seq_lens.tolist()
-    if not isinstance(given, (list, tuple)) or len(given) != batch:
-        size = f"{len(given)} of them" if isinstance(given, (list, tuple)) else type(given).__name__
-        raise ValueError(f"seq_lens: got {size}; allowed is one length for each of the {batch} rows of the batch")
-    for length in given:
-        if isinstance(length, bool) or not isinstance(length, (int, torch.SymInt)) or not 0 <= length <= seqlen:
-            raise ValueError(f"seq_lens: got {length!r}; allowed are ints from 0 to {seqlen}, the padded length")
-    return given
-
-
-def _mask_with_lengths(config: Any, mask: Tensor | None, lengths: Sequence[int] | Tensor, hidden: Tensor) -> Any:
-    """The mask of a call with lengths: the one given, or one that says the same as they do.
-
-    Raises:
-        ValueError: the mask says something else (looked at on a CPU, and on a GPU with FASTTX_CHECK=1); there is no
-            mask, and it is not ours to make.
-    """
-    if mask is not None:
-        readable = values_may_be_read(mask.device) and not graph_in_the_making(mask)
-        if (
-            readable
-            and mask.shape == hidden.shape[:2]
-            and not torch.equal(mask != 0, first_tokens(lengths, hidden.shape[1], mask.device))
-        ):
-            raise ValueError(
-                "seq_lens: attention_mask marks other tokens; allowed are the numbers of real tokens of rows that are "
-                "padded on the right"
-            )
-        return mask
-    if getattr(config, "is_decoder", False) or config._attn_implementation != IMPLEMENTATION or captured(hidden):
-        refuse_lengths_alone(lengths, hidden.shape[1])
-        return None
-    return first_tokens(lengths, hidden.shape[1], hidden.device)
-
-
 @dataclass(frozen=True)
-class Encoder:
+class Encoder(Role):
     """The module of a family that a patch makes run on real tokens only.
 
+    Its ``forward(hidden_states, attention_mask=None, ...)`` returns an output with a last_hidden_state.
+
     Attributes:
-        cls: its class; ``forward(hidden_states, attention_mask=None, ...)`` returns an output with a last_hidden_state.
         passing: what hands on to attention where sequences start: path below the encoder -> class. The layers come
             first, and each path after those above it; ``*`` stands for every entry of a list.
         config: finds the config, of an encoder.
@@ -163,15 +118,46 @@ class Encoder:
             (total, width) and its layout.
         not_ready: why the parts of an encoder cannot run packed as they are now, or None.
         distances: whether its layers look at how far apart tokens are, so that none may be taken out between them.
+        sets_config: whether its own config, as none of its layers has one, is to name fasttx's attention.
     """
 
-    cls: str
     passing: Mapping[str, str] = field(hash=False)
     config: Callable[[Any], Any] = lambda encoder: encoder.config  # dynamo cannot trace an attrgetter
     key_mask: Callable[[Tensor], Tensor | None] = lambda mask: mask
     run: Callable[[Any, Tensor, Layout], Tensor] | None = None
     not_ready: Callable[[Any], str | None] = lambda encoder: None
     distances: bool = False
+    sets_config: bool = False
+    option = "unpad"
+
+    def is_wanted(self, options: Options) -> bool:
+        return options.attention and bool(options.unpad)
+
+    def before_in(self, module: nn.Module) -> str:
+        return PART
+
+    def plan(self, found: Found) -> bool:
+        module = found.module
+        reason = static_reason(self.config(module))
+        strange = strange_part(module, self.forwards(without_fsdp(type(module))))
+        if strange is not None:
+            reason = f"{strange} is not transformers' own, and may not cope with a packed batch"
+        reason = found.fixed_reason or reason
+        if reason is not None:
+            found.leave(PART, reason)
+            return False
+        if self.sets_config:
+            found.attention.append(module)
+        found.replace(PART, "real tokens only", "torch", "positions of padding are 0; unpad=False keeps them")
+        return True
+
+    def forwards(self, cls: type) -> Forwards:
+        """transformers' own forwards of what passes on where sequences start, by the class of the encoder."""
+        source = importlib.import_module(cls.__module__)
+        return tuple((path.split("."), getattr(source, name).forward) for path, name in self.passing.items())
+
+    def make_class(self, original: type, module: str) -> type:
+        return padding_free_class(original, module, self, self.forwards(original_of(original)))
 
 
 def padding_free_class(original: type, module: str, encoder: Encoder, forwards: Forwards) -> type:
@@ -199,8 +185,8 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
             attention_mask = for_batch(attention_mask, hidden_states.shape[0])
         lengths: Sequence[int] | None = None
         if seq_lens is not None:
-            given = _checked_lengths(seq_lens, hidden_states)
-            attention_mask = _mask_with_lengths(config, attention_mask, given, hidden_states)
+            given = checked_lengths(seq_lens, hidden_states)
+            attention_mask = mask_with_lengths(config, attention_mask, given, hidden_states)
             lengths = None if isinstance(given, Tensor) or captured(hidden_states) else given
         auto = patch.options.unpad == "auto"
         keys = None if attention_mask is None else encoder.key_mask(attention_mask)

@@ -11,6 +11,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..attention.interface import refuse_lengths_alone
 from ..attention.masks import for_batch
 from ..options import ModulePatch
+from ..role import Found, Role
 from ..subclass import subclass_of
 from ..tracing import graph_in_the_making
 
@@ -68,6 +70,33 @@ def with_arguments(
         tuple(replaced.get(name, value) for name, value in zip(positional, args)),
         {**kwargs, **{name: value for name, value in replaced.items() if name not in positional}},
     )
+
+
+@dataclass(frozen=True)
+class Model(Role):
+    """A bare model whose own forward is replaced: it tells its encoder about a call, or refuses lengths.
+
+    Attributes:
+        packs: whether its encoder may run on real tokens only.
+        passes_on: whether arguments that it does not know reach the encoder.
+    """
+
+    packs: bool = True
+    passes_on: bool = True
+    option = "attention"
+
+    def plan(self, found: Found) -> bool:
+        if found.fixed_reason is not None:
+            if self.packs and found.options.unpad == "auto":
+                found.leave("tokens that the mask hides", found.fixed_reason)
+            return False
+        if not self.passes_on:
+            why = "transformers' forward drops seq_lens and cu_seq_lens_q"
+            found.replace("lengths of a batch", "refused without a mask", "torch", why)
+        return True
+
+    def make_class(self, original: type, module: str) -> type:
+        return model_class(original, module, self.packs, self.passes_on)
 
 
 def model_class(original: type, module: str, packs: bool, passes_on: bool) -> type:
