@@ -158,8 +158,8 @@ def assert_as_accurate(
         AssertionError: shape or dtype differ, a NaN or infinity stands where none belongs, or the error is larger than
             the bound.
     """
-    assert out.shape == ref64.shape, f"{name}: shape {tuple(out.shape)}, expected {tuple(ref64.shape)}"
-    assert out.dtype == same_dtype.dtype, f"{name}: dtype {out.dtype}, expected {same_dtype.dtype}"
+    assert out.shape == ref64.shape, f"{name}: got shape {tuple(out.shape)}; allowed is {tuple(ref64.shape)}"
+    assert out.dtype == same_dtype.dtype, f"{name}: got {out.dtype}; allowed is {same_dtype.dtype}"
     found, _, allowed = compare(out, same_dtype, ref64, least=least, by=by)
     assert found <= allowed, f"{name} ({out.dtype}): max error {found:.3e} against float64, allowed {allowed:.3e}"
 

@@ -74,8 +74,8 @@ class PackingCollator:
             raise ValueError(f"pad_token_id: got {pad_token_id!r}; allowed are ints from 0")
         if form == "flat" and not _at_least(position_ids_start, 0):
             raise ValueError(
-                f"position_ids_start: got {position_ids_start!r}; form='flat' needs an int: 0 for BERT, ELECTRA and "
-                "ERNIE, config.pad_token_id + 1 for RoBERTa, XLM-RoBERTa, CamemBERT and Data2VecText"
+                f"position_ids_start: got {position_ids_start!r}; allowed is an int under form='flat': 0 for BERT, "
+                "ELECTRA and ERNIE, config.pad_token_id + 1 for RoBERTa, XLM-RoBERTa, CamemBERT and Data2VecText"
             )
         if form != "flat" and position_ids_start is not None:
             raise ValueError(f"position_ids_start: got {position_ids_start!r}; allowed is None unless form='flat'")
@@ -125,8 +125,8 @@ def _mask_of(batch: Any) -> Tensor:
         if isinstance(mask, Tensor):
             found = f"an attention_mask of shape {tuple(mask.shape)} on {mask.device}"
         raise ValueError(
-            f"collator: made {found}; allowed are batches with 'attention_mask', a CPU tensor (batch, seqlen) or "
-            "(batch, choices, seqlen) of at least one token, without which padding cannot be told from tokens"
+            f"collator: got {found} from it; allowed are batches with 'attention_mask', a CPU tensor (batch, seqlen) "
+            "or (batch, choices, seqlen) of at least one token, without which padding cannot be told from tokens"
         )
     return mask != 0
 
@@ -136,22 +136,22 @@ def _lengths(mask: Tensor) -> tuple[int, ...]:
     wrong = (mask != (torch.arange(mask.shape[1]) < counts[:, None])).any(-1)
     if wrong.any():
         raise ValueError(
-            f"attention_mask: row {int(wrong.int().argmax())} is not padded on the right; form='padded' allows ones, "
-            "then zeros: set tokenizer.padding_side = 'right'"
+            f"attention_mask: got row {int(wrong.int().argmax())}, which is not padded on the right; allowed are ones, "
+            "then zeros under form='padded': set tokenizer.padding_side = 'right'"
         )
     return tuple(counts.tolist())
 
 
 def _flat(batch: Mapping[str, Any], mask: Tensor, position_ids_start: int) -> dict[str, Any]:
     if mask.dim() != 2:
-        raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}; form='flat' allows (batch, seqlen)")
+        raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}; allowed is (batch, seqlen) under form='flat'")
     flat: dict[str, Any] = {}
     for name, value in batch.items():
         if not isinstance(value, Tensor) or value.shape[:2] != mask.shape:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"{name}: got {found}; form='flat' allows tensors with a value for each token, {tuple(mask.shape)} "
-                "here, as its one row has no place for one a sequence: use form='padded'"
+                f"{name}: got {found}; allowed are tensors with a value for each token, {tuple(mask.shape)} here, as "
+                "the one row of form='flat' has no place for one a sequence: use form='padded'"
             )
         if name != "attention_mask":
             flat[name] = value[mask][None]

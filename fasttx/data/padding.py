@@ -20,7 +20,7 @@ def _column(features: Sequence[Mapping[str, Any]], name: str) -> list[Tensor]:
     for row, feature in enumerate(features):
         if name not in feature:
             raise ValueError(
-                f"features: example {row} has no {name!r}, which another one has; allowed is it in all or none"
+                f"features: got {name!r} in some examples and not in example {row}; allowed is it in all or none"
             )
         value = feature[name]
         try:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ..ops.backends import forced_backend
+from ..ops.checks import described, wrong
 from ..ops.dropout.rows import keep_scale
 from ..ops.dropout.state import new_rng_state
 from ..ops.dropout_add_layer_norm.composed import exact_keep
@@ -25,21 +26,21 @@ def _check_tensors(
     rng_state: Tensor | None,
 ) -> None:
     if not isinstance(input, Tensor):
-        raise TypeError(f"input: must be a Tensor, got {type(input).__name__}")
+        raise TypeError(wrong("input", described(input), "a Tensor"))
     if input.dim() < 1 or not input.is_floating_point():
-        raise ValueError(f"input: must be floating (..., n), got {input.dtype} {tuple(input.shape)}")
+        raise ValueError(wrong("input", described(input), "floating (..., n)"))
     names = ("residual", "weight", "bias", "row_index", "rng_state")
     for name, t in zip(names, (residual, weight, bias, row_index, rng_state)):
         if t is None:
             continue
         if not isinstance(t, Tensor):
-            raise TypeError(f"{name}: must be a Tensor or None, got {type(t).__name__}")
+            raise TypeError(wrong(name, described(t), "a Tensor or None"))
         if t.device != input.device:
-            raise ValueError(f"{name}: must be on the device of input, {input.device}, got {t.device}")
+            raise ValueError(wrong(name, f"a tensor on {t.device}", f"{input.device}, where input is"))
     row = input.shape[-1:]
     for name, t, shape in (("residual", residual, input.shape), ("weight", weight, row), ("bias", bias, row)):
         if t is not None and (t.shape != shape or not t.is_floating_point()):
-            raise ValueError(f"{name}: must be floating {tuple(shape)}, got {t.dtype} {tuple(t.shape)}")
+            raise ValueError(wrong(name, described(t), f"floating {tuple(shape)}"))
     check_mask(row_index, rng_state, input.shape[:-1])
 
 

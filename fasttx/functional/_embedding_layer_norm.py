@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ..ops.backends import forced_backend
-from ..ops.checks import check_index_values, is_index, values_may_be_read, wrong
+from ..ops.checks import check_index_values, described, is_index, values_may_be_read, wrong
 from ..ops.dropout.rows import keep_scale
 from ..ops.dropout.state import new_rng_state
 from ..ops.embedding_layer_norm.composed import differentiable, exact_keep, table_gradient
@@ -79,43 +79,42 @@ class EmbeddingLayerNormFunction(torch.autograd.Function):
 
 def _check_index(name: str, index: Tensor, input: Tensor) -> None:
     if index.dtype not in INDICES:
-        raise ValueError(f"{name}: must be int32 or int64, got {index.dtype} {tuple(index.shape)}")
+        raise ValueError(wrong(name, described(index), "int32 or int64"))
     shape, full = index.shape, input.shape
     if len(shape) > len(full) or any(n not in (1, m) for n, m in zip(reversed(shape), reversed(full))):
-        raise ValueError(f"{name}: must broadcast to the shape of input, {tuple(full)}, got {tuple(shape)}")
+        raise ValueError(wrong(name, tuple(shape), f"what broadcasts to the shape of input, {tuple(full)}"))
 
 
 def _check_tensors(input: Tensor, given: dict[str, Tensor | None]) -> None:
     if not isinstance(input, Tensor):
-        raise TypeError(f"input: must be a Tensor, got {type(input).__name__}")
+        raise TypeError(wrong("input", described(input), "a Tensor"))
     if input.dtype not in INDICES:
-        raise ValueError(f"input: must be int32 or int64, got {input.dtype} {tuple(input.shape)}")
+        raise ValueError(wrong("input", described(input), "int32 or int64"))
     for name, t in given.items():
         if t is None and name != "word_embeddings":
             continue
         if not isinstance(t, Tensor):
-            raise TypeError(f"{name}: must be a Tensor, got {type(t).__name__}")
+            raise TypeError(wrong(name, described(t), "a Tensor"))
         if t.device != input.device:
-            raise ValueError(f"{name}: must be on the device of input, {input.device}, got {t.device}")
+            raise ValueError(wrong(name, f"a tensor on {t.device}", f"{input.device}, where input is"))
         if name.endswith("_embeddings") and (t.dim() != 2 or 0 in t.shape or not t.is_floating_point()):
-            raise ValueError(f"{name}: must be a floating table (rows, n), got {t.dtype} {tuple(t.shape)}")
+            raise ValueError(wrong(name, described(t), "a floating table (rows, n)"))
     word, weight, bias, position, position_ids, token_type, type_ids, row_index, rng_state = given.values()
     n_cols = word.shape[1]  # type: ignore[union-attr]
     for name, table in (("position_embeddings", position), ("token_type_embeddings", token_type)):
         if table is not None and table.shape[1] != n_cols:
-            raise ValueError(f"{name}: must have rows of {n_cols}, as word_embeddings has, got {tuple(table.shape)}")
+            raise ValueError(wrong(name, tuple(table.shape), f"(rows, {n_cols}), as word_embeddings has"))
     for name, row in (("weight", weight), ("bias", bias)):
         if row is not None and (row.shape != (n_cols,) or not row.is_floating_point()):
-            raise ValueError(f"{name}: must be floating ({n_cols},), got {row.dtype} {tuple(row.shape)}")
+            raise ValueError(wrong(name, described(row), f"floating ({n_cols},)"))
     for name, index, table in (("position", position_ids, position), ("token_type", type_ids, token_type)):
         if index is not None:
             if table is None:
-                raise ValueError(f"{name}_ids: given without {name}_embeddings; allowed is None")
+                raise ValueError(wrong(f"{name}_ids", "a Tensor", f"None without {name}_embeddings"))
             _check_index(f"{name}_ids", index, input)
     if position is not None and position_ids is None and input.dim() and input.shape[-1] > position.shape[0]:
-        raise ValueError(
-            f"input: is {input.shape[-1]} long; allowed are at most the {position.shape[0]} rows of position_embeddings"
-        )
+        allowed = f"at most {position.shape[0]} columns, one for each row of position_embeddings"
+        raise ValueError(wrong("input", f"{input.shape[-1]} columns", allowed))
     check_mask(row_index, rng_state, input.shape)
 
 
@@ -127,7 +126,8 @@ def _padding(name: str, padding_idx: int | None, table: Tensor | None) -> int:
     if isinstance(padding_idx, Tensor) or not is_index(padding_idx):
         raise TypeError(wrong(name, repr(padding_idx), "an int or None"))
     if not -n_table <= padding_idx < n_table:
-        raise ValueError(f"{name}: must be a row of a table of {n_table}, got {padding_idx}")
+        allowed = f"{-n_table} to {n_table - 1}, the rows of its table" if n_table else "None without its table"
+        raise ValueError(wrong(name, padding_idx, allowed))
     return padding_idx % n_table
 
 

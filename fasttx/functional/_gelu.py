@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ..ops.backends import forced_backend
 from ..ops.bias_gelu.composed import approximation, differentiable, exact_keep
 from ..ops.bias_gelu.op import BIAS_GELU, keep_of
-from ..ops.checks import FLOATS
+from ..ops.checks import FLOATS, described, wrong
 from ..ops.dropout.rows import keep_scale
 from ..ops.dropout.state import new_rng_state
 from ..ops.exporting import called
@@ -149,26 +149,27 @@ def _check_tensors(
 ) -> None:
     for name, given in (("input", input), ("weight", weight)):
         if not isinstance(given, Tensor):
-            raise TypeError(f"{name}: must be a Tensor, got {type(given).__name__}")
+            raise TypeError(wrong(name, described(given), "a Tensor"))
     if input.dim() < 1 or not input.is_floating_point():
-        raise ValueError(f"input: must be floating (..., in_features), got {input.dtype} {tuple(input.shape)}")
+        raise ValueError(wrong("input", described(input), "floating (..., in_features)"))
     for name, t in (("weight", weight), ("bias", bias), ("row_index", row_index), ("rng_state", rng_state)):
         if t is None:
             continue
         if not isinstance(t, Tensor):
-            raise TypeError(f"{name}: must be a Tensor or None, got {type(t).__name__}")
+            raise TypeError(wrong(name, described(t), "a Tensor or None"))
         if t.device != input.device:
-            raise ValueError(f"{name}: must be on the device of input, {input.device}, got {t.device}")
+            raise ValueError(wrong(name, f"a tensor on {t.device}", f"{input.device}, where input is"))
     if weight.dim() != 2 or weight.shape[1] != input.shape[-1]:
-        raise ValueError(f"weight: must be (out_features, {input.shape[-1]}), got {tuple(weight.shape)}")
+        allowed = f"(out_features, {input.shape[-1]}), as input is {tuple(input.shape)}"
+        raise ValueError(wrong("weight", tuple(weight.shape), allowed))
     mixed = torch.is_autocast_enabled(input.device.type)  # which casts both
     if not weight.is_floating_point() or (weight.dtype != input.dtype and not mixed):
-        raise ValueError(f"weight: must be of input's dtype, {input.dtype}, got {weight.dtype}")
+        raise ValueError(wrong("weight", weight.dtype, f"{input.dtype}, as input is"))
     if bias is not None:
         if bias.shape != weight.shape[:1] or not bias.is_floating_point():
-            raise ValueError(f"bias: must be floating ({weight.shape[0]},), got {bias.dtype} {tuple(bias.shape)}")
+            raise ValueError(wrong("bias", described(bias), f"floating ({weight.shape[0]},)"))
         if bias.dtype not in (input.dtype, torch.float32) and not mixed:
-            raise ValueError(f"bias: must be of input's dtype, {input.dtype}, or float32, got {bias.dtype}")
+            raise ValueError(wrong("bias", bias.dtype, f"{input.dtype}, as input is, or torch.float32"))
     check_mask(row_index, rng_state, input.shape[:-1])
 
 
@@ -277,7 +278,7 @@ def _linear_gelu(
     tensors = (input, weight, bias)
     _check_tensors(*tensors, row_index, rng_state)
     if approximate not in (approximation(False), approximation(True)):
-        raise ValueError(f"approximate: must be 'none' or 'tanh', got {approximate!r}")
+        raise ValueError(wrong("approximate", repr(approximate), "'none' or 'tanh'"))
     check_dropout_p(dropout_p)
     if dropout_p == 0.0:
         rng_state, row_index = None, None

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..ops.backends import forced_backend
-from ..ops.checks import FLOATS
+from ..ops.checks import FLOATS, described, wrong
 from ..ops.exporting import called
-from ..ops.int8_linear.op import ACTIVATIONS, INT8_LINEAR
+from ..ops.int8_linear.op import ACTIVATIONS, INT8_LINEAR, MAX_IN_FEATURES
 from ..ops.quantize_per_token.op import QUANTIZE_PER_TOKEN
 from ._quantize import NO_GRADIENT, check_covered, check_float, scale_tensor
 from ._routing import records_gradients
@@ -57,27 +57,26 @@ def _scale_of(input: Tensor, act_scale: Tensor | float | None) -> Tensor | None:
     if input.dtype != torch.int8:
         return None if act_scale is None else scale_tensor("act_scale", act_scale, input.device)
     if act_scale is None:
-        raise ValueError("act_scale: must be given for an int8 input, got None")
+        raise ValueError(wrong("act_scale", None, "the scales of an int8 input, which has none itself"))
     rows = input.shape[:-1]
     if isinstance(act_scale, Tensor) and act_scale.dtype == torch.float32 and act_scale.shape == rows:
         return act_scale
     if isinstance(act_scale, Tensor) and (act_scale.dtype != torch.float32 or act_scale.shape != ()):
-        raise ValueError(
-            f"act_scale: must be float32 {tuple(rows)} or (), got {act_scale.dtype} {tuple(act_scale.shape)}"
-        )
+        raise ValueError(wrong("act_scale", described(act_scale), f"float32 {tuple(rows)} or ()"))
     return scale_tensor("act_scale", act_scale, input.device)
 
 
 def _result_dtype(input: Tensor, out_dtype: torch.dtype | None) -> torch.dtype:
     if out_dtype is not None:
         if out_dtype not in FLOATS:
-            raise ValueError(f"out_dtype: allowed are float32, float16 and bfloat16, got {out_dtype}")
+            raise ValueError(wrong("out_dtype", repr(out_dtype), "float32, float16 or bfloat16"))
         return out_dtype
     device = input.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     if input.dtype == torch.int8:
-        raise ValueError("out_dtype: must be given for an int8 input outside of autocast, got None")
+        allowed = "float32, float16 or bfloat16 for an int8 input outside of autocast"
+        raise ValueError(wrong("out_dtype", None, allowed))
     return input.dtype
 
 
@@ -134,14 +133,17 @@ def int8_linear(
             check_float(name, t)
     for name, t, dtype in (("weight_int8", weight_int8, torch.int8), ("weight_scale", weight_scale, torch.float32)):
         if not isinstance(t, Tensor):
-            raise TypeError(f"{name}: must be a Tensor, got {type(t).__name__}")
+            raise TypeError(wrong(name, described(t), "a Tensor"))
         if t.dtype != dtype:
-            raise ValueError(f"{name}: must be {dtype}, got {t.dtype} {tuple(t.shape)}")
+            raise ValueError(wrong(name, described(t), f"{dtype}"))
     if weight_int8.dim() != 2:
-        raise ValueError(f"weight_int8: must be (out_features, in_features), got {tuple(weight_int8.shape)}")
+        raise ValueError(wrong("weight_int8", tuple(weight_int8.shape), "(out_features, in_features)"))
     n_out, n_in = weight_int8.shape
+    if n_out == 0 or not 1 <= n_in <= MAX_IN_FEATURES:  # beyond it sums leave int32
+        allowed = f"(out_features, in_features) from 1, and in_features to {MAX_IN_FEATURES}"
+        raise ValueError(wrong("weight_int8", (n_out, n_in), allowed))
     if input.dim() == 0 or input.shape[-1] != n_in:
-        raise ValueError(f"input: must be (..., {n_in}), as weight_int8 is {(n_out, n_in)}, got {tuple(input.shape)}")
+        raise ValueError(wrong("input", tuple(input.shape), f"(..., {n_in}), as weight_int8 is {(n_out, n_in)}"))
     full = (*input.shape[:-1], n_out)
     for name, t, shape in (
         ("weight_scale", weight_scale, (n_out,)),
@@ -149,9 +151,9 @@ def int8_linear(
         ("residual", residual, full),
     ):
         if t is not None and tuple(t.shape) != shape:
-            raise ValueError(f"{name}: must be {shape}, got {tuple(t.shape)}")
+            raise ValueError(wrong(name, tuple(t.shape), f"{shape}"))
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: allowed are {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
+        raise ValueError(wrong("activation", repr(activation), f"one of {', '.join(map(repr, ACTIVATIONS))}"))
     scale = _scale_of(input, act_scale)
     covered = {"input": input, "weight_int8": weight_int8, "weight_scale": weight_scale, "bias": bias}
     check_covered("int8_linear", **covered, residual=residual, act_scale=scale)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import _reduction
 
 from ..ops.backends import forced_backend
-from ..ops.checks import FLOATS, is_index, is_number, values_are_known
+from ..ops.checks import FLOATS, is_index, is_number, values_are_known, wrong
 from ..ops.exporting import called, exported_as_torch
 from ..ops.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY
 from ._routing import EXPORTED, records_gradients, refuse_if_forced, unsupported_reason
@@ -72,19 +72,20 @@ def _as_torch_2_13(
 ) -> Tensor:  # fmt: skip
     """torch 2.13's function from those of older versions; `options`, which bounds its memory, is not used."""
     if input.dim() not in (1, 2):
-        raise RuntimeError(f"input: expected 1 or 2 dimensions, got {input.dim()}")
+        raise RuntimeError(wrong("input", tuple(input.shape), "(in_features,) or (N, in_features)"))
     if linear_weight.dim() < 2:
-        raise RuntimeError(f"linear_weight: expected 2 dimensions or more, got {linear_weight.dim()}")
+        raise RuntimeError(wrong("linear_weight", tuple(linear_weight.shape), "(C, ..., in_features)"))
     in_features, shape = input.shape[-1], linear_weight.shape
     if shape[-1] != in_features:
-        raise RuntimeError(f"linear_weight: expected {in_features} in_features as input has, got {shape[-1]}")
+        allowed = f"(..., {in_features}), as input is {tuple(input.shape)}"
+        raise RuntimeError(wrong("linear_weight", tuple(shape), allowed))
     if linear_bias is not None and linear_bias.shape != shape[:-1]:
-        raise RuntimeError(f"linear_bias: expected {tuple(shape[:-1])}, got {tuple(linear_bias.shape)}")
+        raise RuntimeError(wrong("linear_bias", tuple(linear_bias.shape), f"{tuple(shape[:-1])}"))
     if len(shape) > 2 and input.dim() == 1:
-        raise RuntimeError("input: expected (N, in_features) for a K-dimensional loss, got one dimension")
+        raise RuntimeError(wrong("input", tuple(input.shape), "(N, in_features) for a K-dimensional loss"))
     logits_shape = (*input.shape[:-1], *shape[:-1])
     if ignore_index is not None and tuple(target.shape) == logits_shape:
-        raise RuntimeError("ignore_index: allowed with class indices only, got probabilities")
+        raise RuntimeError(wrong("ignore_index", ignore_index, "None where target holds probabilities"))
     flat = math.prod(shape[:-1])
     logits = torch_functional.linear(
         input, linear_weight.reshape(flat, in_features), None if linear_bias is None else linear_bias.reshape(flat)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.checks import values_are_known, wrong
+from ..ops.checks import described, values_are_known, wrong
 
 
 class _TakeRows(torch.autograd.Function):
@@ -111,7 +111,7 @@ def unpad(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     """
     for name, value in (("hidden", hidden), ("mask", mask)):
         if not isinstance(value, Tensor):
-            raise TypeError(wrong(f"unpad: {name}", f"a {type(value).__name__}", "a Tensor"))
+            raise TypeError(wrong(f"unpad: {name}", described(value), "a Tensor"))
     if hidden.dim() < 2:
         raise ValueError(wrong("unpad: hidden's shape", tuple(hidden.shape), "(batch, seqlen, ...)"))
     if mask.shape != hidden.shape[:2]:
@@ -151,7 +151,7 @@ def repad(packed: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
     """
     for name, value in (("packed", packed), ("indices", indices)):
         if not isinstance(value, Tensor):
-            raise TypeError(wrong(f"repad: {name}", f"a {type(value).__name__}", "a Tensor"))
+            raise TypeError(wrong(f"repad: {name}", described(value), "a Tensor"))
     for name, size in (("batch", batch), ("seqlen", seqlen)):
         if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)):
             raise TypeError(wrong(f"repad: {name}", repr(size), "an int"))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops.add_layer_norm_quantize.op import ADD_LAYER_NORM_QUANTIZE
 from ..ops.backends import forced_backend
 from ..ops.bias_gelu_quantize.op import BIAS_GELU_QUANTIZE
-from ..ops.checks import FLOATS, is_number, wrong
+from ..ops.checks import FLOATS, described, is_number, wrong
 from ..ops.exporting import called
 from ..ops.quantize_per_token.op import QUANTIZE_PER_TOKEN
 from ._checks import check_eps
@@ -33,9 +33,9 @@ _FLOAT32 = torch.finfo(torch.float32)
 def check_float(name: str, t: Any) -> None:
     """TypeError or ValueError, unless a tensor of float32, float16 or bfloat16."""
     if not isinstance(t, Tensor):
-        raise TypeError(f"{name}: must be a Tensor, got {type(t).__name__}")
+        raise TypeError(wrong(name, described(t), "a Tensor"))
     if t.dtype not in FLOATS:
-        raise ValueError(f"{name}: must be float32, float16 or bfloat16, got {t.dtype} {tuple(t.shape)}")
+        raise ValueError(wrong(name, described(t), "float32, float16 or bfloat16"))
 
 
 def check_covered(function: str, **tensors: Tensor | None) -> None:
@@ -54,20 +54,20 @@ def scale_tensor(name: str, scale: Tensor | float, device: torch.device) -> Tens
     """One scale, a positive number or float32 (), as a tensor; TypeError or ValueError for anything else."""
     if isinstance(scale, Tensor):
         if scale.shape != () or scale.dtype != torch.float32:
-            raise ValueError(f"{name}: must be float32 (), got {scale.dtype} {tuple(scale.shape)}")
+            raise ValueError(wrong(name, described(scale), "a positive number or float32 ()"))
         return scale
     if isinstance(scale, bool) or not is_number(scale):
-        raise TypeError(f"{name}: must be a number, a Tensor or None, got {scale!r}")
+        raise TypeError(wrong(name, repr(scale), "a positive number or float32 ()"))
     if not _FLOAT32.tiny <= scale <= _FLOAT32.max:
         limits = f"{_FLOAT32.tiny:.1e} to {_FLOAT32.max:.1e}"
-        raise ValueError(f"{name}: must be positive and finite, got {scale}; as float32 allowed is {limits}")
+        raise ValueError(wrong(name, scale, f"a positive number that float32 holds, {limits}"))
     return torch.full((), float(scale), dtype=torch.float32, device=device)
 
 
 def _check_rows(input: Any) -> None:
     check_float("input", input)
     if input.dim() == 0:
-        raise ValueError("input: must have at least one dimension, got a scalar")
+        raise ValueError(wrong("input", "a tensor without dims", "one of at least one dim"))
 
 
 def quantize_per_token(input: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ def quantize_per_channel(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     check_float("weight", weight)
     if weight.dim() != 2:
-        raise ValueError(f"weight: must be (out_features, in_features), got {tuple(weight.shape)}")
+        raise ValueError(wrong("weight", tuple(weight.shape), "(out_features, in_features)"))
     check_covered("quantize_per_channel", weight=weight)
     return _quantize(weight.detach(), None, forced_backend())
 
@@ -166,14 +166,14 @@ def _check_tensors(input: Any, **others: Any) -> None:
     """TypeError or ValueError, unless floating rows, and `others` of their own shape or of that of one row."""
     _check_rows(input)
     if input.shape[-1] == 0:
-        raise ValueError(f"input: rows must have at least one element, got {tuple(input.shape)}")
+        raise ValueError(wrong("input", tuple(input.shape), "rows of at least one element"))
     for name, t in others.items():
         if t is None:
             continue
         check_float(name, t)
         shape = input.shape if name == "residual" else input.shape[-1:]
         if t.shape != shape:
-            raise ValueError(f"{name}: must be {tuple(shape)}, got {tuple(t.shape)}")
+            raise ValueError(wrong(name, tuple(t.shape), f"{tuple(shape)}"))
 
 
 class AddLayerNormQuantizeFunction(torch.autograd.Function):
@@ -272,9 +272,9 @@ def gelu_quantize(
     """
     _check_tensors(input, bias=bias)
     if bias is not None and bias.dtype not in (input.dtype, torch.float32):
-        raise ValueError(f"bias: must be of input's dtype, {input.dtype}, or float32, got {bias.dtype}")
+        raise ValueError(wrong("bias", bias.dtype, f"{input.dtype}, as input is, or torch.float32"))
     if not isinstance(approximate, str) or approximate not in ("none", "tanh"):
-        raise ValueError(f"approximate: allowed are 'none' and 'tanh', got {approximate!r}")
+        raise ValueError(wrong("approximate", repr(approximate), "'none' or 'tanh'"))
     one = None if scale is None else scale_tensor("scale", scale, input.device)
     check_covered("gelu_quantize", input=input, bias=bias, scale=one)
     constant = [None if t is None else t.detach() for t in (input, bias, one)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ..ops.backends import forced_backend
-from ..ops.checks import FLOATS, broadcasts, is_number
+from ..ops.checks import FLOATS, broadcasts, described, is_index, is_number, wrong
 from ..ops.dropout.state import new_rng_state
 from ..ops.exporting import called
 from ..ops.softmax.op import MAX_LEADING_DIMS, SOFTMAX, differentiable_bwd, is_composed
@@ -49,24 +49,33 @@ class SoftmaxFunction(torch.autograd.Function):
         return dx, None, None, None, None, None, None
 
 
-def _check_options(input: Tensor, mask: Tensor | None, scale: float, dropout_p: float) -> None:
-    for name, number in (("scale", scale), ("dropout_p", dropout_p)):
-        if not is_number(number):
-            raise TypeError(f"{name}: must be a number, got {number!r}")
+def _check_options(
+    input: Tensor, dim: int, dtype: torch.dtype | None, mask: Tensor | None, scale: float, dropout_p: float
+) -> None:
+    """What torch's function, which has no such arguments, does not check; a dim out of range is its IndexError."""
+    if not is_index(dim):
+        raise TypeError(wrong("dim", repr(dim), "an int or None"))
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(wrong("dtype", repr(dtype), "a torch.dtype or None"))
+    if not is_number(scale):
+        raise TypeError(wrong("scale", repr(scale), "a finite number"))
+    if not is_number(dropout_p):
+        raise TypeError(wrong("dropout_p", repr(dropout_p), "a number in [0, 1]"))
     if not math.isfinite(scale):
-        raise ValueError(f"scale: must be finite, got {scale}")
+        raise ValueError(wrong("scale", scale, "a finite number"))
     if not 0.0 <= dropout_p <= 1.0:
-        raise ValueError(f"dropout_p: must lie in [0, 1], got {dropout_p}")
+        raise ValueError(wrong("dropout_p", dropout_p, "a number in [0, 1]"))
     if mask is None:
         return
     if not isinstance(mask, Tensor):
-        raise TypeError(f"mask: must be a Tensor or None, got {type(mask).__name__}")
+        raise TypeError(wrong("mask", described(mask), "a Tensor or None"))
     if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise ValueError(f"mask: must be bool (True = attend) or floating (added), got {mask.dtype}")
+        raise ValueError(wrong("mask", mask.dtype, "bool (True = attend) or floating (added)"))
     if mask.device != input.device:
-        raise ValueError(f"mask: must be on the device of input, {input.device}, got {mask.device}")
+        raise ValueError(wrong("mask", f"a tensor on {mask.device}", f"{input.device}, where input is"))
     if not broadcasts(mask.shape, input.shape):
-        raise ValueError(f"mask: must broadcast to input, {tuple(input.shape)}, got {tuple(mask.shape)}")
+        allowed = f"what broadcasts to the shape of input, {tuple(input.shape)}"
+        raise ValueError(wrong("mask", tuple(mask.shape), allowed))
 
 
 def _by_torch(
@@ -134,11 +143,11 @@ def _probabilities(
     if not isinstance(input, Tensor):
         if plain:
             return torch_fn(input, dim, stacklevel + 2, dtype)  # which says what is wrong
-        raise TypeError(f"input: must be a Tensor, got {type(input).__name__}")
+        raise TypeError(wrong("input", described(input), "a Tensor"))
     if dim is None:
         dim = torch_functional._get_softmax_dim(name, input.dim(), stacklevel + 1)  # type: ignore[attr-defined]
     if not plain:
-        _check_options(input, mask, scale, dropout_p)
+        _check_options(input, dim, dtype, mask, scale, dropout_p)
     reason = _to_torch(input, dim, dtype, mask, plain, backend)
     if reason is not None:
         if plain:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..functional._checks import check_dropout_p
 from ..functional._embedding_layer_norm import embedding_layer_norm
 
 
@@ -28,7 +29,7 @@ class EmbeddingLayerNorm(torch.nn.Module):
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: p lies outside of [0, 1).
+        TypeError, ValueError: p is no number in [0, 1).
     """
 
     def __init__(
@@ -43,8 +44,7 @@ class EmbeddingLayerNorm(torch.nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not 0.0 <= p < 1.0:
-            raise ValueError(f"p: must lie in [0, 1), got {p}")
+        check_dropout_p(p, "p")
         super().__init__()
 
         def table(rows: int | None) -> torch.nn.Embedding | None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..functional import _gelu
+from ..functional._checks import check_dropout_p
+from ..ops.checks import described, wrong
 
 
 class GELU(torch.nn.GELU):
@@ -32,7 +34,7 @@ class LinearGELU(torch.nn.Linear):
         p: probability of zeroing an element of the result in training, in [0, 1).
 
     Raises:
-        ValueError: approximate is another word, or p lies outside of [0, 1).
+        TypeError, ValueError: approximate is another word, or p is no number in [0, 1).
     """
 
     def __init__(
@@ -46,9 +48,8 @@ class LinearGELU(torch.nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         if approximate not in ("none", "tanh"):
-            raise ValueError(f"approximate: must be 'none' or 'tanh', got {approximate!r}")
-        if not 0.0 <= p < 1.0:
-            raise ValueError(f"p: must lie in [0, 1), got {p}")
+            raise ValueError(wrong("approximate", repr(approximate), "'none' or 'tanh'"))
+        check_dropout_p(p, "p")
         super().__init__(in_features, out_features, bias, device, dtype)
         self.approximate, self.p = approximate, p
 
@@ -64,7 +65,7 @@ class LinearGELU(torch.nn.Linear):
             TypeError: `linear` is of another class.
         """
         if type(linear) is not torch.nn.Linear:
-            raise TypeError(f"linear: must be a torch.nn.Linear, got {type(linear).__name__}")
+            raise TypeError(wrong("linear", described(linear), "a torch.nn.Linear, and no subclass"))
         made = cls(linear.in_features, linear.out_features, linear.bias is not None, approximate, p, device="meta")
         made.weight, made.bias = linear.weight, linear.bias
         return made.train(linear.training)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..functional._int8_linear import int8_linear
 from ..functional._quantize import quantize_per_channel
+from ..ops.checks import described, wrong
 
 
 class Int8Linear(nn.Module):
@@ -53,11 +54,14 @@ class Int8Linear(nn.Module):
         """The layer that computes on int8 what `linear` computes; it keeps that layer's bias, the same parameter.
 
         Raises:
-            ValueError: a weight that is not float32, float16 or bfloat16, or not finite.
+            TypeError: linear is no torch.nn.Linear.
+            ValueError: its weight is not float32, float16 or bfloat16, or not finite.
         """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(wrong("linear", described(linear), "a torch.nn.Linear"))
         w_q, w_scale = quantize_per_channel(linear.weight)
         if not bool(w_scale.isfinite().all()):
-            raise ValueError("linear: its weight holds a NaN or an infinity; allowed are finite weights")
+            raise ValueError(wrong("linear", "a weight that holds a NaN or an infinity", "one of finite numbers"))
         made = cls(linear.in_features, linear.out_features, bias=False, device="meta")
         made.weight, made.weight_scale, made.bias = w_q, w_scale, linear.bias
         return made.train(linear.training)
@@ -92,10 +96,8 @@ class Int8Linear(nn.Module):
         for name in ("weight", "weight_scale"):
             given, own = state_dict.get(prefix + name), self._buffers[name]
             if isinstance(given, Tensor) and own is not None and given.dtype != own.dtype:
-                args[-1].append(  # error_msgs
-                    f"{prefix}{name}: is {given.dtype}; allowed is {own.dtype}: load float weights into the float "
-                    "model, and quantise it then"
-                )
+                allowed = f"{own.dtype}: load float weights into the float model, and quantise it then"
+                args[-1].append(wrong(f"{prefix}{name}", given.dtype, allowed))  # error_msgs
                 return
         super()._load_from_state_dict(state_dict, prefix, *args)
 

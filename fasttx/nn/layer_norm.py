@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..functional import _dropout_add_layer_norm, _layer_norm
+from ..functional._checks import check_dropout_p
+from ..ops.checks import is_index, wrong
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -35,7 +37,7 @@ class DropoutAddLayerNorm(torch.nn.LayerNorm):
         eps, elementwise_affine, bias, device, dtype: as of torch.nn.LayerNorm.
 
     Raises:
-        ValueError: normalized_shape has several dimensions, or p lies outside of [0, 1).
+        TypeError, ValueError: normalized_shape has several dimensions, or p is no number in [0, 1).
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class DropoutAddLayerNorm(torch.nn.LayerNorm):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not isinstance(normalized_shape, int) and len(normalized_shape) != 1:
-            raise ValueError(f"normalized_shape: must be one size, got {tuple(normalized_shape)}")
-        if not 0.0 <= p < 1.0:
-            raise ValueError(f"p: must lie in [0, 1), got {p}")
+        if not is_index(normalized_shape):
+            if not isinstance(normalized_shape, Sequence) or isinstance(normalized_shape, str):
+                raise TypeError(wrong("normalized_shape", repr(normalized_shape), "one size"))
+            if len(normalized_shape) != 1:
+                raise ValueError(wrong("normalized_shape", tuple(normalized_shape), "one size"))
+        check_dropout_p(p, "p")
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self.p = p
 

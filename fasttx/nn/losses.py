@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..functional import _binary_cross_entropy, _cross_entropy, _kl_div, _linear_cross_entropy
+from ..ops.checks import wrong
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -71,9 +72,9 @@ class _AsTorch213(torch.nn.Module):
         options: Any = None,
     ) -> None:
         if weight is not None and weight.shape != (num_classes,):
-            raise RuntimeError(f"weight: expected ({num_classes},), got {tuple(weight.shape)}")
+            raise RuntimeError(wrong("weight", tuple(weight.shape), f"({num_classes},)"))
         if not 0.0 <= label_smoothing <= 1.0:
-            raise RuntimeError(f"label_smoothing: must be between 0.0 and 1.0, got {label_smoothing}")
+            raise RuntimeError(wrong("label_smoothing", label_smoothing, "a number from 0.0 to 1.0"))
         super().__init__()
         self.register_buffer("weight", weight)
         self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing

@@ -21,7 +21,11 @@ _forced = os.environ.get("FASTTX_BACKEND", "auto")  # judged at the first use: a
 
 def wrong_name(where: str, name: str) -> str | None:
     """What is wrong with the name of a backend, found in the argument or variable `where`; None if nothing is."""
-    return None if name in _ALLOWED else wrong(where, repr(name), f"'auto', {', '.join(map(repr, BACKENDS))}")
+    return (
+        None
+        if isinstance(name, str) and name in _ALLOWED
+        else wrong(where, repr(name), f"'auto', {', '.join(map(repr, BACKENDS))}")
+    )
 
 
 def forced_backend() -> str:

@@ -21,6 +21,14 @@ def wrong(name: str, given: object, allowed: str) -> str:
     return f"{name}: got {given}; allowed is {allowed}"
 
 
+def described(x: object) -> str:
+    """What was given where a tensor belongs, for the text of an error: dtype and shape of a tensor, else the type."""
+    if isinstance(x, Tensor):
+        return f"{x.dtype} {tuple(x.shape)}"
+    kind = type(x).__name__
+    return "None" if x is None else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
 def is_number(x: object) -> bool:
     """Whether x is a number of Python, NumPy or a graph that is being traced, or a tensor of one."""
     if isinstance(x, Tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -29,8 +30,10 @@ class Int8Config:
         if self.activation != "dynamic":
             raise ValueError(f"activation: got {self.activation!r}; allowed is 'dynamic'")
         given = self.skip
-        if isinstance(given, str) or not all(isinstance(pattern, str) for pattern in given):
+        listed = isinstance(given, Iterable) and not isinstance(given, str)
+        names = tuple(given) if listed else ()
+        if not listed or not all(isinstance(pattern, str) for pattern in names):
             raise TypeError(f"skip: got {given!r}; allowed is a sequence of names")
-        object.__setattr__(self, "skip", tuple(given))
+        object.__setattr__(self, "skip", names)
         if not isinstance(self.keep_float, bool):
             raise TypeError(f"keep_float: got {self.keep_float!r}; allowed are True and False")

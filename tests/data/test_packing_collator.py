@@ -182,7 +182,10 @@ TAGS = [[5, 6, 7, 8], [5, 6], [1] * 6]
         ([{"input_ids": [1, 2], "attention_mask": [1]}], r"attention_mask: got shape \(1,\) in example 0, .* 2 tokens"),
         (IDS, "features: got list as example 0"),
         ([{"input_ids": [1]}, {"tokens": [1]}], r"features: got a mapping of \['tokens'\] as example 1"),
-        ([{"input_ids": [1], "a": 1}, {"input_ids": [1]}], "features: example 1 has no 'a'"),
+        (
+            [{"input_ids": [1], "a": 1}, {"input_ids": [1]}],
+            "features: got 'a' in some examples and not in example 1; allowed is",
+        ),
         (features(label=[1, 2, 3], labels=[1, 2, 3]), "features: got two columns for 'labels'.*'label'"),
         (features(text=["a", "b", "c"]), "text: got str in example 0; .* remove the column"),
         (features(extra=[None] * 3), "extra: got NoneType in example 0"),
@@ -191,8 +194,14 @@ TAGS = [[5, 6, 7, 8], [5, 6], [1] * 6]
         (features(labels=[[1] * 4, [1] * 3, [1] * 6]), r"labels: got shape \(3,\) in example 1, .* 2 tokens"),
         (features(scores=[[0.5] * 4, [0.5] * 2, [0.5] * 6]), r"scores: got shape \(2,\) in example 1, .* 2 tokens"),
         (features(labels=[1, [1, 2], 3]), r"labels: got shape \(\) in example 0"),
-        (features(attention_mask=[[0, 1, 1, 1], [1, 1], [1] * 6]), "attention_mask: row 0 is not padded on the right"),
-        (features(attention_mask=[[1, 1, 1, 1], [1, 1], [1, 0] * 3]), "attention_mask: row 2 is not padded"),
+        (
+            features(attention_mask=[[0, 1, 1, 1], [1, 1], [1] * 6]),
+            "attention_mask: got row 0, which is not padded on the right; allowed are ones",
+        ),
+        (
+            features(attention_mask=[[1, 1, 1, 1], [1, 1], [1, 0] * 3]),
+            "attention_mask: got row 2, which is not padded on the right",
+        ),
     ],
 )
 def test_wrong_examples_are_named(examples: Any, named: str) -> None:
@@ -203,7 +212,10 @@ def test_wrong_examples_are_named(examples: Any, named: str) -> None:
 @pytest.mark.parametrize(
     ("column", "named"),
     [
-        ({"labels": [1, 2, 3]}, r"labels: got shape \(3,\); form='flat' .* \(3, 6\) here.* use form='padded'"),
+        (
+            {"labels": [1, 2, 3]},
+            r"labels: got shape \(3,\); allowed are .* \(3, 6\) here.* form='flat' .* use form='padded'",
+        ),
         ({"labels": [[0.5, 1.5]] * 3}, r"labels: got shape \(3, 2\)"),
     ],
 )
@@ -215,13 +227,13 @@ def test_flat_has_no_place_for_a_value_a_sequence(column: dict[str, list[Any]], 
 @pytest.mark.parametrize(
     ("batch", "named"),
     [
-        ({"input_ids": torch.ones(2, 3)}, r"collator: made a mapping of \['input_ids'\]"),
-        ({"attention_mask": np.ones((2, 3))}, "collator: made an attention_mask of ndarray"),
-        ({"attention_mask": torch.ones(3)}, r"collator: made an attention_mask of shape \(3,\) on cpu"),
-        ({"attention_mask": torch.ones(3, 1, 3, 3)}, r"collator: made an attention_mask of shape \(3, 1, 3, 3\)"),
-        ({"attention_mask": torch.ones(2, 3, device="meta")}, "collator: made an attention_mask .* on meta"),
-        ({"attention_mask": torch.ones(2, 0)}, r"collator: made an attention_mask of shape \(2, 0\)"),
-        ([torch.ones(2, 3)], "collator: made list"),
+        ({"input_ids": torch.ones(2, 3)}, r"collator: got a mapping of \['input_ids'\]"),
+        ({"attention_mask": np.ones((2, 3))}, "collator: got an attention_mask of ndarray"),
+        ({"attention_mask": torch.ones(3)}, r"collator: got an attention_mask of shape \(3,\) on cpu"),
+        ({"attention_mask": torch.ones(3, 1, 3, 3)}, r"collator: got an attention_mask of shape \(3, 1, 3, 3\)"),
+        ({"attention_mask": torch.ones(2, 3, device="meta")}, "collator: got an attention_mask .* on meta"),
+        ({"attention_mask": torch.ones(2, 0)}, r"collator: got an attention_mask of shape \(2, 0\)"),
+        ([torch.ones(2, 3)], "collator: got list from it; allowed are batches"),
     ],
     ids=["none", "numpy", "1-D", "4-D", "device", "empty", "list"],
 )
@@ -232,9 +244,11 @@ def test_a_collator_without_a_mask_is_named(batch: Any, named: str) -> None:
 
 def test_flat_refuses_what_is_no_tensor_and_a_batch_of_choices() -> None:
     collator = PackingCollator(lambda examples: examples[0], form="flat", position_ids_start=0)
-    with pytest.raises(ValueError, match=r"^texts: got list; form='flat'"):
+    with pytest.raises(ValueError, match=r"^texts: got list; allowed are tensors .* form='flat'"):
         collator([{"attention_mask": torch.ones(1, 2), "texts": ["a"]}])
-    with pytest.raises(ValueError, match=r"^attention_mask: got shape \(1, 2, 3\); form='flat'"):
+    with pytest.raises(
+        ValueError, match=r"^attention_mask: got shape \(1, 2, 3\); allowed is \(batch, seqlen\) under form='flat'"
+    ):
         collator([{"attention_mask": torch.ones(1, 2, 3)}])
 
 
@@ -257,5 +271,5 @@ def test_worker_processes(form: str, workers: int) -> None:
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_column_that_only_some_examples_have_is_an_error(order: int) -> None:
     examples = [{"input_ids": [1, 2]}, {"input_ids": [1, 2, 3], "labels": 1}][::order]
-    with pytest.raises(ValueError, match=r"example \d has no 'labels'"):
+    with pytest.raises(ValueError, match=r"^features: got 'labels' in some examples and not in example \d; allowed is"):
         PackingCollator()(examples)

@@ -1,4 +1,7 @@
-"""An error that is ours names an argument by the name that the user gave it, and no argument of the operator below."""
+"""Every error of a function that is ours reads `argument: got X; allowed is Y`.
+
+The argument has the name that the user gave it, and is no argument of the operator below.
+"""
 
 from __future__ import annotations
 
@@ -189,7 +192,7 @@ def test_every_function_is_called() -> None:
 def test_errors_of_ours_name_the_users_arguments(name: str, backend: str) -> None:
     function, right = getattr(functional, name), CALLS[name]
     arguments = set(inspect.signature(function).parameters)
-    start = re.compile(rf"({name}: )?(?P<argument>\w+)('s? \w+)?: ")
+    grammar = re.compile(rf"({name}: )?(?P<argument>\w+)('s? \w+)?: got .+; allowed is .+")
     with fasttx.backend(backend):
         function(**right)
         for argument, value in right.items():
@@ -198,7 +201,7 @@ def test_errors_of_ours_name_the_users_arguments(name: str, backend: str) -> Non
                     function(**(right | {argument: wrong}))
                 except (ValueError, TypeError, IndexError) as problem:
                     if _by_us(problem) and not str(problem).startswith(TORCHS_WORDS):
-                        said = start.match(str(problem))
+                        said = grammar.fullmatch(str(problem))
                         assert said and said["argument"] in arguments, f"a wrong {argument}: {problem}"
                 except (RuntimeError, AttributeError, AssertionError) as problem:
                     assert name in TORCHS_NAMES, f"a wrong {argument}: {problem!r}"

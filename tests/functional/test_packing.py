@@ -110,7 +110,7 @@ def test_sizes_may_be_symbols():
     ("change", "error", "words"),
     [
         ({"hidden": [1.0]}, TypeError, "hidden: got a list"),
-        ({"mask": None}, TypeError, "mask: got a NoneType"),
+        ({"mask": None}, TypeError, "mask: got None; allowed is a Tensor$"),
         ({"hidden": torch.zeros(3)}, ValueError, r"hidden's shape: got \(3,\)"),
         ({"mask": torch.ones(2, 4, dtype=torch.bool)}, ValueError, r"mask's shape: got \(2, 4\).*\(2, 3\)"),
         ({"mask": torch.ones(3, 2, dtype=torch.bool)}, ValueError, r"mask's shape: got \(3, 2\)"),
@@ -132,7 +132,7 @@ def test_unpad_names_the_wrong_argument(change, error, words):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"packed": 1}, TypeError, "packed: got a int"),
+        ({"packed": 1}, TypeError, "packed: got an int; allowed is a Tensor$"),
         ({"indices": [0]}, TypeError, "indices: got a list"),
         ({"batch": 1.0}, TypeError, "batch: got 1.0"),
         ({"seqlen": True}, TypeError, "seqlen: got True"),

@@ -91,7 +91,7 @@ def test_padding_here_is_padding_there(tokenizer: Any) -> None:
 
 def test_left_padding_is_refused_by_name(tokenizer: Any) -> None:
     left = transformers.BertTokenizerFast(vocab=tokenizer.get_vocab(), padding_side="left")
-    with pytest.raises(ValueError, match=r"attention_mask: row 1 .* tokenizer.padding_side = 'right'"):
+    with pytest.raises(ValueError, match=r"attention_mask: got row 1, .* tokenizer.padding_side = 'right'"):
         PackingCollator(transformers.DataCollatorWithPadding(left))(examples(left, "classes"))
 
 

@@ -260,32 +260,48 @@ def test_ids_outside_of_their_table(device, monkeypatch, name):
 
 IDS, W = torch.zeros(2, 4, dtype=torch.int64), torch.ones(5, 3)
 BAD = {
-    "input": ({"input": [1]}, TypeError, "^input: must be a Tensor, got list"),
+    "input": ({"input": [1]}, TypeError, "^input: got a list; allowed is a Tensor$"),
     "floating": ({"input": W}, ValueError, "^input: .*float32"),
-    "no table": ({"word_embeddings": None}, TypeError, "^word_embeddings: .*NoneType"),
+    "no table": ({"word_embeddings": None}, TypeError, "^word_embeddings: got None; allowed is a Tensor$"),
     "word dims": ({"word_embeddings": W[0]}, ValueError, r"^word_embeddings: .*\(3,\)"),
     "word dtype": ({"word_embeddings": IDS}, ValueError, "^word_embeddings: .*int64"),
     "no row": ({"position_embeddings": W[:0]}, ValueError, r"^position_embeddings: .*\(0, 3\)"),
-    "columns": ({"token_type_embeddings": W[:, :2]}, ValueError, "^token_type_embeddings: must have rows of 3"),
-    "weight": ({"weight": W}, ValueError, r"^weight: .*\(3,\).*\(5, 3\)"),
+    "columns": (
+        {"token_type_embeddings": W[:, :2]},
+        ValueError,
+        r"^token_type_embeddings: got \(5, 2\); allowed is \(rows, 3\), as word_embeddings has$",
+    ),
+    "weight": ({"weight": W}, ValueError, r"^weight: .*\(5, 3\).*\(3,\)"),
     "bias": ({"bias": W[0].long()}, ValueError, "^bias: .*int64"),
     "device": ({"weight": W[0].to("meta")}, ValueError, "^weight: .*meta"),
-    "ids alone": ({"position_ids": IDS}, ValueError, "^position_ids: given without position_embeddings"),
+    "ids alone": (
+        {"position_ids": IDS},
+        ValueError,
+        "^position_ids: got a Tensor; allowed is None without position_embeddings$",
+    ),
     "ids dtype": ({"token_type_embeddings": W, "token_type_ids": W}, ValueError, "^token_type_ids: .*float32"),
     "ids shape": (
         {"position_embeddings": W, "position_ids": IDS.T},
         ValueError,
-        r"^position_ids: .*\(2, 4\).*\(4, 2\)",
+        r"^position_ids: .*\(4, 2\).*\(2, 4\)",
     ),
-    "too long": ({"position_embeddings": W[:3]}, ValueError, "^input: is 4 long; allowed are at most the 3 rows"),
-    "p": ({"dropout_p": 1.0}, ValueError, r"^dropout_p: .*\[0, 1\), got 1.0"),
-    "p type": ({"dropout_p": None}, TypeError, "^dropout_p: must be a number, got None"),
+    "too long": (
+        {"position_embeddings": W[:3]},
+        ValueError,
+        "^input: got 4 columns; allowed is at most 3 columns, one for each row of position_embeddings$",
+    ),
+    "p": ({"dropout_p": 1.0}, ValueError, r"^dropout_p: got 1.0; allowed is a number in \[0, 1\)$"),
+    "p type": ({"dropout_p": None}, TypeError, r"^dropout_p: got None; allowed is a number in \[0, 1\)$"),
     "eps": ({"eps": -1.0}, ValueError, "^eps: .*-1.0"),
     "row_index dtype": ({"row_index": W}, ValueError, "^row_index: .*float32"),
-    "row_index shape": ({"row_index": IDS[0]}, ValueError, r"^row_index: .*\(2, 4\).*\(4,\)"),
+    "row_index shape": ({"row_index": IDS[0]}, ValueError, r"^row_index: .*\(4,\).*\(2, 4\)"),
     "rng_state": ({"rng_state": torch.zeros(3)}, ValueError, r"^rng_state: .*\(3,\)"),
-    "padding": ({"padding_idx": 5}, ValueError, "^padding_idx: must be a row of a table of 5, got 5"),
-    "padding of none": ({"position_padding_idx": 0}, ValueError, "^position_padding_idx: .*table of 0"),
+    "padding": ({"padding_idx": 5}, ValueError, "^padding_idx: got 5; allowed is -5 to 4, the rows of its table$"),
+    "padding of none": (
+        {"position_padding_idx": 0},
+        ValueError,
+        "^position_padding_idx: got 0; allowed is None without its table$",
+    ),
 }
 
 
@@ -334,5 +350,5 @@ def test_module(device, options):
 
 
 def test_what_the_module_refuses():
-    with pytest.raises(ValueError, match=r"^p: must lie in \[0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"^p: got 1.0; allowed is a number in \[0, 1\)$"):
         nn.EmbeddingLayerNorm(13, 33, p=1.0)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ...ops.checks import NUMBERS, wrong
+from ...ops.checks import NUMBERS, described, wrong
 
 _WINDOW = "(left, right) of two ints, -1 (unlimited) or larger, or None"
 
@@ -27,8 +27,7 @@ def _tensor(name: str, x: object, device: torch.device | None, optional: bool = 
     if x is None and optional:
         return
     if not isinstance(x, Tensor):
-        given = "None" if x is None else f"a {type(x).__name__}"
-        _bad(TypeError, name, given, "a Tensor or None" if optional else "a Tensor")
+        _bad(TypeError, name, described(x), "a Tensor or None" if optional else "a Tensor")
     if device is not None and x.device != device:
         _bad(ValueError, f"{name}'s device", x.device, f"query's, {device}")
 

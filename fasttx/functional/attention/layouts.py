@@ -11,7 +11,7 @@ from ...ops.attention import composed
 from ...ops.attention.call import AttentionCall
 from ...ops.attention.checks import Words, check_fwd
 from ...ops.backends import forced_backend
-from ...ops.checks import FLOATS, wrong
+from ...ops.checks import FLOATS, described, wrong
 from ...ops.dropout.state import new_rng_state
 from .._routing import derivatives_active, refuse_if_forced, unsupported_reason
 from .autograd import run_attention
@@ -64,7 +64,7 @@ def attention_padded(
     if attn_bias is not None and not isinstance(attn_bias, Tensor):
         return torch_attention(q, k, v, attn_mask=attn_bias)
     if seqused_k is not None and not isinstance(seqused_k, Tensor):
-        raise TypeError(wrong("attention: seqused_k", f"a {type(seqused_k).__name__}", "a Tensor or None"))
+        raise TypeError(wrong("attention: seqused_k", described(seqused_k), "a Tensor or None"))
     dtype = autocast_dtype(q)
     if dtype is not None and torch.float64 not in (q.dtype, k.dtype, v.dtype):
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
