@@ -106,7 +106,7 @@ def interleaved(
     """
     if not peers or rounds < 1:
         raise ValueError(
-            f"peers and rounds: got {len(peers)} peers and {rounds} rounds; at least one of each is needed"
+            f"peers and rounds: got {len(peers)} peers and {rounds} rounds; allowed is at least one of each"
         )
     inner: dict[str, int] = {}
     for name, call in peers.items():

@@ -78,5 +78,5 @@ def select(pattern: str = "") -> list[Workload]:
     """
     found = [w for w in WORKLOADS if pattern in w.name]
     if not found:
-        raise ValueError(f"workload: nothing matches {pattern!r}; there are {', '.join(w.name for w in WORKLOADS)}")
+        raise ValueError(f"workload: got {pattern!r}; allowed is a part of {', '.join(w.name for w in WORKLOADS)}")
     return found

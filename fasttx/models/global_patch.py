@@ -26,7 +26,7 @@ def patch_transformers(**options: Any) -> None:
     """
     global _original, _wrapper
     if options.get("strict"):
-        raise ValueError("strict: got True; only False is allowed here, as models of other families must load too")
+        raise ValueError("strict: got True; allowed is False, as models of other families are to load too")
     Options(**options)
     if _original is None:
         _original = PreTrainedModel.__dict__["from_pretrained"]

@@ -45,7 +45,9 @@ class Options:
         if not isinstance(self.unpad, bool) and self.unpad != "auto":
             raise ValueError(f"unpad: got {self.unpad!r}; allowed are 'auto', True and False")
         if self.unpad is True and not self.attention:
-            raise ValueError("unpad=True with attention=False: a packed batch needs fasttx's attention; allow it")
+            raise ValueError(
+                "unpad: got True with attention=False; allowed is attention=True, which a packed batch needs"
+            )
         share = isinstance(self.mlm_head, float) and 0.0 < self.mlm_head <= 1.0
         if not isinstance(self.mlm_head, bool) and self.mlm_head != "full" and not share:
             raise ValueError(
@@ -62,7 +64,7 @@ class Options:
             raise ValueError(f"backend: got {self.backend!r}; allowed are 'auto', {', '.join(map(repr, BACKENDS))}")
         if not (self.attention or self.norm or self.mlp) and self.loss is None:
             raise ValueError(
-                "attention=False, norm=False, mlp=False and loss=None leave nothing to patch; ask for at least one"
+                "attention, norm, mlp: got False for all, and None for loss; allowed is at least one of them to patch"
             )
         object.__setattr__(self, "forced", None if self.backend == "auto" else self.backend)
 

@@ -94,8 +94,8 @@ def _refuse_wrapped(root: nn.Module) -> None:
         cls = type(module)
         if "_fasttx" in module.__dict__ and "_fasttx_original" not in cls.__dict__ and hasattr(cls, "_fasttx_original"):
             raise ValueError(
-                f"model: {name or 'the model'} is a {cls.__name__}, a class that was put on top of the patched one "
-                "(fully_shard does that); a model can be unpatched only before"
+                f"model: got {name or 'one'} of the class {cls.__name__}, which was put on top of a patched one "
+                "(fully_shard does that); allowed is unpatching before that"
             )
 
 
@@ -198,7 +198,9 @@ def unpatch(model: Any) -> None:
     root = _root(model)
     marks = _marks(root)
     if not marks:
-        raise ValueError(f"model: this {type(root).__name__} is not patched; fasttx.is_patched(model) tells")
+        raise ValueError(
+            f"model: got a {type(root).__name__} that is not patched; allowed is one that fasttx.patch changed"
+        )
     _refuse_wrapped(root)
     for module, _ in marks:
         _restore(module)

@@ -134,7 +134,7 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
     root = _root(model)
     if not any(key_of(_class(module)) in LAYERS for module in root.modules()):
         names = ", ".join(family.name for family in FAMILIES)
-        raise ValueError(f"model: {type(root).__name__} holds no encoder layer of {names}")
+        raise ValueError(f"model: got {type(root).__name__}, without an encoder layer; allowed are those of {names}")
     report = Report(type(root).__name__, call="fasttx.quantize")
     chosen: dict[nn.Module, nn.Module] = {}
     unused, already = set(config.skip), int8_layers(root)
@@ -163,7 +163,9 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
         else:
             report.rows.append(Row(name, before, None, "", reason))
     if unused:
-        raise ValueError(f"skip: {sorted(unused)} match no linear layer of this {type(root).__name__}")
+        raise ValueError(
+            f"skip: got {sorted(unused)}; allowed are patterns that match a linear layer of {type(root).__name__}"
+        )
     replace_layers(root, chosen)
     _mark(root)
     if not chosen:
@@ -182,5 +184,7 @@ def dequantize(model: Any) -> None:
     """
     root = _root(model)
     if not put_back(root):
-        raise ValueError(f"model: no layer of this {type(root).__name__} is int8; fasttx.quantize(model) makes them so")
+        raise ValueError(
+            f"model: got a {type(root).__name__} without an int8 layer; allowed is one that fasttx.quantize changed"
+        )
     _mark(root)

@@ -253,7 +253,11 @@ def test_encoder_decoder() -> None:
         ({"attention": "yes"}, TypeError, "attention"),
         ({"strict": 1}, TypeError, "strict"),
         ({"deterministic": "no"}, TypeError, "deterministic"),
-        ({"attention": False, "norm": False, "mlp": False, "loss": None}, ValueError, "nothing to patch"),
+        (
+            {"attention": False, "norm": False, "mlp": False, "loss": None},
+            ValueError,
+            "^attention, norm, mlp: got False for all, .*; allowed is",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type, message: str) -> None:

@@ -144,7 +144,7 @@ def test_a_gradient_that_only_the_patched_model_has() -> None:
 
 def test_what_cannot_be_verified() -> None:
     model, inputs = zoo.tiny_model(zoo.BERT, HEAD), zoo.inputs_for(zoo.BERT, HEAD)
-    with pytest.raises(ValueError, match="BertForMaskedLM is not patched"):
+    with pytest.raises(ValueError, match="^model: got a BertForMaskedLM that is not patched"):
         fasttx.verify(model, inputs)
     fasttx.patch(model)
     for function in (fasttx.verify, fasttx.explain):

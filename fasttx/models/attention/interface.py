@@ -97,8 +97,8 @@ def fasttx_attention(
     for name in kwargs:
         if name in UNSUPPORTED and kwargs[name] is not None:
             raise ValueError(
-                f"{name}: got {type(kwargs[name]).__name__}; attn_implementation='fasttx' does not support it "
-                "(only None is allowed); use attn_implementation='sdpa' or 'eager' for this model"
+                f"{name}: got {type(kwargs[name]).__name__}; allowed is None, as attn_implementation='fasttx' does not "
+                "support it: use attn_implementation='sdpa' or 'eager' for this model"
             )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
@@ -124,9 +124,9 @@ def refuse_lengths_alone(seq_lens: Any, seqlen: int) -> None:
     """ValueError if `seq_lens` says that there is padding, for a call that got no mask and runs padded."""
     if any(length != seqlen for length in seq_lens):
         raise ValueError(
-            "seq_lens: got them without an attention_mask; allowed where fasttx.patch made an encoder run on real "
-            f"tokens only, under attn_implementation={IMPLEMENTATION!r} and outside the capture of a CUDA graph; pass "
-            "the attention_mask besides"
+            "seq_lens: got them without an attention_mask; allowed is that where fasttx.patch made an encoder run on "
+            f"real tokens only, under attn_implementation={IMPLEMENTATION!r} and outside the capture of a CUDA graph; "
+            "pass the attention_mask besides"
         )
 
 
@@ -197,7 +197,7 @@ def _packed(
     """Several sequences in one row: query, key, value (1, heads, total tokens, head_dim)."""
     given = [name for name in ("cu_seq_lens_k", "max_length_q", "max_length_k") if kwargs.get(name) is None]
     if given:
-        raise ValueError(f"{', '.join(given)}: got None; required together with cu_seq_lens_q")
+        raise ValueError(f"{', '.join(given)}: got None; allowed is a value, as cu_seq_lens_q is given")
     for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
         if not isinstance(kwargs[name], Tensor):
             raise TypeError(f"{name}: got {type(kwargs[name]).__name__}; allowed is an integer tensor")
@@ -205,11 +205,15 @@ def _packed(
         if not is_index(kwargs[name]):
             raise TypeError(f"{name}: got {type(kwargs[name]).__name__}; allowed is an int")
     if query.shape[0] != 1:
-        raise ValueError(f"cu_seq_lens_q: the batch has {query.shape[0]} rows; a packed batch has exactly 1")
+        raise ValueError(f"cu_seq_lens_q: got a batch of {query.shape[0]} rows; allowed is 1, as in a packed batch")
     if mask is not None:
-        raise ValueError("attention_mask: a packed batch (cu_seq_lens_q) is described by its lengths; pass no mask")
+        raise ValueError(
+            "attention_mask: got one with cu_seq_lens_q; allowed is None, as lengths describe a packed batch"
+        )
     if position_bias is not None and position_bias.requires_grad and torch.is_grad_enabled():
-        raise ValueError("position_bias: got one that requires a gradient with a packed batch; pass a padded one")
+        raise ValueError(
+            "position_bias: got one that requires a gradient; allowed is one that does not, or a padded batch"
+        )
     return attention_packed(
         query.squeeze(0).transpose(0, 1),  # not query[0], whose backward fills a tensor with zeros and copies into it
         key.squeeze(0).transpose(0, 1),

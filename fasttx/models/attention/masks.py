@@ -122,8 +122,8 @@ def as_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     if mask.dim() == 2:
         if mask.shape not in ((batch, key_length), (1, key_length)):
             raise ValueError(
-                f"attention_mask: got shape {tuple(mask.shape)}; a two-dimensional mask must be (batch, key length) = "
-                f"({batch}, {key_length}) or one row for all, (1, {key_length})"
+                f"attention_mask: got shape {tuple(mask.shape)}; allowed is (batch, key length) = ({batch}, "
+                f"{key_length}), or one row for all, (1, {key_length})"
             )
         return (mask if mask.dtype == torch.bool else mask != 0)[:, None, None]
     if mask.dim() != 4:
@@ -133,7 +133,7 @@ def as_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
         )
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise ValueError(
-            f"attention_mask: got dtype {mask.dtype}; a four-dimensional mask is bool (True = attend) or floating "
+            f"attention_mask: got dtype {mask.dtype} of four dimensions; allowed is bool (True = attend) or floating "
             "(added to the scores)"
         )
     _check_shape("attention_mask", mask, query, key)
@@ -160,10 +160,9 @@ def checked_position_bias(bias: Any, query: Tensor, key: Tensor) -> Tensor:
 def _check_shape(name: str, bias: Tensor, query: Tensor, key: Tensor) -> None:
     allowed = (*query.shape[:3], key.shape[2])
     if any(n != 1 and n != m for n, m in zip(bias.shape, allowed, strict=True)):
-        kind = "a four-dimensional mask" if name == "attention_mask" else "it"
         raise ValueError(
-            f"{name}: got shape {tuple(bias.shape)}; {kind} must be (batch, heads, query length, key length) = "
-            f"{allowed} or 1 in any dimension"
+            f"{name}: got shape {tuple(bias.shape)}; allowed is (batch, heads, query length, key length) = {allowed}, "
+            "or 1 in any dimension"
         )
 
 

@@ -50,7 +50,7 @@ def _tokens(model: Any, root: nn.Module, texts: list[Any], tokenizer: Any) -> di
     found = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     if not callable(found):
         raise ValueError(
-            f"tokenizer: got {tokenizer!r}, and {type(model).__name__} brings none; a list of texts needs one, "
+            f"tokenizer: got {tokenizer!r}, and {type(model).__name__} brings none; allowed is one that takes texts, "
             "tokenizer=AutoTokenizer.from_pretrained(...) for example"
         )
     tensor = next(iter(root.parameters()), None)

@@ -140,7 +140,9 @@ def verify(model: Any, batch: Any, *, tokenizer: Any = None) -> Verification:
         _refuse_plain(root, arguments)
     found = _results(root, arguments, mask)
     if not found:
-        raise ValueError(f"batch: the output of {type(root).__name__} holds no floating tensor to compare")
+        raise ValueError(
+            f"batch: got no floating tensor out of {type(root).__name__}; allowed is one whose output can be compared"
+        )
     plain = _plain_copy(root)
     with contextlib.nullcontext() if is_patched(root) else backend("torch"):  # for functions of fasttx.nn
         same = _results(plain, copies, mask)
@@ -160,8 +162,8 @@ def _refuse_plain(root: nn.Module, arguments: Arguments) -> None:
         call(root, arguments)
     if not decisions:
         raise ValueError(
-            f"model: this {type(root).__name__} is not patched, and nothing of fasttx.nn is in it; patch it first "
-            "(fasttx.patch(model))"
+            f"model: got a {type(root).__name__} that is not patched and holds nothing of fasttx.nn; allowed is one "
+            "that does or is: call fasttx.patch(model) first"
         )
 
 

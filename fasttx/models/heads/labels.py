@@ -52,7 +52,7 @@ def check_given(model: Any, labels: Mapping[str, Any], num_items: Any) -> None:
     """
     for name, value in labels.items():
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: got {type(value).__name__}; a torch.Tensor is needed")
+            raise TypeError(f"{name}: got {type(value).__name__}; allowed is a torch.Tensor")
         if value.is_meta and model.device.type != "meta":
             raise ValueError(f"{name}: got a tensor on meta; allowed is one on the model's device, {model.device}")
     if num_items is None:

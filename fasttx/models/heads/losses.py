@@ -214,7 +214,7 @@ def replaced_token_detection(call: Call) -> Tensor:
     shown = shown if shown is None else shown.to(logits.device)
     with Named("labels", labels, logits.shape):
         if labels.shape != logits.shape:
-            raise ValueError("labels and logits differ in shape, and must not be broadcast")
+            raise ValueError("labels and logits differ in shape")  # Named puts what is allowed in its place
         return _mean_binary_cross_entropy(call, logits, labels, shown)
 
 
