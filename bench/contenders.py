@@ -1,10 +1,9 @@
-"""What bench.model and bench.serving compare: models by name, one model's weights under each attention and compiler."""
+"""One model's weights under each attention and compiler (bench/arms.py), and how exact its results are."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,52 +13,9 @@ import fasttx
 from fasttx.models.diagnostics.step import training_without_dropout
 from fasttx.testing import FLOOR, compare
 
+from .arms import SHAPES, Arm
+
 Batch = dict[str, Any]
-
-SHAPES: dict[str, dict[str, int]] = {
-    "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
-    "bert-large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-    "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
-    "tiny": {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "vocab_size": 99,
-    },
-}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to run a model.
-
-    Attributes:
-        name: in the table.
-        attention: transformers' attn_implementation before a patch.
-        patched: by fasttx.
-        lengths_known: the call says ``seq_lens=``.
-        mode: of torch.compile; "" runs eagerly.
-    """
-
-    name: str
-    attention: str = "sdpa"
-    patched: bool = False
-    lengths_known: bool = False
-    mode: str = ""
-
-
-ARMS = (
-    Arm("fasttx", patched=True),
-    Arm("sdpa"),
-    Arm("fasttx, lengths known", patched=True, lengths_known=True),
-    Arm("eager", "eager"),
-    Arm("flash_attention_2", "flash_attention_2"),
-    Arm("sdpa + torch.compile", mode="default"),
-    Arm("fasttx + torch.compile", patched=True, lengths_known=True, mode="default"),
-    Arm("sdpa + max-autotune", mode="max-autotune"),
-)
-"""The first is the one that others are compared with; the second says how accurate an arm has to be."""
 
 
 def config_of(name: str, layers: int | None = None) -> Any:

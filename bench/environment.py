@@ -19,6 +19,11 @@ _CLOCKS = (
 )
 
 
+def device_of(name: str | None) -> torch.device:
+    """The device of that name; without one the GPU, or the CPU where torch sees none."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def _output(*command: str, cwd: Path | None = None) -> str:
     """The first line a command prints, or the reason why there is none."""
     try:

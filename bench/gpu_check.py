@@ -205,7 +205,7 @@ def run_bench(out: Path, log: Log, minutes: float, rehearsal: bool, only: str = 
 
     from fasttx.ops.cuda import launch as cuda
 
-    from . import compiler_report, contenders, host, kernels, model, serving
+    from . import arms, compiler_report, host, kernels, model, serving
 
     if rehearsal:
         kernels.rehearse()
@@ -224,7 +224,7 @@ def run_bench(out: Path, log: Log, minutes: float, rehearsal: bool, only: str = 
     if left:
         log(f"bench: no time for the workloads {', '.join(left)}")
     bad = sum(map(kernels.failed, rows))
-    soon = [arm for arm in contenders.ARMS if arm.mode != "max-autotune"]  # minutes of compilation a model
+    soon = [arm for arm in arms.ARMS if arm.mode != "max-autotune"]  # minutes of compilation a model
     models = model.run(
         device, out / "model.csv", arms=soon, rehearsal=rehearsal, deadline=begun + 0.75 * minutes * 60, say=log
     )

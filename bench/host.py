@@ -9,7 +9,6 @@ else takes the core from it.  On a GPU that is the time of the host, launches in
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
@@ -28,7 +27,9 @@ from fasttx.ops.dispatch import as_tuple
 from fasttx.ops.registry import Op
 
 from .accuracy import call_op
-from .progress import Watch, add_bound, bound_of, unwatched, watcher
+from .environment import device_of
+from .options import parser_of
+from .progress import Watch, bound_of, unwatched, watcher
 from .progress import deadline as deadline_in
 from .table import write
 from .timer import Call, interleaved, synchronize
@@ -276,12 +277,9 @@ def run(
 
 
 def main(arguments: list[str] | None = None, watch: Watch | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("host.csv"))
-    parser.add_argument("--quick", action="store_true", help="two rounds of each, for a rehearsal")
-    add_bound(parser)
+    parser = parser_of("host")
     options = parser.parse_args(arguments)
-    bound, device = bound_of(parser, options), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bound, device = bound_of(parser, options), device_of(None)
     shown = watch or watcher("bench host")
     run(device, options.out, rehearsal=options.quick, deadline=deadline_in(bound), watch=shown)
     return 0

@@ -13,7 +13,6 @@ beside it.  One that cannot run is a row with the reason.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -29,15 +28,16 @@ from fasttx.ops.cost import bytes_of
 from fasttx.ops.registry import Op
 
 from .accuracy import call_op, check, random_dout
+from .environment import device_of
 from .kernel_calls import copy_call, our_calls, peer_calls, reason_of
 from .op_case import Workload
-from .progress import Watch, add_bound, bound_of, unwatched, watcher
+from .options import parser_of
+from .progress import Watch, bound_of, unwatched, watcher
 from .progress import deadline as deadline_in
 from .table import write
 from .timer import Call, copies_for, interleaved
 from .workloads import select
 
-BACKENDS = ("triton", "cuda", "torch")
 OF_PRODUCTS = ("attention", "linear_cross_entropy", "int8_linear")
 """Ops that tensor cores decide; all others are held to the rate of a device copy."""
 
@@ -235,18 +235,9 @@ def run(
 
 
 def main(arguments: list[str] | None = None, watch: Watch | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="part of a workload's name")
-    parser.add_argument("--out", type=Path, default=Path("kernels.csv"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--backend", choices=BACKENDS, help="triton on a GPU, torch on a CPU")
-    parser.add_argument("--beside", choices=BACKENDS, nargs="+", default=(), help="backends timed in the same turns")
-    parser.add_argument("--hot", action="store_true", help="time on cached inputs as well")
-    parser.add_argument("--quick", action="store_true", help="one workload an op, three rounds, no torch.compile")
-    parser.add_argument("--cpu-rehearsal", action="store_true", help="tiny sizes, Triton's interpreter: no figures")
-    add_bound(parser)
+    parser = parser_of("kernels")
     options = parser.parse_args(arguments)
-    device = torch.device("cpu" if options.cpu_rehearsal else options.device)
+    device = device_of("cpu" if options.cpu_rehearsal else options.device)
     backend = options.backend or ("triton" if options.cpu_rehearsal or device.type == "cuda" else "torch")
     if device.type == "cpu" and backend != "torch" and not options.cpu_rehearsal:
         parser.error(f"--backend {backend} needs a GPU; --cpu-rehearsal runs it at tiny size, without figures")

@@ -11,8 +11,10 @@ passages    sentences and paragraphs of an English manual (bench/texts), in Word
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 QUANTILES: dict[str, tuple[int, ...]] = {
     "wikipedia": (
@@ -158,6 +160,8 @@ def draw(name: str, batch: int, seqlen: int, seed: int = 0) -> Tensor:
     """
     if name not in NAMES:
         raise ValueError(f"lengths: got {name!r}; allowed are {', '.join(NAMES)}")
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     if name == "full":
         return torch.full((batch,), seqlen)

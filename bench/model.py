@@ -12,7 +12,6 @@ fasttx's, by medians on a GPU and by first quartiles on a CPU; ``ratio_of_paddin
 
 from __future__ import annotations
 
-import argparse
 import gc
 import sys
 from collections.abc import Callable, Sequence
@@ -22,24 +21,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from .contenders import ARMS, SHAPES, Arm, Batch, Judge, build, config_of, loss_of, make_arm, missing
+from .arms import ARMS, Arm
+from .contenders import Batch, Judge, build, config_of, loss_of, make_arm, missing
+from .environment import device_of
 from .footprint import held_bytes, launches, peak_mib
-from .lengths import NAMES
 from .model_cases import (
     CASES,
     CPU_CASES,
-    CPU_TOKENS,
     INFERENCE,
     QUICK_CASES,
     REHEARSAL_CASES,
-    TASKS,
-    TOKENS,
     TRAINING,
     ModelCase,
     make_batch,
     select,
 )
-from .progress import Watch, add_bound, bound_of, unwatched, watcher
+from .options import parser_of
+from .progress import Watch, bound_of, unwatched, watcher
 from .progress import deadline as deadline_in
 from .settings import Settings, one_line
 from .table import write
@@ -203,7 +201,7 @@ def run(
     Args:
         device, out: where it runs, and the table.
         cases: by default those of the device.
-        arms: see :data:`bench.contenders.ARMS`.
+        arms: see :data:`bench.arms.ARMS`.
         quick: one thread, two layers, few rounds; fasttx and sdpa alone.
         rehearsal: tiny models and compilation without code: no figures.
         deadline: of `time.monotonic`; what has not begun by then is a row that says so.
@@ -271,22 +269,9 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None, watch: Watch | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("model.csv"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--model", nargs="+", choices=list(SHAPES))
-    parser.add_argument("--seqlen", nargs="+", type=int, help="tokens of the longest row")
-    parser.add_argument("--lengths", nargs="+", choices=NAMES, help="how long rows are (bench/lengths.py)")
-    tasks = "training: a step of a masked language model with AdamW; the other two run the encoder without a head"
-    parser.add_argument("--task", nargs="+", choices=TASKS, help=tasks)
-    parser.add_argument("--batch", type=int, help=f"rows (default: {TOKENS} padded tokens; {CPU_TOKENS} on a CPU)")
-    parser.add_argument("--arm", nargs="+", choices=[arm.name for arm in ARMS])
-    parser.add_argument("--target", nargs="+", help="the cases that answer these targets, D1 for one")
-    parser.add_argument("--quick", action="store_true", help="one thread, two layers, three rounds, fasttx and sdpa")
-    parser.add_argument("--tiny", action="store_true", help="a rehearsal at tiny sizes: no figures")
-    add_bound(parser)
+    parser = parser_of("model")
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
+    device = device_of(options.device)
     arms = [arm for arm in ARMS if not options.arm or arm.name in options.arm]
     cases = select(
         device,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from .contenders import Batch
 from .lengths import draw
+
+if TYPE_CHECKING:
+    import torch
+
+    from .contenders import Batch
 
 TRAINING, INFERENCE, BOTH_WAYS = "training", "inference", "forward and backward"
 TASKS = (TRAINING, INFERENCE, BOTH_WAYS)
@@ -64,6 +67,8 @@ def make_batch(
     case: ModelCase, task: str, vocab: int, device: torch.device, seed: int = 0
 ) -> tuple[Batch, tuple[int, ...]]:
     """Random tokens and their lengths; for training labels on 15 % of the real tokens, in each row at least one."""
+    import torch
+
     lengths = draw(case.lengths, case.batch, case.seqlen, seed)
     generator = torch.Generator().manual_seed(seed)
     shape = (case.batch, int(lengths.max()))

@@ -10,7 +10,6 @@ sdpa runs twice, as two models: the ratio of its two times, "sdpa / again", is w
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import time
@@ -23,7 +22,9 @@ from torch import Tensor, nn
 
 import fasttx
 
-from .progress import Watch, add_bound, bound_of, unwatched, watcher
+from .environment import device_of
+from .options import parser_of
+from .progress import Watch, bound_of, unwatched, watcher
 from .progress import deadline as deadline_in
 from .table import write
 from .timer import Call, interleaved
@@ -146,12 +147,9 @@ def run(
 
 
 def main(arguments: list[str] | None = None, watch: Watch | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("padding.csv"))
-    parser.add_argument("--quick", action="store_true", help="two widths, two shapes, two rounds")
-    add_bound(parser)
+    parser = parser_of("padding")
     options = parser.parse_args(arguments)
-    bound, device = bound_of(parser, options), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bound, device = bound_of(parser, options), device_of(None)
     shown = watch or watcher("bench padding")
     run(device, options.out, quick=options.quick, deadline=deadline_in(bound), watch=shown)
     return 0

@@ -11,7 +11,6 @@ the arm that fasttx makes of it.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import gc
 import math
@@ -29,22 +28,21 @@ from fasttx import testing
 from fasttx.bench import corpus
 
 from .contenders import build, config_of
+from .environment import device_of
 from .model import failed
-from .progress import Watch, add_bound, bound_of, unwatched, watcher
+from .options import parser_of
+from .progress import Watch, bound_of, unwatched, watcher
 from .progress import deadline as deadline_in
 from .serving_arms import (
-    CASES,
     LIBRARY,
     LIBRARY_PATCHED,
-    QUICK_CASES,
-    REHEARSAL_CASES,
     Embed,
     Requests,
-    ServingCase,
     embedder,
     embedders,
     make_requests,
 )
+from .serving_cases import CASES, QUICK_CASES, REHEARSAL_CASES, ServingCase
 from .settings import Settings, one_line
 from .table import write
 
@@ -255,15 +253,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None, watch: Watch | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("serving.csv"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--model", nargs="+", choices=sorted({case.model for case in CASES}))
-    parser.add_argument("--requests", type=int, help="by default 64 or 256, on a CPU at most 64")
-    parser.add_argument("--target", nargs="+", help="the cases that answer these targets: E3")
-    parser.add_argument("--quick", action="store_true", help="one thread, few requests, two rounds")
-    parser.add_argument("--tiny", action="store_true", help="a rehearsal at tiny sizes: no figures")
-    add_bound(parser)
+    parser = parser_of("serving")
     options = parser.parse_args(arguments)
     cases = [case for case in CASES if not options.model or case.model in options.model]
     if options.target:
@@ -272,7 +262,7 @@ def main(arguments: list[str] | None = None, watch: Watch | None = None) -> int:
             parser.error(f"--target: nothing answers {' '.join(options.target)}; there is E3")
     bound = bound_of(parser, options)
     rows = run(
-        torch.device(options.device),
+        device_of(options.device),
         options.out,
         cases=cases if options.model or options.target else None,
         requests=options.requests,

@@ -16,35 +16,16 @@ from torch import Tensor, nn
 import fasttx
 from fasttx.bench import corpus
 
-from .contenders import ARMS, Arm, make_arm
+from .arms import ARMS, Arm
+from .contenders import make_arm
 from .lengths import draw
+from .serving_cases import ServingCase
 from .settings import Settings, one_line
 
 LIBRARY, LIBRARY_PATCHED = "sentence-transformers", "sentence-transformers + fasttx"
 
 Embed = Callable[[list[Any]], Tensor]
 """Requests (texts, or token ids where a case has no text) -> embeddings (n, hidden) in float32 on the CPU."""
-
-
-@dataclass(frozen=True)
-class ServingCase:
-    """Requests to one model. Without `text` they are token ids of exactly `limit`, and more arms take part."""
-
-    model: str
-    limit: int
-    sizes: tuple[int, ...]
-    requests: int
-    target: str = ""
-    text: bool = True
-
-
-CASES = (
-    ServingCase("bert-base", 128, (1,), 64, "E3", text=False),
-    ServingCase("minilm", 256, (1, 8, 64), 256),
-    ServingCase("bert-base", 512, (1, 8, 64), 256),
-)
-QUICK_CASES = (ServingCase("minilm", 256, (1, 8), 24),)
-REHEARSAL_CASES = (ServingCase("tiny", 48, (1, 4), 8), ServingCase("tiny", 16, (1,), 2, text=False))
 
 
 @dataclass

@@ -76,8 +76,11 @@ def bench(
     checked against a higher precision before it is timed; a wrong one gets no time. Exit code 1: something of fasttx
     was wrong or failed. 2: a wrong option.
     """
-    module = importlib.import_module(f"fasttx.bench.{benchmark.value}")
+    from ..bench.options import parser_of
+
     sys.argv[0] = f"fasttx bench {benchmark.value}"  # what argparse calls the program in its usage line
+    parser_of(benchmark.value).parse_args(context.args)  # --help and a wrong option end here, without torch
+    module = importlib.import_module(f"fasttx.bench.{benchmark.value}")
     console = Console(stderr=True)
     watch = bar(f"bench {benchmark.value}", console) if console.is_terminal else None
     raise typer.Exit(module.main(context.args, watch=watch))

@@ -15,12 +15,13 @@ import bench.model
 from bench import contenders
 from bench import lengths as lengths_
 from bench import model_cases as cases_
+from bench.arms import ARMS, Arm
 from bench.footprint import count_kernels, held_bytes, launches, peak_mib
 from bench.model import COLUMNS, failed, make_call, run
 from bench.table import IDENTITY
 
 CPU = torch.device("cpu")
-FEW = tuple(arm for arm in contenders.ARMS if not arm.mode)
+FEW = tuple(arm for arm in ARMS if not arm.mode)
 INFERENCE = cases_.ModelCase("tiny", 4, 24, "even", (cases_.INFERENCE,))
 EVERY_TASK = cases_.ModelCase("tiny", 4, 24, "passages", cases_.TASKS, "G1")
 
@@ -121,7 +122,7 @@ def test_packing_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 def test_compiled_arms_are_a_comparison_of_their_own(tmp_path: Path) -> None:
-    compiled = [arm for arm in contenders.ARMS if arm.mode == "default"]
+    compiled = [arm for arm in ARMS if arm.mode == "default"]
     case = cases_.ModelCase("tiny", 4, 24, "even", (cases_.TRAINING,))
     rows = rehearse(tmp_path, case, arms=[*FEW[:2], *compiled])
     plain = ["fasttx", "sdpa"]
@@ -132,7 +133,7 @@ def test_compiled_arms_are_a_comparison_of_their_own(tmp_path: Path) -> None:
 
 
 def test_an_arm_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make_arm(arm: contenders.Arm, *rest: Any) -> Any:
+    def make_arm(arm: Arm, *rest: Any) -> Any:
         if arm.name == "sdpa":
             raise RuntimeError("out of luck\nand more")
         return contenders.make_arm(arm, *rest)
@@ -160,7 +161,7 @@ def test_a_comparison_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatc
 def test_an_inexact_arm_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     """A weight that is off by a part in a thousand; a peer that errs keeps its times."""
 
-    def make_arm(arm: contenders.Arm, *rest: Any) -> Any:
+    def make_arm(arm: Arm, *rest: Any) -> Any:
         model = contenders.make_arm(arm, *rest)
         if arm.name in ("fasttx", "eager"):
             with torch.no_grad():
@@ -187,7 +188,7 @@ def test_max_autotune_is_for_full_batches(tmp_path: Path, monkeypatch: pytest.Mo
     seen = {}
     monkeypatch.setattr(bench.model, "compare", lambda *a: seen.update({a[0].lengths: [b.name for b in a[2]]}) or [])
     full = cases_.ModelCase("tiny", 2, 8, "full", (cases_.INFERENCE,))
-    rehearse(tmp_path, INFERENCE, full, arms=[arm for arm in contenders.ARMS if arm.mode])
+    rehearse(tmp_path, INFERENCE, full, arms=[arm for arm in ARMS if arm.mode])
     assert "sdpa + max-autotune" in seen["full"] and "sdpa + max-autotune" not in seen["even"]
     assert "fasttx + torch.compile" in seen["even"]
 
@@ -198,7 +199,7 @@ def test_what_answers_a_target_leads(tmp_path: Path, monkeypatch: pytest.MonkeyP
     seen = []
     monkeypatch.setattr(bench.model, "compare", lambda *a: seen.append((a[0].batch, bool(a[2][-1].mode))) or [])
     cases = [cases_.ModelCase("tiny", i, 8, "even", (cases_.INFERENCE,), "D2" if i == 3 else "") for i in (1, 2, 3)]
-    rehearse(tmp_path, *cases, arms=contenders.ARMS)
+    rehearse(tmp_path, *cases, arms=ARMS)
     assert seen == [(1, False), (3, False), (1, True), (3, True), (2, False), (2, True)]
 
 

@@ -13,6 +13,9 @@ pytest.importorskip("rich", reason="rich is not installed: the command line need
 
 from cli.test_commands import invoke
 
+from fasttx.bench.options import ABOUT
+from fasttx.cli.bench import Benchmark
+
 HELP = """
 import sys
 from fasttx.__main__ import main
@@ -27,7 +30,16 @@ assert not heavy, heavy
 COMMANDS = ("doctor", "supported", "demo", "verify", "plot", "bench")
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), *((name, "--help") for name in COMMANDS)], ids=str)
+BENCHMARKS = ("kernels", "model", "serving", "host", "padding")
+CALLS = [
+    ("--help",),
+    ("--version",),
+    *((name, "--help") for name in COMMANDS),
+    *(("bench", name, "--help") for name in BENCHMARKS),
+]
+
+
+@pytest.mark.parametrize("arguments", CALLS, ids=" ".join)
 def test_help_waits_for_no_heavy_package(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HELP.format(arguments=arguments)],
@@ -44,11 +56,12 @@ def test_these_are_all_commands() -> None:
     from fasttx.cli.app import app
 
     assert {command.name or command.callback.__name__ for command in app.registered_commands} == set(COMMANDS)
+    assert [name.value for name in Benchmark] == list(ABOUT) == list(BENCHMARKS)
 
 
 def test_bench_says_how_it_is_called() -> None:
     assert "Usage: fasttx bench BENCHMARK [OPTIONS OF IT]..." in invoke("bench", "--help", columns=80)
-    for name in ("kernels", "model", "serving", "host", "padding"):
+    for name in BENCHMARKS:
         text = invoke("bench", name, "--help", columns=80)
         assert text.startswith(f"usage: fasttx bench {name} [-h]") and "--seconds" in text
 

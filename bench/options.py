@@ -1,0 +1,76 @@
+"""The options of each benchmark. Nothing here imports torch: ``fasttx bench model --help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .arms import ARMS, SHAPES
+from .lengths import NAMES
+from .model_cases import CPU_TOKENS, TASKS, TOKENS
+from .progress import add_bound
+from .serving_cases import CASES as SERVING_CASES
+
+BACKENDS = ("triton", "cuda", "torch")
+ABOUT = {
+    "kernels": "Each op at the shapes people use, beside PyTorch, torch.compile and other kernels.",
+    "model": "A step of BERT and MiniLM: fasttx beside transformers' attentions and torch.compile.",
+    "serving": "Embedding requests in batches of 1, 8 and 64, beside transformers and sentence-transformers.",
+    "host": "What a call costs in Python, before anything runs on the device.",
+    "padding": "What skipping padding gains on this device, at several widths and shapes.",
+}
+"""The benchmarks by name, and what each measures."""
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of a benchmark's options; what it reads has `seconds` for :func:`bench.progress.bound_of`."""
+    parser = argparse.ArgumentParser(description=ABOUT[name])
+    parser.add_argument("--out", type=Path, default=Path(f"{name}.csv"), help="the table that is written")
+    {"kernels": _kernels, "model": _model, "serving": _serving, "host": _host, "padding": _padding}[name](parser)
+    add_bound(parser)
+    return parser
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="by default cuda where torch sees a GPU, else cpu")
+
+
+def _kernels(parser: argparse.ArgumentParser) -> None:
+    _device(parser)
+    parser.add_argument("--only", default="", help="part of a workload's name")
+    parser.add_argument("--backend", choices=BACKENDS, help="triton on a GPU, torch on a CPU")
+    parser.add_argument("--beside", choices=BACKENDS, nargs="+", default=(), help="backends timed in the same turns")
+    parser.add_argument("--hot", action="store_true", help="time on cached inputs as well")
+    parser.add_argument("--quick", action="store_true", help="one workload an op, three rounds, no torch.compile")
+    parser.add_argument("--cpu-rehearsal", action="store_true", help="tiny sizes, Triton's interpreter: no figures")
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    _device(parser)
+    parser.add_argument("--model", nargs="+", choices=list(SHAPES))
+    parser.add_argument("--seqlen", nargs="+", type=int, help="tokens of the longest row")
+    parser.add_argument("--lengths", nargs="+", choices=NAMES, help="how long rows are (bench/lengths.py)")
+    tasks = "training: a step of a masked language model with AdamW; the other two run the encoder without a head"
+    parser.add_argument("--task", nargs="+", choices=TASKS, help=tasks)
+    parser.add_argument("--batch", type=int, help=f"rows (default: {TOKENS} padded tokens; {CPU_TOKENS} on a CPU)")
+    parser.add_argument("--arm", nargs="+", choices=[arm.name for arm in ARMS])
+    parser.add_argument("--target", nargs="+", help="the cases that answer these targets, D1 for one")
+    parser.add_argument("--quick", action="store_true", help="one thread, two layers, three rounds, fasttx and sdpa")
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal at tiny sizes: no figures")
+
+
+def _serving(parser: argparse.ArgumentParser) -> None:
+    _device(parser)
+    parser.add_argument("--model", nargs="+", choices=sorted({case.model for case in SERVING_CASES}))
+    parser.add_argument("--requests", type=int, help="by default 64 or 256, on a CPU at most 64")
+    parser.add_argument("--target", nargs="+", help="the cases that answer these targets: E3")
+    parser.add_argument("--quick", action="store_true", help="one thread, few requests, two rounds")
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal at tiny sizes: no figures")
+
+
+def _host(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="two rounds of each, for a rehearsal")
+
+
+def _padding(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="two widths, two shapes, two rounds")
