@@ -60,3 +60,33 @@ def test_dropout_is_drawn_by_torch(name: str) -> None:
     assert not [node.target for node in program.graph.nodes if "fasttx" in str(node.target)]
     results = [program.module()(**_tensors(arguments)) for _ in range(2)]
     assert not torch.equal(*results)
+
+
+class _CallOfDict(_Call):
+    """The same, its tensors in one dictionary: torch.export takes no dynamic shapes of ``**tensors``."""
+
+    def forward(self, tensors: dict[str, Tensor]) -> Any:
+        return super().forward(**tensors)
+
+
+NAMES = [name for name in CALLS if name not in ("unpad", "repad")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [*NAMES, *(f"{name} dropout" for name in NAMES if "dropout_p" in CALLS[name])])
+def test_sizes_of_a_program_stay_symbols(name: str) -> None:
+    """Where the user says that sizes are dynamic: the number of rows is never made a constant."""
+    name, _, dropout = name.partition(" ")
+    arguments = dict(CALLS[name])
+    if dropout:
+        arguments = {key: value for key, value in arguments.items() if key not in ("rng_state", "row_index")}
+    elif "dropout_p" in arguments:
+        arguments["dropout_p"] = 0.0
+    tensors = _tensors(arguments)
+    sizes = {key: [torch.export.Dim.AUTO] * tensor.dim() for key, tensor in tensors.items()}
+    with fasttx.backend("torch"):
+        call = _CallOfDict(name, arguments)
+        program = torch.export.export(call, (tensors,), dynamic_shapes={"tensors": sizes}, strict=False)
+    first = "weight" if name == "quantize_per_channel" else "query" if "query" in tensors else "input"
+    shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == f"tensors_{first}")
+    assert not str(shape[0]).isdigit()  # a SymInt that was made a constant still is one

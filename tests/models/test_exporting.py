@@ -16,7 +16,7 @@ from torch import Tensor
 
 import fasttx
 
-INT8 = ("BERT", "DistilBERT", "ALBERT", "MPNet", "DeBERTa", "ModernBERT", "ViT")
+LAYERS = ("BERT", "DistilBERT", "ALBERT", "MPNet", "DeBERTa", "ModernBERT", "ViT")
 KINDS: dict[str, Callable[[Any], Any]] = {
     "patched": fasttx.patch,
     "forced": lambda model: fasttx.patch(model, backend="torch"),
@@ -26,7 +26,7 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 CASES = [
     *(("patched", family.name) for family in FAMILIES),
     *(("forced", name) for name in ("BERT", "DistilBERT", "ModernBERT") if BY_NAME[name] in FAMILIES),
-    *(("int8", name) for name in INT8 if BY_NAME[name] in FAMILIES),
+    *(("int8", name) for name in LAYERS if BY_NAME[name] in FAMILIES),
     ("int8, patched", "BERT"),
 ]
 
@@ -54,6 +54,23 @@ def test_a_program_holds_nothing_of_ours_and_gives_the_same(kind: str, name: str
     assert not ours_in(program)
     real = inputs["attention_mask"].bool() if "attention_mask" in inputs else slice(None)  # what a model means
     torch.testing.assert_close(program.module()(**inputs)[0][real], want[real], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if BY_NAME[name] in FAMILIES])
+def test_a_program_takes_batches_of_other_shapes(name: str) -> None:
+    """Where the user declares sizes as dynamic, nothing of ours makes constants of them."""
+    family = BY_NAME[name]
+    model, inputs = tiny_model(family, family.bare, return_dict=False), inputs_for(family, family.bare, labels=False)
+    fasttx.patch(model)
+    sizes = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", min=2, max=32)}
+    shapes = {key: sizes if tensor.dim() == 2 else {0: sizes[0]} for key, tensor in inputs.items()}
+    program = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+    other = {key: tensor[:2, :5] if tensor.dim() == 2 else tensor[:2] for key, tensor in inputs.items()}
+    assert any(other[key].shape != inputs[key].shape for key in inputs)
+    with torch.no_grad():
+        got, want = program.module()(**other)[0], model(**other)[0]
+    real = other["attention_mask"].bool() if "attention_mask" in other else slice(None)
+    torch.testing.assert_close(got[real], want[real], rtol=1e-4, atol=1e-5)
 
 
 ELSEWHERE = """

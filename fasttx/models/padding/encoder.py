@@ -199,10 +199,10 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
             reason, attention_mask = NO_PADDING, None
         elif stay_padded:
             reason = "transformers' value of the loss depends on what stands at padding (loss='hf')"
-        elif auto and not _enough_for_a_cpu(config, hidden_states, hidden_states.shape[:-1].numel()):
-            reason = TOO_SMALL
         elif lengths is None and graph_in_the_making(hidden_states):
             reason = "a graph without seq_lens must not depend on the mask"
+        elif auto and not _enough_for_a_cpu(config, hidden_states, hidden_states.shape[:-1].numel()):
+            reason = TOO_SMALL
         else:
             reason = _padded_call(config, hidden_states, keys, rest, kwargs) or strange_part(self, forwards)
             reason = reason or encoder.not_ready(self)

@@ -5,6 +5,8 @@ The scheme is described there; the numbers below must agree with it (tests/ops/t
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -105,6 +107,6 @@ def drawn_keep(rng_state: Tensor, shape: torch.Size, tag: int, dropout_p: float)
         kept = 1.0 - threshold(dropout_p) / 256
         return torch.empty(shape, dtype=torch.float32).bernoulli_(kept, generator=generator)
     n_cols = shape[-1]
-    n_rows = shape.numel() // max(n_cols, 1)
+    n_rows = math.prod(shape[:-1])  # numel() would make constants of sizes that an exported program has as symbols
     rows = torch.arange(n_rows, device=rng_state.device)
     return row_keep(rng_state, rows, n_cols, tag, dropout_p).reshape(shape)
