@@ -122,9 +122,9 @@ def op_rows(device: torch.device, rounds: int) -> list[Row]:
         found = {name: (t.low if device.type == "cpu" else t.wall) * 1e3 for name, t in timings.items()}
         if device.type == "cpu":
             found["added to a forward call by the table"] = found["op, forward"] - found["bare composition, forward"]
-            ours, plain = "forward and backward, Function over the op", "forward and backward, plain Function"
-            if ours in found:
-                found["added to forward and backward by the table"] = found[ours] - found[plain]
+            through_table, plain = "forward and backward, Function over the op", "forward and backward, plain Function"
+            if through_table in found:
+                found["added to forward and backward by the table"] = found[through_table] - found[plain]
         rows += [{"what": op.name, "part": part, "us": us} for part, us in found.items()]
     return rows
 

@@ -129,8 +129,8 @@ def measure(
             bad = row(direction, name, "", status)
             bad.error, bad.allowed = found[direction]
             yield bad
-    ours = f"fasttx[{backend}]"
-    if ours not in errors or not errors[ours][1]:
+    fasttx_peer = f"fasttx[{backend}]"
+    if fasttx_peer not in errors or not errors[fasttx_peer][1]:
         return
     copies = 2 if rehearsal or device.type == "cpu" else copies_for(device, bytes_of(*first.args), limit=8)
     cases = [first, *(workload.build(device, size, i) for i in range(1, copies))]
@@ -172,7 +172,7 @@ def measure(
                 new.tflops, new.GBps = flop / t.median / 1e9, nbytes / t.median / 1e6
                 if name == "device copy":
                     new.tflops = ""
-                new.ratio = t.median / timings[ours].median
+                new.ratio = t.median / timings[fasttx_peer].median
                 yield new
         for name, reason in all_calls.items():
             if isinstance(reason, str):

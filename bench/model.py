@@ -171,10 +171,10 @@ def _figures(timing: Timing, tokens: int, sequences: int) -> dict[str, Any]:
 
 
 def _ratios(rows: dict[str, dict[str, Any]], by: str) -> None:
-    ours = rows.get(ARMS[0].name, {}).get(by)
+    fasttx_time = rows.get(ARMS[0].name, {}).get(by)
     for row in rows.values():
-        if ours is not None and by in row:
-            row["ratio"] = row[by] / ours
+        if fasttx_time is not None and by in row:
+            row["ratio"] = row[by] / fasttx_time
             row["ratio_of_padding"] = row["ratio"] * row["real"]
 
 

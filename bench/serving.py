@@ -158,9 +158,9 @@ def compare(
             "tokens_per_s": tokens / total * 1e3,
             "requests_per_s": len(indices) / total * 1e3,
         }
-        ours = middle.get(PATCHED_FORM.get(name, "fasttx"))
-        if ours is not None:
-            rows[name]["ratio"] = total / ours
+        fasttx_time = middle.get(PATCHED_FORM.get(name, "fasttx"))
+        if fasttx_time is not None:
+            rows[name]["ratio"] = total / fasttx_time
     return list(rows.values())
 
 

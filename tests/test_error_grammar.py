@@ -25,7 +25,7 @@ PACKAGE = Path(fasttx.__file__).parent
 LAYERS = ("functional", "nn", "ops", "quant", "data")
 """Folders of which the source is read; models have errors about a whole model, too."""
 WORDS = r"(\w+: )?{name}('s? \w+)?: got .+; allowed (is|are) .+"
-TORCHS = ("Target ", "Expected input batch_size ", "neither fasttx")
+TORCH_WORDS = ("Target ", "Expected input batch_size ", "neither fasttx")
 """How the messages begin that PyTorch has in the same words, which its users search for."""
 
 X = torch.randn(6, 8)
@@ -140,7 +140,7 @@ def test_no_error_is_worded_otherwise(layer: str) -> None:
         f"{path.relative_to(PACKAGE)}:{line}: {text}"
         for path in sorted((PACKAGE / layer).rglob("*.py"))
         for line, text in _texts(ast.parse(path.read_text()))
-        if not allowed.fullmatch(text) and not text.startswith(TORCHS)
+        if not allowed.fullmatch(text) and not text.startswith(TORCH_WORDS)
     ]
     assert not found
 

@@ -43,14 +43,14 @@ def become(module: nn.Module, cls: type) -> None:
     module.__class__ = cls
 
 
-def subclass_of(original: type, ours: Callable[..., Any], module: str, method: str = "forward") -> type:
+def subclass_of(original: type, replacement: Callable[..., Any], module: str, method: str = "forward") -> type:
     """A subclass of transformers' class with another method, which :func:`fasttx.unpatch` can take back.
 
     Args:
         original: the class; the new one has its name (config.architectures, pipelines, Trainer and FSDP go by it).
             It may be such a subclass itself, where several parts of one module are replaced.
-        ours: wraps the original's method, whose signature it shows. On an instance that carries no patch it must do
-            what the original does: such instances are left where a copy was made and unpatched by other means.
+        replacement: wraps the original's method, whose signature it shows. On an instance that carries no patch it must
+            do what the original does: such instances are left where a copy was made and unpatched by other means.
         module: where pickle finds the class, as an attribute of the original's name.
         method: the name of the method.
     """
@@ -61,7 +61,7 @@ def subclass_of(original: type, ours: Callable[..., Any], module: str, method: s
             "__module__": module,
             "__qualname__": original.__name__,
             "__doc__": original.__doc__,
-            method: ours,
+            method: replacement,
             "_fasttx_original": original_of(original),
         },
     )

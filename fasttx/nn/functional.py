@@ -6,10 +6,10 @@ from typing import Any
 
 import torch.nn.functional as _torch_functional
 
-from .. import functional as _ours
+from .. import functional as _fasttx_functional
 from ..functional import *  # noqa: F403
 
-__all__ = list(_ours.__all__)
+__all__ = list(_fasttx_functional.__all__)
 
 
 def __getattr__(name: str) -> Any:

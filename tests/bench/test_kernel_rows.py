@@ -75,10 +75,10 @@ def test_a_device_copy_where_memory_decides(monkeypatch: pytest.MonkeyPatch, tmp
     rows = measured(monkeypatch, tmp_path, workloads.softmax("s", 4, 20, torch.float32))
     for direction, tensors in (("fwd", 2), ("bwd", 3)):
         (copy,) = (r for r in rows if r.peer == "device copy" and r.direction == direction)
-        (ours,) = (r for r in rows if r.peer == "fasttx[torch]" and r.direction == direction)
+        (fasttx_row,) = (r for r in rows if r.peer == "fasttx[torch]" and r.direction == direction)
         assert copy.status == "ok" and copy.tflops == "" and float(copy.median_ms) > 0.0
         moved = float(copy.GBps) * float(copy.median_ms) * 1e6
-        assert moved == pytest.approx(float(ours.GBps) * float(ours.median_ms) * 1e6)
+        assert moved == pytest.approx(float(fasttx_row.GBps) * float(fasttx_row.median_ms) * 1e6)
         assert moved >= tensors * 2 * 20 * 4
     rows = measured(monkeypatch, tmp_path, workloads.attention("a", 1, 16, 1, 16, torch.float32))
     assert "fasttx[torch]" in {r.peer for r in rows} and "device copy" not in {r.peer for r in rows}

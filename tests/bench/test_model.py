@@ -99,8 +99,8 @@ def test_every_task_has_complete_rows(tmp_path: Path) -> None:
         assert float(row["error"]) <= float(row["allowed"]) < 1e-4
         tokens = float(row["real"]) * int(row["batch"]) * int(row["seqlen"])
         assert float(row["tokens_per_s"]) == pytest.approx(tokens / float(row["median_ms"]) * 1e3, rel=1e-3)
-        ours = next(r for r in written if r["comparison"] == row["comparison"] and r["arm"] == "fasttx")
-        assert float(row["ratio"]) == pytest.approx(float(row["low_ms"]) / float(ours["low_ms"]), rel=1e-3)
+        fasttx_row = next(r for r in written if r["comparison"] == row["comparison"] and r["arm"] == "fasttx")
+        assert float(row["ratio"]) == pytest.approx(float(row["low_ms"]) / float(fasttx_row["low_ms"]), rel=1e-3)
         assert float(row["ratio_of_padding"]) == pytest.approx(float(row["ratio"]) * float(row["real"]), rel=1e-3)
     assert not any(map(failed, rows))
 
@@ -139,9 +139,9 @@ def test_an_arm_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return contenders.make_arm(arm, *rest)
 
     monkeypatch.setattr(bench.model, "make_arm", make_arm)
-    ours, peer = rehearse(tmp_path, INFERENCE)
+    fasttx_row, peer = rehearse(tmp_path, INFERENCE)
     assert peer["status"] == "RuntimeError: out of luck" and "median_ms" not in peer
-    assert ours["status"] == "ok" and not failed(peer) and not failed(ours)
+    assert fasttx_row["status"] == "ok" and not failed(peer) and not failed(fasttx_row)
 
 
 def test_a_comparison_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

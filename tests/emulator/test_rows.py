@@ -116,8 +116,8 @@ def test_add_layer_norm_quantize(race, n_rows, n_cols, scale):
     out, *found = in_every_order(race, op, "fwd", x, residual, weight, bias, scale, 1e-5, BF16)
     norm = torch.ops.fasttx.dropout_add_layer_norm_fwd
     assert torch.equal(out, norm(x, residual, weight, bias, None, None, 0.0, 1e-5, BF16, "cuda")[0])
-    for ours, wanted in zip(found, quantize_per_token.QUANTIZE_PER_TOKEN.fwd.torch(out, scale)):
-        assert torch.equal(ours, wanted)
+    for actual, expected in zip(found, quantize_per_token.QUANTIZE_PER_TOKEN.fwd.torch(out, scale)):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("n_rows, n_cols", [(5, 37), (3, 520), (2, 1030), (1, 4104)])
@@ -126,8 +126,8 @@ def test_bias_gelu_quantize(race, n_rows, n_cols, scale, tanh):
     x, bias = torch.randn(n_rows, n_cols).to(BF16), torch.randn(n_cols)
     found = in_every_order(race, bias_gelu_quantize.BIAS_GELU_QUANTIZE, "fwd", x, bias, scale, tanh)
     activated = torch.ops.fasttx.bias_gelu_fwd(x, bias, None, None, 0.0, tanh, "cuda")
-    for ours, wanted in zip(found, quantize_per_token.QUANTIZE_PER_TOKEN.fwd.torch(activated, scale)):
-        assert torch.equal(ours, wanted)
+    for actual, expected in zip(found, quantize_per_token.QUANTIZE_PER_TOKEN.fwd.torch(activated, scale)):
+        assert torch.equal(actual, expected)
 
 
 # ------------------------------------------------------------------------------------------------------- boundary

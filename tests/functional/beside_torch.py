@@ -15,11 +15,11 @@ OP: tuple[str, ...] = ("auto", "torch")
 
 
 def both(
-    inputs: tuple[Tensor, ...], ours: Callable[..., Any], theirs: Callable[..., Any], dout: Tensor | None = None
+    inputs: tuple[Tensor, ...], fasttx_fn: Callable[..., Any], torch_fn: Callable[..., Any], dout: Tensor | None = None
 ) -> list[tuple[Tensor, Tensor]]:
-    """(ours, theirs) for the output and each gradient."""
+    """(fasttx_fn's, torch_fn's) for the output and each gradient."""
     found = []
-    for function in (ours, theirs):
+    for function in (fasttx_fn, torch_fn):
         leaves = [x.detach().requires_grad_() for x in inputs]
         out = function(*leaves)
         if dout is None:

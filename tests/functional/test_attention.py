@@ -129,7 +129,7 @@ ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_errors_are_torchs(name: str) -> None:
+def test_errors_are_those_of_torch(name: str) -> None:
     """What torch refuses is refused with torch's error, what torch accepts gives torch's result."""
     args, kwargs = ERRORS[name]
     try:

@@ -129,7 +129,7 @@ def test_and_elsewhere_when_asked_for(asked: str | None, monkeypatch: pytest.Mon
 # ----------------------------------------------------------------------------------------- torch's own errors
 
 x = torch.randn(2, 3, 5, 8)
-TORCHS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
+WRONG_FOR_TORCH: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "softmax, list": ("softmax", ([1.0, 2.0],), {"dim": 0}),
     "softmax, none": ("softmax", (None,), {"dim": 0}),
     "softmax, no dim": ("softmax", ([1.0],), {}),
@@ -146,9 +146,9 @@ TORCHS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", TORCHS)
-def test_a_drop_in_gives_torchs_error(case: str) -> None:
-    name, args, kwargs = TORCHS[case]
+@pytest.mark.parametrize("case", WRONG_FOR_TORCH)
+def test_a_drop_in_gives_the_error_of_torch(case: str) -> None:
+    name, args, kwargs = WRONG_FOR_TORCH[case]
     with pytest.raises(Exception) as wanted:
         getattr(torch_functional, name)(*args, **kwargs)
     for backend in ("auto", "torch"):
@@ -163,7 +163,7 @@ def test_softmax_with_a_mask_names_input() -> None:
 
 
 @pytest.mark.parametrize("position", range(3))
-def test_the_model_layers_call_gives_torchs_error_too(position: int) -> None:
+def test_the_model_layers_call_gives_the_error_of_torch_too(position: int) -> None:
     for wrong in (None, [1.0]):
         tensors: list[Any] = [x, x, x]
         tensors[position] = wrong

@@ -49,7 +49,7 @@ def test_what_the_kernels_do_not_cover_is_refused_where_a_backend_is_forced(case
     assert not LAUNCHES
 
 
-def test_a_wrong_call_gets_torchs_error_and_an_empty_one_runs(device: torch.device) -> None:
+def test_a_wrong_call_gets_the_error_of_torch_and_an_empty_one_runs(device: torch.device) -> None:
     x = torch.randn(2, 3, 5, 16, device=device)
     with pytest.raises(RuntimeError) as expected:
         torch.nn.functional.scaled_dot_product_attention(x, x[..., :8], x)

@@ -42,14 +42,14 @@ def reason(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 def _ops_of(function: Callable[..., Tensor], q: Tensor, mode: str) -> set[str]:
-    """Which of the two ran: "ours" or "torchs"."""
+    """Which of the two ran: "fasttx" or "torch"."""
     found: set[str] = set()
 
     def look(name: str) -> None:
         if "attention_fwd" in name or "AttentionFunction" in name:
-            found.add("ours")
+            found.add("fasttx")
         elif "scaled_dot_product_attention" in name:
-            found.add("torchs")
+            found.add("torch")
 
     def backend(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
         for node in graph.graph.nodes:
@@ -74,20 +74,20 @@ def _ops_of(function: Callable[..., Tensor], q: Tensor, mode: str) -> set[str]:
 
 @pytest.mark.parametrize("mode", ["eager", "static", "dynamic"])
 @pytest.mark.parametrize("function", [_padded, _drop_in])
-def test_torchs_attention_runs_where_no_kernel_can(
+def test_torch_attention_runs_where_no_kernel_can(
     function: Callable[..., Tensor], mode: str, reason: str | None
 ) -> None:
     q = torch.empty(2, 9, 4, 16, device="meta")
-    assert _ops_of(function, q, mode) == {"ours" if reason is None else "torchs"}
+    assert _ops_of(function, q, mode) == {"fasttx" if reason is None else "torch"}
     with fasttx.backend("torch"):  # forced: the op, in its composition
-        assert _ops_of(function, q, mode) == {"ours"}
+        assert _ops_of(function, q, mode) == {"fasttx"}
     wide = torch.empty(2, 9, 4, 264, device="meta")
-    assert _ops_of(function, wide, mode) == {"torchs"}
+    assert _ops_of(function, wide, mode) == {"torch"}
 
 
 def test_deterministic_gradients_are_not_left_to_torch(reason: str | None) -> None:
     q = torch.empty(2, 9, 4, 16, device="meta")
-    assert _ops_of(lambda x: attention_padded(x, x, x, deterministic=True), q, "eager") == {"ours"}
+    assert _ops_of(lambda x: attention_padded(x, x, x, deterministic=True), q, "eager") == {"fasttx"}
 
 
 def test_a_wrong_call_is_refused_all_the_same() -> None:
@@ -113,7 +113,7 @@ def test_the_reason_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (1, 1)], ids=str)
 @pytest.mark.parametrize("mask", ["none", "keys", "rows", "additive", "seqused"])
-def test_torchs_form_gives_what_the_op_gives(mask: str, window: tuple[int, int]) -> None:
+def test_the_form_of_torch_gives_what_the_op_gives(mask: str, window: tuple[int, int]) -> None:
     """Also where torch's own kernel gives NaN to a row without keys, in its output or in a gradient."""
     inputs = [torch.randn(2, n, 4, 16, requires_grad=True) for n in (9, 11, 11)]
     keys = torch.arange(11) < torch.tensor([11, 0])[:, None]
@@ -141,7 +141,7 @@ def test_torchs_form_gives_what_the_op_gives(mask: str, window: tuple[int, int])
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_without_keys_do_not_rely_on_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_without_keys_do_not_rely_on_the_kernel_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """On MPS, and in some kernels of CUDA, torch's function gives NaN for them."""
 
     def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *args: object, scale: float, **kwargs: object) -> Tensor:

@@ -19,9 +19,9 @@ from torch import Tensor
 import fasttx
 from fasttx import functional
 
-TORCHS_WORDS = ("Target ", "Expected input batch_size")
+TORCH_WORDS = ("Target ", "Expected input batch_size")
 """How errors begin that torch's function of the same name raises in the same words."""
-TORCHS_NAMES = {name for name in functional.__all__ if hasattr(torch.nn.functional, name)}
+TORCH_NAMES = {name for name in functional.__all__ if hasattr(torch.nn.functional, name)}
 """Functions that leave a wrong call to torch's of the same name, whatever that raises."""
 HERE = str(Path(fasttx.__file__).parent)
 X = torch.randn(6, 8)
@@ -200,8 +200,8 @@ def test_errors_of_ours_name_the_users_arguments(name: str, backend: str) -> Non
                 try:
                     function(**(right | {argument: wrong}))
                 except (ValueError, TypeError, IndexError) as problem:
-                    if _by_us(problem) and not str(problem).startswith(TORCHS_WORDS):
+                    if _by_us(problem) and not str(problem).startswith(TORCH_WORDS):
                         said = grammar.fullmatch(str(problem))
                         assert said and said["argument"] in arguments, f"a wrong {argument}: {problem}"
                 except (RuntimeError, AttributeError, AssertionError) as problem:
-                    assert name in TORCHS_NAMES, f"a wrong {argument}: {problem!r}"
+                    assert name in TORCH_NAMES, f"a wrong {argument}: {problem!r}"

@@ -31,8 +31,8 @@ def _same_as_torch(inputs: tuple[Tensor, ...], dout: Tensor, found: list[Tensor]
         leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
         out = _torch_attention(*leaves)
         results.append([out.detach(), *torch.autograd.grad(out, leaves, dout.to(dtype))])
-    for name, mine, same, exact in zip(names.split(), found, *results, strict=True):
-        assert_as_accurate(mine, same, exact, name)
+    for name, actual, same, exact in zip(names.split(), found, *results, strict=True):
+        assert_as_accurate(actual, same, exact, name)
 
 
 def test_attention_strides_past_2_31(

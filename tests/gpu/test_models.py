@@ -58,8 +58,8 @@ def test_compiled_functions(device: torch.device, compile_backend: str) -> None:
         compiled = torch.compile(step, fullgraph=True, backend=compile_backend)
         loss = compiled(q, k, v)
         torch.testing.assert_close(loss, expected)
-        for mine, other in zip(torch.autograd.grad(loss, (q, k, v)), grads, strict=True):
-            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+        for actual, grad in zip(torch.autograd.grad(loss, (q, k, v)), grads, strict=True):
+            torch.testing.assert_close(actual, grad, rtol=1e-4, atol=1e-6)
 
 
 def test_compiled_model(device: torch.device, compile_backend: str) -> None:

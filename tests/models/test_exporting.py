@@ -31,7 +31,7 @@ CASES = [
 ]
 
 
-def ours_in(program: torch.export.ExportedProgram) -> set[str]:
+def fasttx_ops_in(program: torch.export.ExportedProgram) -> set[str]:
     """The operators of fasttx in a program, graphs within graphs included."""
     graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     return {str(node.target) for graph in graphs for node in graph.nodes if "fasttx" in str(node.target)}
@@ -51,7 +51,7 @@ def exported(kind: str, name: str) -> tuple[torch.export.ExportedProgram, dict[s
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind}-{name}" for kind, name in CASES])
 def test_a_program_holds_nothing_of_ours_and_gives_the_same(kind: str, name: str) -> None:
     program, inputs, want = exported(kind, name)
-    assert not ours_in(program)
+    assert not fasttx_ops_in(program)
     real = inputs["attention_mask"].bool() if "attention_mask" in inputs else slice(None)  # what a model means
     torch.testing.assert_close(program.module()(**inputs)[0][real], want[real], rtol=1e-4, atol=1e-5)
 

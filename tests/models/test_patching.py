@@ -71,10 +71,10 @@ def test_only_an_old_transformers_has_families_that_are_left_out() -> None:
 @zoo.needs("ModernBERT", "ViT", "DeiT")
 def test_every_class_that_supported_lists_exists() -> None:
     rows = fasttx.supported()
-    torchs = [row["class"] for row in rows if row["family"] == "torch.nn"]
-    assert torchs == ["MultiheadAttention", "TransformerEncoderLayer", "TransformerEncoder"]
-    assert len(rows) == len(zoo.CLASSES) + len(torchs)
-    assert {row["class"] for row in rows} == {*zoo.IDS, *torchs}
+    of_torch = [row["class"] for row in rows if row["family"] == "torch.nn"]
+    assert of_torch == ["MultiheadAttention", "TransformerEncoderLayer", "TransformerEncoder"]
+    assert len(rows) == len(zoo.CLASSES) + len(of_torch)
+    assert {row["class"] for row in rows} == {*zoo.IDS, *of_torch}
     losses = {row["class"]: row["loss"] for row in rows}
     assert losses["ViTForMaskedImageModeling"] == "transformers' own"
     attention = {row["family"]: row["attention"] for row in rows}

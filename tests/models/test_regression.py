@@ -38,9 +38,9 @@ def test_numbers_to_predict(family: Family, cls: str, dtype: torch.dtype) -> Non
     want = torch.nn.functional.mse_loss(out.logits.view(-1), inputs["labels"].to(out.logits.dtype))
     torch.testing.assert_close(out.loss.float(), want, rtol=1e-2 if dtype == torch.float16 else 1e-5, atol=1e-5)
     plain = zoo.tiny_model(family, cls, num_labels=1)
-    theirs = plain(**inputs).loss
-    assert out.loss.dtype == theirs.dtype
-    torch.testing.assert_close(out.loss, theirs, rtol=1e-4, atol=1e-5)
+    expected = plain(**inputs).loss
+    assert out.loss.dtype == expected.dtype
+    torch.testing.assert_close(out.loss, expected, rtol=1e-4, atol=1e-5)
     out.loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 

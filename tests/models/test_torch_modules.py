@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fasttx
-import fasttx.nn as ours
+import fasttx.nn as fasttx_nn
 from fasttx.ops.backends import backend
 from fasttx.ops.registry import LAUNCHES
 
@@ -138,15 +138,15 @@ def test_options_that_do_not_reach_them(model: Plain, options: dict[str, Any]) -
 
 
 def test_a_model_of_our_own_modules_is_not_touched() -> None:
-    layer = ours.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+    layer = fasttx_nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
     with pytest.warns(UserWarning, match="replaced nothing"):
         fasttx.patch(layer)
-    assert type(layer) is ours.TransformerEncoderLayer and not fasttx.is_patched(layer)
+    assert type(layer) is fasttx_nn.TransformerEncoderLayer and not fasttx.is_patched(layer)
 
 
 def test_every_class_knows_what_unpatch_gives_back() -> None:
     for name in ORIGINAL:
-        assert getattr(ours, name).__dict__["_fasttx_original"] is getattr(nn, name)
+        assert getattr(fasttx_nn, name).__dict__["_fasttx_original"] is getattr(nn, name)
 
 
 def test_a_model_of_neither_kind() -> None:

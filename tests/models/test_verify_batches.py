@@ -12,7 +12,7 @@ from models import model_zoo as zoo
 from torch import Tensor, nn
 
 import fasttx
-import fasttx.nn as ours
+import fasttx.nn as fasttx_nn
 from fasttx.models.diagnostics.batch import longest
 from fasttx.nn import transformer
 
@@ -53,7 +53,7 @@ BATCHES: dict[str, tuple[Any, set[str]]] = {
 @pytest.mark.parametrize("built", [False, True], ids=["patched", "built on fasttx.nn"])
 def test_plain_models(name: str, built: bool) -> None:
     batch, kinds = BATCHES[name]
-    model = Tagger(ours if built else nn)
+    model = Tagger(fasttx_nn if built else nn)
     if not built:
         fasttx.patch(model)
     found = fasttx.verify(model, batch)
@@ -65,10 +65,10 @@ def test_plain_models(name: str, built: bool) -> None:
 
 def test_a_model_built_on_fasttx_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The copies are torch.nn's modules, which the fault does not reach."""
-    model = Tagger(ours)
+    model = Tagger(fasttx_nn)
     monkeypatch.setattr(transformer.TransformerEncoderLayer, "forward", lambda self, src, *_, **__: 1.01 * src)
     assert not fasttx.verify(model, X).ok
-    assert type(model.encoder) is ours.TransformerEncoder  # the model itself is as it was
+    assert type(model.encoder) is fasttx_nn.TransformerEncoder  # the model itself is as it was
 
 
 class Fused(nn.Module):
@@ -76,11 +76,11 @@ class Fused(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = ours.LinearGELU(32, 32, p=0.3)
-        self.norm = ours.DropoutAddLayerNorm(32, p=0.3)
+        self.linear = fasttx_nn.LinearGELU(32, 32, p=0.3)
+        self.norm = fasttx_nn.DropoutAddLayerNorm(32, p=0.3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ours.functional.gelu(self.norm(self.linear(x), x)).square().mean()
+        return fasttx_nn.functional.gelu(self.norm(self.linear(x), x)).square().mean()
 
 
 def test_modules_that_torch_lacks_run_as_its_operators_without_dropout() -> None:
@@ -94,7 +94,7 @@ def test_modules_that_torch_lacks_run_as_its_operators_without_dropout() -> None
 def test_a_model_that_calls_our_functions_alone() -> None:
     class Calls(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            return ours.functional.gelu(super().forward(x))
+            return fasttx_nn.functional.gelu(super().forward(x))
 
     assert fasttx.verify(Calls(32, 4), X).ok
     with pytest.raises(

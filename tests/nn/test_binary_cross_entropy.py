@@ -38,12 +38,15 @@ def test_binary_cross_entropy(dtype: torch.dtype, device: torch.device) -> None:
     [{}, {"weight": torch.rand(5), "pos_weight": torch.rand(5)}, {"reduction": "none"}],
     ids="-".join,
 )
-def test_bce_with_logits_loss_is_torchs_module(options: dict[str, Any], device: torch.device) -> None:
-    ours, torchs = fasttx_nn.BCEWithLogitsLoss(**options).to(device), torch.nn.BCEWithLogitsLoss(**options).to(device)
-    assert isinstance(ours, torch.nn.BCEWithLogitsLoss) and repr(ours) == repr(torchs)
-    assert ours.state_dict().keys() == torchs.state_dict().keys()
+def test_bce_with_logits_loss_is_a_module_of_torch(options: dict[str, Any], device: torch.device) -> None:
+    fasttx_module, torch_module = (
+        fasttx_nn.BCEWithLogitsLoss(**options).to(device),
+        torch.nn.BCEWithLogitsLoss(**options).to(device),
+    )
+    assert isinstance(fasttx_module, torch.nn.BCEWithLogitsLoss) and repr(fasttx_module) == repr(torch_module)
+    assert fasttx_module.state_dict().keys() == torch_module.state_dict().keys()
     x = torch.randn(3, 5, device=device)
     with backend("triton"):
-        for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-            same(module, torchs, x, torch.rand_like(x))
+        for module in (fasttx_module, copy.deepcopy(fasttx_module), pickle.loads(pickle.dumps(fasttx_module))):
+            same(module, torch_module, x, torch.rand_like(x))
     assert LAUNCHES["binary_cross_entropy_fwd", "triton"] == 3

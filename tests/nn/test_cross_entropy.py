@@ -78,8 +78,8 @@ def test_row_of_logits_without_a_batch(device: torch.device) -> None:
     with backend("auto"):
         for target in (torch.tensor(2, device=device), torch.tensor([2], device=device), torch.rand(5, device=device)):
             for reduction in ("none", "mean", "sum"):
-                ours, torchs = (f(x, target, reduction=reduction) for f in CROSS_ENTROPY)
-                torch.testing.assert_close(ours, torchs)
+                actual, expected = (f(x, target, reduction=reduction) for f in CROSS_ENTROPY)
+                torch.testing.assert_close(actual, expected)
             if target.shape != (1,):  # there torch's own backward fails
                 same(*CROSS_ENTROPY, x, target)
 
@@ -159,15 +159,18 @@ def test_large_input_on_a_cpu_takes_the_composition(device: torch.device) -> Non
     [{}, {"weight": torch.rand(5)}, {"ignore_index": 2, "label_smoothing": 0.1, "reduction": "sum"}],
     ids="-".join,
 )
-def test_cross_entropy_loss_is_torchs_module(options: dict[str, Any], device: torch.device) -> None:
-    ours, torchs = fasttx_nn.CrossEntropyLoss(**options).to(device), torch.nn.CrossEntropyLoss(**options).to(device)
-    assert isinstance(ours, torch.nn.CrossEntropyLoss) and repr(ours) == repr(torchs)
-    assert ours.state_dict().keys() == torchs.state_dict().keys()
+def test_cross_entropy_loss_is_a_module_of_torch(options: dict[str, Any], device: torch.device) -> None:
+    fasttx_module, torch_module = (
+        fasttx_nn.CrossEntropyLoss(**options).to(device),
+        torch.nn.CrossEntropyLoss(**options).to(device),
+    )
+    assert isinstance(fasttx_module, torch.nn.CrossEntropyLoss) and repr(fasttx_module) == repr(torch_module)
+    assert fasttx_module.state_dict().keys() == torch_module.state_dict().keys()
     x, t = tokens(device, 7)
     t = t.clamp(min=0)
     with backend("triton"):
-        for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-            same(module, torchs, x, t)
+        for module in (fasttx_module, copy.deepcopy(fasttx_module), pickle.loads(pickle.dumps(fasttx_module))):
+            same(module, torch_module, x, t)
     assert LAUNCHES["cross_entropy_fwd", "triton"] == 3
 
 

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as torch_functional
 from ops.test_embedding_layer_norm import factor_of, state_on
 from torch.utils.checkpoint import checkpoint
 
@@ -18,7 +19,6 @@ from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
-torchs = torch.nn.functional
 each_backend = pytest.mark.parametrize("name", ["triton", "torch"])
 every_backend = pytest.mark.parametrize("name", ["triton", "torch", "auto"])
 FWD, BWD = "embedding_layer_norm_fwd", "embedding_layer_norm_bwd"
@@ -43,7 +43,7 @@ def tables_of(device, dtype=torch.float32, types=2, n_cols=33):
     return [*tables, *(torch.randn(n_cols, device=device).to(dtype) for _ in range(2))]
 
 
-def ours(words, positions, types, tensors, **options):
+def fasttx_fn(words, positions, types, tensors, **options):
     word, position, token_type, weight, bias = tensors
     return F.embedding_layer_norm(
         words, word, weight, bias, position_embeddings=position, position_ids=positions,
@@ -51,13 +51,15 @@ def ours(words, positions, types, tensors, **options):
     )  # fmt: skip
 
 
-def theirs(words, positions, types, tensors, factor=None, paddings=(None, None, None), eps=1e-5):
+def torch_fn(words, positions, types, tensors, factor=None, paddings=(None, None, None), eps=1e-5):
     word, position, token_type, weight, bias = tensors
     positions = torch.arange(words.shape[-1], device=words.device) if positions is None else positions
     types = torch.zeros_like(words) if types is None else types
-    z = torchs.embedding(words, word, paddings[0]) + torchs.embedding(types, token_type, paddings[2])
-    z = z + torchs.embedding(positions, position, paddings[1])
-    out = torchs.layer_norm(z, z.shape[-1:], weight, bias, eps)
+    z = torch_functional.embedding(words, word, paddings[0]) + torch_functional.embedding(
+        types, token_type, paddings[2]
+    )
+    z = z + torch_functional.embedding(positions, position, paddings[1])
+    out = torch_functional.layer_norm(z, z.shape[-1:], weight, bias, eps)
     return out if factor is None else out * factor.view(out.shape).to(out.dtype)
 
 
@@ -84,12 +86,12 @@ def test_gradients_against_float64(device, name, dtype, which, kind, types, p):
     options = {"dropout_p": p, "rng_state": state, **dict(zip(names, paddings))}
     LAUNCHES.clear()
     with backend(name):
-        found = gradients(lambda t: ours(*ids, t, **options), tensors)
+        found = gradients(lambda t: fasttx_fn(*ids, t, **options), tensors)
     runs = "torch" if name == "auto" else name
     assert LAUNCHES == ({(FWD, runs): 1, (BWD, runs): 1} if name != "auto" or p else {})
     factor = factor_of(runs, 15, 33, None, state, p)
-    same = gradients(lambda t: theirs(*ids, t, factor, paddings), tensors)
-    reference = gradients(lambda t: theirs(*ids, t, factor, paddings), [t.double() for t in tensors])
+    same = gradients(lambda t: torch_fn(*ids, t, factor, paddings), tensors)
+    reference = gradients(lambda t: torch_fn(*ids, t, factor, paddings), [t.double() for t in tensors])
     for what, *triple in zip(("out", "word", "position", "token_type", "weight", "bias"), found, same, reference):
         assert_as_accurate(*triple, what)
     assert not found[1][1].any() and not found[2][2].any() and (types == 1 or not found[3][1].any())
@@ -101,10 +103,10 @@ def test_only_some_tables_require_a_gradient(device, name, types):
     words, positions, kinds = ids_of(device)
     tensors = tables_of(device, types=types)
     with backend(name):
-        whole = gradients(lambda t: ours(words, positions["each"], kinds["each"], t), tensors)[1:]
+        whole = gradients(lambda t: fasttx_fn(words, positions["each"], kinds["each"], t), tensors)[1:]
         for wanted in ((0,), (1,), (2,), (3,), (4,), (2, 4), (0, 3)):
             leaves = [t.clone().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
-            out = ours(words, positions["each"], kinds["each"], leaves)
+            out = fasttx_fn(words, positions["each"], kinds["each"], leaves)
             out.backward(torch.linspace(-1, 2, out.numel(), device=device).view(out.shape))
             for i, (leaf, grad) in enumerate(zip(leaves, whole)):
                 assert torch.equal(leaf.grad, grad) if i in wanted else leaf.grad is None
@@ -117,9 +119,11 @@ def test_the_words_alone(device, name):
     with backend(name):
         for ids in (words, words.int(), words[0, 0], words[:, :0], words.T):
             out = F.embedding_layer_norm(ids, word)
-            torch.testing.assert_close(out, torchs.layer_norm(word[ids.long()], (33,)), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(out, torch_functional.layer_norm(word[ids.long()], (33,)), atol=1e-5, rtol=1e-5)
         one = F.embedding_layer_norm(words[0, 0], word, position_embeddings=word, token_type_embeddings=word)
-        torch.testing.assert_close(one, torchs.layer_norm(word[words[0, 0]] + 2 * word[0], (33,)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            one, torch_functional.layer_norm(word[words[0, 0]] + 2 * word[0], (33,)), atol=1e-5, rtol=1e-5
+        )
 
 
 @every_backend
@@ -127,12 +131,12 @@ def test_dropout_is_seeded_and_off_in_evaluation(device, name):
     words, tensors = ids_of(device, (16, 5))[0], tables_of(device, n_cols=256)
     with backend(name):
         torch.manual_seed(7)
-        out = ours(words, None, None, tensors, dropout_p=0.25)
-        other = ours(words, None, None, tensors, dropout_p=0.25)
+        out = fasttx_fn(words, None, None, tensors, dropout_p=0.25)
+        other = fasttx_fn(words, None, None, tensors, dropout_p=0.25)
         torch.manual_seed(7)
-        assert torch.equal(out, ours(words, None, None, tensors, dropout_p=0.25)) and not torch.equal(out, other)
-        plain = ours(words, None, None, tensors, dropout_p=0.25, training=False, rng_state=state_on(device))
-        torch.testing.assert_close(plain, theirs(words, None, None, tensors), atol=1e-5, rtol=1e-5)
+        assert torch.equal(out, fasttx_fn(words, None, None, tensors, dropout_p=0.25)) and not torch.equal(out, other)
+        plain = fasttx_fn(words, None, None, tensors, dropout_p=0.25, training=False, rng_state=state_on(device))
+        torch.testing.assert_close(plain, torch_fn(words, None, None, tensors), atol=1e-5, rtol=1e-5)
     assert abs(float((out == 0).double().mean()) - 0.25) < 0.02
 
 
@@ -147,18 +151,18 @@ def test_packed_and_padded_tokens_drop_the_same(device, name, dtype):
     real = torch.tensor([5, 2, 4], device=device)[:, None] > torch.arange(5, device=device)
     options = {"dropout_p": 0.4, "rng_state": state_on(device)}
     with backend(name):
-        whole = ours(words, positions["each"], None, tensors, row_index=number, **options)
-        packed = ours(words[real], positions["each"][real], None, tensors, row_index=number[real], **options)
+        whole = fasttx_fn(words, positions["each"], None, tensors, row_index=number, **options)
+        packed = fasttx_fn(words[real], positions["each"][real], None, tensors, row_index=number[real], **options)
     torch.testing.assert_close(packed, whole[real], atol=1e-6, rtol=1e-6)
     factor = factor_of("triton", 15, 33, number.flatten(), state_on(device), 0.4)
-    expected = theirs(words, positions["each"], None, [t.double() for t in tensors], factor)
+    expected = torch_fn(words, positions["each"], None, [t.double() for t in tensors], factor)
     torch.testing.assert_close(whole.double(), expected, atol=5e-6, rtol=1e-5)
 
 
 @each_backend
 def test_checkpoint_recomputes_the_same_dropout(device, name):
     words, tensors = ids_of(device)[0], tables_of(device)
-    block = lambda *t: ours(words, None, None, t, dropout_p=0.5)  # noqa: E731
+    block = lambda *t: fasttx_fn(words, None, None, t, dropout_p=0.5)  # noqa: E731
     with backend(name):
         torch.manual_seed(3)
         expected = gradients(lambda t: block(*t), tensors)
@@ -180,9 +184,9 @@ def test_double_backward(device, name, p):
         return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
 
     with backend(name):
-        found = second(lambda t: ours(*ids, t, dropout_p=p, rng_state=state, padding_idx=1), tensors)
+        found = second(lambda t: fasttx_fn(*ids, t, dropout_p=p, rng_state=state, padding_idx=1), tensors)
     factor = factor_of(name, 15, 33, None, state, p)
-    expected = second(lambda t: theirs(*ids, t, factor, (1, None, None)), [t.double() for t in tensors])
+    expected = second(lambda t: torch_fn(*ids, t, factor, (1, None, None)), [t.double() for t in tensors])
     for a, b in zip(found, expected):
         torch.testing.assert_close(a.double(), b, atol=1e-3 * float(b.abs().max()), rtol=1e-3)
 
@@ -194,7 +198,9 @@ def test_fullgraph(device, name, types):
     tensors, state = tables_of(device, types=types), state_on(device)
 
     def function(words, positions, kinds, *t):
-        return ours(words, positions, kinds, t, dropout_p=0.5, rng_state=state, padding_idx=1, token_type_padding_idx=0)
+        return fasttx_fn(
+            words, positions, kinds, t, dropout_p=0.5, rng_state=state, padding_idx=1, token_type_padding_idx=0
+        )
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
     LAUNCHES.clear()
@@ -237,7 +243,7 @@ def test_what_the_operator_does_not_cover(device, case):
     call = TO_TORCH[case]
     with backend("auto"):
         found = call(F.embedding_layer_norm, words, word)
-        expected = call(lambda i, w: torchs.layer_norm(torchs.embedding(i, w), (33,)), words, word)
+        expected = call(lambda i, w: torch_functional.layer_norm(torch_functional.embedding(i, w), (33,)), words, word)
         torch.testing.assert_close(found, expected)
     with backend("triton"), pytest.raises(BackendError, match="^embedding_layer_norm: backend 'triton'"):
         call(F.embedding_layer_norm, words, word)
@@ -255,7 +261,7 @@ def test_ids_outside_of_their_table(device, monkeypatch, name):
             backend(name),
             pytest.raises(ValueError, match=rf"^{argument}: got {rows}; allowed is rows 0 to {rows - 1} of the table$"),
         ):
-            ours(*ids, tensors)
+            fasttx_fn(*ids, tensors)
 
 
 IDS, W = torch.zeros(2, 4, dtype=torch.int64), torch.ones(5, 3)
@@ -332,7 +338,7 @@ def test_module(device, options):
         *(zero if t is None else t.weight for t in tables),
         module.LayerNorm.weight,
     ]
-    expected = theirs(words, given[1], given[0], [*tensors, module.LayerNorm.bias], eps=1e-12)
+    expected = torch_fn(words, given[1], given[0], [*tensors, module.LayerNorm.bias], eps=1e-12)
     for copied in (module.eval(), copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         LAUNCHES.clear()
         with backend("triton"):

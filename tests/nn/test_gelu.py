@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as torch_functional
 from nn.test_layer_norm import gradients
 from ops.test_bias_gelu import factor_of, state_on
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +20,6 @@ from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
-torchs = torch.nn.functional
 each_backend = pytest.mark.parametrize("name", ["triton", "torch"])
 each_form = pytest.mark.parametrize("approximate", ["none", "tanh"])
 FWD, BWD = "bias_gelu_fwd", "bias_gelu_bwd"
@@ -33,7 +33,7 @@ def inputs(device, shape=(2, 5, 17), dtype=torch.float32, out_features=33):
 
 
 def written_out(x, weight, bias, approximate="none", factor=None):
-    out = torchs.gelu(torchs.linear(x, weight, bias), approximate=approximate)
+    out = torch_functional.gelu(torch_functional.linear(x, weight, bias), approximate=approximate)
     return out if factor is None else out * factor
 
 
@@ -50,7 +50,7 @@ def test_gelu_against_float64(device, name, dtype, approximate, shape):
     with backend(name):
         found = gradients(lambda x: F.gelu(x, approximate=approximate), (x,))
     assert LAUNCHES == ({(FWD, "triton"): 1, (BWD, "triton"): 1} if name == "triton" else {})
-    own = lambda x: torchs.gelu(x, approximate=approximate)  # noqa: E731
+    own = lambda x: torch_functional.gelu(x, approximate=approximate)  # noqa: E731
     for triple in zip(found, gradients(own, (x,)), gradients(own, (x.double(),)), strict=True):
         assert_as_accurate(*triple)
 
@@ -68,10 +68,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_torchs_errors(case):
+def test_errors_of_torch(case):
     args, kwargs = WRONG[case]
     with pytest.raises(Exception) as wanted:
-        torchs.gelu(*args, **kwargs)
+        torch_functional.gelu(*args, **kwargs)
     for name in ("auto", "torch", "triton"):
         with backend(name), pytest.raises(type(wanted.value)) as found:
             F.gelu(*args, **kwargs)
@@ -97,18 +97,18 @@ def test_what_the_operator_does_not_cover(device, which, case):
     x, weight, _ = inputs(device)
     call = TO_TORCH[case]
 
-    def ours(x, w):
+    def fasttx_fn(x, w):
         return F.gelu(x) if which == "gelu" else F.linear_gelu(x, w)
 
-    def theirs(x, w):
-        return torchs.gelu(x if which == "gelu" else torchs.linear(x, w))
+    def torch_fn(x, w):
+        return torch_functional.gelu(x if which == "gelu" else torch_functional.linear(x, w))
 
     with backend("auto"):
-        found, expected = call(ours, x, weight), call(theirs, x, weight)
+        found, expected = call(fasttx_fn, x, weight), call(torch_fn, x, weight)
         torch.testing.assert_close(found, expected)
         assert type(found) is type(expected)
     with backend("triton"), pytest.raises(BackendError, match=f"^{which}: backend 'triton'"):
-        call(ours, x, weight)
+        call(fasttx_fn, x, weight)
 
 
 def test_strides_and_empty(device):
@@ -118,7 +118,7 @@ def test_strides_and_empty(device):
     assert not _gelu._in_rows(x.transpose(1, 3)) and not _gelu._in_rows(x.transpose(0, 1))
     for strided in (x.transpose(1, 3), x.transpose(0, 1), x[..., 1:5]):
         with backend("triton"):
-            torch.testing.assert_close(F.gelu(strided), torchs.gelu(strided))
+            torch.testing.assert_close(F.gelu(strided), torch_functional.gelu(strided))
     for name in ("auto", "triton"):
         with backend(name):
             for shape in ((0, 3), (3, 0)):
@@ -131,9 +131,9 @@ def test_strides_and_empty(device):
 
 def test_the_choice_of_auto(monkeypatch):
     """A device with a kernel runs it, unless strides speak against it; one without runs torch's functions."""
-    for has, x, ours in ((True, X, True), (False, X, False), (True, X.t(), False), (True, X[0].sum(), True)):
+    for has, x, taken in ((True, X, True), (False, X, False), (True, X.t(), False), (True, X[0].sum(), True)):
         monkeypatch.setattr(_gelu.BIAS_GELU.__class__, "has_kernel", lambda op, device, has=has: has)
-        assert (_gelu._gelu_to_torch(x, "none", "auto") is None) == ours
+        assert (_gelu._gelu_to_torch(x, "none", "auto") is None) == taken
         LAUNCHES.clear()
         F.linear_gelu(X, X)
         assert LAUNCHES == ({(FWD, "torch"): 1} if has else {})
@@ -293,7 +293,7 @@ def test_fullgraph(device, name, p):
             assert all(torch.equal(a, b) for a, b in zip(found, expected))
         assert LAUNCHES == {(FWD, name): 4, (BWD, name): 4}
         plain = torch.compile(lambda x: F.gelu(x, approximate="tanh"), fullgraph=True, backend="aot_eager")
-        expected = gradients(lambda x: torchs.gelu(x, approximate="tanh"), (x,))
+        expected = gradients(lambda x: torch_functional.gelu(x, approximate="tanh"), (x,))
         torch.testing.assert_close(gradients(plain, (x,)), expected)
 
 
@@ -346,8 +346,8 @@ def test_bad_input_is_named(case, dtype):
 @pytest.mark.parametrize("biased", [True, False])
 def test_modules(device, approximate, biased):
     own = torch.nn.Linear(17, 33, bias=biased).to(device).eval()
-    ours, theirs = nn.GELU(approximate), torch.nn.GELU(approximate)
-    assert isinstance(ours, torch.nn.GELU) and repr(ours) == repr(theirs)
+    fasttx_module, torch_module = nn.GELU(approximate), torch.nn.GELU(approximate)
+    assert isinstance(fasttx_module, torch.nn.GELU) and repr(fasttx_module) == repr(torch_module)
     shared = nn.LinearGELU.from_linear(own, approximate, 0.5)
     assert shared.weight is own.weight and shared.bias is own.bias and not shared.training
     assert repr(shared) == f"LinearGELU({own.extra_repr()}, approximate={approximate!r}, p=0.5)"
@@ -357,10 +357,10 @@ def test_modules(device, approximate, biased):
     x, *_ = inputs(device)
     LAUNCHES.clear()
     with backend("triton"):
-        for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-            torch.testing.assert_close(module(x), theirs(x))
+        for module in (fasttx_module, copy.deepcopy(fasttx_module), pickle.loads(pickle.dumps(fasttx_module))):
+            torch.testing.assert_close(module(x), torch_module(x))
         for module in (shared, fresh, copy.deepcopy(fresh), pickle.loads(pickle.dumps(fresh))):
-            torch.testing.assert_close(module(x), theirs(own(x)), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(module(x), torch_module(own(x)), atol=1e-5, rtol=1e-5)
         assert LAUNCHES == {(FWD, "triton"): 7}
         number = torch.arange(10, device=device).view(2, 5)
         torch.manual_seed(1)

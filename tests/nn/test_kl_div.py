@@ -31,7 +31,7 @@ def pair(device: torch.device, *shape: int, dtype: torch.dtype = torch.float32) 
 @pytest.mark.parametrize("log_target", [False, True])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_like_torchs(device, dtype, reduction, log_target) -> None:
+def test_like_torch(device, dtype, reduction, log_target) -> None:
     x, target = pair(device, 4, 3, 9, dtype=dtype)
     target = target.log() if log_target else target
     LAUNCHES.clear()
@@ -43,8 +43,8 @@ def test_like_torchs(device, dtype, reduction, log_target) -> None:
             loss.float().sum().backward()
         found.append((loss.detach(), leaf.grad))
     assert LAUNCHES["kl_div_fwd", "triton"] == LAUNCHES["kl_div_bwd", "triton"] == 1
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 @quiet
@@ -74,12 +74,12 @@ def test_dtypes_of_mixed_inputs(device, dtypes, autocast) -> None:
     x, target = x.to(dtypes[0]).requires_grad_(), target.to(dtypes[1])
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
         with backend("triton"):
-            ours = kl_div(x, target, reduction="sum")
-        theirs = torch_functional.kl_div(x, target, reduction="sum")
-    assert ours.dtype == theirs.dtype == torch.float32
+            actual = kl_div(x, target, reduction="sum")
+        expected = torch_functional.kl_div(x, target, reduction="sum")
+    assert actual.dtype == expected.dtype == torch.float32
     exact = torch_functional.kl_div(x.float(), target.float(), reduction="sum")  # outside autocast torch rounds t log t
-    torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-5)
-    ours.backward()
+    torch.testing.assert_close(actual, exact, rtol=1e-5, atol=1e-5)
+    actual.backward()
     assert x.grad is not None and x.grad.dtype == dtypes[0]
 
 
@@ -113,7 +113,7 @@ UNCOVERED = {
 
 @pytest.mark.filterwarnings("ignore:.*size_average and reduce args:UserWarning")
 @pytest.mark.parametrize("made, options, reason", UNCOVERED.values(), ids=UNCOVERED)
-def test_what_goes_to_torchs_function(device, monkeypatch, made, options, reason) -> None:
+def test_what_goes_to_the_function_of_torch(device, monkeypatch, made, options, reason) -> None:
     """By itself; a forced kernel refuses it. Never by the short cut of a CPU, which is taken out here."""
     monkeypatch.setattr("fasttx.functional._kl_div.composed_on_cpu", lambda *_: False)
     x, target = made(*pair(device, 4, 9))
@@ -125,7 +125,7 @@ def test_what_goes_to_torchs_function(device, monkeypatch, made, options, reason
         kl_div(x, target, **options)
 
 
-def test_wrong_calls_are_torchs_errors(device) -> None:
+def test_wrong_calls_get_the_errors_of_torch(device) -> None:
     x, target = pair(device, 4, 9)
     for name in ("auto", "triton"):
         with backend(name):
@@ -167,10 +167,10 @@ def test_compiles_to_one_graph(device) -> None:
     torch.testing.assert_close(*found)
 
 
-def test_signature_and_module_are_torchs() -> None:
-    ours, theirs = (inspect.signature(f).parameters for f in (kl_div, torch_functional.kl_div))
-    assert [(p.name, p.default, p.kind) for p in ours.values()] == [
-        (p.name, p.default, p.kind) for p in theirs.values()
+def test_signature_and_module_are_those_of_torch() -> None:
+    actual, expected = (inspect.signature(f).parameters for f in (kl_div, torch_functional.kl_div))
+    assert [(p.name, p.default, p.kind) for p in actual.values()] == [
+        (p.name, p.default, p.kind) for p in expected.values()
     ]
     module = pickle.loads(pickle.dumps(nn.KLDivLoss(reduction="sum", log_target=True)))
     assert isinstance(module, torch.nn.KLDivLoss) and (module.reduction, module.log_target) == ("sum", True)

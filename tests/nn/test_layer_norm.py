@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as torch_functional
 from ops.test_dropout_add_layer_norm import factor_of, state_on
 from torch.utils.checkpoint import checkpoint
 
@@ -18,7 +19,6 @@ from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.registry import LAUNCHES
 from fasttx.testing import assert_as_accurate
 
-torchs = torch.nn.functional
 each_backend = pytest.mark.parametrize("name", ["triton", "torch"])
 FWD, BWD = "dropout_add_layer_norm_fwd", "dropout_add_layer_norm_bwd"
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in rows beyond the tensor
@@ -55,8 +55,8 @@ def test_layer_norm_against_float64(device, name, dtype, n_dims, affine):
         found = gradients(lambda x, w, b: F.layer_norm(x, shape, w, b, 1e-6), (x, weight, bias))
     assert LAUNCHES == ({(FWD, "triton"): 1, (BWD, "triton"): 1} if name == "triton" else {})
     doubles = [None if t is None else t.double() for t in (x, weight, bias)]
-    same = gradients(lambda x, w, b: torchs.layer_norm(x, shape, w, b, 1e-6), (x, weight, bias))
-    reference = gradients(lambda x, w, b: torchs.layer_norm(x, shape, w, b, 1e-6), doubles)
+    same = gradients(lambda x, w, b: torch_functional.layer_norm(x, shape, w, b, 1e-6), (x, weight, bias))
+    reference = gradients(lambda x, w, b: torch_functional.layer_norm(x, shape, w, b, 1e-6), doubles)
     assert len(found) == 2 + len(affine.split())
     for triple in zip(found, same, reference):
         assert_as_accurate(*triple)
@@ -79,10 +79,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_torchs_errors(case):
+def test_errors_of_torch(case):
     args, kwargs = WRONG[case]
     with pytest.raises(Exception) as wanted:
-        torchs.layer_norm(*args, **kwargs)
+        torch_functional.layer_norm(*args, **kwargs)
     for name in ("auto", "torch", "triton"):
         with backend(name), pytest.raises(type(wanted.value)) as found:
             F.layer_norm(*args, **kwargs)
@@ -108,25 +108,25 @@ def test_what_the_operator_does_not_cover(device, which, case):
     x, _, weight, _ = inputs(device)
     call = TO_TORCH[case]
 
-    def ours(x, w):
+    def fasttx_fn(x, w):
         if which == "layer_norm":
             return F.layer_norm(x, w.shape, w)
         return F.dropout_add_layer_norm(x, x, w, None)
 
-    def theirs(x, w):
-        return torchs.layer_norm(x if which == "layer_norm" else x + x, w.shape, w)
+    def torch_fn(x, w):
+        return torch_functional.layer_norm(x if which == "layer_norm" else x + x, w.shape, w)
 
     with backend("auto"):
-        torch.testing.assert_close(call(ours, x, weight), call(theirs, x, weight))
+        torch.testing.assert_close(call(fasttx_fn, x, weight), call(torch_fn, x, weight))
     with backend("triton"), pytest.raises(BackendError, match=f"^{which}: backend 'triton'"):
-        call(ours, x, weight)
+        call(fasttx_fn, x, weight)
 
 
 def test_mixed_dtypes_and_empty_go_to_torch(device):
     x, _, weight, bias = inputs(device)
     with backend("auto"):
         mixed = F.layer_norm(x.bfloat16(), (33,), weight, bias)
-        torch.testing.assert_close(mixed, torchs.layer_norm(x.bfloat16(), (33,), weight, bias))
+        torch.testing.assert_close(mixed, torch_functional.layer_norm(x.bfloat16(), (33,), weight, bias))
     for name in ("auto", "triton"):
         with backend(name):
             for shape, n in (((0, 33), 33), ((3, 0), 0)):
@@ -157,12 +157,14 @@ def test_autocast_on_a_cpu_leaves_the_dtype(name):
     x, residual, weight, bias = inputs(torch.device("cpu"), dtype=torch.bfloat16)
     weight, bias = weight.float(), bias.float()
     with torch.autocast("cpu", torch.bfloat16), backend(name):
-        expected = torchs.layer_norm(x + residual, (33,), weight, bias)
+        expected = torch_functional.layer_norm(x + residual, (33,), weight, bias)
         out, dx, *_ = gradients(lambda *t: F.dropout_add_layer_norm(*t), (x, residual, weight, bias))
         assert out.dtype == expected.dtype == torch.bfloat16 and dx.dtype == torch.bfloat16
         torch.testing.assert_close(out, expected, atol=0.05, rtol=0.02)
         wide = F.dropout_add_layer_norm(x, residual.float(), weight, bias)
-        assert wide.dtype == torchs.layer_norm(x + residual.float(), (33,), weight, bias).dtype == torch.float32
+        assert (
+            wide.dtype == torch_functional.layer_norm(x + residual.float(), (33,), weight, bias).dtype == torch.float32
+        )
 
 
 # ----------------------------------------------------------------------------------------------- dropout_add_layer_norm
@@ -170,7 +172,7 @@ def test_autocast_on_a_cpu_leaves_the_dtype(name):
 
 def written_out(x, residual, weight, bias, factor=None):
     z = x if factor is None else x * factor
-    return torchs.layer_norm(z if residual is None else z + residual, x.shape[-1:], weight, bias)
+    return torch_functional.layer_norm(z if residual is None else z + residual, x.shape[-1:], weight, bias)
 
 
 @pytest.mark.parametrize("name", ["triton", "torch", "auto"])
@@ -283,7 +285,7 @@ def test_fullgraph(device, name, p):
         assert LAUNCHES == {(FWD, name): 6, (BWD, name): 6}
         plain = torch.compile(lambda x, w, b: F.layer_norm(x, (33,), w, b), fullgraph=True, backend="aot_eager")
         norm = gradients(plain, (tensors[0], *tensors[2:]))
-        expected = gradients(lambda x, w, b: torchs.layer_norm(x, (33,), w, b), (tensors[0], *tensors[2:]))
+        expected = gradients(lambda x, w, b: torch_functional.layer_norm(x, (33,), w, b), (tensors[0], *tensors[2:]))
         torch.testing.assert_close(norm, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -320,26 +322,26 @@ def test_bad_input_is_named(case, dtype):
 
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"elementwise_affine": False}, {"eps": 1e-12}], ids=str)
 def test_modules(device, options):
-    ours, theirs = nn.LayerNorm(33, **options).to(device), torch.nn.LayerNorm(33, **options).to(device)
+    fasttx_module, torch_module = nn.LayerNorm(33, **options).to(device), torch.nn.LayerNorm(33, **options).to(device)
     fused = nn.DropoutAddLayerNorm(33, 0.5, **options).to(device)
-    assert isinstance(ours, torch.nn.LayerNorm) and repr(ours) == repr(theirs)
-    assert repr(fused) == repr(theirs).replace("LayerNorm(", "DropoutAddLayerNorm(").replace(")", ", p=0.5)").replace(
-        "(33,, p=0.5)", "(33,)"
-    )
-    for parameter in theirs.parameters():
+    assert isinstance(fasttx_module, torch.nn.LayerNorm) and repr(fasttx_module) == repr(torch_module)
+    assert repr(fused) == repr(torch_module).replace("LayerNorm(", "DropoutAddLayerNorm(").replace(
+        ")", ", p=0.5)"
+    ).replace("(33,, p=0.5)", "(33,)")
+    for parameter in torch_module.parameters():
         torch.nn.init.normal_(parameter)
-    for module in (ours, fused):
-        module.load_state_dict(theirs.state_dict())
-        theirs.load_state_dict(module.state_dict())
+    for module in (fasttx_module, fused):
+        module.load_state_dict(torch_module.state_dict())
+        torch_module.load_state_dict(module.state_dict())
     x, residual, *_ = inputs(device)
-    for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+    for module in (fasttx_module, copy.deepcopy(fasttx_module), pickle.loads(pickle.dumps(fasttx_module))):
         LAUNCHES.clear()
         with backend("triton"):
-            torch.testing.assert_close(module(x), theirs(x))
+            torch.testing.assert_close(module(x), torch_module(x))
         assert LAUNCHES == {(FWD, "triton"): 1}
     for module in (fused.eval(), copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
         with backend("triton"):
-            torch.testing.assert_close(module(x, residual), theirs(x + residual), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(module(x, residual), torch_module(x + residual), atol=1e-5, rtol=1e-5)
     number = torch.arange(10, device=device).view(2, 5)
     with backend("triton"):
         torch.manual_seed(1)
@@ -350,10 +352,10 @@ def test_modules(device, options):
 
 
 def test_a_norm_over_several_dims():
-    ours, theirs = nn.LayerNorm((5, 33)), torch.nn.LayerNorm((5, 33))
+    fasttx_module, torch_module = nn.LayerNorm((5, 33)), torch.nn.LayerNorm((5, 33))
     x = torch.randn(2, 5, 33)
     with backend("triton"):
-        torch.testing.assert_close(ours(x), theirs(x))
+        torch.testing.assert_close(fasttx_module(x), torch_module(x))
 
 
 def test_what_the_fused_module_refuses():

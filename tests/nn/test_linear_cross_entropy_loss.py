@@ -20,10 +20,10 @@ from fasttx.ops.backends import BackendError, backend
 from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.registry import LAUNCHES
 
-ours = fasttx_nn.functional.linear_cross_entropy
+fasttx_fn = fasttx_nn.functional.linear_cross_entropy
 older = _linear_cross_entropy._as_torch_2_13
-theirs: Callable[..., Tensor] = getattr(torch_functional, "linear_cross_entropy", older)
-needs_torch_2_13 = pytest.mark.skipif(theirs is older, reason="torch 2.13 is what has linear_cross_entropy")
+torch_fn: Callable[..., Tensor] = getattr(torch_functional, "linear_cross_entropy", older)
+needs_torch_2_13 = pytest.mark.skipif(torch_fn is older, reason="torch 2.13 is what has linear_cross_entropy")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 BACKENDS = ("auto", "torch", "triton")
 
@@ -56,11 +56,11 @@ def same(fn: Callable[..., Tensor], peer: Callable[..., Tensor], *args: Any, **o
 
 
 @needs_torch_2_13
-@pytest.mark.parametrize("fn", [ours, older], ids=["ours", "older"])
-def test_signature_is_torchs(fn: Callable[..., Tensor]) -> None:
-    mine, torchs = (inspect.signature(f).parameters for f in (fn, theirs))
-    assert [(p.name, p.default, p.kind) for p in mine.values()] == [
-        (p.name, p.default, p.kind) for p in torchs.values()
+@pytest.mark.parametrize("fn", [fasttx_fn, older], ids=["fasttx", "older"])
+def test_signature_is_that_of_torch(fn: Callable[..., Tensor]) -> None:
+    actual, expected = (inspect.signature(f).parameters for f in (fn, torch_fn))
+    assert [(p.name, p.default, p.kind) for p in actual.values()] == [
+        (p.name, p.default, p.kind) for p in expected.values()
     ]
 
 
@@ -71,9 +71,9 @@ def test_options(reduction: str, dtype: torch.dtype, name: str, device: torch.de
     x, w, b, t = given(device, dtype)
     weight = torch.rand(9, device=device).to(dtype)
     with backend(name):
-        same(ours, theirs, x, w, b, t, reduction=reduction)
-        same(ours, theirs, x, w, None, t, reduction=reduction, weight=weight, label_smoothing=0.1)
-        same(ours, theirs, x, w, b, t.clamp(0), reduction=reduction, ignore_index=0, label_smoothing=-0.5)
+        same(fasttx_fn, torch_fn, x, w, b, t, reduction=reduction)
+        same(fasttx_fn, torch_fn, x, w, None, t, reduction=reduction, weight=weight, label_smoothing=0.1)
+        same(fasttx_fn, torch_fn, x, w, b, t.clamp(0), reduction=reduction, ignore_index=0, label_smoothing=-0.5)
     expected = 3 if name != "auto" or device.type == "cuda" else 0
     assert sum(LAUNCHES.values()) == 2 * expected
 
@@ -88,13 +88,13 @@ def test_on_a_cpu_the_logits_are_kept_while_they_are_few(monkeypatch, device: to
         monkeypatch.setattr(_linear_cross_entropy, "KEPT_ON_CPU", limit)
         for reduction in ("none", "mean"):
             LAUNCHES.clear()
-            same(ours, theirs, x, w, b, t, reduction=reduction)
+            same(fasttx_fn, torch_fn, x, w, b, t, reduction=reduction)
             assert sum(LAUNCHES.values()) == launches
     monkeypatch.setattr(_linear_cross_entropy, "KEPT_ON_CPU", n_kept * 9 * 4)
     x[t == -100] = float("nan")  # of which torch's function makes a NaN gradient of the weight
-    assert all(bool(found.isfinite().all()) for found in gradients(ours, x, w, b, t))
+    assert all(bool(found.isfinite().all()) for found in gradients(fasttx_fn, x, w, b, t))
     LAUNCHES.clear()
-    ours(x, w, t)  # nothing to keep them for
+    fasttx_fn(x, w, t)  # nothing to keep them for
     assert dict(LAUNCHES) == {("linear_cross_entropy_fwd", "torch"): 1}
 
 
@@ -103,7 +103,7 @@ def test_nothing_labelled(name: str, device: torch.device) -> None:
     x, w, b, t = given(device)
     with backend(name):
         for reduction in ("none", "mean", "sum"):
-            same(ours, theirs, x, w, b, torch.full_like(t, -100), reduction=reduction)
+            same(fasttx_fn, torch_fn, x, w, b, torch.full_like(t, -100), reduction=reduction)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -114,9 +114,9 @@ def test_no_gradient_for_what_is_frozen(frozen: int, name: str, device: torch.de
     x, w, b, t = given(device)
     leaves = [z.requires_grad_(i != frozen) for i, z in enumerate((x, w, b))]
     with backend(name):
-        ours(x, w, t, linear_bias=b).backward()
+        fasttx_fn(x, w, t, linear_bias=b).backward()
     assert asked == ([tuple(i != frozen for i in range(3))] if LAUNCHES else [])
-    expected = gradients(theirs, x, w, b, t)[1:]
+    expected = gradients(torch_fn, x, w, b, t)[1:]
     for i, leaf in enumerate(leaves):
         if i == frozen:
             assert leaf.grad is None
@@ -130,8 +130,8 @@ def test_autocast(name: str, device: torch.device) -> None:
     weight = torch.rand(9, device=device)
     with torch.autocast(device.type, dtype=torch.bfloat16), backend(name):
         for input in (x, x.bfloat16()):
-            found = gradients(ours, input, w, b, t, weight=weight)
-            expected = gradients(theirs, input, w, b, t, weight=weight)
+            found = gradients(fasttx_fn, input, w, b, t, weight=weight)
+            expected = gradients(torch_fn, input, w, b, t, weight=weight)
             assert found[0].dtype == torch.float32
             for y, z in zip(found, expected, strict=True):
                 torch.testing.assert_close(y, z, rtol=3e-2, atol=2e-2)
@@ -150,8 +150,8 @@ def test_double_backward(name: str, device: torch.device) -> None:
         return [z.grad for z in leaves]
 
     with backend(name):
-        found = penalty(ours, torch.float32)
-    for y, z in zip(found, penalty(theirs, torch.float64), strict=True):
+        found = penalty(fasttx_fn, torch.float32)
+    for y, z in zip(found, penalty(torch_fn, torch.float64), strict=True):
         torch.testing.assert_close(y.double(), z, rtol=1e-3, atol=1e-3)
 
 
@@ -160,13 +160,13 @@ def test_double_backward(name: str, device: torch.device) -> None:
 def test_compiles_to_one_graph(compiler: str, name: str, device: torch.device) -> None:
     x, w, b, t = given(device)
     compiled = torch.compile(
-        lambda x, w, t, linear_bias: ours(x * 1.0, w, t, linear_bias=linear_bias, label_smoothing=0.1),
+        lambda x, w, t, linear_bias: fasttx_fn(x * 1.0, w, t, linear_bias=linear_bias, label_smoothing=0.1),
         fullgraph=True,
         backend=compiler,
     )
     with backend(name):
         found = gradients(compiled, x, w, b, t)
-    for y, z in zip(found, gradients(theirs, x, w, b, t, label_smoothing=0.1), strict=True):
+    for y, z in zip(found, gradients(torch_fn, x, w, b, t, label_smoothing=0.1), strict=True):
         torch.testing.assert_close(y, z)
     assert sum(LAUNCHES.values()) == 2
 
@@ -196,15 +196,15 @@ TO_TORCH: dict[str, tuple[str, Callable[..., Any]]] = {
 def test_what_the_operators_do_not_cover_goes_to_torch_or_is_refused(case: str, device: torch.device) -> None:
     reason, call = TO_TORCH[case]
     x, w, _, t = given(device)
-    expected = call(theirs, x, w, t)
+    expected = call(torch_fn, x, w, t)
     for name in ("auto", "torch"):
         with backend(name):
-            found = call(ours, x, w, t)
+            found = call(fasttx_fn, x, w, t)
         torch.testing.assert_close(found, expected)
         assert type(found) is type(expected)
     for name in ("triton", "cuda"):
         with backend(name), pytest.raises(BackendError, match=f"linear_cross_entropy: backend '{name}'.*{reason}"):
-            call(ours, x, w, t)
+            call(fasttx_fn, x, w, t)
     assert not LAUNCHES
     if case != "subclass":
         torch.testing.assert_close(call(older, x, w, t), expected)
@@ -238,13 +238,13 @@ def _wrong_calls() -> dict[str, tuple[tuple, dict]]:
 @pytest.mark.parametrize("name", _wrong_calls())
 @pytest.mark.parametrize("requested", ["auto", "triton"])
 @pytest.mark.parametrize("grad", [False, True])
-def test_errors_are_torchs(grad: bool, requested: str, name: str) -> None:
+def test_errors_are_those_of_torch(grad: bool, requested: str, name: str) -> None:
     args, options = _wrong_calls()[name]
     args = (args[0].requires_grad_(grad), *args[1:])
     with pytest.raises(Exception) as expected:
-        theirs(*args, **options)
+        torch_fn(*args, **options)
     with pytest.raises(type(expected.value)) as found, backend(requested):
-        ours(*args, **options)
+        fasttx_fn(*args, **options)
     assert type(found.value) is type(expected.value)
     if name != "no tensor":
         assert str(found.value) == str(expected.value)
@@ -258,15 +258,15 @@ def test_without_elements(shape: tuple[int, int], device: torch.device) -> None:
     t = torch.zeros(shape[0], dtype=torch.int64, device=device)
     for name in BACKENDS:
         with backend(name):
-            same(ours, theirs, x, w, torch.randn(9, device=device), t)
+            same(fasttx_fn, torch_fn, x, w, torch.randn(9, device=device), t)
 
 
 @needs_torch_2_13
-def test_torchs_options_are_taken(device: torch.device) -> None:
+def test_options_of_torch_are_taken(device: torch.device) -> None:
     x, w, b, t = given(device)
     options = torch.nn.LinearCrossEntropyOptions()
     with backend("triton"):
-        same(lambda *a, **k: ours(*a, options=options, **k), theirs, x, w, b, t)
+        same(lambda *a, **k: fasttx_fn(*a, options=options, **k), torch_fn, x, w, b, t)
 
 
 def test_inner_function_takes_a_backend(device: torch.device) -> None:
@@ -283,7 +283,7 @@ def test_no_logits_are_saved(device: torch.device) -> None:
     x, w, b, t = given(device)
     saved: list[Tensor] = []
     with backend("triton"), torch.autograd.graph.saved_tensors_hooks(lambda s: saved.append(s) or s, lambda s: s):
-        ours(x.requires_grad_(), w, t, linear_bias=b)
+        fasttx_fn(x.requires_grad_(), w, t, linear_bias=b)
     assert max(s.numel() for s in saved) == w.numel() < x.shape[0] * w.shape[0]
 
 
@@ -292,39 +292,43 @@ MODULES = [{}, {"bias": True, "weight": torch.rand(9)}, {"ignore_index": 2, "lab
 
 @pytest.mark.parametrize("options", MODULES, ids="-".join)
 @pytest.mark.parametrize("which", ["torch", "older"])
-def test_module_is_torchs(which: str, options: dict[str, Any], device: torch.device) -> None:
+def test_module_is_that_of_torch(which: str, options: dict[str, Any], device: torch.device) -> None:
     peer = getattr(torch.nn, "LinearCrossEntropyLoss", _AsTorch213)
-    torchs = peer(5, 9, **options).to(device)
-    mine = fasttx_nn.LinearCrossEntropyLoss(5, 9, **options).to(device)
-    assert isinstance(mine, peer) and repr(mine) == repr(torchs)
+    torch_module = peer(5, 9, **options).to(device)
+    fasttx_module = fasttx_nn.LinearCrossEntropyLoss(5, 9, **options).to(device)
+    assert isinstance(fasttx_module, peer) and repr(fasttx_module) == repr(torch_module)
     if which == "older":
-        mine = _AsTorch213(5, 9, **options).to(device)
-        mine.forward = lambda x, t: fasttx_nn.LinearCrossEntropyLoss.forward(mine, x, t)  # type: ignore[arg-type]
-        assert mine.extra_repr() == torchs.extra_repr()
-    assert mine.state_dict().keys() == torchs.state_dict().keys()
-    mine.load_state_dict(torchs.state_dict())
+        fasttx_module = _AsTorch213(5, 9, **options).to(device)
+        fasttx_module.forward = lambda x, t: fasttx_nn.LinearCrossEntropyLoss.forward(fasttx_module, x, t)  # type: ignore[arg-type]
+        assert fasttx_module.extra_repr() == torch_module.extra_repr()
+    assert fasttx_module.state_dict().keys() == torch_module.state_dict().keys()
+    fasttx_module.load_state_dict(torch_module.state_dict())
     x, _, _, t = given(device)
-    copies = (mine,) if which == "older" else (mine, copy.deepcopy(mine), pickle.loads(pickle.dumps(mine)))
+    copies = (
+        (fasttx_module,)
+        if which == "older"
+        else (fasttx_module, copy.deepcopy(fasttx_module), pickle.loads(pickle.dumps(fasttx_module)))
+    )
     with backend("triton"):
         for module in copies:
-            found, expected = module(x, t.clamp(0)), torchs(x, t.clamp(0))
+            found, expected = module(x, t.clamp(0)), torch_module(x, t.clamp(0))
             torch.testing.assert_close(found, expected)
             parameters = [
-                torch.autograd.grad(y, list(m.parameters())) for y, m in ((found, module), (expected, torchs))
+                torch.autograd.grad(y, list(m.parameters())) for y, m in ((found, module), (expected, torch_module))
             ]
             torch.testing.assert_close(*parameters)
     assert LAUNCHES["linear_cross_entropy_bwd", "triton"] == len(copies)
 
 
 def test_module_of_k_dimensions(device: torch.device) -> None:
-    mine = fasttx_nn.LinearCrossEntropyLoss(5, 3, out_features=(2,), bias=True).to(device)
+    fasttx_module = fasttx_nn.LinearCrossEntropyLoss(5, 3, out_features=(2,), bias=True).to(device)
     x, t = torch.randn(4, 5, device=device), torch.randint(3, (4, 2), device=device)
-    expected = older(x, mine.linear.weight.view(3, 2, 5), t, linear_bias=mine.linear.bias.view(3, 2))
-    torch.testing.assert_close(mine(x, t), expected)
+    expected = older(x, fasttx_module.linear.weight.view(3, 2, 5), t, linear_bias=fasttx_module.linear.bias.view(3, 2))
+    torch.testing.assert_close(fasttx_module(x, t), expected)
 
 
 @pytest.mark.parametrize("wrong", [{"weight": torch.ones(4)}, {"label_smoothing": 1.5}], ids=str)
-def test_module_of_older_torch_refuses_as_torchs_does(wrong: dict[str, Any]) -> None:
+def test_module_of_older_torch_refuses_as_that_of_torch_does(wrong: dict[str, Any]) -> None:
     for cls in (fasttx_nn.LinearCrossEntropyLoss, _AsTorch213):
         with pytest.raises(RuntimeError, match=next(iter(wrong))):
             cls(5, 9, **wrong)

@@ -25,10 +25,10 @@ def _clear() -> None:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_signature_is_torchs(name: str) -> None:
-    ours, torchs = (inspect.signature(f).parameters for f in PAIRS[name])
-    assert [(p.name, p.default, p.kind) for p in ours.values()] == [
-        (p.name, p.default, p.kind) for p in torchs.values()
+def test_signature_is_that_of_torch(name: str) -> None:
+    actual, expected = (inspect.signature(f).parameters for f in PAIRS[name])
+    assert [(p.name, p.default, p.kind) for p in actual.values()] == [
+        (p.name, p.default, p.kind) for p in expected.values()
     ]
 
 
@@ -81,13 +81,13 @@ def _wrong_calls() -> dict[str, tuple[str, tuple, dict]]:
 
 @pytest.mark.parametrize("name", _wrong_calls())
 @pytest.mark.parametrize("requested", ["auto", "triton"])
-def test_errors_are_torchs(requested: str, name: str) -> None:
+def test_errors_are_those_of_torch(requested: str, name: str) -> None:
     which, args, options = _wrong_calls()[name]
-    ours, torchs = PAIRS[which]
+    fasttx_fn, torch_fn = PAIRS[which]
     with pytest.raises(Exception) as expected:
-        torchs(*args, **options)
+        torch_fn(*args, **options)
     with pytest.raises(type(expected.value)) as found, backend(requested):
-        ours(*args, **options)
+        fasttx_fn(*args, **options)
     assert type(found.value) is type(expected.value)
     if name != "no tensor":
         assert str(found.value) == str(expected.value)
@@ -98,14 +98,14 @@ def test_autocast_reads_half_logits_and_returns_float32(dtype: torch.dtype, devi
     x, t = tokens(device, 6, classes=7, dtype=dtype)
     weight, y = torch.rand(7, device=device), torch.rand(6, 7, device=device)
     with torch.autocast(device.type, dtype=torch.bfloat16), backend("triton"):
-        for ours, torchs, args in (
+        for fasttx_fn, torch_fn, args in (
             (*CROSS_ENTROPY, (t,)),
             (*CROSS_ENTROPY, (t, weight)),
             (*CROSS_ENTROPY, (y,)),
             (*BCE, (y, weight)),
         ):
-            loss, dx = gradients(ours, x, *args)
-            expected, expected_dx = gradients(torchs, x, *args)
+            loss, dx = gradients(fasttx_fn, x, *args)
+            expected, expected_dx = gradients(torch_fn, x, *args)
             assert loss.dtype == expected.dtype == torch.float32 and dx.dtype == dtype
             torch.testing.assert_close(loss, expected, rtol=2e-6, atol=2e-6)
             torch.testing.assert_close(dx, expected_dx, rtol=2e-2, atol=1e-3)
@@ -115,7 +115,7 @@ def test_autocast_reads_half_logits_and_returns_float32(dtype: torch.dtype, devi
 @pytest.mark.parametrize("name", PAIRS)
 def test_double_backward(name: str, device: torch.device) -> None:
     """Gradient penalty: second derivatives are those of torch in float64."""
-    ours, torchs = PAIRS[name]
+    fasttx_fn, torch_fn = PAIRS[name]
     x, t = tokens(device, 6)
     args = (t, torch.rand(5, device=device)) if name == "cross_entropy" else (torch.rand_like(x),)
 
@@ -128,10 +128,10 @@ def test_double_backward(name: str, device: torch.device) -> None:
         return z.grad
 
     with backend("triton"):
-        found = penalty(ours, torch.float32)
+        found = penalty(fasttx_fn, torch.float32)
         op = "binary_cross_entropy" if name == "bce" else name
         assert LAUNCHES[f"{op}_fwd", "triton"] == 1
-    torch.testing.assert_close(found.double(), penalty(torchs, torch.float64), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.double(), penalty(torch_fn, torch.float64), rtol=1e-4, atol=1e-4)
 
 
 class Tagged(Tensor):
@@ -177,17 +177,20 @@ TO_TORCH: dict[str, tuple[str, str, Callable[[Callable[..., Tensor], Tensor, Ten
 @pytest.mark.parametrize("case", TO_TORCH)
 def test_what_the_operators_do_not_cover_goes_to_torch_or_is_refused(case: str, device: torch.device) -> None:
     which, reason, call = TO_TORCH[case]
-    ours, torchs = PAIRS[which]
+    fasttx_fn, torch_fn = PAIRS[which]
     x, t = tokens(device, 6)
-    expected = call(torchs, x, t)
+    expected = call(torch_fn, x, t)
     for name in ("auto", "torch"):
         with backend(name):
-            found = call(ours, x, t)
+            found = call(fasttx_fn, x, t)
         torch.testing.assert_close(found, expected)
         assert type(found) is type(expected)
     for name in ("triton", "cuda"):
-        with backend(name), pytest.raises(BackendError, match=f"{ours.__name__}: backend '{name}' cannot.*{reason}"):
-            call(ours, x, t)
+        with (
+            backend(name),
+            pytest.raises(BackendError, match=f"{fasttx_fn.__name__}: backend '{name}' cannot.*{reason}"),
+        ):
+            call(fasttx_fn, x, t)
     assert launched("") == 0
 
 

@@ -80,23 +80,23 @@ def test_a_fused_chain_has_the_bits_of_its_functions(device, scales, approximate
             ("bias_gelu_quantize_fwd", backend): 1,
             ("int8_linear_fwd", products): 2,
         }
-        wanted = weights.unfused(products, scales, approximate)
-    assert found.dtype == dtype and torch.equal(found, wanted)
+        expected = weights.unfused(products, scales, approximate)
+    assert found.dtype == dtype and torch.equal(found, expected)
 
 
 def test_int8_rows_give_what_their_floats_give(device) -> None:
     weights = Weights(FP32, device)
     x = weights.x
     with torch.no_grad():
-        wanted = F.int8_linear(x, *weights.up, weights.up_bias, activation="gelu")
+        expected = F.int8_linear(x, *weights.up, weights.up_bias, activation="gelu")
         x_q, x_scale = F.quantize_per_token(x)
         same = {"activation": "gelu", "out_dtype": FP32}
-        assert torch.equal(F.int8_linear(x_q, *weights.up, weights.up_bias, act_scale=x_scale, **same), wanted)
-        wanted = F.int8_linear(x, *weights.up, weights.up_bias, act_scale=0.03, activation="gelu")
+        assert torch.equal(F.int8_linear(x_q, *weights.up, weights.up_bias, act_scale=x_scale, **same), expected)
+        expected = F.int8_linear(x, *weights.up, weights.up_bias, act_scale=0.03, activation="gelu")
         x_q, x_scale = F.quantize_static(x, 0.03)
         assert bool((x_scale == torch.tensor(0.03, device=device)).all())
         for scale in (x_scale, torch.tensor(0.03, device=device), 0.03):
-            assert torch.equal(F.int8_linear(x_q, *weights.up, weights.up_bias, act_scale=scale, **same), wanted)
+            assert torch.equal(F.int8_linear(x_q, *weights.up, weights.up_bias, act_scale=scale, **same), expected)
         one = F.int8_linear(x_q[0, 0], *weights.up, act_scale=x_scale[0, 0], out_dtype=BF16)
         assert one.shape == (HIDDEN,) and one.dtype == BF16
         x_scale[1, 2] = math.nan  # of a token that held one
@@ -126,8 +126,8 @@ def test_a_float_bias_beside_halves_is_not_rounded(device) -> None:
         for approximate in ("none", "tanh"):
             found = F.gelu_quantize(x, bias, approximate=approximate)
             y = torch.nn.functional.gelu(x.float() + bias, approximate=approximate).to(BF16)
-            for ours, wanted in zip(found, F.quantize_per_token(y)):
-                torch.testing.assert_close(ours.float(), wanted.float(), rtol=0.01, atol=1.0)
+            for actual, expected in zip(found, F.quantize_per_token(y)):
+                torch.testing.assert_close(actual.float(), expected.float(), rtol=0.01, atol=1.0)
 
 
 def test_gradients_are_refused_where_they_are_asked_for(device) -> None:

@@ -22,7 +22,7 @@ from fasttx.testing import assert_as_accurate
 
 FUNCTIONS = [(F.softmax, torch.nn.functional.softmax), (F.log_softmax, torch.nn.functional.log_softmax)]
 IDS = ["softmax", "log_softmax"]
-both = pytest.mark.parametrize("ours, theirs", FUNCTIONS, ids=IDS)
+both = pytest.mark.parametrize("fasttx_fn, torch_fn", FUNCTIONS, ids=IDS)
 each_backend = pytest.mark.parametrize("name", ["triton", "torch"])
 INF = math.inf
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in rows beyond the tensor
@@ -38,23 +38,23 @@ def gradients(function, x, *args, **kwargs):
 
 @each_backend
 @both
-def test_gradient_against_float64(device, ours, theirs, name):
+def test_gradient_against_float64(device, fasttx_fn, torch_fn, name):
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = torch.randn(2, 5, 33, device=device, dtype=dtype)
         with backend(name):
-            out, dx = gradients(ours, x, -1)
-        same, reference = gradients(theirs, x, -1), gradients(theirs, x.double(), -1)
+            out, dx = gradients(fasttx_fn, x, -1)
+        same, reference = gradients(torch_fn, x, -1), gradients(torch_fn, x.double(), -1)
         assert_as_accurate(out, same[0], reference[0])
         assert_as_accurate(dx, same[1], reference[1], "dx")
 
 
 @both
-def test_the_kernel_runs_for_the_last_dim(device, ours, theirs):
+def test_the_kernel_runs_for_the_last_dim(device, fasttx_fn, torch_fn):
     x = torch.randn(3, 7, device=device)
     LAUNCHES.clear()
     with backend("triton"):
-        gradients(ours, x, -1)
-        gradients(ours, x, 1)
+        gradients(fasttx_fn, x, -1)
+        gradients(fasttx_fn, x, 1)
     assert LAUNCHES == {("softmax_fwd", "triton"): 2, ("softmax_bwd", "triton"): 2}
 
 
@@ -62,27 +62,27 @@ def test_the_kernel_runs_for_the_last_dim(device, ours, theirs):
 @pytest.mark.parametrize(
     "shape", [(), (1,), (0,), (5,), (3, 0), (0, 3), (2, 3), (2, 3, 4), (2, 1, 3, 2), (2, 1, 1, 2, 1, 3)]
 )
-def test_every_dim_and_shape(device, ours, theirs, shape):
+def test_every_dim_and_shape(device, fasttx_fn, torch_fn, shape):
     x = torch.randn(shape, device=device)
     with backend("triton" if shape else "auto"):
         for dim in range(-max(len(shape), 1), max(len(shape), 1)):
-            out, dx = gradients(ours, x, dim)
-            expected, expected_dx = gradients(theirs, x, dim)
+            out, dx = gradients(fasttx_fn, x, dim)
+            expected, expected_dx = gradients(torch_fn, x, dim)
             torch.testing.assert_close(out, expected)
             torch.testing.assert_close(dx, expected_dx)
             assert out.shape == expected.shape
         for dim in (len(shape) + 1, -len(shape) - 2):
             with pytest.raises(IndexError, match="Dimension out of range"):
-                ours(x, dim)
+                fasttx_fn(x, dim)
 
 
 @both
-def test_implicit_dim_warns_at_the_caller_and_chooses_as_torch(ours, theirs):
+def test_implicit_dim_warns_at_the_caller_and_chooses_as_torch(fasttx_fn, torch_fn):
     for n_dims in (1, 2, 3, 4):
         x = torch.randn([3] * n_dims)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            out, expected = ours(x), theirs(x)
+            out, expected = fasttx_fn(x), torch_fn(x)
         torch.testing.assert_close(out, expected)
         assert [(w.filename, str(w.message)) for w in caught] == [(__file__, str(caught[1].message))] * 2
     for module in (nn.Softmax(), nn.LogSoftmax()):
@@ -91,34 +91,37 @@ def test_implicit_dim_warns_at_the_caller_and_chooses_as_torch(ours, theirs):
 
 
 @both
-def test_dtypes(device, ours, theirs):
+def test_dtypes(device, fasttx_fn, torch_fn):
     x = torch.randn(3, 5, device=device)
     for given_dtype in (torch.float32, torch.bfloat16, torch.float64, torch.int64):
         for dtype in (torch.float32, torch.float16, torch.float64, None):
             if dtype is None and given_dtype == torch.int64:
                 continue
             with backend("auto" if torch.float64 in (given_dtype, dtype) else "triton"):
-                out, expected = ours(x.to(given_dtype), -1, dtype=dtype), theirs(x.to(given_dtype), -1, dtype=dtype)
+                out, expected = (
+                    fasttx_fn(x.to(given_dtype), -1, dtype=dtype),
+                    torch_fn(x.to(given_dtype), -1, dtype=dtype),
+                )
             assert out.dtype == expected.dtype
             torch.testing.assert_close(out, expected)
     with backend("triton"):
         for x in (torch.ones(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool)):
             with pytest.raises((RuntimeError, NotImplementedError)) as theirs_error:
-                theirs(x, -1)
+                torch_fn(x, -1)
             with pytest.raises(theirs_error.type, match=r"softmax.*not implemented|not implemented.*softmax"):
-                ours(x, -1)
+                fasttx_fn(x, -1)
 
 
 @each_backend
 @both
-def test_autocast_as_torch(device, ours, theirs, name):
+def test_autocast_as_torch(device, fasttx_fn, torch_fn, name):
     x = torch.randn(3, 5, device=device)
     with torch.autocast(device.type, torch.bfloat16), backend(name):
         for dtype in (torch.float32, torch.bfloat16):
-            assert ours(x.to(dtype), -1).dtype == theirs(x.to(dtype), -1).dtype
-            assert ours(x.to(dtype), -1, scale=2.0).dtype == theirs(x.to(dtype), -1).dtype
-            assert ours(x.to(dtype), -1, dtype=torch.bfloat16).dtype == torch.bfloat16
-        out, dx = gradients(ours, x.bfloat16(), -1, scale=0.5)
+            assert fasttx_fn(x.to(dtype), -1).dtype == torch_fn(x.to(dtype), -1).dtype
+            assert fasttx_fn(x.to(dtype), -1, scale=2.0).dtype == torch_fn(x.to(dtype), -1).dtype
+            assert fasttx_fn(x.to(dtype), -1, dtype=torch.bfloat16).dtype == torch.bfloat16
+        out, dx = gradients(fasttx_fn, x.bfloat16(), -1, scale=0.5)
     assert dx.dtype == torch.bfloat16
 
 
@@ -139,7 +142,7 @@ def test_autocast_of_other_devices_gives_float32(monkeypatch):
 
 @each_backend
 @both
-def test_mask_and_scale_over_any_dim(device, ours, theirs, name):
+def test_mask_and_scale_over_any_dim(device, fasttx_fn, torch_fn, name):
     x = torch.randn(3, 4, 5, device=device)
     with backend(name):
         for dim in range(-3, 3):
@@ -150,13 +153,13 @@ def test_mask_and_scale_over_any_dim(device, ours, theirs, name):
             ):
                 s = 0.5 * x.double()
                 s = s.masked_fill(~mask, -INF) if mask.dtype == torch.bool else s + mask
-                expected = theirs(s, dim)
+                expected = torch_fn(s, dim)
                 empty = (s == -INF).all(dim, keepdim=True)
-                expected = expected.masked_fill(empty, -INF if ours is F.log_softmax else 0.0)
-                out = ours(x, dim, mask=mask, scale=0.5)
+                expected = expected.masked_fill(empty, -INF if fasttx_fn is F.log_softmax else 0.0)
+                out = fasttx_fn(x, dim, mask=mask, scale=0.5)
                 torch.testing.assert_close(out.double(), expected, atol=1e-6, rtol=1e-5)
                 with backend("auto"):
-                    torch.testing.assert_close(ours(x.double(), dim, mask=mask, scale=0.5), expected)
+                    torch.testing.assert_close(fasttx_fn(x.double(), dim, mask=mask, scale=0.5), expected)
 
 
 @each_backend
@@ -253,11 +256,11 @@ def test_any_shape_stride_dim_and_mask(device, call):
 
 
 @both
-def test_float64_passes_gradcheck_and_gradgradcheck(ours, theirs):
+def test_float64_passes_gradcheck_and_gradgradcheck(fasttx_fn, torch_fn):
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     mask = torch.rand(3, 5) < 0.8
     mask[:, 0] = True
-    for function in (lambda x: ours(x, -1), lambda x: ours(x, 0), lambda x: ours(x, -1, scale=0.5)):
+    for function in (lambda x: fasttx_fn(x, -1), lambda x: fasttx_fn(x, 0), lambda x: fasttx_fn(x, -1, scale=0.5)):
         assert torch.autograd.gradcheck(function, x, check_forward_ad=True)
         assert torch.autograd.gradgradcheck(function, x)
     assert torch.autograd.gradgradcheck(lambda x: F.softmax(x, -1, mask=mask, scale=0.5), x)
@@ -266,8 +269,8 @@ def test_float64_passes_gradcheck_and_gradgradcheck(ours, theirs):
 @each_backend
 @pytest.mark.parametrize("p", [0.0, 0.5])
 @both
-def test_double_backward(device, ours, theirs, name, p):
-    if p and ours is F.log_softmax:
+def test_double_backward(device, fasttx_fn, torch_fn, name, p):
+    if p and fasttx_fn is F.log_softmax:
         pytest.skip("log_softmax has no dropout")
     x = torch.randn(3, 33, device=device)
     mask = torch.rand(33, device=device) < 0.8
@@ -280,47 +283,49 @@ def test_double_backward(device, ours, theirs, name, p):
         return out, *torch.autograd.grad(g.square().sum() + g.sum(), x)
 
     with backend(name):
-        out, found = second(lambda x: ours(x, -1, mask=mask, scale=0.5, **options), x)
+        out, found = second(lambda x: fasttx_fn(x, -1, mask=mask, scale=0.5, **options), x)
     keep = (out != 0).double() / (1 - p)
-    _, expected = second(lambda x: theirs((0.5 * x).masked_fill(~mask, -INF), -1) * (keep if p else 1.0), x.double())
+    _, expected = second(lambda x: torch_fn((0.5 * x).masked_fill(~mask, -INF), -1) * (keep if p else 1.0), x.double())
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
 
 
 @each_backend
 @both
-def test_fullgraph(device, ours, theirs, name):
+def test_fullgraph(device, fasttx_fn, torch_fn, name):
     x = torch.randn(4, 7, 33, device=device)
     mask = torch.rand(4, 1, 33, device=device) < 0.9
     mask[..., 0] = True
-    compiled = torch.compile(lambda x, mask: ours(x, -1, mask=mask, scale=0.5), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda x, mask: fasttx_fn(x, -1, mask=mask, scale=0.5), fullgraph=True, backend="aot_eager"
+    )
     LAUNCHES.clear()
     with backend(name):
         found = gradients(compiled, x, mask)
         assert LAUNCHES == {("softmax_fwd", name): 1, ("softmax_bwd", name): 1}
-        assert all(torch.equal(a, b) for a, b in zip(found, gradients(ours, x, -1, mask=mask, scale=0.5)))
-        plain = torch.compile(lambda x: ours(x, -1), fullgraph=True, backend="aot_eager", dynamic=True)
+        assert all(torch.equal(a, b) for a, b in zip(found, gradients(fasttx_fn, x, -1, mask=mask, scale=0.5)))
+        plain = torch.compile(lambda x: fasttx_fn(x, -1), fullgraph=True, backend="aot_eager", dynamic=True)
         for n in (5, 6):
-            torch.testing.assert_close(gradients(plain, x[:, :n]), gradients(theirs, x[:, :n], -1))
+            torch.testing.assert_close(gradients(plain, x[:, :n]), gradients(torch_fn, x[:, :n], -1))
 
 
 # ------------------------------------------------------------------------------------------------------- modules
 
 
 @pytest.mark.parametrize("name", ["Softmax", "LogSoftmax"])
-def test_modules_are_torchs(device, name):
-    ours, theirs = getattr(nn, name)(-1), getattr(torch.nn, name)(-1)
-    assert isinstance(ours, type(theirs)) and type(ours).__name__ == name
-    assert repr(ours) == repr(theirs) and ours.state_dict() == {}
+def test_modules_are_as_in_torch(device, name):
+    fasttx_module, torch_module = getattr(nn, name)(-1), getattr(torch.nn, name)(-1)
+    assert isinstance(fasttx_module, type(torch_module)) and type(fasttx_module).__name__ == name
+    assert repr(fasttx_module) == repr(torch_module) and fasttx_module.state_dict() == {}
     x = torch.randn(3, 5, device=device)
-    for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-        assert type(module) is type(ours)
+    for module in (fasttx_module, copy.deepcopy(fasttx_module), pickle.loads(pickle.dumps(fasttx_module))):
+        assert type(module) is type(fasttx_module)
         with backend("triton"):
             LAUNCHES.clear()
-            torch.testing.assert_close(module(x), theirs(x))
+            torch.testing.assert_close(module(x), torch_module(x))
             assert LAUNCHES == {("softmax_fwd", "triton"): 1}
 
 
-def test_every_other_name_is_torchs():
+def test_every_other_name_is_that_of_torch():
     from fasttx.nn import Linear, Module
     from fasttx.nn.functional import relu
 

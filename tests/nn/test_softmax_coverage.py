@@ -10,7 +10,7 @@ from fasttx.ops.backends import BackendError, backend
 from fasttx.ops.registry import LAUNCHES
 
 both = pytest.mark.parametrize(
-    "ours, theirs",
+    "fasttx_fn, torch_fn",
     [(F.softmax, torch.nn.functional.softmax), (F.log_softmax, torch.nn.functional.log_softmax)],
     ids=["softmax", "log_softmax"],
 )
@@ -26,18 +26,18 @@ def gradients(function, x, dim):
 
 
 @both
-def test_a_forced_backend_runs_every_dim(device, ours, theirs):
+def test_a_forced_backend_runs_every_dim(device, fasttx_fn, torch_fn):
     """auto leaves columns with a stride to torch's kernel, which needs no copy; forced, ours can run them and does."""
     x = torch.randn(3, 4, 5, device=device)
     LAUNCHES.clear()
     with backend("triton"):
         for dim in (0, 1, -3, -2):
-            torch.testing.assert_close(gradients(ours, x, dim), gradients(theirs, x, dim))
+            torch.testing.assert_close(gradients(fasttx_fn, x, dim), gradients(torch_fn, x, dim))
     assert LAUNCHES == {("softmax_fwd", "triton"): 4, ("softmax_bwd", "triton"): 4}
 
 
 @both
-def test_a_function_mode_does_not_hide_the_kernels(device, ours, theirs):
+def test_a_function_mode_does_not_hide_the_kernels(device, fasttx_fn, torch_fn):
     """torch.set_default_device and `with device` work by a function mode, which is no subclass of Tensor."""
     x = torch.randn(3, 5, device=device)
     mask = torch.ones(5, dtype=torch.bool, device=device)
@@ -49,14 +49,14 @@ def test_a_function_mode_does_not_hide_the_kernels(device, ours, theirs):
     for mode in (torch.device(device), Watch()):
         LAUNCHES.clear()
         with backend("triton"), mode:
-            torch.testing.assert_close(ours(x, -1), theirs(x, -1))
-            torch.testing.assert_close(ours(x, -1, mask=mask, scale=2.0), theirs(2.0 * x, -1))
+            torch.testing.assert_close(fasttx_fn(x, -1), torch_fn(x, -1))
+            torch.testing.assert_close(fasttx_fn(x, -1, mask=mask, scale=2.0), torch_fn(2.0 * x, -1))
         assert LAUNCHES == {("softmax_fwd", "triton"): 2}
     torch.set_default_device(device)
     try:
         LAUNCHES.clear()
         with backend("triton"):
-            ours(x, -1)
+            fasttx_fn(x, -1)
     finally:
         torch.set_default_device(None)
     assert LAUNCHES == {("softmax_fwd", "triton"): 1}
@@ -87,46 +87,46 @@ TO_TORCH = {
 
 @both
 @pytest.mark.parametrize("case", TO_TORCH)
-def test_what_the_operator_does_not_cover_is_refused_where_a_backend_is_forced(device, case, ours, theirs):
+def test_what_the_operator_does_not_cover_is_refused_where_a_backend_is_forced(device, case, fasttx_fn, torch_fn):
     reason, call = TO_TORCH[case]
     x = torch.randn(3, 5, device=device)
     for name in ("triton", "cuda"):
-        with backend(name), pytest.raises(BackendError, match=f"^{ours.__name__}: backend '{name}'.*({reason})"):
-            call(ours, x)
+        with backend(name), pytest.raises(BackendError, match=f"^{fasttx_fn.__name__}: backend '{name}'.*({reason})"):
+            call(fasttx_fn, x)
     with backend("torch"):
-        expected = call(ours, x)
+        expected = call(fasttx_fn, x)
     with backend("auto"):
-        torch.testing.assert_close(call(ours, x), expected)
+        torch.testing.assert_close(call(fasttx_fn, x), expected)
     with backend("triton"):  # nothing to launch: any backend counts as run
-        assert ours(x[:0].double(), -1).shape == (0, 5) and ours(x.to("meta"), -1).is_meta
+        assert fasttx_fn(x[:0].double(), -1).shape == (0, 5) and fasttx_fn(x.to("meta"), -1).is_meta
 
 
 @both
-def test_torch_func_and_forward_ad(ours, theirs):
+def test_torch_func_and_forward_ad(fasttx_fn, torch_fn):
     x, t = torch.randn(4, 5), torch.randn(4, 5)
     with backend("auto"):
         for a, b in (
-            (torch.func.vmap(lambda x: ours(x, -1)), torch.func.vmap(lambda x: theirs(x, -1))),
-            (torch.func.grad(lambda x: ours(x, -1)[0, 0]), torch.func.grad(lambda x: theirs(x, -1)[0, 0])),
-            (torch.func.vmap(lambda x: ours(x, -1, scale=2.0)), torch.func.vmap(lambda x: theirs(2.0 * x, -1))),
-            (torch.func.jacrev(lambda x: ours(x, -1)), torch.func.jacrev(lambda x: theirs(x, -1))),
+            (torch.func.vmap(lambda x: fasttx_fn(x, -1)), torch.func.vmap(lambda x: torch_fn(x, -1))),
+            (torch.func.grad(lambda x: fasttx_fn(x, -1)[0, 0]), torch.func.grad(lambda x: torch_fn(x, -1)[0, 0])),
+            (torch.func.vmap(lambda x: fasttx_fn(x, -1, scale=2.0)), torch.func.vmap(lambda x: torch_fn(2.0 * x, -1))),
+            (torch.func.jacrev(lambda x: fasttx_fn(x, -1)), torch.func.jacrev(lambda x: torch_fn(x, -1))),
         ):
             torch.testing.assert_close(a(x), b(x))
-        found = torch.func.jvp(lambda x: ours(x, -1, scale=1.0), (x,), (t,))
-        torch.testing.assert_close(found, torch.func.jvp(lambda x: theirs(x, -1), (x,), (t,)))
+        found = torch.func.jvp(lambda x: fasttx_fn(x, -1, scale=1.0), (x,), (t,))
+        torch.testing.assert_close(found, torch.func.jvp(lambda x: torch_fn(x, -1), (x,), (t,)))
 
 
 @both
-def test_nested_and_subclasses(ours, theirs):
+def test_nested_and_subclasses(fasttx_fn, torch_fn):
     parts = [torch.randn(2, 5), torch.randn(3, 5)]
     nested = torch.nested.nested_tensor(parts, layout=torch.jagged)
     with backend("triton"), pytest.raises(BackendError, match="subclass"):
-        ours(nested, -1)
+        fasttx_fn(nested, -1)
     with backend("auto"):
-        for found, part in zip(ours(nested, -1).unbind(), parts):
-            torch.testing.assert_close(found, theirs(part, -1))
+        for found, part in zip(fasttx_fn(nested, -1).unbind(), parts):
+            torch.testing.assert_close(found, torch_fn(part, -1))
         x = torch.randn(2, 5).as_subclass(Named)
-        assert type(ours(x, -1)) is type(theirs(x, -1)) is Named
-        assert type(ours(x, -1, scale=2.0)) is Named
-        scaled = theirs(2.0 * x.as_subclass(torch.Tensor), -1)
-        torch.testing.assert_close(ours(x, -1, scale=2.0).as_subclass(torch.Tensor), scaled)
+        assert type(fasttx_fn(x, -1)) is type(torch_fn(x, -1)) is Named
+        assert type(fasttx_fn(x, -1, scale=2.0)) is Named
+        scaled = torch_fn(2.0 * x.as_subclass(torch.Tensor), -1)
+        torch.testing.assert_close(fasttx_fn(x, -1, scale=2.0).as_subclass(torch.Tensor), scaled)

@@ -17,7 +17,7 @@ NAMES = ["init", "utils", "utils.rnn", "utils.parametrizations", "modules", "mod
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_attribute_is_torchs_own_module(name: str) -> None:
+def test_an_attribute_is_the_module_of_torch(name: str) -> None:
     found = nn
     for part in name.split("."):
         found = getattr(found, part)

@@ -230,7 +230,7 @@ def test_the_negative_tail(device, backend, tanh):
 @each_backend
 @each_form
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nan_and_infinity_as_torchs(device, backend, tanh, dtype):
+def test_nan_and_infinity_as_in_torch(device, backend, tanh, dtype):
     """As in float64: with AVX-512 PyTorch's gelu(inf) is NaN in float32, which only its own row repeats."""
     x = torch.zeros(3, 20, device=device, dtype=dtype)
     x[0, 3], x[1, 5], x[2, 7] = NAN, INF, -INF
@@ -308,7 +308,7 @@ def test_numbered_rows_drop_the_same_packed_and_padded(device, backend, index_dt
 
 @each_form
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_the_reference_is_torchs_in_float64_and_its_own_gradient(p, tanh):
+def test_the_reference_is_torch_in_float64_and_its_own_gradient(p, tanh):
     x, bias = torch.randn(3, 7, dtype=torch.float64) * 3, torch.randn(7, dtype=torch.float64)
     state, dout = torch.tensor([SEED, OFFSET]) if p else None, torch.randn(3, 7, dtype=torch.float64)
     found = (

@@ -69,8 +69,8 @@ def test_the_longest_row(device, backend: str) -> None:
 def test_accuracy(device, tanh: bool, backend: str) -> None:
     x, bias = torch.randn(40, 700, device=device).to(BF16), torch.randn(700, device=device).to(BF16)
     found, half = hold(backend, x, bias, None, tanh), BIAS_GELU_QUANTIZE.fwd
-    for ours, same, ref in zip(found, half.torch(x, bias, None, tanh), half.reference(x, bias, None, tanh)):
-        assert_as_accurate(ours, same, ref)
+    for actual, same, ref in zip(found, half.torch(x, bias, None, tanh), half.reference(x, bias, None, tanh)):
+        assert_as_accurate(actual, same, ref)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

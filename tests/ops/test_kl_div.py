@@ -90,7 +90,7 @@ def test_any_shape_and_mixed_dtypes(device, written, shape, reduction, dtypes, l
 
 @pytest.mark.parametrize("written", WRITTEN)
 @pytest.mark.parametrize("log_target", [False, True])
-def test_zeros_infinities_and_nan_are_torchs(device: torch.device, log_target: bool, written: str) -> None:
+def test_zeros_infinities_and_nan_are_as_in_torch(device: torch.device, log_target: bool, written: str) -> None:
     values = [0.0, 1.0, -1.0, INF, -INF, NAN, 1e-40]
     x, target = (
         t.reshape(-1).contiguous().to(device) for t in torch.meshgrid(*[torch.tensor(values)] * 2, indexing="ij")

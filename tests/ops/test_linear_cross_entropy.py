@@ -89,8 +89,8 @@ def verify(backend: str, given: tuple, smoothing: float = 0.0, reduction: int = 
     own_lse = torch.logsumexp(torch_functional.linear(*(t for t in given[:3] if t is not None)).float(), 1)
     assert_as_accurate(lse, own_lse.masked_fill(given[3] == -100, 0.0), ref[1], "lse")
     assert error(total, ref[2]) <= 1e-6 * max(1.0, float(ref[2]))
-    for name, grad, theirs, expected in zip(NAMES, grads, same[1:], ref_grads, strict=False):
-        assert_as_accurate(grad, theirs, expected, name)
+    for name, grad, same_grad, expected in zip(NAMES, grads, same[1:], ref_grads, strict=False):
+        assert_as_accurate(grad, same_grad, expected, name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

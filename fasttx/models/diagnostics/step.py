@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import nn as ours
+from ... import nn as fasttx_nn
 
 RATES = ("attention_dropout", "dropout")
 """What attention modules that hold a probability, not a Dropout, call it; torch.nn.MultiheadAttention the second."""
@@ -58,7 +58,8 @@ def _rates_of(module: nn.Module) -> tuple[str, ...]:
     """What this module may call its probability: a Dropout p, and so those of fasttx.nn that drop within an op."""
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return ("p",)
-    return (*RATES, "p") if any(cls.__module__.startswith(ours.__name__) for cls in type(module).__mro__) else RATES
+    own = any(cls.__module__.startswith(fasttx_nn.__name__) for cls in type(module).__mro__)
+    return (*RATES, "p") if own else RATES
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ... import nn as ours
+from ... import nn as fasttx_nn
 from ...functional._packing import first_tokens
 from ...ops.backends import backend
 from ...ops.decisions import recorded
@@ -156,7 +156,7 @@ def verify(model: Any, batch: Any, *, tokenizer: Any = None) -> Verification:
 
 def _refuse_plain(root: nn.Module, arguments: Arguments) -> None:
     """Raises where a model that is not patched has nothing of fasttx to compare either."""
-    if any(type(module).__module__.startswith(ours.__name__) for module in root.modules()):
+    if any(type(module).__module__.startswith(fasttx_nn.__name__) for module in root.modules()):
         return
     with without_trace(root), torch.no_grad(), recorded() as decisions:
         call(root, arguments)
@@ -174,9 +174,13 @@ def _plain_copy(root: nn.Module) -> nn.Module:
         unpatch(plain)
     for module in plain.modules():
         cls = type(module)
-        theirs = getattr(nn, cls.__name__, None)
-        if cls.__module__.startswith(ours.__name__) and isinstance(theirs, type) and issubclass(cls, theirs):
-            module.__class__ = theirs
+        torch_class = getattr(nn, cls.__name__, None)
+        if (
+            cls.__module__.startswith(fasttx_nn.__name__)
+            and isinstance(torch_class, type)
+            and issubclass(cls, torch_class)
+        ):
+            module.__class__ = torch_class
     return plain
 
 

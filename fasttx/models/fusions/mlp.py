@@ -55,18 +55,18 @@ def linear_gelu(
         return _unfused_reason(module, linear, activation)
 
     def replace(original: type, module: str) -> type:
-        theirs: Callable[..., Any] = getattr(original, method)
+        unfused: Callable[..., Any] = getattr(original, method)
 
-        @functools.wraps(theirs)
-        def ours(self: Any, hidden_states: Tensor) -> Any:
+        @functools.wraps(unfused)
+        def fused(self: Any, hidden_states: Tensor) -> Any:
             patch: ModulePatch | None = getattr(self, "_fasttx", None)
             if patch is None or not patch.options.mlp:
-                return theirs(self, hidden_states)
+                return unfused(self, hidden_states)
             backend = patch.options.forced or forced_backend()
             reason = unfused_reason_now(self, hidden_states, backend, unfused_reason, linear)
             note(REPORTED_AS, "two calls" if reason else "one call", reason or "")
             if reason is not None:
-                return theirs(self, hidden_states)
+                return unfused(self, hidden_states)
             product = getattr(self, linear)
             approximate = APPROXIMATE[type(getattr(self, activation)).__name__]
             wide = _linear_gelu(
@@ -74,7 +74,7 @@ def linear_gelu(
             )
             return finish(self, wide)
 
-        return subclass_of(original, ours, module, method)
+        return subclass_of(original, fused, module, method)
 
     return Fusion(
         option="mlp",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from ... import nn as ours
+from ... import nn as fasttx_nn
 from ..options import Options
 from ..report import Report, Row, expected_backend
 
 _NAMES = ("MultiheadAttention", "TransformerEncoderLayer", "TransformerEncoder")
-REPLACED: dict[type, type] = {getattr(nn, name): getattr(ours, name) for name in _NAMES}
+REPLACED: dict[type, type] = {getattr(nn, name): getattr(fasttx_nn, name) for name in _NAMES}
 """Class of torch -> the class that a patched module gets; layer norms are replaced only within these."""
 _NORMS = {nn.TransformerEncoderLayer: ("norm1", "norm2"), nn.TransformerEncoder: ("norm",)}
 
@@ -46,13 +46,13 @@ def plan_torch_module(report: Report, name: str, module: nn.Module, options: Opt
     found = [(module, REPLACED[original])]
     for child in _NORMS.get(original, ()) if options.norm else ():
         norm = getattr(module, child, None)
-        if norm is None or isinstance(norm, ours.LayerNorm):
+        if norm is None or isinstance(norm, fasttx_nn.LayerNorm):
             continue
         where = f"{name}.{child}" if name else child
         if type(norm) is nn.LayerNorm and "forward" not in norm.__dict__:
             backend = expected_backend("dropout_add_layer_norm", options.backend, norm)
             report.rows.append(Row(where, "LayerNorm", "fasttx.nn.LayerNorm", backend, ""))
-            found.append((norm, ours.LayerNorm))
+            found.append((norm, fasttx_nn.LayerNorm))
         else:
             reason = "is not torch.nn.LayerNorm, or its forward was replaced on the instance"
             report.rows.append(Row(where, type(norm).__name__, None, "", reason))

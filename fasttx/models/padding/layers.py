@@ -56,5 +56,5 @@ def _is_known(hook: Any) -> bool:
 
 def _has_forward(module: Any, forward: Callable[..., Any]) -> bool:
     found = type(module).forward
-    ours = getattr(found, "_fasttx_packs", None) is forward  # one of ours that passes on where sequences start
-    return (found is forward or ours) and not has_own_forward(module)
+    packs = getattr(found, "_fasttx_packs", None) is forward  # one of ours that passes on where sequences start
+    return (found is forward or packs) and not has_own_forward(module)
