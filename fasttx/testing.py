@@ -1,25 +1,25 @@
-"""How fasttx decides that a result is right; used by the tests, by ``doctor``, ``verify`` and the benchmarks.
+"""How fasttx decides that a result is right. Tests, ``doctor``, ``verify`` and the benchmarks use this one rule.
 
-One rule. A result is compared with float64 row by row, a row being what lies along the last dimension (a tensor of one
-dimension or none is one row). In every row r
+A result is compared with float64 row by row. A row is what lies along the last dimension; a tensor of one dimension or
+none is one row. In every row r
 
     max|out_r - ref_r| <= 2 max(E_r, E size_r / size) + floor size_r + floor32 size + step
 
 where E_r is the largest error of PyTorch's own operators in that row, in the same dtype, and E the largest of all rows;
-size = max|ref| and size_r = max(max|ref_r|, size / 16). Nothing in it is absolute: a result of small numbers is held
-to their size, and a row of small numbers beside large ones to its own.
+size = max|ref| and size_r = max(max|ref_r|, size / 16). Nothing in it is absolute: a result of small numbers is held to
+their size, and a row of small numbers beside large ones to its own.
 
-- floor is :data:`FLOOR`, about one rounding of the dtype; the other one, floor32, is that of float32, in which kernels
-  compute (of float64, in that dtype): what may be left in a small row where numbers as large as those of the largest
-  row cancelled.
+- floor is :data:`FLOOR`, about one rounding of the dtype.
+- floor32 is that of float32, in which kernels compute (of float64, in that dtype). It covers what may be left in a
+  small row where numbers as large as those of the largest row cancelled.
 - step is :data:`STEP`, the distance of the smallest numbers of a dtype, below which it cannot tell numbers apart.
 
-Results of which each element is computed in float32 and rounded once are held to the rule element by element
-(`by` = "element"): size_r is then |ref| of the element, however small. In the gradient of a cross-entropy of 30,000
-classes, one element of a row is 30,000 times as large as the others. What a whole model computes, on the other hand, is
-one row ("tensor"): every row of it has the errors of all layers.
+An operator that computes each element in float32 and rounds it once is held to the rule element by element (`by` =
+"element"): size_r is then |ref| of the element, however small. In the gradient of a cross-entropy of 30,000 classes,
+one element of a row is 30,000 times as large as the others. The result of a whole model is one row ("tensor"), because
+every row of it has the errors of all layers.
 
-Within :func:`poisoned_outputs` what a kernel does not write is NaN, which no bound allows.
+Within :func:`poisoned_outputs` every number that a kernel does not write is NaN, which no bound allows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Compared(NamedTuple):
     """How near a tensor is to float64, in the row that is nearest to its bound.
 
     Attributes:
-        error: largest error of what was tested.
+        error: largest error of the tested result.
         same_error: largest error of PyTorch's own operators in the same dtype.
         allowed: the bound on `error`.
     """
@@ -88,13 +88,13 @@ def row_errors(out: Tensor, ref64: Tensor, by: By = "row") -> Tensor:
 
 
 def row_bounds(same_dtype: Tensor, ref64: Tensor, dtype: torch.dtype, *, least: float = 0.0, by: By = "row") -> Tensor:
-    """The bound of each row, 2 max(E_r, E size_r / size) + floor size_r + floor32 size + step, as explained above.
+    """The bound of each row, 2 max(E_r, E size_r / size) + floor size_r + floor32 size + step, as the module explains.
 
     Args:
         same_dtype: PyTorch's own result.
-        ref64: the reference.
-        dtype: of what is tested.
-        least: a row counts as at least so large: of gradients that are 0 but for the rounding of larger terms.
+        ref64: the reference, in float64.
+        dtype: of the tested result.
+        least: the least size of a row. Give the size of the terms for gradients that are 0 but for their rounding.
         by: what counts as a row.
     """
     ref = _rows(ref64, by)
@@ -144,14 +144,14 @@ def nearest(errors: Tensor, same_errors: Tensor, bounds: Tensor) -> Compared:
 def assert_as_accurate(
     out: Tensor, same_dtype: Tensor, ref64: Tensor, name: str = "out", *, least: float = 0.0, by: By = "row"
 ) -> None:
-    """The accuracy rule.
+    """Asserts that a result keeps to the rule of this module.
 
     Args:
-        out: what is tested; its dtype sets the floor.
+        out: the tested result; its dtype sets the floor.
         same_dtype: PyTorch's own result, computed in the dtype of `out`.
         ref64: the reference, computed in float64.
-        name: named in the message.
-        least: a row counts as at least so large: of gradients that are 0 but for the rounding of larger terms.
+        name: what the message calls the result.
+        least: the least size of a row. Give the size of the terms for gradients that are 0 but for their rounding.
         by: what counts as a row.
 
     Raises:
@@ -192,10 +192,10 @@ class _FillsEmpty(TorchDispatchMode):
 
 @contextlib.contextmanager
 def poisoned_outputs() -> Iterator[None]:
-    """Every operator of the table starts with NaN in its results and its buffers, on every backend.
+    """Fills the results and buffers of every operator of the table with NaN before it runs, on every backend.
 
-    So a tile that a kernel leaves out is not what the same call left in that memory before. Holds for the process, all
-    threads of it, until the block ends; blocks may be nested, and end in any order.
+    So a tile that a kernel leaves out shows, and does not hold what the same call left in that memory before. Holds for
+    the whole process, all its threads, until the block ends. Blocks may be nested, and end in any order.
     """
     around: Callable[[], contextlib.AbstractContextManager[Any]] = _FillsEmpty
     dispatch.around.append(around)

@@ -1,4 +1,4 @@
-"""Functions: those that torch.nn.functional has, under its names and with its semantics, and those of our own."""
+"""Functions with torch.nn.functional's names and semantics, and functions that only fasttx has."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """binary_cross_entropy_with_logits, with torch.nn.functional's name, semantics and errors.
 
-What the operator does not cover goes to torch's own function, as in losses.py.
+Calls that the operator does not cover go to torch's own function, as in _cross_entropy.py.
 """
 
 from __future__ import annotations
@@ -84,32 +84,33 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Binary cross-entropy of sigmoid(input); torch.nn.functional.binary_cross_entropy_with_logits.
+    r"""Binary cross-entropy of logits; torch.nn.functional.binary_cross_entropy_with_logits.
 
     .. math::
         \ell = w \left( (1 - y) x + (1 + (v - 1) y) \log(1 + e^{-x}) \right)
 
     Args:
-        input: logits x, any shape; float32, float16 or bfloat16 run on our kernels.
+        input: the logits x, any shape. The kernels take float32, float16 and bfloat16.
         target: y, of input's shape.
         weight: w, broadcastable to input.
-        size_average, reduce: as in torch; they override reduction, with torch's warning.
+        size_average, reduce: as in torch. They override reduction, with torch's warning.
         reduction: "none", "mean" or "sum".
         pos_weight: v, the weight of positive targets, broadcastable to input.
 
     Returns:
-        Tensor () or of input's shape; of the dtype torch gives it, float32 under autocast.
+        Tensor () or of input's shape, in the dtype that torch gives it: float32 under autocast.
 
     Raises:
-        ValueError: target and input differ in shape. Otherwise torch's errors, by torch's function.
-        BackendError: a backend is forced that cannot run the call.
+        ValueError: target and input differ in shape.
+        BackendError: a forced backend cannot run the call.
+        Every other wrong call raises torch's own error.
 
     Saved for backward: the four tensors themselves. Under autocast no float32 copy is made, and the gradient has
     input's dtype.
 
-    Numerics: float32 inside, never an exponential of a positive number, log(1 + e) exact to a rounding for small e.
-    Sums are deterministic. Gradients of target and weights, mixed dtypes outside autocast and all that
-    :func:`cross_entropy` gives to torch's function go there too; so does every call on a CPU. Double backward
+    Numerics: computes in float32, takes no exponential of a positive number, and keeps log(1 + e) exact to a rounding
+    for small e. Sums are deterministic. Torch's own function runs for the gradients of target and weights, mixed dtypes
+    outside autocast, every call on a CPU, and whatever :func:`cross_entropy` leaves to torch. Double backward
     differentiates torch's function.
     """
     if size_average is not None or reduce is not None:

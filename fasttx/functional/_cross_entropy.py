@@ -1,7 +1,7 @@
 """cross_entropy, with torch.nn.functional's name, semantics and errors.
 
-Whatever the operators do not cover, wrong arguments included, goes to torch's own function, which computes it or says
-what is wrong in its own words.
+Calls that the operators do not cover, wrong ones included, go to torch's own function. It computes them, or says in its
+own words what is wrong.
 """
 
 from __future__ import annotations
@@ -168,36 +168,37 @@ def cross_entropy(
         \ell = (1 - \epsilon) w_y (\mathrm{lse} - x_y) + \frac{\epsilon}{C} \sum_j w_j (\mathrm{lse} - x_j), \quad
         \mathrm{lse} = \log \sum_j \exp(x_j)
 
-    for a class index y; for probabilities q, :math:`\ell = \sum_j w_j ((1 - \epsilon) q_j + \epsilon / C)
-    (\mathrm{lse} - x_j)`. The mean divides by :math:`\sum w_y` over the targets that are not ignored, or by the
-    number of rows for probabilities.
+    for a class index y; for probabilities q, :math:`\ell = \sum_j w_j ((1 - \epsilon) q_j + \epsilon / C) (\mathrm{lse}
+    - x_j)`. The mean divides by :math:`\sum w_y` over the targets that are not ignored, or by the number of rows for
+    probabilities.
 
     Args:
-        input: logits, (C,), (N, C) or (N, C, d1, ...). float32, float16 and bfloat16 run on our kernels. They read
-            logits in place: (N, C) with any row stride, more dimensions where C is the innermost in memory.
+        input: logits (C,), (N, C) or (N, C, d1, ...). The kernels take float32, float16 and bfloat16, and read logits
+            in place: (N, C) with any row stride, more dimensions where C is the innermost in memory.
         target: int64 class indices of input's shape without C, or probabilities of input's shape.
-        weight: (C,), of input's dtype (any, under autocast): the weight of each class.
-        size_average, reduce: as in torch; they override reduction, with torch's warning.
-        ignore_index: a target with this value has loss 0 and gradient 0, and does not count in the mean.
+        weight: (C,), the weight of each class, in input's dtype (under autocast in any).
+        size_average, reduce: as in torch. They override reduction, with torch's warning.
+        ignore_index: targets with this value have loss 0 and gradient 0, and do not count in the mean.
         reduction: "none", "mean" or "sum".
         label_smoothing: epsilon, in [0, 1].
 
     Returns:
-        Tensor () or of target's shape without C; of the dtype torch gives it, float32 under autocast.
+        Tensor () or of target's shape without C, in the dtype that torch gives it: float32 under autocast.
 
     Raises:
-        Torch's errors, by torch's function. BackendError where a backend is forced that cannot run the call.
-        IndexError for an index outside [0, C) that is not ignored: on a CPU, and on a GPU with FASTTX_CHECK=1; without
-        it the loss is NaN, so are the gradients of that row, and nothing synchronises.
+        IndexError: an index that is not ignored lies outside [0, C). Checked on a CPU, and on a GPU with
+            FASTTX_CHECK=1. Without that a GPU does not wait: the loss is NaN, and so are the gradients of that row.
+        BackendError: a forced backend cannot run the call.
+        Every other wrong call raises torch's own error.
 
-    Saved for backward: input, target and weight themselves and one float32 a row. So input must not be overwritten
-    before backward (autograd raises if it is). Under autocast no float32 copy of input is made, and its gradient has
-    its dtype.
+    Saved for backward: input, target and weight themselves and one float32 a row. So do not overwrite input before
+    backward; autograd raises if you do. Under autocast no float32 copy of input is made, and its gradient has its
+    dtype.
 
-    Numerics: float32 inside, losses rounded once. All targets ignored: the mean is NaN and the gradient 0, as in
-    torch. An ignored row is not read: its gradient is 0 even where its logits are NaN. Sums are deterministic.
-    float64, torch.func transforms, forward-mode AD, subclasses of Tensor and targets that require a gradient run on
-    torch's function; so do small inputs on a CPU. Double backward differentiates torch's function.
+    Numerics: computes in float32 and rounds each loss once. If all targets are ignored, the mean is NaN and the
+    gradient 0, as in torch. Ignored rows are not read: their gradient is 0 even where their logits are NaN. Sums are
+    deterministic. Torch's own function runs for float64, torch.func transforms, forward-mode AD, subclasses of Tensor,
+    targets that require a gradient, and small inputs on a CPU. Double backward differentiates torch's function.
 
     Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, algorithm 3; Szegedy et al.,
     "Rethinking the Inception Architecture", 2015, section 7, for label smoothing.

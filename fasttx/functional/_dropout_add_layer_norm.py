@@ -90,40 +90,41 @@ def dropout_add_layer_norm(
     row_index: Tensor | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    r"""Layer norm of dropout(input) + residual over the last dimension: what ends each half of a BERT layer.
+    r"""Layer norm of dropout(input) + residual over the last dimension, which ends each half of a BERT layer.
 
     .. math::
         out = \frac{z - \mathrm{E}[z]}{\sqrt{\mathrm{Var}[z] + eps}} \cdot weight + bias, \quad
         z = d \cdot input + residual, \quad d = \mathrm{keep} / (1 - \hat p)
 
     Args:
-        input: (..., n); float32, float16 or bfloat16 run on our kernels.
-        residual: of input's shape, added after dropout; None for nothing.
-        weight, bias: (n,), or None; of any floating dtype.
-        dropout_p: probability of zeroing an element of input, in [0, 1), in steps of 1/256 on our kernels.
+        input: (..., n). The kernels take float32, float16 and bfloat16.
+        residual: of input's shape, added after dropout; or None.
+        weight, bias: (n,), of any floating dtype; or None.
+        dropout_p: probability of zeroing an element of input, in [0, 1), in steps of 1/256 on the kernels.
         eps: added to the variance, which divides by n.
-        training: False stands for dropout_p = 0.
-        row_index: int32 or int64 of input's shape without n, the number of each row in the dropout mask: rows of the
-            same number drop the same columns, so that a packed batch can drop what the padded one does. None counts.
-        rng_state: int64 (2,), (seed, offset) of the mask; None draws one from the generator of input's device.
+        training: False turns dropout off.
+        row_index: int32 or int64, of input's shape without n: which row of the dropout mask each row takes. Rows of
+            equal numbers drop the same columns, so a packed batch can drop what the padded one does. None numbers them
+            in order.
+        rng_state: int64 (2,), the (seed, offset) of the mask. None draws one from the generator of input's device.
 
     Returns:
-        Tensor of input's shape; its dtype is what input and residual promote to, and float32 under autocast except on a
-        CPU: that of the three functions called one after the other.
+        Tensor of input's shape. Its dtype is that of the three functions called one after the other: the one that input
+        and residual promote to, and float32 under autocast, except on a CPU.
 
     Raises:
-        TypeError, ValueError: an argument of a wrong type, dtype, shape, device or range; it is named.
-        BackendError: a backend is forced that cannot run the call.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or range. The message names it.
+        BackendError: a forced backend cannot run the call.
 
-    Saved for backward: input, residual, weight and bias themselves, two float32 a row and two integers; neither the sum
-    nor the mask. So input and residual must not be overwritten before backward (autograd raises if they are).
+    Saved for backward: input, residual, weight and bias themselves, two float32 a row and two integers. Neither the sum
+    nor the mask is saved. So do not overwrite input and residual before backward; autograd raises if you do.
 
-    Numerics: the sum is float32 and never rounded to input's dtype, before autocast's cast or after it; statistics as
-    :func:`layer_norm`'s. Sums are deterministic. On a CPU a call without row_index and rng_state runs torch's three
-    functions, with the mask of torch's dropout; so do float64, torch.func transforms, forward-mode AD and subclasses of
-    Tensor everywhere.
+    Numerics: the sum is float32 and never rounded to input's dtype, also under autocast. Statistics are those of
+    :func:`layer_norm`. Sums are deterministic. On a CPU PyTorch's three functions run for calls without row_index and
+    rng_state, with the mask of torch's dropout. On every device they run for float64, torch.func transforms,
+    forward-mode AD and subclasses of Tensor.
 
-    Source: as of :func:`layer_norm`; the mask: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
+    Source: as for :func:`layer_norm`; the mask: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
     """
     tensors = (input, residual, weight, bias)
     if any(t is not None and overrides_functions(t) for t in tensors) and has_torch_function(tensors):

@@ -240,44 +240,46 @@ def embedding_layer_norm(
     row_index: Tensor | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    r"""Dropout of the layer norm of a sum of embeddings: what a BERT begins with.
+    r"""The embeddings that a BERT begins with: words, positions and token types, added, layer-normed and dropped out.
 
     .. math::
         out = d \cdot \left(\frac{z - \mathrm{E}[z]}{\sqrt{\mathrm{Var}[z] + eps}} \cdot weight + bias\right), \quad
         z = word[input] + token\_type[types] + position[positions], \quad d = \mathrm{keep} / (1 - \hat p)
 
     Args:
-        input: int32 or int64 token ids of any shape.
-        word_embeddings: the table (rows, n); float32, float16 or bfloat16 run on our kernels, each table its own.
-        weight, bias: (n,), or None; of any floating dtype.
-        position_embeddings: a table (rows, n) that is added; None for nothing.
-        position_ids: int32 or int64, broadcast to input; None counts along the last dimension of input, from 0.
-        token_type_embeddings: a table (rows, n) that is added; None for nothing.
-        token_type_ids: int32 or int64, broadcast to input; None stands for 0 everywhere.
-        padding_idx, position_padding_idx, token_type_padding_idx: a row of the table that gets no gradient.
-        dropout_p: probability of zeroing an element of out, in [0, 1), in steps of 1/256 on our kernels.
+        input: token ids, int32 or int64 of any shape.
+        word_embeddings: the table (rows, n). Each table has a dtype of its own; the kernels take float32, float16 and
+            bfloat16.
+        weight, bias: (n,), of any floating dtype; or None.
+        position_embeddings: a table (rows, n) to add, or None.
+        position_ids: int32 or int64, broadcastable to input. None counts from 0 along the last dimension of input.
+        token_type_embeddings: a table (rows, n) to add, or None.
+        token_type_ids: int32 or int64, broadcastable to input. None is 0 everywhere.
+        padding_idx, position_padding_idx, token_type_padding_idx: a row of the table that gets no gradient, or None.
+        dropout_p: probability of zeroing an element of the result, in [0, 1), in steps of 1/256 on the kernels.
         eps: added to the variance, which divides by n.
-        training: False stands for dropout_p = 0.
-        row_index: int32 or int64 of input's shape, the number of each token in the dropout mask: tokens of the same
-            number drop the same columns. None counts.
-        rng_state: int64 (2,), (seed, offset) of the mask; None draws one from the generator of input's device.
+        training: False turns dropout off.
+        row_index: int32 or int64, of input's shape: which row of the dropout mask each token takes. Tokens of equal
+            numbers drop the same columns. None numbers them in order.
+        rng_state: int64 (2,), the (seed, offset) of the mask. None draws one from the generator of input's device.
 
     Returns:
-        Tensor (\*input.shape, n) of the dtype that the tables promote to, and float32 under autocast except on a CPU.
+        Tensor (\*input.shape, n), in the dtype that the tables promote to, and float32 under autocast, except on a CPU.
 
     Raises:
-        TypeError, ValueError: an argument of a wrong type, dtype, shape, device or range; it is named. An id outside of
-            its table is one on a CPU, and on a GPU with FASTTX_CHECK=1; else that token's row is NaN there.
-        BackendError: a backend is forced that cannot run the call.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or range. The message names it. Ids
+            are compared with their tables on a CPU, and on a GPU with FASTTX_CHECK=1; without that a wrong id makes its
+            token's row NaN there.
+        BackendError: a forced backend cannot run the call.
 
-    Saved for backward: the ids, the tables themselves, two float32 a token and two integers; neither the sum nor the
-    mask. The gradients of tables are dense; sums are deterministic.
+    Saved for backward: the ids, the tables themselves, two float32 a token and two integers. Neither the sum nor the
+    mask is saved. The gradients of tables are dense; sums are deterministic.
 
-    Numerics: the sum is float32 and never rounded; statistics as of :func:`layer_norm`. Positions that repeat for each
-    sequence have their gradients added in float32. On a CPU a call without row_index and rng_state runs torch's
-    functions; so do float64, torch.func transforms, forward-mode AD and subclasses of Tensor everywhere.
+    Numerics: the sum is float32 and never rounded. Statistics are those of :func:`layer_norm`. Gradients of positions
+    that repeat in each sequence are added in float32. On a CPU PyTorch's functions run for calls without row_index and
+    rng_state. On every device they run for float64, torch.func transforms, forward-mode AD and subclasses of Tensor.
 
-    Source: Devlin et al., "BERT", 2019, section 3; for the norm and the mask as of :func:`dropout_add_layer_norm`.
+    Source: Devlin et al., "BERT", 2019, section 3; for the norm and the mask as for :func:`dropout_add_layer_norm`.
     """
     given = {
         "word_embeddings": word_embeddings, "weight": weight, "bias": bias,

@@ -105,28 +105,29 @@ def _gelu_to_torch(input: Tensor, approximate: str, backend: str) -> str | None:
 
 
 def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
-    r"""GELU; torch.nn.functional.gelu.
+    r"""GELU, exact or by tanh; torch.nn.functional.gelu.
 
     .. math::
         out = x \, \Phi(x) = \tfrac{1}{2} x \left(1 + \mathrm{erf}(x / \sqrt 2)\right), \quad
         \text{with "tanh"} \quad \tfrac{1}{2} x \left(1 + \tanh\left(\sqrt{2 / \pi} \, (x + 0.044715 x^3)\right)\right)
 
     Args:
-        input: x, any shape; float32, float16 or bfloat16 run on our kernels.
+        input: x, any shape. The kernels take float32, float16 and bfloat16.
         approximate: "none" or "tanh"; a keyword, as in torch.
 
     Returns:
         Tensor of input's shape and dtype.
 
     Raises:
-        Torch's errors, by torch's function. BackendError where a backend is forced that cannot run the call.
+        BackendError: a forced backend cannot run the call.
+        Every wrong call raises torch's own error.
 
     Saved for backward: input.
 
-    Numerics: float32 inside; nothing overflows in either tail, so that the derivative of the tanh form is finite for
-    every finite number. Infinities and NaN give what torch's give. float64, torch.func transforms, forward-mode AD,
-    subclasses of Tensor, tensors that do not lie by rows (unless a backend is forced) and every call on a CPU run on
-    torch's function; double backward differentiates torch's operators.
+    Numerics: computes in float32. Nothing overflows in either tail, so the derivative of the tanh form is finite for
+    every finite number. Infinities and NaN give what they give in torch. Torch's own function runs for float64,
+    torch.func transforms, forward-mode AD, subclasses of Tensor, tensors that do not lie by rows (unless a backend is
+    forced), and every call on a CPU. Double backward differentiates torch's operators.
 
     Source: Hendrycks and Gimpel, "Gaussian error linear units", 2016, section 2.
     """
@@ -214,34 +215,34 @@ def linear_gelu(
     .. math:: out = d \cdot \mathrm{gelu}(x W^T + b), \quad d = \mathrm{keep} / (1 - \hat p)
 
     Args:
-        input: x, (..., in_features); float32, float16 or bfloat16 run on our kernels.
-        weight: W, (out_features, in_features), of input's dtype (any, under autocast).
-        bias: b, (out_features,), of input's dtype or float32 (any, under autocast); None for none.
-        approximate: "none" or "tanh", as of :func:`gelu`.
-        dropout_p: probability of zeroing an element of the result, in [0, 1), in steps of 1/256 on our kernels.
-        training: False stands for dropout_p = 0.
-        row_index: int32 or int64 of input's shape without in_features, the number of each row in the dropout mask: rows
-            of the same number drop the same columns, so that a packed batch can drop what the padded one does. None
-            counts.
-        rng_state: int64 (2,), (seed, offset) of the mask; None draws one from the generator of input's device.
+        input: x, (..., in_features). The kernels take float32, float16 and bfloat16.
+        weight: W, (out_features, in_features), in input's dtype (under autocast in any).
+        bias: b, (out_features,), in input's dtype or float32 (under autocast in any), or None.
+        approximate: "none" or "tanh", as in :func:`gelu`.
+        dropout_p: probability of zeroing an element of the result, in [0, 1), in steps of 1/256 on the kernels.
+        training: False turns dropout off.
+        row_index: int32 or int64, of input's shape without in_features: which row of the dropout mask each row takes.
+            Rows of equal numbers drop the same columns, so a packed batch can drop what the padded one does. None
+            numbers them in order.
+        rng_state: int64 (2,), the (seed, offset) of the mask. None draws one from the generator of input's device.
 
     Returns:
         Tensor (..., out_features) of input's dtype, under autocast of autocast's.
 
     Raises:
-        TypeError, ValueError: an argument of a wrong type, dtype, shape, device or range; it is named.
-        BackendError: a backend is forced that cannot run the call.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or range. The message names it.
+        BackendError: a forced backend cannot run the call.
 
-    Saved for backward: input and weight, the product without its bias, bias and two integers; neither the sum nor the
-    mask.
+    Saved for backward: input and weight, the product without its bias, bias and two integers. Neither the sum nor the
+    mask is saved.
 
-    Numerics: the product is PyTorch's and is rounded to its dtype; what follows is float32 inside, a float32 bias
-    included, under autocast too, where PyTorch would round it first. dbias is a float32 sum of what is not rounded, and
-    deterministic. Where no kernel can run (a CPU) a call without row_index and rng_state runs torch's functions, with
-    the mask of torch's dropout; so do float64, torch.func transforms, forward-mode AD and subclasses of Tensor
-    everywhere.
+    Numerics: PyTorch computes the product and rounds it to its dtype. What follows is computed in float32, with a
+    float32 bias as it is; under autocast PyTorch would round that first. dbias is a float32 sum of numbers that are not
+    rounded, and deterministic. PyTorch's own functions run for calls without row_index and rng_state where no kernel
+    can (a CPU), with the mask of torch's dropout. On every device they run for float64, torch.func transforms,
+    forward-mode AD and subclasses of Tensor.
 
-    Source: as of :func:`gelu`; the mask: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
+    Source: as for :func:`gelu`; the mask: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
     """
     tensors = (input, weight, bias)
     if any(t is not None and overrides_functions(t) for t in tensors) and has_torch_function(tensors):

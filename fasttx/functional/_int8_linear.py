@@ -91,40 +91,40 @@ def int8_linear(
     residual: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    r"""A linear layer on int8: input is quantised by token, multiplied exactly, dequantised.
+    r"""A linear layer on int8 for inference: quantises input by token, multiplies exactly, dequantises.
 
     .. math::
         out_{mn} = act\Big(x\_scale_m \, w\_scale_n \sum_k x\_q_{mk} \, w\_q_{nk} + bias_n\Big) + residual_{mn}
 
     Args:
-        input: (..., in_features); float32, float16 or bfloat16, or int8 from :func:`quantize_per_token`,
+        input: (..., in_features), in float32, float16 or bfloat16; or int8 from :func:`quantize_per_token`,
             :func:`quantize_static`, :func:`add_layer_norm_quantize` or :func:`gelu_quantize`.
         weight_int8: int8 (out_features, in_features), from :func:`quantize_per_channel`.
-        weight_scale: float32 (out_features,), likewise.
-        bias: (out_features,), float32, float16 or bfloat16, or None.
-        activation: ``"none"``, ``"gelu"`` (the form with erf) or ``"gelu_tanh"``.
-        act_scale: one scale for all of input, a positive number or float32 (); values beyond 127 of it saturate. None
-            finds a scale for each token. An int8 input needs the scales that came with it, float32 of its shape without
-            in_features; one number or () stands for all of it.
-        residual: (..., out_features), added after the activation; float32, float16 or bfloat16, or None.
-        out_dtype: dtype of the result, float32, float16 or bfloat16; None stands for autocast's under autocast and else
-            for input's, which an int8 input does not tell: then it must be given.
+        weight_scale: float32 (out_features,), from the same call.
+        bias: (out_features,), in float32, float16 or bfloat16; or None.
+        activation: ``"none"``, ``"gelu"`` (the exact form) or ``"gelu_tanh"``.
+        act_scale: one scale for all of input, a positive number or float32 (); values beyond 127 times it saturate.
+            None finds a scale for each token. An int8 input needs the scales that came with it, float32 of its shape
+            without in_features, or one number or float32 () for all of it.
+        residual: (..., out_features), added after the activation, in float32, float16 or bfloat16; or None.
+        out_dtype: dtype of the result, float32, float16 or bfloat16. None takes autocast's under autocast, else
+            input's. An int8 input does not tell one, so outside of autocast it has to be given.
 
     Returns:
         Tensor (..., out_features) of out_dtype.
 
     Raises:
-        TypeError, ValueError: an argument of a wrong type, dtype, shape or range; it is named.
-        BackendError: a backend is forced that cannot run the call.
-        RuntimeError: in backward, as there is no gradient; under torch.compile where a graph with a backward is made.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape or range. The message names it.
+        BackendError: a forced backend cannot run the call.
+        RuntimeError: backward is called, as there is no gradient. torch.compile raises it where it traces a backward.
 
     Saved for backward: nothing.
 
-    Numerics: the product is exact in int32, what follows float32, rounded once; the error is that of the two
+    Numerics: the product is exact in int32. The rest is float32, rounded once. So the error is that of the two
     quantisations, at most half a scale an element. A token that holds a NaN or an infinity gives NaN, and no other
-    does. Under autocast input is quantised as it is, not rounded to autocast's dtype first.
+    does. Under autocast input is quantised as it is, and not rounded to autocast's dtype first.
 
-    Source: as of :func:`quantize_per_token`.
+    Source: as for :func:`quantize_per_token`.
     """
     if not (isinstance(input, Tensor) and input.dtype == torch.int8):
         check_float("input", input)

@@ -1,7 +1,7 @@
 """kl_div, with torch.nn.functional's name, semantics and errors.
 
-Whatever the operators do not cover, wrong arguments included, goes to torch's own function, which computes it or says
-what is wrong in its own words.
+Calls that the operator does not cover, wrong ones included, go to torch's own function. It computes them, or says in
+its own words what is wrong.
 """
 
 from __future__ import annotations
@@ -75,30 +75,29 @@ def kl_div(
     r"""Kullback-Leibler divergence of log-probabilities from a target; torch.nn.functional.kl_div.
 
     .. math::
-        \ell = t (\log t - x), \qquad \text{or} \quad \ell = e^{t} (t - x)
-
-    of log-probabilities x and a target t, for a target in logarithms the second.
+        \ell = t (\log t - x), \qquad \text{with log\_target} \quad \ell = e^{t} (t - x)
 
     Args:
-        input: x, any shape; float32, float16 or bfloat16 run on our kernels.
-        target: t, of input's shape; torch's function broadcasts others.
-        size_average, reduce: as in torch; they override reduction, with torch's warning.
-        reduction: "none", "sum", "batchmean" (the divergence: the sum divided by the length of the first dim), or
-            "mean" (divided by the number of elements, about which torch, and so this function, warns).
+        input: the log-probabilities x, any shape. The kernels take float32, float16 and bfloat16.
+        target: t, of input's shape. Torch's function broadcasts other shapes.
+        size_average, reduce: as in torch. They override reduction, with torch's warning.
+        reduction: "none"; "sum"; "batchmean", the sum divided by the length of the first dim, which is the divergence;
+            or "mean", the sum divided by the number of elements. "mean" warns, as it does in torch.
         log_target: whether target holds logarithms of probabilities.
 
     Returns:
-        Tensor () or of input's shape; of the dtype to which both promote, float32 under autocast.
+        Tensor () or of input's shape, in the dtype that both promote to: float32 under autocast.
 
     Raises:
-        Torch's errors, by torch's function. BackendError where a backend is forced that cannot run the call.
+        BackendError: a forced backend cannot run the call.
+        Every wrong call raises torch's own error.
 
-    Saved for backward: the target itself, and not the input: the gradient, -t or -exp(t), does not hang on it.
+    Saved for backward: target itself. input is not saved, because the gradient, -t or -exp(t), does not depend on it.
 
-    Numerics: float32 inside, losses rounded once, and a mean taken before that. Sums are deterministic. A target of 0
-    gives 0, for an input of -inf NaN, as in torch. Targets that require a gradient, size_average, reduce, shapes that
-    differ, and all that :func:`fasttx.functional.cross_entropy` gives to torch's function go there; so does every call
-    on a CPU.
+    Numerics: computes in float32, rounds each loss once, and takes the mean before that. Sums are deterministic. Where
+    the target is 0 the loss is 0, and NaN for an input of -inf, as in torch. Torch's own function runs for targets that
+    require a gradient, size_average, reduce, shapes that differ, every call on a CPU, and whatever
+    :func:`cross_entropy` leaves to torch.
 
     Source: Kullback and Leibler, "On Information and Sufficiency", 1951; for distillation Hinton et al., "Distilling
     the Knowledge in a Neural Network", 2015.

@@ -155,22 +155,23 @@ def layer_norm(
     .. math:: out = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + eps}} \cdot weight + bias
 
     Args:
-        input: x, any shape that ends in normalized_shape; float32, float16 or bfloat16 run on our kernels.
+        input: x, any shape that ends in normalized_shape. The kernels take float32, float16 and bfloat16.
         normalized_shape: the sizes of the dimensions that are normalised together.
-        weight, bias: of normalized_shape and of input's dtype (any, under autocast).
+        weight, bias: of normalized_shape, in input's dtype (under autocast in any).
         eps: added to the variance, which divides by the number of elements.
 
     Returns:
-        Tensor of input's shape and dtype; float32 under autocast, except on a CPU, as torch's.
+        Tensor of input's shape and dtype; as in torch, float32 under autocast, except on a CPU.
 
     Raises:
-        Torch's errors, by torch's function. BackendError where a backend is forced that cannot run the call.
+        BackendError: a forced backend cannot run the call.
+        Every wrong call raises torch's own error.
 
-    Saved for backward: input, weight and bias themselves and two float32 a row; no float32 copy under autocast.
+    Saved for backward: input, weight and bias themselves and two float32 a row. Autocast adds no float32 copy.
 
-    Numerics: float32 inside; the mean is corrected by what its own rounding leaves over, so that a mean far above the
-    deviations costs no more than that rounding. Sums are deterministic. float64, torch.func transforms, forward-mode
-    AD, subclasses of Tensor, mixed dtypes outside autocast and every call on a CPU run on torch's function; double
+    Numerics: computes in float32. The mean is corrected for its own rounding, so a mean far above the deviations costs
+    no more accuracy than that rounding. Sums are deterministic. Torch's own function runs for float64, torch.func
+    transforms, forward-mode AD, subclasses of Tensor, mixed dtypes outside autocast, and every call on a CPU. Double
     backward differentiates torch's operators.
 
     Source: Ba, Kiros and Hinton, "Layer normalization", 2016; Chan, Golub and LeVeque, "Algorithms for computing the

@@ -171,7 +171,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     options: Any = None,
 ) -> Tensor:
-    r"""Cross-entropy of linear(input, linear_weight, linear_bias); torch.nn.functional.linear_cross_entropy of 2.13.
+    r"""Cross-entropy of linear(input, linear_weight, linear_bias) without the matrix of logits; torch 2.13's function.
 
     .. math::
         x = W h + b, \quad
@@ -179,33 +179,35 @@ def linear_cross_entropy(
         \mathrm{lse} = \log \sum_j \exp(x_j)
 
     Args:
-        input: h, (N, in_features); float32, float16 or bfloat16 run on our kernels.
-        linear_weight: W, (C, in_features), of input's dtype (any, under autocast).
-        target: int64 (N,) class indices.
-        linear_bias: b, (C,), of input's dtype.
-        weight: w, (C,), the weight of each class, of input's dtype (any, under autocast).
+        input: h, (N, in_features). The kernels take float32, float16 and bfloat16.
+        linear_weight: W, (C, in_features), in input's dtype (under autocast in any).
+        target: int64 (N,), class indices.
+        linear_bias: b, (C,), in input's dtype.
+        weight: w, (C,), the weight of each class, in input's dtype (under autocast in any).
         reduction: "none", "mean" or "sum".
-        ignore_index: a target with this value has loss 0 and gradient 0, and does not count in the mean; None is -100.
+        ignore_index: targets with this value have loss 0 and gradient 0, and do not count in the mean; None is -100.
         label_smoothing: epsilon, in [0, 1].
-        options: torch's LinearCrossEntropyOptions, for calls that torch's function takes; ours bounds its memory
-            by itself.
+        options: torch's LinearCrossEntropyOptions, handed on where torch's function runs. fasttx bounds its memory by
+            itself and does not read them.
 
     Returns:
-        Tensor () or (N,), of input's dtype, float32 under autocast.
+        Tensor () or (N,), in input's dtype; float32 under autocast.
 
     Raises:
-        Torch's errors, by torch's function. BackendError where a backend is forced that cannot run the call.
-        IndexError for an index outside [0, C) that is not ignored: on a CPU, and on a GPU with FASTTX_CHECK=1; without
-        it the loss is NaN, and nothing synchronises.
+        IndexError: an index that is not ignored lies outside [0, C). Checked on a CPU, and on a GPU with
+            FASTTX_CHECK=1. Without that a GPU does not wait, and the loss is NaN.
+        BackendError: a forced backend cannot run the call.
+        Every other wrong call raises torch's own error.
 
     Saved for backward: the arguments themselves and one float32 a row. Logits exist for a bounded number of rows at a
-    time and are computed again in backward; only on a CPU, where that costs more than it saves, up to 256 MiB of those
-    of labelled rows are kept. A gradient that nobody needs (of a frozen weight) is not computed.
+    time, and backward computes them again. On a CPU that costs more than it saves, so up to 256 MiB of the labelled
+    rows' logits are kept there. The gradient of a frozen weight is not computed.
 
-    Numerics: logits are rounded to input's dtype, as torch's are; losses, and sums of linear_weight's gradient
-    over chunks of rows, are float32. All targets ignored: the mean is NaN and the gradients 0. Deterministic. One
-    dimension, K-dimensional losses, probabilities, float64, torch.func transforms, forward-mode AD, subclasses of
-    Tensor and a weight that requires a gradient run on torch's function. Double backward differentiates torch's.
+    Numerics: logits are rounded to input's dtype, as torch's are. Losses are float32, and so are the sums of
+    linear_weight's gradient over chunks of rows. If all targets are ignored, the mean is NaN and the gradients 0.
+    Deterministic. Torch's own function runs for inputs of one dimension, K-dimensional losses, probabilities, float64,
+    torch.func transforms, forward-mode AD, subclasses of Tensor, and a weight that requires a gradient. Double backward
+    differentiates torch's function.
 
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, for computing logits again.
     """

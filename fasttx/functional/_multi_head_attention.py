@@ -261,35 +261,42 @@ def multi_head_attention_forward(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    r"""out = concat_h(softmax(scale * q_h k_h^T + mask) v_h) W_out^T + b_out, torch.nn.functional's function.
+    """out = concat_h(softmax(scale * q_h k_h^T + mask) v_h) W_out^T + b_out; torch.nn.functional's function.
 
     Args:
-        query: (L, batch, E) or (L, E), with E = embed_dim_to_check, a multiple of num_heads.
-        key, value: (S, batch, features) or (S, features); features is E where in_proj_weight is used.
-        in_proj_weight, in_proj_bias: (3 E, E), (3 E,): query's, key's, value's.
-        bias_k, bias_v: (1, 1, E), one more key and value behind the others; or both None.
-        add_zero_attn: one more key and value of zeros, last.
-        dropout_p: of the weights, if `training`; in steps of 1/256 on our kernels.
+        query: (L, batch, E) or (L, E).
+        key, value: (S, batch, features) or (S, features). features is E where in_proj_weight is used.
+        embed_dim_to_check, num_heads: E, and the number of heads, which divides it.
+        in_proj_weight, in_proj_bias: (3 E, E), (3 E,), of query, key and value in this order.
+        bias_k, bias_v: (1, 1, E), one more key and value after the others; or both None.
+        add_zero_attn: adds one more key and value of zeros at the end.
+        dropout_p, training: probability of dropping a weight, in steps of 1/256 on the kernels; only if training.
         out_proj_weight, out_proj_bias: (E, E), (E,).
         key_padding_mask: (batch, S) or (S,); bool (True is not attended to) or floating (added).
         need_weights: also return the weights, as they are after dropout.
         attn_mask: (L, S) or (batch * num_heads, L, S); bool or floating, likewise.
-        use_separate_proj_weight, q_proj_weight, k_proj_weight, v_proj_weight: (E, features) instead of in_proj_weight.
-        static_k, static_v: given, torch's own function runs.
-        average_attn_weights: weights are averaged over the heads.
+        use_separate_proj_weight, q_proj_weight, k_proj_weight, v_proj_weight: (E, features) in place of in_proj_weight.
+        static_k, static_v: if given, torch's own function runs.
+        average_attn_weights: average the weights over the heads.
         is_causal: a hint that attn_mask is the causal one.
 
     Returns:
-        (L, batch, E) or (L, E); and None, or weights (batch, L, S), (batch, num_heads, L, S), or these without batch.
-        A row without a key gives zeros if need_weights is False, else NaN.
+        (L, batch, E) or (L, E); and None, or the weights (batch, L, S), (batch, num_heads, L, S), or these without
+        batch. A row without a key gives zeros if need_weights is False, else NaN.
 
     Raises:
-        What torch raises, by its own function, which also takes what our kernels do not cover (as those of
-        :func:`scaled_dot_product_attention`) and, on a CPU, calls with weights.  BackendError, as there.
+        BackendError: a forced backend cannot run the call.
+        Every wrong call raises torch's own error.
+
+    Torch's own function also runs for what :func:`scaled_dot_product_attention` leaves to torch and, on a CPU, for
+    calls with weights.
 
     Saved for backward: query, key, value, their projections, the output of attention and one float a row; with weights,
-        the weights.
-    Numerics: :func:`scaled_dot_product_attention`'s; with weights, scores are rounded to the inputs' dtype, as torch's.
+    the weights.
+
+    Numerics: as for :func:`scaled_dot_product_attention`. With weights, scores are rounded to the inputs' dtype, as
+    torch's are.
+
     Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.2.
     """
     weights = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else (in_proj_weight,)

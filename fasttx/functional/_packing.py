@@ -1,7 +1,7 @@
-"""Packed batches: real tokens only, one sequence after the other, and the way back to the padded shape.
+"""unpad keeps the real tokens of a padded batch, one sequence after the other; repad puts them back.
 
-Both directions are gathers of whole rows, each the other's gradient: every row is written at most once, so that
-nothing is added up and the result is deterministic.
+Each direction gathers whole rows and is the other's gradient. Every row is written at most once, so nothing is added up
+and the result is deterministic.
 """
 
 from __future__ import annotations
@@ -93,21 +93,23 @@ def layout_of(real: Tensor, lengths: Sequence[int], counts: Tensor | None = None
 
 
 def unpad(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    """packed[i] = hidden.flatten(0, 1)[indices[i]] for the i-th real token, row by row.
+    """Packs the real tokens of a padded batch: packed[i] = hidden.flatten(0, 1)[indices[i]].
 
     Args:
         hidden: (batch, seqlen, ...), any dtype.
-        mask: (batch, seqlen), bool or integer; True or not 0 is a real token. Padding may be anywhere.
+        mask: (batch, seqlen), bool or integer. True, or a number other than 0, marks a real token. Padding may be
+            anywhere.
 
     Returns:
-        packed (total, ...); indices int64 (total,) into the flattened batch; cu_seqlens int32 (batch + 1,), where each
-        sequence starts; max_seqlen, the longest one: what :func:`attention_varlen` and :func:`repad` take.
+        packed (total, ...), row by row; indices int64 (total,) into the flattened batch; cu_seqlens int32 (batch + 1,),
+        where each sequence starts; max_seqlen, the length of the longest. :func:`attention_varlen` and :func:`repad`
+        take these.
 
     Raises:
-        TypeError: hidden or mask is not a tensor.
-        ValueError: mask is floating, on another device or on meta, or not hidden's first two dims.
+        TypeError: hidden or mask is not a Tensor.
+        ValueError: mask is floating, on another device or on meta, or has not hidden's first two dims.
 
-    Saved for backward: the indices. On a GPU the host waits for it once, to learn the number of tokens.
+    Saved for backward: indices. On a GPU the host waits once for the number of tokens.
     """
     for name, value in (("hidden", hidden), ("mask", mask)):
         if not isinstance(value, Tensor):
@@ -132,7 +134,9 @@ def unpad(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
 
 
 def repad(packed: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
-    """hidden.flatten(0, 1)[indices[i]] = packed[i], and 0 at padding: the inverse of :func:`unpad`.
+    """Puts packed tokens back into padded rows, with 0 at padding; the inverse of :func:`unpad`.
+
+    hidden.flatten(0, 1)[indices[i]] = packed[i] for the i-th token.
 
     Args:
         packed: (total, ...), any dtype.
@@ -143,11 +147,11 @@ def repad(packed: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
         (batch, seqlen, ...).
 
     Raises:
-        TypeError: packed or indices is not a tensor; batch or seqlen is not an int.
-        ValueError: indices is not int64 (total,), on another device, or out of range (on a CPU); batch or
-            seqlen is negative, or their product is smaller than total.
+        TypeError: packed or indices is not a Tensor; batch or seqlen is not an int.
+        ValueError: indices is not int64 (total,), is on another device or, on a CPU, out of range; batch or seqlen is
+            negative, or their product is smaller than total.
 
-    Saved for backward: the indices.
+    Saved for backward: indices.
     """
     for name, value in (("packed", packed), ("indices", indices)):
         if not isinstance(value, Tensor):

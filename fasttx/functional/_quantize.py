@@ -71,25 +71,25 @@ def _check_rows(input: Any) -> None:
 
 
 def quantize_per_token(input: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Symmetric int8 of each row over the last dimension.
+    r"""Quantises each row, over the last dimension, to symmetric int8.
 
     .. math:: scale = \max_k |x_k| / 127, \quad q_k = \mathrm{round}(x_k / scale)
 
     Args:
-        input: (..., n); float32, float16 or bfloat16.
+        input: x, (..., n), in float32, float16 or bfloat16.
 
     Returns:
-        (int8 of input's shape with values from -127 to 127, float32 scale of input's shape without n): q scale is
-        about x, off by at most half a scale. Neither carries a gradient.
+        (q, int8 of input's shape with values from -127 to 127; scale, float32 of input's shape without n). q * scale is
+        input, off by at most half a scale. Neither carries a gradient.
 
     Raises:
-        TypeError, ValueError: input is no plain Tensor of such a dtype and at least one dimension.
-        BackendError: a backend is forced that cannot run the call.
+        TypeError, ValueError: input is not a plain Tensor of such a dtype with at least one dimension.
+        BackendError: a forced backend cannot run the call.
 
     Saved for backward: nothing, there is no backward.
 
-    Numerics: rounded half to even, after a float32 product with float32's 127 / max; the same integers on every backend
-    and device. A row of zeros gets zeros and the scale 2**-118 / 127; a row that holds a NaN or an infinity gets zeros
+    Numerics: multiplies by float32's 127 / max and rounds half to even, so every backend and device gives the same
+    integers. A row of zeros gets zeros and the scale 2**-118 / 127. A row that holds a NaN or an infinity gets zeros
     and the scale NaN.
 
     Source: Dettmers et al., "LLM.int8(): 8-bit matrix multiplication for transformers at scale", 2022, section 2
@@ -101,27 +101,27 @@ def quantize_per_token(input: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_static(input: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
-    r"""Symmetric int8 with one scale for all rows, from a calibration for instance.
+    r"""Quantises all rows to symmetric int8 with one scale, from a calibration for instance.
 
     .. math:: q_k = \mathrm{clamp}(\mathrm{round}(x_k / scale), -127, 127)
 
     Args:
-        input: (..., n); float32, float16 or bfloat16.
-        scale: a positive number or float32 (); values beyond 127 of it saturate.
+        input: x, (..., n), in float32, float16 or bfloat16.
+        scale: a positive number or float32 (). Values beyond 127 times it saturate.
 
     Returns:
-        (int8 of input's shape, float32 of input's shape without n, which repeats scale): as of
+        (q, int8 of input's shape; float32 of input's shape without n, which repeats scale), in the form of
         :func:`quantize_per_token`, so that one may stand for the other. Neither carries a gradient.
 
     Raises:
-        TypeError, ValueError: an argument of a wrong type, dtype or range; it is named.
-        BackendError: a backend is forced that cannot run the call.
+        TypeError, ValueError: an argument has a wrong type, dtype or range. The message names it.
+        BackendError: a forced backend cannot run the call.
 
     Saved for backward: nothing, there is no backward.
 
-    Numerics: rounded half to even, after a float32 product with float32's 1 / scale; the same integers on every backend
-    and device. A row that holds a NaN or an infinity gets zeros and the scale NaN; if 1 / scale is not finite, so does
-    every row.
+    Numerics: multiplies by float32's 1 / scale and rounds half to even, so every backend and device gives the same
+    integers. A row that holds a NaN or an infinity gets zeros and the scale NaN. So does every row if 1 / scale is not
+    finite.
 
     Source: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only
     inference", 2018, section 2.1, with the zero point 0.
@@ -133,24 +133,25 @@ def quantize_static(input: Tensor, scale: Tensor | float) -> tuple[Tensor, Tenso
 
 
 def quantize_per_channel(weight: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Symmetric int8 of the weight of a linear layer, each output channel by itself.
+    r"""Quantises the weight of a linear layer to symmetric int8, each output channel with a scale of its own.
 
     .. math:: scale_n = \max_k |w_{nk}| / 127, \quad q_{nk} = \mathrm{round}(w_{nk} / scale_n)
 
     Args:
-        weight: (out_features, in_features), as torch.nn.Linear has it; float32, float16 or bfloat16.
+        weight: (out_features, in_features), as torch.nn.Linear has it, in float32, float16 or bfloat16.
 
     Returns:
         (int8 (out_features, in_features), float32 scale (out_features,)). Neither carries a gradient.
 
     Raises:
-        TypeError, ValueError: weight is no plain matrix of such a dtype.
+        TypeError, ValueError: weight is not a plain matrix of such a dtype.
+        BackendError: a forced backend cannot run the call.
 
     Saved for backward: nothing, there is no backward.
 
-    Numerics: those of :func:`quantize_per_token`, of which this is the case of rows that are channels.
+    Numerics: as for :func:`quantize_per_token`, with channels as rows.
 
-    Source: as of :func:`quantize_per_token`.
+    Source: as for :func:`quantize_per_token`.
     """
     check_float("weight", weight)
     if weight.dim() != 2:
@@ -199,35 +200,35 @@ def add_layer_norm_quantize(
     eps: float = 1e-5,
     scale: Tensor | float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Layer norm of input + residual, and its int8, which the next linear layer reads: one pass over both.
+    r"""Layer norm of input + residual, and the same in int8 for the next linear layer, in one pass.
 
     .. math:: out = \mathrm{layer\_norm}(input + residual) \cdot weight + bias, \quad q = \mathrm{round}(out / scale)
 
     Args:
-        input: (..., n); float32, float16 or bfloat16.
-        residual: of input's shape; None for nothing.
-        weight, bias: (n,), or None. Each tensor may have a floating dtype of its own.
+        input: (..., n), in float32, float16 or bfloat16.
+        residual: of input's shape, or None.
+        weight, bias: (n,), or None. Each tensor may have a dtype of its own among these three.
         eps: added to the variance, which divides by n.
-        scale: one scale for all rows, a positive number or float32 (), as of :func:`quantize_static`; None finds a
+        scale: one scale for all rows, a positive number or float32 (), as in :func:`quantize_static`. None finds a
             scale for each row, as :func:`quantize_per_token` does.
 
     Returns:
-        (out, int8 of its shape, float32 scale of its shape without n). out's dtype is what input and residual promote
-        to, and float32 under autocast except on a CPU, as of :func:`dropout_add_layer_norm`.
+        (out, int8 of its shape, float32 scale of its shape without n). out has the dtype that input and residual
+        promote to, and float32 under autocast, except on a CPU, as in :func:`dropout_add_layer_norm`.
 
     Raises:
-        TypeError, ValueError: an argument of a wrong type, dtype, shape or range; it is named.
-        BackendError: a backend is forced that cannot run the call.
-        RuntimeError: in backward, as there is no gradient; under torch.compile where a graph with a backward is made.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape or range. The message names it.
+        BackendError: a forced backend cannot run the call.
+        RuntimeError: backward is called, as there is no gradient. torch.compile raises it where it traces a backward.
 
     Saved for backward: nothing.
 
-    Numerics: out has the bits of :func:`dropout_add_layer_norm` on the same backend, without dropout (on sm_100, whose
-    compiler fuses some pairs of a product and a sum, but for the last one), and the integers
-    and scales are those of :func:`quantize_per_token` of out as it is returned, rounded. On a CPU, unless a backend is
-    forced, that function is torch's own two, which round the sum to its dtype; here it is never rounded.
+    Numerics: out has the bits of :func:`dropout_add_layer_norm` without dropout on the same backend; on sm_100 all but
+    the last one, because its compiler fuses some pairs of a product and a sum. Integers and scales are those of
+    :func:`quantize_per_token` of the rounded out that is returned. On a CPU without a forced backend
+    dropout_add_layer_norm is torch's two functions, which round the sum to its dtype; here it is never rounded.
 
-    Source: as of :func:`layer_norm` and of :func:`quantize_per_token`.
+    Source: as for :func:`layer_norm` and :func:`quantize_per_token`.
     """
     _check_tensors(input, residual=residual, weight=weight, bias=bias)
     check_eps(eps)
@@ -246,29 +247,29 @@ def add_layer_norm_quantize(
 def gelu_quantize(
     input: Tensor, bias: Tensor | None = None, *, approximate: str = "none", scale: Tensor | float | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""int8 of gelu(input + bias), between the two products of an MLP; the activation itself is never written.
+    r"""int8 of gelu(input + bias), between the two products of an MLP, without writing the activation itself.
 
     .. math:: q = \mathrm{round}(\mathrm{gelu}(input + bias) / scale)
 
     Args:
-        input: (..., n); float32, float16 or bfloat16.
-        bias: (n,), of input's dtype or float32; None for nothing.
-        approximate: "none" or "tanh", as of :func:`gelu`.
-        scale: as of :func:`add_layer_norm_quantize`.
+        input: (..., n), in float32, float16 or bfloat16.
+        bias: (n,), in input's dtype or float32; or None.
+        approximate: "none" or "tanh", as in :func:`gelu`.
+        scale: as in :func:`add_layer_norm_quantize`.
 
     Returns:
         (int8 of input's shape, float32 scale of input's shape without n). Neither carries a gradient.
 
     Raises:
-        TypeError, ValueError: an argument of a wrong type, dtype, shape or range; it is named.
-        BackendError: a backend is forced that cannot run the call.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape or range. The message names it.
+        BackendError: a forced backend cannot run the call.
 
     Saved for backward: nothing, there is no backward.
 
-    Numerics: the integers and scales are those of :func:`quantize_per_token` of what gelu gives on the same backend,
-    rounded to input's dtype; the sum with bias is not rounded before, on the kernels. Under autocast too.
+    Numerics: integers and scales are those of :func:`quantize_per_token` of what gelu gives on the same backend,
+    rounded to input's dtype. The kernels never round the sum with bias before that, not under autocast either.
 
-    Source: as of :func:`gelu` and of :func:`quantize_per_token`.
+    Source: as for :func:`gelu` and :func:`quantize_per_token`.
     """
     _check_tensors(input, bias=bias)
     if bias is not None and bias.dtype not in (input.dtype, torch.float32):

@@ -1,4 +1,4 @@
-"""softmax and log_softmax with torch.nn.functional's names and semantics, and a scale, a mask and dropout besides."""
+"""softmax and log_softmax with torch.nn.functional's names and semantics; scale, mask and dropout are extras."""
 
 from __future__ import annotations
 
@@ -195,33 +195,35 @@ def softmax(
     scale: float = 1.0,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    r"""softmax(scale * input + mask) over `dim`, then dropout; torch.nn.functional.softmax where nothing more is given.
+    r"""softmax(scale * input + mask) over `dim`, then dropout; without these options torch.nn.functional.softmax.
 
     .. math:: out_i = d_i \frac{\exp(s_i)}{\sum_j \exp(s_j)}, \quad s = scale \cdot input + mask
 
     Args:
-        input: any shape; float32, float16 or bfloat16 run on our kernels, other dtypes on torch's own function.
-        dim: the dimension that sums to 1; None chooses as torch does, with its warning.
+        input: any shape. The kernels take float32, float16 and bfloat16; torch's own function takes other dtypes.
+        dim: the dimension that sums to 1. None chooses as torch does, with its warning.
         dtype: input is cast to it first.
         mask: bool (True = attend) or floating (added to the scores), broadcastable to input.
         scale: multiplies input before the mask is added.
-        dropout_p: probability of zeroing an element of the result, in steps of 1/256 on our kernels; the others are
-            scaled up. Applied whenever it is positive: pass 0.0 in evaluation.
+        dropout_p: probability of zeroing an element of the result, in [0, 1], in steps of 1/256 on the kernels. The
+            others are scaled up. There is no `training`: pass 0.0 in evaluation.
 
     Returns:
-        Tensor of input's shape and dtype (`dtype` if given; float32 under autocast, except on a CPU, as torch's).
+        Tensor of input's shape, in `dtype` if given, else in input's; as in torch, float32 under autocast, except on a
+        CPU.
 
     Raises:
-        ValueError: a mask that does not broadcast, of another device or an integer dtype; a scale that is not finite;
-            dropout_p outside of [0, 1].  IndexError: dim out of range.
-        BackendError: a backend is forced that cannot run the call.
+        TypeError, ValueError: mask, scale or dropout_p has a wrong type, dtype, shape, device or range, or dim or dtype
+            beside them a wrong type. The message names it.
+        IndexError: dim is out of range.
+        BackendError: a forced backend cannot run the call.
 
     Saved for backward: the result, or input where there is dropout; the mask and two integers.
 
-    Numerics: float32 inside. A row that the mask leaves nothing to attend to gives zeros; a row of -inf without a mask
-    gives NaN, as torch's. float64, other dims than the last (unless mask, scale or dropout are given or a backend is
-    forced), torch.func transforms, forward-mode AD, NestedTensor and gradients of the mask run on torch's own
-    operators; double backward too.
+    Numerics: computes in float32. A row in which the mask hides everything gives zeros; a row of -inf without a mask
+    gives NaN, as in torch. PyTorch's own operators run for float64, dims other than the last (unless mask, scale or
+    dropout is given or a backend forced), torch.func transforms, forward-mode AD, NestedTensor, gradients of the mask,
+    and double backward.
 
     Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, section 3, for long rows.
     """
@@ -251,26 +253,26 @@ def log_softmax(
     mask: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    r"""log(softmax(scale * input + mask)) over `dim`; torch.nn.functional.log_softmax where nothing more is given.
+    r"""log(softmax(scale * input + mask)) over `dim`; without these options torch.nn.functional.log_softmax.
 
     .. math:: out_i = s_i - \log \sum_j \exp(s_j), \quad s = scale \cdot input + mask
 
     Args:
-        input, dim, dtype, mask, scale: as of :func:`softmax`.
+        input, dim, dtype, mask, scale: as in :func:`softmax`.
 
     Returns:
-        Tensor of input's shape and dtype (`dtype` if given; float32 under autocast, except on a CPU, as torch's); -inf
-        where masked.
+        Tensor of input's shape, in `dtype` if given, else in input's; as in torch, float32 under autocast, except on a
+        CPU. -inf where the mask hides an element.
 
     Raises:
-        ValueError, IndexError, BackendError: as :func:`softmax`.
+        TypeError, ValueError, IndexError, BackendError: as :func:`softmax` does.
 
     Saved for backward: the result and the mask.
 
-    Numerics: float32 inside; (s - max) - log(sum), so that large scores lose nothing. Masked elements are constants,
-    without a gradient.
+    Numerics: computes (s - max) - log(sum) in float32, so large scores lose nothing. Masked elements are constants and
+    have no gradient.
 
-    Source: as of :func:`softmax`.
+    Source: as for :func:`softmax`.
     """
     torch_fn = torch_functional.log_softmax
     return _probabilities(log_softmax, torch_fn, input, dim, _stacklevel, dtype, mask, scale, 0.0, forced_backend())

@@ -23,6 +23,9 @@ def patch_transformers(**options: Any) -> None:
 
     Args:
         **options: arguments of :func:`fasttx.patch`.
+
+    Raises:
+        ValueError, TypeError: an option is not allowed; ``strict=True`` never is, as models of other families load too.
     """
     global _original, _wrapper
     if options.get("strict"):
@@ -46,7 +49,7 @@ def patch_transformers(**options: Any) -> None:
 
 
 def unpatch_transformers() -> None:
-    """Undo :func:`patch_transformers`; models loaded meanwhile stay patched.
+    """Undo :func:`patch_transformers`. Models loaded meanwhile stay patched.
 
     Raises:
         ValueError: patch_transformers was not called, or something else has replaced from_pretrained since.

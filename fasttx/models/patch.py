@@ -116,46 +116,49 @@ def patch(
     deterministic: bool | None = None,
     strict: bool = False,
 ) -> Report:
-    """Run a transformers model's attention, layer norms, MLPs and losses on fasttx, in place, until :func:`unpatch`.
+    """Put a transformers model's attention, norms, MLPs and losses on fasttx, in place, and skip its padding.
 
-    State-dict keys, ``save_pretrained``, deepcopy, pickling, class names and forward signatures stay as they are. A
-    model that is patched already is unpatched first, so that the last call's options hold.
+    :func:`unpatch` puts everything back. State-dict keys, ``save_pretrained``, deepcopy, pickling, class names and
+    forward signatures stay as they are. Patching a patched model again unpatches it first: the last call's options
+    hold.
 
     Args:
         model: a transformers model, or anything that holds some: a PEFT model, a SentenceTransformer or CrossEncoder, a
-            pipeline, any ``torch.nn.Module``; or one that holds torch.nn's MultiheadAttention, TransformerEncoderLayer
-            or TransformerEncoder.
-        attention: use ``attn_implementation="fasttx"`` in this model only, and ``fasttx.nn`` for those of torch.nn,
-            which `backend` and `deterministic` do not reach: with them they are left alone.
+            pipeline, any ``torch.nn.Module``. A model that holds torch.nn's MultiheadAttention, TransformerEncoderLayer
+            or TransformerEncoder will do, too.
+        attention: use ``attn_implementation="fasttx"``, in this model only. torch.nn's classes become those of
+            ``fasttx.nn``; `backend` and `deterministic` do not reach these, so with either they are left alone.
         unpad: run the encoder on real tokens only: ``"auto"`` where a batch has enough padding, True where it has any,
-            False never.  Needs `attention`. The host waits once a call for the number of tokens on a GPU, unless the
-            call says ``seq_lens=`` (see ``fasttx.data``), without which compiled graphs run padded. Captured ones do.
-        norm: compute dropout, the sum with the residual and layer norm, which end each half of a layer, as one kernel,
-            and the embeddings, their layer norm and dropout as another. Where a norm, a dropout or a table is not plain
-            (hooks, another class, LoRA), the parts are called one by one, and all on a CPU; products may be anything.
-        mlp: compute bias and GELU after the MLP's first product as one kernel. Where the layer is not plain, or the
-            activation no GELU, and on a CPU, transformers' own calls run.
-        qkv: compute query, key and value of self-attention in one product, from weights joined in every forward; layers
-            that are not plain (LoRA, quantised, hooks) stay separate, and all do on a CPU. Needs `attention`.
-        mlm_head: in training with labels, heads for masked language modelling and pretraining compute the labelled rows
-            alone, and ``logits`` is None (missing from a tuple); ``"full"`` or False keeps the logits complete. In eval
-            mode and without labels they always are. In a graph (compiled, exported, captured) all rows are computed, as
-            their number must not depend on the labels; a float, 0.25 say, computes that share of them there, labelled
-            ones first, and gives a loss of NaN without gradients where more are labelled. Needs `loss`.
+            False never. Needs `attention`. On a GPU the host waits once a call for the number of tokens, unless the
+            call passes ``seq_lens=`` (see ``fasttx.data``). Compiled graphs run padded without it. Captured ones always
+            do.
+        norm: compute the end of each half of a layer, which is dropout, residual and layer norm, as one kernel, and the
+            embeddings with their layer norm and dropout as another. The parts are called unfused on a CPU, and where a
+            norm, a dropout or a table is not plain (hooks, another class, LoRA). The linear layers may be anything.
+        mlp: compute bias and GELU after the MLP's first product as one kernel. transformers' own calls run on a CPU,
+            and where the layer is not plain or the activation is no GELU.
+        qkv: compute query, key and value of self-attention in one product, from weights joined in every forward. They
+            are computed separately on a CPU, and where a layer is not plain (LoRA, quantised, hooks). Needs
+            `attention`.
+        mlm_head: compute only the labelled rows in training with labels, in heads for masked language modelling and
+            pretraining. ``logits`` is None then (missing from a tuple). ``"full"`` or False keeps the logits complete;
+            in eval mode and without labels they always are. Graphs (compiled, exported, captured) need fixed shapes, so
+            they compute every row. A float, 0.25 say, computes that share of the rows there, labelled rows first; if
+            more are labelled, the loss is NaN without gradients. Needs `loss`.
         loss: ``"correct"``: the head's mean times (labels != -100).sum() / num_items_in_batch where that number is
-            passed, and 0 where nothing is labelled; ``"hf"``: transformers' value; None: leave the heads alone.
-        backend: ``"auto"``, or ``"cuda"``, ``"triton"``, ``"torch"`` to force one for this model.
-        deterministic: True asks for bitwise reproducible gradients; None follows
+            passed, and 0 where nothing is labelled. ``"hf"``: transformers' value. None: leave the heads alone.
+        backend: ``"auto"``, or ``"cuda"``, ``"triton"`` or ``"torch"`` to force one for this model.
+        deterministic: True asks for bitwise reproducible gradients. None follows
             ``torch.are_deterministic_algorithms_enabled()``.
-        strict: raise instead of warn if nothing at all could be replaced.
+        strict: if nothing could be replaced, raise an error in place of a warning.
 
     Returns:
-        A report: ``print`` it; ``rows`` and ``to_dict()`` hold the same.
+        A report to ``print``; ``rows`` and ``to_dict()`` hold the same.
 
     Raises:
         ValueError: `model` holds no transformers model and none of those modules; an argument has a value that is not
             allowed; with `strict`, nothing could be replaced. The model is then as it was.
-        TypeError: an unknown argument, or one of another type.
+        TypeError: an argument is unknown or of another type.
     """
     options = Options(attention, unpad, norm, mlp, qkv, mlm_head, loss, backend, deterministic, strict)
     root = _root(model)
@@ -188,9 +191,9 @@ def _patch_plain(root: nn.Module, options: Options) -> Report:
 
 
 def unpatch(model: Any) -> None:
-    """Give a patched model back the classes and the config object that it had.
+    """Undo :func:`patch`: the model gets its own classes and config object back.
 
-    Attributes that were changed in the model's config meanwhile are kept.
+    What was changed in the model's config meanwhile stays changed.
 
     Raises:
         ValueError: nothing in `model` is patched, or a class was put on top of a patched one (fully_shard).
@@ -213,7 +216,7 @@ def is_patched(model: Any) -> bool:
 
 @contextlib.contextmanager
 def patched(model: Any, **options: Any) -> Iterator[Report]:
-    """:func:`patch` within a ``with`` block; afterwards the model is as before, also if it was patched already."""
+    """:func:`patch` within a ``with`` block. Afterwards the model is as before, even if it was patched already."""
     marks = _marks(_root(model))
     before = marks[0][1].options if marks else None
     report = patch(model, **options)
@@ -228,12 +231,13 @@ def patched(model: Any, **options: Any) -> Iterator[Report]:
 
 
 def supported() -> list[dict[str, str]]:
-    """What :func:`patch` can replace: one row per family and class.
+    """List what :func:`patch` can replace, one row for each family and class.
 
     Returns:
-        Dictionaries with ``family``, ``model_type``, ``class``, ``attention`` (attn_implementation) and ``loss`` (the
-        functions that compute it, "" for a model without any); either is "transformers' own" where that stays. Last
-        come torch.nn's own classes, whose family is "torch.nn" and whose attention is that of ``fasttx.nn``.
+        Dictionaries with ``family``, ``model_type``, ``class``, ``attention`` (the attn_implementation) and ``loss``
+        (the functions that compute it, "" for a model without a loss). Attention and loss are "transformers' own" where
+        that stays. The last rows are torch.nn's own classes: their family is "torch.nn", their attention that of
+        ``fasttx.nn``.
     """
     rows = []
     for family in FAMILIES:

@@ -108,23 +108,23 @@ def _around(root: nn.Module, name: str) -> list[nn.Module]:
 
 
 def quantize(model: Any, config: Int8Config | None = None) -> Report:
-    """Make the linear layers of a model's encoder int8, in place, for inference; :func:`dequantize` undoes it.
+    """Make the linear layers of a model's encoder int8, in place, for inference. :func:`dequantize` undoes it.
 
-    The weights are rounded to 8 bits by output channel, the activations by token when a layer is called. Embeddings,
-    poolers, heads and whatever is not exactly a ``torch.nn.Linear`` (LoRA, hooks, parametrisations) stay as they are,
-    and the report says why. Works before and after :func:`fasttx.patch`. A quantised model has no gradients: backward
-    raises. Its ``state_dict()`` holds int8 weights and scales, and loads into a model quantised in the same way;
+    Weights are rounded to 8 bits by output channel, activations by token when a layer is called. Embeddings, poolers,
+    heads and whatever is not exactly a ``torch.nn.Linear`` (LoRA, hooks, parametrisations) stay as they are; the report
+    says why. It works before and after :func:`fasttx.patch`. A quantised model has no gradients: backward raises. Its
+    ``state_dict()`` holds int8 weights and scales, and loads into a model that was quantised in the same way.
     ``save_pretrained`` refuses, because ``from_pretrained`` cannot read them yet.
 
     Args:
         model: a transformers model, or anything that holds some (PEFT, sentence-transformers, a pipeline).
-        config: :class:`fasttx.Int8Config`; None for the default one.
+        config: a :class:`fasttx.Int8Config`; None for the default one.
 
     Returns:
-        A report, as of :func:`fasttx.patch`: one row for each linear layer.
+        A report, as :func:`fasttx.patch` gives it, with one row for each linear layer.
 
     Raises:
-        ValueError: `model` holds no encoder layer of a known family; a pattern of ``skip`` matches no layer.
+        ValueError: `model` holds no encoder layer of a known family, or a pattern of ``skip`` matches no layer.
         TypeError: config is something else.
     """
     if config is None:
@@ -176,8 +176,8 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
 def dequantize(model: Any) -> None:
     """Make every int8 layer of a model a ``torch.nn.Linear`` again.
 
-    The weights are the rounded ones, in the dtype of the layer's bias (float32 where there is none), and bias is the
-    same parameter as ever. After ``Int8Config(keep_float=True)`` the layers are the very objects that there were.
+    The weights are the rounded ones, in the dtype of the layer's bias (float32 where there is none). The bias is the
+    same parameter as before. After ``Int8Config(keep_float=True)`` the layers are the very objects that were there.
 
     Raises:
         ValueError: nothing in `model` is int8.

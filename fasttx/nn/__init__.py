@@ -1,7 +1,7 @@
-"""torch.nn with fasttx inside: our modules under torch's names, and every other name straight from torch.nn.
+"""torch.nn with fasttx inside: fasttx modules under torch's names, and every other name straight from torch.nn.
 
-``import fasttx.nn as nn`` in place of ``import torch.nn as nn`` is the whole change.  torch.nn's submodules are
-attributes here (``nn.utils.clip_grad_norm_``); to import from one, name torch: ``from torch.nn.utils import ...``.
+Replace ``import torch.nn as nn`` by ``import fasttx.nn as nn``; nothing else changes. torch.nn's submodules are
+attributes here (``nn.utils.clip_grad_norm_``). To import from one, name torch: ``from torch.nn.utils import ...``.
 """
 
 from __future__ import annotations

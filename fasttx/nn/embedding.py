@@ -1,4 +1,4 @@
-"""EmbeddingLayerNorm: the embeddings that a BERT begins with, under the names that transformers gives its parts."""
+"""EmbeddingLayerNorm: the embeddings that a BERT begins with, with parts named as in transformers."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from ..functional._embedding_layer_norm import embedding_layer_norm
 
 
 class EmbeddingLayerNorm(torch.nn.Module):
-    """Dropout of the layer norm of word, position and token-type embeddings; see
-    :func:`fasttx.functional.embedding_layer_norm`.
+    """Adds word, position and token-type embeddings, then layer norm and dropout.
 
-    Its parts are called as those of transformers' BertEmbeddings, so that state dictionaries fit either. They are read,
-    not called: hooks on them do not run.
+    See :func:`fasttx.functional.embedding_layer_norm`. The parts have the names of those in transformers'
+    BertEmbeddings, so state dictionaries fit either. The parts are read and not called: hooks on them do not run.
 
     Args:
         num_embeddings: rows of the word table.
         embedding_dim: columns of every table.
-        max_position_embeddings: rows of the position table; None leaves positions out.
-        type_vocab_size: rows of the token-type table; None leaves token types out.
+        max_position_embeddings: rows of the position table. None leaves positions out.
+        type_vocab_size: rows of the token-type table. None leaves token types out.
         padding_idx: the row of the word table that begins as zeros and gets no gradient.
         p: probability of zeroing an element of the output in training, in [0, 1).
         eps: added to the variance.
         device, dtype: of the parameters.
 
     Raises:
-        TypeError, ValueError: p is no number in [0, 1).
+        TypeError, ValueError: p is not a number in [0, 1).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""GELU, torch.nn's class with our function inside, and LinearGELU: a linear layer, GELU and dropout in one."""
+"""GELU, torch.nn's class on fasttx.functional.gelu, and LinearGELU: a linear layer, GELU and dropout in one."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ class GELU(torch.nn.GELU):
 
 
 class LinearGELU(torch.nn.Linear):
-    """A linear layer, GELU and dropout; see :func:`fasttx.functional.linear_gelu`.
+    """A linear layer, then GELU and dropout; see :func:`fasttx.functional.linear_gelu`.
 
-    A torch.nn.Linear that goes on: the same parameters, and state dictionaries that fit either.
+    It is a torch.nn.Linear with the same parameters, so state dictionaries fit either.
 
     Args:
-        in_features, out_features, bias, device, dtype: as of torch.nn.Linear.
+        in_features, out_features, bias, device, dtype: as in torch.nn.Linear.
         approximate: "none" or "tanh".
         p: probability of zeroing an element of the result in training, in [0, 1).
 
     Raises:
-        TypeError, ValueError: approximate is another word, or p is no number in [0, 1).
+        ValueError: approximate is another word.
+        TypeError, ValueError: p is not a number in [0, 1).
     """
 
     def __init__(
@@ -55,14 +56,15 @@ class LinearGELU(torch.nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear, approximate: str = "none", p: float = 0.0) -> LinearGELU:
-        """A LinearGELU on the very parameters of `linear`, and in its mode.
+        """A LinearGELU that shares the parameters of `linear`, in its mode.
 
         Args:
-            linear: exactly a torch.nn.Linear, as a subclass may compute something else.
+            linear: a torch.nn.Linear, and no subclass, which may compute something else.
             approximate, p: as of the class.
 
         Raises:
             TypeError: `linear` is of another class.
+            TypeError, ValueError: approximate or p is not as above.
         """
         if type(linear) is not torch.nn.Linear:
             raise TypeError(wrong("linear", described(linear), "a torch.nn.Linear, and no subclass"))

@@ -14,18 +14,16 @@ from ..ops.checks import described, wrong
 
 
 class Int8Linear(nn.Module):
-    """A linear layer on int8, quantised by channel and by token; see :func:`fasttx.functional.int8_linear`.
+    """A linear layer on int8 for inference; see :func:`fasttx.functional.int8_linear`.
 
-    Weight and scale are buffers, ``weight`` int8 (out_features, in_features) and ``weight_scale`` float32
-    (out_features,), which keep their dtypes whatever the module is cast to; ``bias`` is a parameter that is cast. A new
-    module holds zeros, to load a state dictionary into; :meth:`from_float` quantises a layer.
+    Weights are quantised by output channel, inputs by token. ``weight``, int8 (out_features, in_features), and
+    ``weight_scale``, float32 (out_features,), are buffers that keep their dtypes whatever the module is cast to.
+    ``bias`` is a parameter, which a cast changes. A new module holds zeros, to load a state dictionary into;
+    :meth:`from_float` quantises a layer. There is no gradient: backward raises RuntimeError.
 
     Args:
-        in_features, out_features, bias, device: as of torch.nn.Linear.
-        dtype: of bias, float32 unless given.
-
-    Raises:
-        RuntimeError: in backward, as there is no gradient.
+        in_features, out_features, bias, device: as in torch.nn.Linear.
+        dtype: of bias; float32 unless given.
     """
 
     weight: Tensor
@@ -51,10 +49,10 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def from_float(cls, linear: nn.Linear) -> Int8Linear:
-        """The layer that computes on int8 what `linear` computes; it keeps that layer's bias, the same parameter.
+        """Quantises `linear`. The new layer keeps that layer's bias, the same parameter.
 
         Raises:
-            TypeError: linear is no torch.nn.Linear.
+            TypeError: `linear` is not a torch.nn.Linear.
             ValueError: its weight is not float32, float16 or bfloat16, or not finite.
         """
         if not isinstance(linear, nn.Linear):
@@ -67,10 +65,10 @@ class Int8Linear(nn.Module):
         return made.train(linear.training)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> nn.Linear:
-        """A torch.nn.Linear of the weights that the integers stand for, and of the same bias.
+        """A torch.nn.Linear of the weights that the integers stand for, with the same bias parameter.
 
         Args:
-            dtype: of the weight; that of bias unless given, or float32 where there is none.
+            dtype: of the weight; bias's unless given, or float32 where there is no bias.
         """
         dtype = dtype or (torch.float32 if self.bias is None else self.bias.dtype)
         made = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")

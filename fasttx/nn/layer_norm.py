@@ -1,4 +1,4 @@
-"""LayerNorm, torch.nn's class with our function inside, and DropoutAddLayerNorm: dropout, sum and norm in one."""
+"""LayerNorm, torch.nn's class on fasttx.functional, and DropoutAddLayerNorm: dropout, sum and norm in one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LayerNorm(torch.nn.LayerNorm):
     """torch.nn.LayerNorm on fasttx kernels; see :func:`fasttx.functional.layer_norm`.
 
     Args:
-        normalized_shape, eps, elementwise_affine, bias, device, dtype: as of torch.nn.LayerNorm.
+        normalized_shape, eps, elementwise_affine, bias, device, dtype: as in torch.nn.LayerNorm.
     """
 
     _fasttx_original = torch.nn.LayerNorm
@@ -29,15 +29,15 @@ class LayerNorm(torch.nn.LayerNorm):
 class DropoutAddLayerNorm(torch.nn.LayerNorm):
     """Layer norm of dropout(input) + residual; see :func:`fasttx.functional.dropout_add_layer_norm`.
 
-    A torch.nn.LayerNorm with a probability: the same parameters, and state dictionaries that fit either.
+    It is a torch.nn.LayerNorm with the same parameters, so state dictionaries fit either.
 
     Args:
         normalized_shape: the size of the last dimension, an int or a sequence of one.
         p: probability of zeroing an element of input in training, in [0, 1).
-        eps, elementwise_affine, bias, device, dtype: as of torch.nn.LayerNorm.
+        eps, elementwise_affine, bias, device, dtype: as in torch.nn.LayerNorm.
 
     Raises:
-        TypeError, ValueError: normalized_shape has several dimensions, or p is no number in [0, 1).
+        TypeError, ValueError: normalized_shape is not one size, or p not a number in [0, 1).
     """
 
     def __init__(

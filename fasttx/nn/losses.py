@@ -1,6 +1,6 @@
-"""CrossEntropyLoss, LinearCrossEntropyLoss, BCEWithLogitsLoss and KLDivLoss: torch.nn's classes, our functions inside.
+"""CrossEntropyLoss, LinearCrossEntropyLoss, BCEWithLogitsLoss and KLDivLoss: torch.nn's classes on fasttx.functional.
 
-torch has LinearCrossEntropyLoss since 2.13; on an older one ours is the same class.
+torch has LinearCrossEntropyLoss since 2.13; with an older torch this one takes its place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..ops.checks import wrong
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """torch.nn.CrossEntropyLoss on fasttx kernels; see :func:`fasttx.functional.cross_entropy`.
 
-    Arguments, buffers and state_dict are torch's.
+    Arguments, buffers and state dictionaries are those of torch's class.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
     """torch.nn.BCEWithLogitsLoss on fasttx kernels; see :func:`fasttx.functional.binary_cross_entropy_with_logits`.
 
-    Arguments, buffers and state_dict are torch's.
+    Arguments, buffers and state dictionaries are those of torch's class.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -45,7 +45,10 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
 
 
 class KLDivLoss(torch.nn.KLDivLoss):
-    """torch.nn.KLDivLoss on fasttx kernels; see :func:`fasttx.functional.kl_div`."""
+    """torch.nn.KLDivLoss on fasttx kernels; see :func:`fasttx.functional.kl_div`.
+
+    Arguments are those of torch's class.
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return _kl_div.kl_div(input, target, reduction=self.reduction, log_target=self.log_target)
@@ -96,7 +99,7 @@ _Base: Any = getattr(torch.nn, "LinearCrossEntropyLoss", _AsTorch213)
 class LinearCrossEntropyLoss(_Base):
     """torch.nn.LinearCrossEntropyLoss on fasttx kernels; see :func:`fasttx.functional.linear_cross_entropy`.
 
-    Arguments, parameters and state_dict are torch's.
+    Arguments, parameters and state dictionaries are those of the class in torch 2.13.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

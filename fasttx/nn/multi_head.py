@@ -1,4 +1,4 @@
-"""MultiheadAttention: torch.nn's class with our attention inside."""
+"""MultiheadAttention: torch.nn's class on the attention of fasttx."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def every_row_sees(x: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor
 class MultiheadAttention(torch.nn.MultiheadAttention):
     """torch.nn.MultiheadAttention on fasttx kernels; see :func:`fasttx.functional.multi_head_attention_forward`.
 
-    Arguments, parameters and state_dict are torch's. In evaluation torch computes self-attention by one operator of its
-    own; ours runs instead, except for small calls on a CPU and for NestedTensors.  With need_weights=True (torch's
-    default) the weights have to be written; pass False where they are not used.
+    Arguments, parameters and state dictionaries are those of torch's class. need_weights=True, torch's default, writes
+    the weights to memory: pass False where you do not use them. In evaluation torch computes self-attention by one
+    operator. That operator runs here for small calls on a CPU and for NestedTensors only.
     """
 
     _fasttx_original = torch.nn.MultiheadAttention

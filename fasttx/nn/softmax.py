@@ -1,4 +1,4 @@
-"""Softmax and LogSoftmax modules: torch.nn's classes with our functions inside."""
+"""Softmax and LogSoftmax: torch.nn's classes on fasttx.functional."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TransformerEncoderLayer and TransformerEncoder: torch.nn's classes with our attention and layer norm inside."""
+"""TransformerEncoderLayer and TransformerEncoder: torch.nn's classes on the attention and layer norm of fasttx."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ def _bool_or_floating(*masks: Tensor | None) -> bool:
 
 
 class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
-    """torch.nn.TransformerEncoderLayer with :class:`MultiheadAttention`, :class:`LayerNorm` and, after attention and
-    the feed-forward part of a layer that is not norm_first, :func:`fasttx.functional.dropout_add_layer_norm`.
+    """torch.nn.TransformerEncoderLayer on fasttx kernels.
 
-    Arguments, initial values and state_dict are torch's.  In evaluation torch computes the layer by one operator of its
-    own, which this class leaves to a NestedTensor, and on a CPU to small calls.
+    Attention is :class:`MultiheadAttention`, the norms are :class:`LayerNorm`. Without norm_first, dropout, sum and
+    norm after attention and after the feed-forward part are one :func:`fasttx.functional.dropout_add_layer_norm`.
+
+    Arguments, initial values and state dictionaries are those of torch's class. In evaluation torch computes the layer
+    by one operator. That operator runs here for NestedTensors, and on a CPU for small calls, only.
     """
 
     _fasttx_original = torch.nn.TransformerEncoderLayer
@@ -158,11 +160,12 @@ def _add_norm(norm: Any, dropout: Any, x: Tensor, residual: Tensor) -> Tensor:
 
 
 class TransformerEncoder(torch.nn.TransformerEncoder):
-    """torch.nn.TransformerEncoder that hands its layers bool masks as they are, and packed batches where torch packs.
+    """torch.nn.TransformerEncoder that packs padded batches, and hands its layers bool masks as they are.
 
-    Arguments and state_dict are torch's; the layers do the work, so make it of :class:`TransformerEncoderLayer`.  In
-    evaluation torch drops right padding by NestedTensors, and returns zeros there; so does this class, by packing the
-    real tokens; the host waits for their number, as it does for torch's. Small calls on a CPU run torch's own forward.
+    Arguments and state dictionaries are those of torch's class. The layers do the work, so make it of
+    :class:`TransformerEncoderLayer`. In evaluation torch drops padding on the right by NestedTensors, and returns zeros
+    there. This class does the same by packing the real tokens; the host waits for their number, as torch's does. Small
+    calls on a CPU run torch's own forward.
     """
 
     _fasttx_original = torch.nn.TransformerEncoder

@@ -47,8 +47,8 @@ def backend(name: str) -> Iterator[None]:
         name: ``"cuda"``, ``"triton"``, ``"torch"``, or ``"auto"`` for the default choice.
 
     Raises:
-        BackendError: at once for an unknown name, here or in ``FASTTX_BACKEND``; at the call of an op that this
-            backend cannot run.  A forced backend never falls back.
+        BackendError: at once, if the name is unknown, here or in ``FASTTX_BACKEND``; later, if an op is called that
+            this backend cannot run. A forced backend never falls back.
     """
     global _forced
     problem = wrong_name("backend", name)

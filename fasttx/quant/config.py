@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Int8Config:
-    """How a model's linear layers become int8.
+    """How :func:`fasttx.quantize` makes a model's linear layers int8.
 
     Args:
-        activation: ``"dynamic"``, the only one so far: each token gets its own scale when a layer is called.
-        skip: names of layers to leave alone, within the model, with the wildcards of a shell
+        activation: ``"dynamic"``, the only choice so far: each token gets a scale of its own when a layer is called.
+        skip: names of layers to leave alone, as they are called within the model. A shell's wildcards work
             (``"*.output.dense"``, ``"encoder.layer.0.*"``).
-        keep_float: keep the float layers beside the int8 ones, so that :func:`fasttx.dequantize` gives back the very
-            same objects with their exact weights. It costs their memory; without it they are let go, and dequantize
-            makes layers of the rounded weights.
+        keep_float: keep the float layers beside the int8 ones, at the cost of their memory. Then
+            :func:`fasttx.dequantize` gives back the very same objects with their exact weights; otherwise it makes
+            layers of the rounded weights.
 
     Raises:
-        TypeError, ValueError: an argument is not what it may be; it is named.
+        TypeError, ValueError: an argument is not as above. The message names it.
     """
 
     activation: str = "dynamic"

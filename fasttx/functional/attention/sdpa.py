@@ -28,32 +28,37 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    r"""out = dropout(softmax(scale * query key^T + attn_mask)) value, as torch.nn.functional's function of this name.
+    """out = dropout(softmax(scale * query key^T + attn_mask)) value; torch.nn.functional's function of this name.
 
     Args:
-        query: (..., heads, L, E), also (heads, L, E) and (L, E); float32, float16 or bfloat16 for our kernels; any
-            strides.
+        query: (..., heads, L, E), (heads, L, E) or (L, E), with any strides. The kernels take float32, float16 and
+            bfloat16.
         key: (..., heads, S, E).
         value: (..., heads, S, Ev).
         attn_mask: broadcastable to (..., heads, L, S); bool (True takes part) or floating, added to the scaled scores.
-        dropout_p: probability of dropping a weight, whatever the caller's training flag; in steps of 1/256.
+        dropout_p: probability of dropping a weight, in steps of 1/256. There is no `training`: pass 0.0 in evaluation.
         is_causal: query i sees keys j <= i (aligned at the top left).
-        scale: default 1 / sqrt(E).
-        enable_gqa: key and value may have fewer heads, a divisor of query's; head h of query uses head h // (ratio).
+        scale: 1 / sqrt(E) by default.
+        enable_gqa: key and value may have fewer heads, a divisor of query's. Head h of query then uses head h // ratio.
 
     Returns:
-        (..., heads, L, Ev).  A fully masked row gives zeros, also where attn_mask holds the lowest number of its dtype
-        for -inf, of which torch's function makes a mean.
+        (..., heads, L, Ev). A row whose keys are all masked gives zeros. Torch's function gives a mean instead where
+        attn_mask holds the lowest number of its dtype for -inf.
 
     Raises:
-        What torch raises: every call that is wrong, and every one outside of our kernels (float64, a mask that needs a
-        gradient, tensor subclasses, torch.func transforms, forward AD, empty tensors, broadcast batches, is_causal
-        with attn_mask), goes to torch's own function.  BackendError where a backend is forced that cannot run it.
+        BackendError: a forced backend cannot run the call.
+        Every wrong call raises torch's own error.
 
-    Saved for backward: query, key, value, the output and one float per row.  Gradients can be differentiated again
-    (create_graph=True, torch.func); that runs PyTorch's own operators, which hold the scores of every head in memory.
-    On a GPU without our kernels it takes a call that PyTorch's own function can differentiate twice.
-    Numerics: fp32 scores, softmax and accumulation.  Under autocast everything floating is cast to its dtype first.
+    Torch's own function runs wrong calls, and those that the kernels do not cover: float64, a mask that needs a
+    gradient, tensor subclasses, torch.func transforms, forward AD, empty tensors, broadcast batches, is_causal with
+    attn_mask.
+
+    Saved for backward: query, key, value, the output and one float per row. Gradients can be differentiated again
+    (create_graph=True, torch.func). Then PyTorch's own operators run, which hold the scores of every head in memory. On
+    a GPU without our kernels this works for calls that PyTorch's own function can differentiate twice.
+
+    Numerics: scores, softmax and sums are float32. Autocast first casts everything floating to its dtype.
+
     Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.1; Dao, "FlashAttention-2", 2023.
     """
     q, k, v, mask = query, key, value, attn_mask
@@ -175,35 +180,37 @@ def attention_varlen(
     rng_state: Tensor | None = None,
     return_lse: bool = False,
 ) -> Any:
-    r"""out = dropout(softmax(scale * query key^T + attn_bias)) value within each of several packed sequences.
+    """out = dropout(softmax(scale * query key^T + attn_bias)) value, within each of several packed sequences.
 
     Args:
-        query: (total_q, heads, head_dim), float32, float16 or bfloat16.
-        key: (total_k, heads_k, head_dim), heads a multiple of heads_k.
+        query: (total_q, heads, head_dim), in float32, float16 or bfloat16.
+        key: (total_k, heads_k, head_dim), where heads is a multiple of heads_k.
         value: (total_k, heads_k, head_dim_v).
-        cu_seqlens_q, cu_seqlens_k: int32 (batch + 1,), where each sequence starts, ascending from 0 to at most the
-            number of tokens; tokens after the last sequence belong to none.
-        max_seqlen_q, max_seqlen_k: at least the longest sequence.
-        dropout_p: in [0, 1), in steps of 1/256.  The mask depends on (sequence, head, row, column), not on the packing.
+        cu_seqlens_q, cu_seqlens_k: int32 (batch + 1,), where each sequence starts: ascending from 0 to at most the
+            number of tokens. Tokens after the last sequence belong to none.
+        max_seqlen_q, max_seqlen_k: at least the length of the longest sequence.
+        dropout_p: in [0, 1), in steps of 1/256. The mask depends on (sequence, head, row, column), not on the packing.
         is_causal: query i of a sequence sees keys j <= i + seqlen_k - seqlen_q (aligned at the bottom right).
-        scale: default 1 / sqrt(head_dim).
+        scale: 1 / sqrt(head_dim) by default.
         attn_bias: bool or floating, (batch, heads, max_seqlen_q, max_seqlen_k) or 1 in any dim, indexed within each
-            sequence; gets no gradient.
-        window_size: (left, right), keys visible on each side of the diagonal; -1 is unlimited.
-        rng_state: int64 (2,), (seed, offset), to draw a given dropout mask; by default a new one.
+            sequence. It gets no gradient.
+        window_size: (left, right), the keys that are visible on each side of the diagonal; -1 is unlimited.
+        rng_state: int64 (2,), the (seed, offset) of the dropout mask. None draws a new one.
         return_lse: also return softmax_lse, float32 (heads, total_q), which gets no gradient.
 
     Returns:
-        (total_q, heads, head_dim_v), or (out, softmax_lse).  A row that sees no key, or has no sequence, gives zeros,
-            and -inf.
+        (total_q, heads, head_dim_v), or (out, softmax_lse). A row that sees no key, or belongs to no sequence, gives
+        zeros, and -inf in softmax_lse.
 
     Raises:
-        ValueError: an argument is not as above; the message names it.  Values of cu_seqlens are checked on CPU
-            tensors, and on GPU tensors with FASTTX_CHECK=1.
-        TypeError: an argument is of another type; max_seqlen_q and max_seqlen_k in a tensor too, whose value the host
-            would have to wait for.
+        ValueError: an argument is not as above. The message names it. Values of cu_seqlens are checked on a CPU, and on
+            a GPU with FASTTX_CHECK=1.
+        TypeError: an argument has another type. So does a max_seqlen in a tensor, for whose value the host would wait.
+        BackendError: a forced backend cannot run the call.
 
-    Saved for backward: query, key, value, out, softmax_lse.  Numerics and source: as scaled_dot_product_attention.
+    Saved for backward: query, key, value, out and softmax_lse.
+
+    Numerics and source: as for :func:`scaled_dot_product_attention`.
     """
     return attention_packed(
         query,

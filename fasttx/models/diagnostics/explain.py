@@ -54,18 +54,21 @@ def explain(model: Any, batch: Any, *, tokenizer: Any = None) -> Explanation:
     output has a loss. Weights, their gradients, modes and random generators are left as they were.
 
     Args:
-        model: whatever :func:`fasttx.patch` takes; the call is that of the object given, if it is a module.
-        batch: the arguments of its forward by name (labels included, to see the backward pass); a tensor, or a tuple of
+        model: whatever :func:`fasttx.patch` takes. If it is a module, it is what is called.
+        batch: the arguments of its forward by name (with labels, to see the backward pass); a tensor, or a tuple of
             arguments in their order; or a list of texts.
-        tokenizer: of transformers, for texts; a pipeline, a SentenceTransformer and a CrossEncoder bring their own.
+        tokenizer: a tokenizer of transformers, for texts. A pipeline, a SentenceTransformer and a CrossEncoder bring
+            their own.
 
     Returns:
-        An explanation, one row for each op (``attention_fwd``), each drop-in that handed a call to torch's own
-        function, and each part of a patched model that had a choice.  Ops inside a compiled graph are counted as they
-        run, after what its Python decided when it was compiled, for this step: it is compiled anew.
+        An explanation, with a row for each op (``attention_fwd``), for each drop-in that handed a call to torch's own
+        function, and for each part of a patched model that had a choice. A compiled graph is compiled anew for this
+        step: its Python decides first, then its ops are counted as they run.
 
     Raises:
-        TypeError: `batch` is none of these.  ValueError: texts without a tokenizer.  What the model itself raises.
+        TypeError: `batch` is none of these.
+        ValueError: there are texts and no tokenizer.
+        What the model itself raises.
     """
     root = _root(model)
     arguments = arguments_of(model, root, batch, tokenizer)

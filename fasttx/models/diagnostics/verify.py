@@ -106,29 +106,31 @@ def _cells(row: Compared, marked: bool) -> list[str]:
 def verify(model: Any, batch: Any, *, tokenizer: Any = None) -> Verification:
     """Compare a patched model, or one built on fasttx.nn, with PyTorch's own modules, on a batch of yours.
 
-    Three models run one after the other: the given one; an unpatched copy in the same dtype; an unpatched copy in
-    float32 with transformers' eager attention (float64 where the model is in float32), the reference. In the copies
+    Three models run one after the other: the given one, an unpatched copy in the same dtype, and the reference: an
+    unpatched copy in float32 with transformers' eager attention (float64 where the model is in float32). In the copies
     modules of fasttx.nn become torch.nn's of that name; those that torch lacks run as PyTorch's operators. Outputs are
-    compared in eval mode at real tokens; the loss and every parameter's gradient in training mode with dropout at 0,
-    both by transformers' definition (``loss="hf"``), as the copies have no other. The model, its gradients and the
-    random generators are left as they were; memory holds one more model at a time.
+    compared in eval mode at real tokens. The loss and every parameter's gradient are compared in training mode with
+    dropout at 0, both by transformers' definition (``loss="hf"``), as the copies have no other. The model, its
+    gradients and the random generators are left as they were. Memory holds one more model at a time.
 
     Args:
-        model: a patched model: of transformers, a module around one whose call returns its output, or one made of
-            torch.nn's modules, whose output may be a tensor, a tuple or a mapping; or one built on fasttx.nn.
+        model: a patched model, or one built on fasttx.nn. It may be a model of transformers, a module around one whose
+            call returns its output, or one made of torch.nn's modules, whose output may be a tensor, a tuple or a
+            mapping.
         batch: the arguments of its forward by name; a tensor, or a tuple of arguments in their order; or a list of
-            texts.  Without labels, outputs alone are compared.  The loss is the output of that name, or a single number
+            texts. Without labels only outputs are compared. The loss is the output of that name, or a single number
             that is the output or its first item.
-        tokenizer: of transformers, for texts; a pipeline, a SentenceTransformer and a CrossEncoder bring their own.
+        tokenizer: a tokenizer of transformers, for texts. A pipeline, a SentenceTransformer and a CrossEncoder bring
+            their own.
 
     Returns:
         A verification; ``ok`` says whether every tensor keeps to the rule of :mod:`fasttx.testing`: at most twice the
         unpatched model's error, plus a floor.
 
     Raises:
-        ValueError: nothing of fasttx is in the model, its output holds no tensor, there are texts and no tokenizer, or
-            the caller packed the batch (``cu_seq_lens_q``), for which no copy has an attention.  TypeError: `batch` is
-            none of these.
+        ValueError: nothing of fasttx is in the model; its output holds no tensor; there are texts and no tokenizer; or
+            the caller packed the batch (``cu_seq_lens_q``), for which no copy has an attention.
+        TypeError: `batch` is none of these.
     """
     root = _root(model)
     arguments = arguments_of(model, root, batch, tokenizer)
