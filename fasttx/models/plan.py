@@ -63,8 +63,8 @@ def make_plan(root: nn.Module, options: Options) -> Plan:
     if not models and not holds_any(root):
         names = ", ".join(family.name for family in FAMILIES)
         raise ValueError(
-            f"model: {type(root).__name__} holds no transformers model; allowed are models of {names}, also inside "
-            "PEFT, sentence-transformers or any other torch.nn.Module, and torch.nn's MultiheadAttention, "
+            f"model: got {type(root).__name__}, without a transformers model; allowed are models of {names}, also "
+            "inside PEFT, sentence-transformers or any other torch.nn.Module, and torch.nn's MultiheadAttention, "
             "TransformerEncoderLayer and TransformerEncoder"
         )
     plan = Plan(Report(type(root).__name__))

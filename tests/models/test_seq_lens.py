@@ -82,7 +82,7 @@ def test_the_mask_is_not_read_when_the_lengths_are_known() -> None:
         (torch.tensor([11.0, 4.0, 7.0]), "got 11.0; allowed are ints"),
         ([[11], [4], [7]], r"got \[11\]; allowed are ints"),
         (torch.empty(3, device="meta"), "got a tensor on meta; allowed are ints or a tensor on the CPU"),
-        ([11, 4, 8], "attention_mask marks other tokens"),
+        ([11, 4, 8], "got other tokens than attention_mask marks; allowed are"),
     ],
 )
 def test_wrong_lengths(lengths: Any, message: str) -> None:

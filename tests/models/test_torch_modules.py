@@ -150,5 +150,7 @@ def test_every_class_knows_what_unpatch_gives_back() -> None:
 
 
 def test_a_model_of_neither_kind() -> None:
-    with pytest.raises(ValueError, match="holds no transformers model; allowed are .*TransformerEncoder"):
+    with pytest.raises(
+        ValueError, match="^model: got .*, without a transformers model; allowed are .*TransformerEncoder"
+    ):
         fasttx.patch(nn.Linear(2, 2))

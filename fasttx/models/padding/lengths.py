@@ -52,8 +52,8 @@ def mask_with_lengths(config: Any, mask: Tensor | None, lengths: Sequence[int] |
             and not torch.equal(mask != 0, first_tokens(lengths, hidden.shape[1], mask.device))
         ):
             raise ValueError(
-                "seq_lens: attention_mask marks other tokens; allowed are the numbers of real tokens of rows that are "
-                "padded on the right"
+                "seq_lens: got other tokens than attention_mask marks; allowed are the numbers of real tokens of rows "
+                "that are padded on the right"
             )
         return mask
     if getattr(config, "is_decoder", False) or config._attn_implementation != IMPLEMENTATION or captured(hidden):

@@ -54,7 +54,9 @@ def tokens_of_the_call(hidden: Tensor) -> Tokens | None:
 def refuse_lengths(arguments: Mapping[str, Any]) -> None:
     """ValueError for lengths that would be lost, where nothing else says what is padding and where sequences start."""
     if arguments.get("cu_seq_lens_q") is not None:
-        raise ValueError("cu_seq_lens_q: got a packed batch, which this model's layers do not take; pass a padded one")
+        raise ValueError(
+            "cu_seq_lens_q: got a packed batch; allowed is a padded one, as this model's layers take no other"
+        )
     if arguments.get("seq_lens") is None or arguments.get("attention_mask") is not None:
         return
     ids = arguments.get("input_ids")
