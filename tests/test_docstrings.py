@@ -12,13 +12,13 @@ import torch
 
 import fasttx
 import fasttx.testing
-from fasttx import functional, nn
+from fasttx import data, functional, nn, quant
 
 HIDDEN = {"_stacklevel"}
 """A parameter of PyTorch's own functions that its docstrings leave out."""
 FUNCTIONS = [getattr(functional, name) for name in functional.__all__]
 CALLS = [getattr(fasttx, name) for name in fasttx.__all__ if inspect.isfunction(getattr(fasttx, name))]
-RULE = [fasttx.testing.assert_as_accurate, fasttx.testing.row_bounds]
+RULE = [fasttx.testing.assert_as_accurate, fasttx.testing.row_bounds, data.PackingCollator, data.LengthBucketSampler]
 FUNCTION_OF = {
     nn.DropoutAddLayerNorm: "dropout_add_layer_norm",
     nn.EmbeddingLayerNorm: "embedding_layer_norm",
@@ -69,6 +69,11 @@ def test_a_module_of_its_own_names_its_arguments(cls: type) -> None:
     assert f":func:`fasttx.functional.{FUNCTION_OF[cls]}`" in (cls.__doc__ or "") and not hasattr(
         torch.nn, cls.__name__
     )
+
+
+@pytest.mark.parametrize("name", quant.__all__)
+def test_every_name_of_quant_has_a_docstring(name: str) -> None:
+    assert (inspect.getdoc(getattr(quant, name)) or "").split("\n")[0].endswith(".")
 
 
 @pytest.mark.parametrize("cls", DROP_INS, ids=lambda c: c.__name__)

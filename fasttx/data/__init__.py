@@ -1,6 +1,6 @@
-"""Batches for padding-free models: collators that keep lengths on the host, and a sampler that groups like lengths.
+"""Batches for padding-free models: a collator that keeps lengths on the host, and a sampler that groups like lengths.
 
-Needs torch only: tokenizers and collators are taken as they are called, not as what they are.
+Needs only torch: tokenizers and collators are told by how they are called, not by their class.
 """
 
 from .collators import PackingCollator

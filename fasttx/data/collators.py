@@ -14,42 +14,42 @@ FORMS = ("padded", "flat")
 
 
 class PackingCollator:
-    """Batches that say how long their rows are, so that a padding-free model need not ask the GPU.
+    """Collates batches that say how long their rows are, so that no model has to read it from the GPU.
 
-    ``form="padded"`` leaves the padded batch as it is and adds ``seq_lens``, one int a row. A patched model runs on
-    the real tokens, without waiting for the GPU to count them, and every head works. ``form="flat"`` drops the padding
-    here: one row of all tokens, for heads that look at each token alone (masked language modelling, token
+    ``form="padded"`` leaves the padded batch as it is and adds ``seq_lens``, one int a row. A patched model runs on the
+    real tokens, without waiting for the GPU to count them, and every head works. ``form="flat"`` drops the padding here
+    and makes one row of all tokens, for heads that look at each token alone (masked language modelling, token
     classification).
 
-    A tuple of ints is what stays on the host: DataLoader, accelerate and Trainer move every tensor to the device. With
-    pinned memory the DataLoader makes a list of it.
+    Lengths are a tuple of ints, because that stays on the host: DataLoader, accelerate and Trainer move every tensor to
+    the device. With pinned memory the DataLoader makes a list of it.
 
     Args:
-        collator: makes the batch: any of transformers' (DataCollatorWithPadding, DataCollatorForLanguageModeling,
-            DataCollatorForTokenClassification, ...), or any callable from a list of examples to a mapping of tensors,
-            with ``attention_mask`` (batch, seqlen) or, for multiple choice, (batch, choices, seqlen) among them. None
-            pads here: examples are mappings with ``input_ids``, integers (length,); other integers with one value a
-            token are padded with them (``labels`` with -100), anything else of one shape is stacked; ``label`` and
-            ``label_ids`` become ``labels``. Give several labels a sequence as floats, which are never taken for one
-            value a token.
+        collator: makes the batch. It may be any of transformers' (DataCollatorWithPadding,
+            DataCollatorForLanguageModeling, DataCollatorForTokenClassification, ...), or any callable from a list of
+            examples to a mapping of tensors, with ``attention_mask`` (batch, seqlen) or, for multiple choice, (batch,
+            choices, seqlen) among them. None pads here. Examples are then mappings with ``input_ids``, integers
+            (length,). Other integers with one value a token are padded with them (``labels`` with -100); anything else
+            of one shape is stacked; ``label`` and ``label_ids`` become ``labels``. Give several labels a sequence as
+            floats, which are never taken for one value a token.
         form: ``"padded"`` or ``"flat"``.
-        pad_token_id: fills ``input_ids`` where `collator` is None; it is masked.
+        pad_token_id: fills ``input_ids`` where `collator` is None; the mask hides it.
         pad_to_multiple_of: rounds the padded length up, where `collator` is None.
-        position_ids_start: for ``"flat"``, which asks for it: the position of a sequence's first token, 0 in BERT,
-            ELECTRA and ERNIE, ``config.pad_token_id + 1`` in RoBERTa, XLM-RoBERTa, CamemBERT and Data2VecText.
+        position_ids_start: the position of a sequence's first token, which ``"flat"`` asks for: 0 in BERT, ELECTRA and
+            ERNIE, ``config.pad_token_id + 1`` in RoBERTa, XLM-RoBERTa, CamemBERT and Data2VecText.
 
     Returns:
-        Called with a list of examples, ``"padded"``: the batch, of the collator's own type, with ``seq_lens`` as its
-        last item, a tuple of Python ints; multiple choice has batch * choices of them.  ``"flat"``: a dict of
-        ``input_ids``, and whatever else has one value a token, (1, total, ...); ``position_ids`` int64 (1, total),
-        unless the batch has its own; ``cu_seq_lens_q``, ``cu_seq_lens_k`` int32 (batch + 1,) from 0; ``max_length_q``,
-        ``max_length_k`` Python ints. There is no ``attention_mask``. Labels are those of the collator: none is set to
-        -100 at a sequence's start, and without labels there are none (transformers' DataCollatorWithFlattening, made
-        for decoders, does both).
+        A callable from a list of examples. With ``"padded"`` it gives the batch, of the collator's own type, with
+        ``seq_lens`` as its last item, a tuple of Python ints; multiple choice has batch * choices of them. With
+        ``"flat"`` it gives a dict of ``input_ids``, and whatever else has one value a token, (1, total, ...);
+        ``position_ids`` int64 (1, total), unless the batch has its own; ``cu_seq_lens_q``, ``cu_seq_lens_k`` int32
+        (batch + 1,) from 0; ``max_length_q``, ``max_length_k`` Python ints. There is no ``attention_mask``. Labels are
+        those of the collator: none is set to -100 at a sequence's start, and without labels there are none.
+        (transformers' DataCollatorWithFlattening, made for decoders, does both.)
 
     Raises:
-        ValueError: no examples; an option or a column outside the above; for ``"padded"`` padding that is not on the
-            right; for ``"flat"`` a tensor that has no value for each token.
+        ValueError: there are no examples; an option or a column is not as above; padding is not on the right for
+            ``"padded"``; a tensor has no value for each token for ``"flat"``. The message names what is wrong.
     """
 
     def __init__(

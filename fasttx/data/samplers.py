@@ -18,36 +18,37 @@ LIMIT = 2**62
 
 
 class LengthBucketSampler(Sampler[list[int]]):
-    """A batch sampler, ``DataLoader(batch_sampler=...)``, whose batches hold examples of similar length.
+    """Samples batches of examples of similar length, for ``DataLoader(batch_sampler=...)``.
 
-    Each epoch has every example exactly once, unless there are too few to give every rank a batch, when batches
-    repeat, or `drop_last` leaves some out. A batch has at most `batch_size` examples, and at most `max_tokens` tokens
-    once it is padded to its longest. There are as many batches in every epoch and on every rank; the ranks' batches of
-    one step are of similar length, so that no rank waits for another. Shuffled, the step with the most tokens comes
-    first: what does not fit into memory fails at once.
+    Each epoch has every example exactly once. There are two exceptions: `drop_last` leaves some out, and batches repeat
+    if there are too few examples to give every rank one. A batch has at most `batch_size` examples, and at most
+    `max_tokens` tokens once it is padded to its longest. Every epoch and every rank has the same number of batches. The
+    ranks' batches of one step are of similar length, so no rank waits for another. Shuffled, the step with the most
+    tokens comes first: what does not fit into memory fails at once.
 
     By `batch_size` alone and shuffled, examples are drawn at random into pools of 50 batches a rank, or a quarter of
-    the examples where these are few, and sorted within their pool. By `max_tokens`, which would otherwise give another
-    number of batches in every epoch, they are sorted as a whole: only examples of the same length change places, and
-    batches their order.
+    the examples where these are few, and sorted within their pool. With `max_tokens` they are sorted as a whole,
+    because pools would give another number of batches in every epoch: only examples of the same length change places,
+    and batches their order.
 
     Args:
         lengths: the number of tokens of each example, from 1: ints, or an integer tensor or array (n,).
         batch_size: most examples of a batch, or None.
-        max_tokens: most tokens of a padded batch, or None; one of the two is needed, and both may be given.
-        shuffle: False: the longest examples first, the same in every epoch (of batches limited by `max_tokens`, the
-            first is not the one with the most tokens).
-        seed: with the epoch (:meth:`set_epoch`) alone decides on the order: their sum seeds it, as in torch's
-            DistributedSampler.
+        max_tokens: most tokens of a padded batch, or None. Give one of the two, or both.
+        shuffle: False gives the longest examples first, the same in every epoch. (Of batches limited by `max_tokens`,
+            the first is not the one with the most tokens.)
+        seed: decides on the order, with the epoch (:meth:`set_epoch`) and nothing else: their sum seeds it, as in
+            torch's DistributedSampler.
         drop_last: drop, at random if shuffled, what does not fill a batch of `batch_size` on each rank (without
-            `max_tokens`), and batches that do not fill a step of all ranks. If False, batches are halved until
-            there are as many on each rank.
+            `max_tokens`), and batches that do not fill a step of all ranks. If False, batches are halved until there
+            are as many on each rank.
         num_replicas: the ranks that train on disjoint batches.
-        rank: this process's, from 0 to num_replicas - 1; None gives the batches of all ranks in turn, which is what
-            accelerate and Trainer expect: they deal out the batches themselves.
+        rank: this process's, from 0 to num_replicas - 1. None gives the batches of all ranks in turn, as accelerate and
+            Trainer expect, which deal the batches out themselves.
 
     Raises:
-        ValueError: an argument outside the above; an example longer than `max_tokens`; `drop_last` that leaves nothing.
+        ValueError: an argument is not as above; an example is longer than `max_tokens`; `drop_last` leaves nothing. The
+            message names what is wrong.
     """
 
     def __init__(

@@ -65,6 +65,7 @@ class EmbeddingLayerNorm(torch.nn.Module):
         position_ids: Tensor | None = None,
         row_index: Tensor | None = None,
     ) -> Tensor:
+        """Token ids of any shape -> (*shape, embedding_dim). Equal numbers in `row_index` drop the same columns."""
         position, token_type = self.position_embeddings, self.token_type_embeddings
         return embedding_layer_norm(
             input,

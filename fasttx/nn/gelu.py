@@ -73,6 +73,7 @@ class LinearGELU(torch.nn.Linear):
         return made.train(linear.training)
 
     def forward(self, input: Tensor, row_index: Tensor | None = None) -> Tensor:
+        """(..., in_features) -> (..., out_features). Equal numbers in `row_index` drop the same columns."""
         return _gelu.linear_gelu(
             input,
             self.weight,

@@ -77,6 +77,7 @@ class Int8Linear(nn.Module):
         return made.train(self.training)
 
     def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features), in float32, float16 or bfloat16 -> (..., out_features)."""
         return int8_linear(input, self.weight, self.weight_scale, self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:

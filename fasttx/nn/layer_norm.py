@@ -60,6 +60,7 @@ class DropoutAddLayerNorm(torch.nn.LayerNorm):
         self.p = p
 
     def forward(self, input: Tensor, residual: Tensor | None = None, row_index: Tensor | None = None) -> Tensor:
+        """(..., n), and a residual of that shape -> (..., n). Equal numbers in `row_index` drop the same columns."""
         return _dropout_add_layer_norm.dropout_add_layer_norm(
             input,
             residual,

@@ -13,11 +13,12 @@ KEPT = "_fasttx_float"
 
 
 def int8_layers(root: nn.Module) -> dict[str, Int8Linear]:
+    """The int8 layers in `root`, by name."""
     return {name: module for name, module in root.named_modules() if isinstance(module, Int8Linear)}
 
 
 def replace_layers(root: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> None:
-    """Every place in `root` that holds a key of `layers` gets its value; several may share one."""
+    """Put the value of each key of `layers` wherever `root` holds that key. Several places may share one."""
     for parent in list(root.modules()):
         for name, child in parent._modules.items():
             if child is not None and child in layers:
@@ -33,8 +34,11 @@ def quantised(linear: nn.Linear, keep_float: bool) -> Int8Linear:
 
 
 def put_back(root: nn.Module) -> int:
-    """Every int8 layer of `root` becomes a float one: the one it was made of where that was kept, else one of the
-    rounded weights; on the device and with the bias that the int8 layer has now. Returns how many there were."""
+    """Make every int8 layer of `root` a float one, and return how many there were.
+
+    That is the layer it was made of where that was kept, else one of the rounded weights. It is on the device of the
+    int8 layer and has its bias.
+    """
     found = int8_layers(root)
     floats: dict[nn.Module, nn.Module] = {}
     for layer in found.values():
