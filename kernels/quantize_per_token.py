@@ -41,13 +41,15 @@ def quantize_per_token_kernel(
     BLOCK_N: tl.constexpr,
     STATIC: tl.constexpr,
 ):
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first, local = tl.program_id(0) * ROWS, tl.arange(0, ROWS)
+    rows = first + local
     cols = tl.arange(0, BLOCK_N)
     row_ok = rows < n_rows
     ok = row_ok[:, None] & (cols < n_cols)[None, :]
-    long_rows = rows.to(tl.int64)[:, None]
-    x = tl.load(x_ptr + long_rows * stride_xm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
-    at = long_rows * n_cols + cols[None, :]
+    x = tl.load(x_ptr + rows.to(tl.int64)[:, None] * stride_xm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
+    # offsets of 32 bits within the tile: those of 64 bits spill on sm_100 where rows are not aligned
+    x_q_ptr += first.to(tl.int64) * n_cols
+    at = local[:, None] * n_cols + cols[None, :]
     store_quantised(x_q_ptr, x_scale_ptr, scale_ptr, x, rows, at, row_ok, ok, ROWS, STATIC)
 
 
