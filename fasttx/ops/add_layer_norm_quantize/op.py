@@ -68,7 +68,7 @@ def _cost(
 
 ADD_LAYER_NORM_QUANTIZE = Op(
     "add_layer_norm_quantize",
-    about="layer norm of x + residual, and int8 of its rows in the same pass; rows of up to 8,192; forward only",
+    about="layer norm of x + residual, and its rows as int8 in the same pass; rows of up to 8,192; forward only",
     fwd=Direction(
         "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? scale, float eps, ScalarType out_dtype, "
         "str backend) -> (Tensor out, Tensor x_q, Tensor x_scale)",

@@ -123,7 +123,7 @@ _TENSORS = "Tensor x, Tensor? bias, Tensor? row_index, Tensor? rng_state, float 
 
 BIAS_GELU = Op(
     "bias_gelu",
-    about="GELU (erf or tanh) of x + bias, then dropout; dbias in the same pass of backward",
+    about="GELU (erf or tanh) of x + bias, then dropout; backward computes dbias in the same pass",
     fwd=Direction(
         f"({_TENSORS}, str backend) -> Tensor out",
         _check,

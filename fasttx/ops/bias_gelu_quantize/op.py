@@ -42,7 +42,7 @@ def _cost(x: Tensor, bias: Tensor | None, scale: Tensor | None, tanh: bool) -> t
 
 BIAS_GELU_QUANTIZE = Op(
     "bias_gelu_quantize",
-    about="int8 of the rows of GELU (erf or tanh) of x + bias, never written; rows of up to 16,384; forward only",
+    about="rows of GELU (erf or tanh) of x + bias, written as int8 only; rows of up to 16,384; forward only",
     fwd=Direction(
         "(Tensor x, Tensor? bias, Tensor? scale, bool tanh, str backend) -> (Tensor x_q, Tensor x_scale)",
         _check,

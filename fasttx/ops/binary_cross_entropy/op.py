@@ -71,7 +71,7 @@ _KEYS = ("x", "target")
 
 BINARY_CROSS_ENTROPY = Op(
     "binary_cross_entropy",
-    about="with logits; weight, pos_weight",
+    about="of logits; weight, pos_weight",
     fwd=Direction(f"({_ARGUMENTS}) -> Tensor", _check, _fake, composed.forward, reference.forward, _KEYS, _cost),
     bwd=Direction(
         f"(Tensor dloss, {_ARGUMENTS}) -> Tensor",

@@ -95,7 +95,7 @@ def _supports(x_q: Tensor, w_q: Tensor) -> str | None:
 
 INT8_LINEAR = Op(
     "int8_linear",
-    about="int8 rows times int8 weights, exact; scales, bias, GELU (erf or tanh), residual as it ends; forward only",
+    about="exact product of int8 rows and weights, then scales, bias, GELU (erf or tanh) and residual; forward only",
     fwd=Direction(
         "(Tensor x_q, Tensor w_q, Tensor x_scale, Tensor w_scale, Tensor? bias, Tensor? residual, str activation, "
         "ScalarType out_dtype, str backend) -> Tensor out",

@@ -68,7 +68,7 @@ def _supports(target: Tensor) -> str | None:
 
 KL_DIV = Op(
     "kl_div",
-    about="log-probabilities against probabilities or their logarithms (distillation); backward without the input",
+    about="log-probabilities against probabilities or their logarithms (distillation); backward needs no input",
     fwd=Direction(
         "(Tensor x, Tensor target, int reduction, bool log_target, str backend) -> Tensor",
         _check,

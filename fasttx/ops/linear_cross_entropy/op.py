@@ -156,7 +156,7 @@ _KEYS = ("x", "weight", "target")
 
 LINEAR_CROSS_ENTROPY = Op(
     "linear_cross_entropy",
-    about="the loss of `x weight^T + bias` with class indices; the logits exist for some rows at a time",
+    about="cross-entropy of `x weight^T + bias` with class indices; only some rows' logits exist at a time",
     fwd=Direction(
         f"({_GIVEN}, {_OPTIONS}) -> (Tensor loss, Tensor lse, Tensor total_weight)",
         _check,
