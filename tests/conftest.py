@@ -7,7 +7,6 @@ their own.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,12 +42,6 @@ if HAS_TRITON and not HAS_GPU and not AHEAD_OF_TIME:
     from fasttx.triton_interpreter import repair
 
     repair()
-
-
-if importlib.util.find_spec("hypothesis") is None:
-    import hypothesis_absent
-
-    hypothesis_absent.install()
 
 
 EMULATOR = Path(__file__).resolve().parent / "emulator"

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fasttx.data import LengthBucketSampler
 
 LENGTHS = [5, 3, 9, 9, 1, 4, 7, 2, 9, 6, 5, 5, 8, 3, 3, 1, 2, 7, 9, 4, 6, 1, 8]
 
-limits = st.one_of(
-    st.tuples(st.integers(1, 9), st.none()),
-    st.tuples(st.none(), st.integers(20, 90)),
-    st.tuples(st.integers(1, 9), st.integers(20, 90)),
-)
+
+def limits(st: Any) -> Any:
+    return st.one_of(
+        st.tuples(st.integers(1, 9), st.none()),
+        st.tuples(st.none(), st.integers(20, 90)),
+        st.tuples(st.integers(1, 9), st.integers(20, 90)),
+    )
 
 
 def by_rank(ranks: int, *args: Any, epoch: int = 0, **options: Any) -> list[list[list[int]]]:
@@ -29,63 +29,73 @@ def by_rank(ranks: int, *args: Any, epoch: int = 0, **options: Any) -> list[list
     return found
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=120),
-    limit=limits,
-    ranks=st.integers(1, 5),
-    shuffle=st.booleans(),
-    drop_last=st.booleans(),
-    epoch=st.integers(0, 3),
-)
-def test_an_epoch(
-    lengths: list[int], limit: tuple[int | None, int | None], ranks: int, shuffle: bool, drop_last: bool, epoch: int
-) -> None:
-    most, tokens = limit
-    options: dict[str, Any] = dict(batch_size=most, max_tokens=tokens, shuffle=shuffle, drop_last=drop_last)
-    try:
-        found = by_rank(ranks, lengths, epoch=epoch, **options)
-    except ValueError as error:
-        assert drop_last and str(error).startswith("drop_last:")
-        return
-    assert len({len(batches) for batches in found}) == 1
-    batches = [batch for rank in found for batch in rank]
-    assert all(batches)
-    if most is not None:
-        assert max(map(len, batches)) <= most
-    if tokens is not None:
-        assert all(len(batch) * max(lengths[i] for i in batch) <= tokens for batch in batches)
-    seen = sorted(i for batch in batches for i in batch)
-    if drop_last:
-        assert len(seen) == len(set(seen)) and set(seen) <= set(range(len(lengths)))
-        assert len(lengths) - len(seen) <= max(map(len, batches)) * ranks or tokens is not None
-    elif max(map(len, batches)) > 1 or len(batches) == len(lengths):
-        assert seen == list(range(len(lengths)))
-    else:  # single examples, which no batch can be halved into
-        assert set(seen) == set(range(len(lengths))) and len(seen) < len(lengths) + ranks
+def test_an_epoch() -> None:
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+
+    @hypothesis.settings(max_examples=150, deadline=None)
+    @hypothesis.given(
+        lengths=st.lists(st.integers(1, 20), min_size=1, max_size=120),
+        limit=limits(st),
+        ranks=st.integers(1, 5),
+        shuffle=st.booleans(),
+        drop_last=st.booleans(),
+        epoch=st.integers(0, 3),
+    )
+    def holds(
+        lengths: list[int], limit: tuple[int | None, int | None], ranks: int, shuffle: bool, drop_last: bool, epoch: int
+    ) -> None:
+        most, tokens = limit
+        options: dict[str, Any] = dict(batch_size=most, max_tokens=tokens, shuffle=shuffle, drop_last=drop_last)
+        try:
+            found = by_rank(ranks, lengths, epoch=epoch, **options)
+        except ValueError as error:
+            assert drop_last and str(error).startswith("drop_last:")
+            return
+        assert len({len(batches) for batches in found}) == 1
+        batches = [batch for rank in found for batch in rank]
+        assert all(batches)
+        if most is not None:
+            assert max(map(len, batches)) <= most
+        if tokens is not None:
+            assert all(len(batch) * max(lengths[i] for i in batch) <= tokens for batch in batches)
+        seen = sorted(i for batch in batches for i in batch)
+        if drop_last:
+            assert len(seen) == len(set(seen)) and set(seen) <= set(range(len(lengths)))
+            assert len(lengths) - len(seen) <= max(map(len, batches)) * ranks or tokens is not None
+        elif max(map(len, batches)) > 1 or len(batches) == len(lengths):
+            assert seen == list(range(len(lengths)))
+        else:  # single examples, which no batch can be halved into
+            assert set(seen) == set(range(len(lengths))) and len(seen) < len(lengths) + ranks
+
+    holds()
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=80),
-    limit=limits,
-    ranks=st.integers(1, 4),
-    drop_last=st.booleans(),
-    seed=st.integers(0, 9),
-)
-def test_every_epoch_has_as_many_batches(
-    lengths: list[int], limit: tuple[int | None, int | None], ranks: int, drop_last: bool, seed: int
-) -> None:
+def test_every_epoch_has_as_many_batches() -> None:
     """Trainer takes the number of steps of all epochs from the first."""
-    try:
-        sampler = LengthBucketSampler(lengths, *limit, seed=seed, drop_last=drop_last, num_replicas=ranks)
-    except ValueError:
-        assert drop_last
-        return
-    want = len(sampler)
-    for epoch in range(1, 5):
-        sampler.set_epoch(epoch)
-        assert len(sampler) == len(list(sampler)) == want
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+
+    @hypothesis.settings(max_examples=50, deadline=None)
+    @hypothesis.given(
+        lengths=st.lists(st.integers(1, 20), min_size=1, max_size=80),
+        limit=limits(st),
+        ranks=st.integers(1, 4),
+        drop_last=st.booleans(),
+        seed=st.integers(0, 9),
+    )
+    def holds(lengths: list[int], limit: tuple[int | None, int | None], ranks: int, drop_last: bool, seed: int) -> None:
+        try:
+            sampler = LengthBucketSampler(lengths, *limit, seed=seed, drop_last=drop_last, num_replicas=ranks)
+        except ValueError:
+            assert drop_last
+            return
+        want = len(sampler)
+        for epoch in range(1, 5):
+            sampler.set_epoch(epoch)
+            assert len(sampler) == len(list(sampler)) == want
+
+    holds()
 
 
 @pytest.mark.parametrize(

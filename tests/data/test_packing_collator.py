@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -135,17 +133,23 @@ def test_flat_takes_padding_on_either_side_and_the_batch_s_own_positions(side: s
     assert batch["position_ids"].tolist() == [sum(positions if side == "right" else [p[::-1] for p in positions], [])]
 
 
-@settings(max_examples=60, deadline=None)
-@given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any), start=st.integers(0, 3))
-def test_flat_and_padded_hold_the_same_tokens(lengths: list[int], start: int) -> None:
-    examples = [{"input_ids": [10 * i + j for j in range(n)]} for i, n in enumerate(lengths)]
-    padded, flat = PackingCollator()(examples), PackingCollator(form="flat", position_ids_start=start)(examples)
-    assert padded["seq_lens"] == tuple(lengths)
-    bounds = flat["cu_seq_lens_q"].tolist()
-    assert [b - a for a, b in zip(bounds, bounds[1:])] == lengths and flat["max_length_q"] == max(lengths)
-    for row, (a, b) in enumerate(zip(bounds, bounds[1:])):
-        assert torch.equal(flat["input_ids"][0, a:b], padded["input_ids"][row, : b - a])
-        assert flat["position_ids"][0, a:b].tolist() == list(range(start, start + b - a))
+def test_flat_and_padded_hold_the_same_tokens() -> None:
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+
+    @hypothesis.settings(max_examples=60, deadline=None)
+    @hypothesis.given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any), start=st.integers(0, 3))
+    def holds(lengths: list[int], start: int) -> None:
+        examples = [{"input_ids": [10 * i + j for j in range(n)]} for i, n in enumerate(lengths)]
+        padded, flat = PackingCollator()(examples), PackingCollator(form="flat", position_ids_start=start)(examples)
+        assert padded["seq_lens"] == tuple(lengths)
+        bounds = flat["cu_seq_lens_q"].tolist()
+        assert [b - a for a, b in zip(bounds, bounds[1:])] == lengths and flat["max_length_q"] == max(lengths)
+        for row, (a, b) in enumerate(zip(bounds, bounds[1:])):
+            assert torch.equal(flat["input_ids"][0, a:b], padded["input_ids"][row, : b - a])
+            assert flat["position_ids"][0, a:b].tolist() == list(range(start, start + b - a))
+
+    holds()
 
 
 # -------------------------------------------------------------------------------------------------- errors, and use

@@ -144,55 +144,57 @@ def test_errors_are_those_of_torch(name: str) -> None:
 
 # ------------------------------------------------------------------------------------------------------- hypothesis
 
-hypothesis = pytest.importorskip("hypothesis")
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
 
+def test_any_shape_mask_and_stride() -> None:
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
 
-@settings(max_examples=60, deadline=None)
-@given(
-    batch=st.integers(1, 3),
-    heads=st.integers(1, 4),
-    rows=st.integers(1, 20),
-    keys=st.integers(1, 20),
-    d=st.integers(1, 20),
-    dv=st.integers(1, 20),
-    mask=st.sampled_from(["none", "bool", "float", "causal"]),
-    broadcast=st.lists(st.booleans(), min_size=4, max_size=4),
-    drop=st.integers(0, 2),
-    order=st.permutations(range(4)),
-    seed=st.integers(0, 2**31),
-)
-def test_any_shape_mask_and_stride(
-    batch: int,
-    heads: int,
-    rows: int,
-    keys: int,
-    d: int,
-    dv: int,
-    mask: str,
-    broadcast: list[bool],
-    drop: int,
-    order: list[int],
-    seed: int,
-) -> None:
-    g = torch.Generator().manual_seed(seed)
+    @hypothesis.settings(max_examples=60, deadline=None)
+    @hypothesis.given(
+        batch=st.integers(1, 3),
+        heads=st.integers(1, 4),
+        rows=st.integers(1, 20),
+        keys=st.integers(1, 20),
+        d=st.integers(1, 20),
+        dv=st.integers(1, 20),
+        mask=st.sampled_from(["none", "bool", "float", "causal"]),
+        broadcast=st.lists(st.booleans(), min_size=4, max_size=4),
+        drop=st.integers(0, 2),
+        order=st.permutations(range(4)),
+        seed=st.integers(0, 2**31),
+    )
+    def holds(
+        batch: int,
+        heads: int,
+        rows: int,
+        keys: int,
+        d: int,
+        dv: int,
+        mask: str,
+        broadcast: list[bool],
+        drop: int,
+        order: list[int],
+        seed: int,
+    ) -> None:
+        g = torch.Generator().manual_seed(seed)
 
-    def tensor(*shape: int) -> Tensor:
-        return torch.randn([shape[i] for i in order], generator=g).permute([order.index(i) for i in range(4)])
+        def tensor(*shape: int) -> Tensor:
+            return torch.randn([shape[i] for i in order], generator=g).permute([order.index(i) for i in range(4)])
 
-    q, k, v = tensor(batch, heads, rows, d), tensor(batch, heads, keys, d), tensor(batch, heads, keys, dv)
-    shape = [1 if one else n for one, n in zip(broadcast, (batch, heads, rows, keys), strict=True)][drop:]
-    m = None
-    if mask in ("bool", "float"):
-        m = torch.randn(shape, generator=g)
-        m = m > 0 if mask == "bool" else m
-    causal = mask == "causal"
-    for forced in OP:
-        with fasttx.backend(forced):
-            got = scaled_dot_product_attention(q, k, v, m, is_causal=causal)
-        full = None if m is None else m.expand(batch, heads, rows, keys)
-        want = torch_attention(
-            q.double(), k.double(), v.double(), full.double() if mask == "float" else full, is_causal=causal
-        )  # type: ignore[union-attr]
-        torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-5)
+        q, k, v = tensor(batch, heads, rows, d), tensor(batch, heads, keys, d), tensor(batch, heads, keys, dv)
+        shape = [1 if one else n for one, n in zip(broadcast, (batch, heads, rows, keys), strict=True)][drop:]
+        m = None
+        if mask in ("bool", "float"):
+            m = torch.randn(shape, generator=g)
+            m = m > 0 if mask == "bool" else m
+        causal = mask == "causal"
+        for forced in OP:
+            with fasttx.backend(forced):
+                got = scaled_dot_product_attention(q, k, v, m, is_causal=causal)
+            full = None if m is None else m.expand(batch, heads, rows, keys)
+            want = torch_attention(
+                q.double(), k.double(), v.double(), full.double() if mask == "float" else full, is_causal=causal
+            )  # type: ignore[union-attr]
+            torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-5)
+
+    holds()

@@ -5,29 +5,34 @@ import weakref
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fasttx.functional import repad, unpad
 from fasttx.functional._packing import layout_of, take_rows
 
-MASKS = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=0, max_size=4)
 
+def test_packed_rows_are_the_real_ones_in_order_and_come_back():
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+    masks = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=0, max_size=4)
 
-@settings(deadline=None, max_examples=60)
-@given(MASKS, st.sampled_from([torch.bool, torch.int64, torch.int32]), st.sampled_from([(), (3,), (2, 3)]))
-def test_packed_rows_are_the_real_ones_in_order_and_come_back(rows, dtype, rest):
-    mask = torch.tensor(rows, dtype=torch.bool).view(len(rows), 5)
-    hidden = torch.randn(len(rows), 5, *rest)
-    packed, indices, cu_seqlens, max_seqlen = unpad(hidden, mask.to(dtype))
-    assert torch.equal(packed, hidden[mask])
-    lengths = [sum(row) for row in rows]
-    assert cu_seqlens.dtype == torch.int32
-    assert cu_seqlens.tolist() == [sum(lengths[:i]) for i in range(len(rows) + 1)]
-    assert max_seqlen == max(lengths, default=0)
-    back = repad(packed, indices, len(rows), 5)
-    assert torch.equal(back, torch.where(mask.view(*mask.shape, *(1,) * len(rest)), hidden, torch.zeros(())))
+    @hypothesis.settings(deadline=None, max_examples=60)
+    @hypothesis.given(
+        masks, st.sampled_from([torch.bool, torch.int64, torch.int32]), st.sampled_from([(), (3,), (2, 3)])
+    )
+    def holds(rows, dtype, rest):
+        mask = torch.tensor(rows, dtype=torch.bool).view(len(rows), 5)
+        hidden = torch.randn(len(rows), 5, *rest)
+        packed, indices, cu_seqlens, max_seqlen = unpad(hidden, mask.to(dtype))
+        assert torch.equal(packed, hidden[mask])
+        lengths = [sum(row) for row in rows]
+        assert cu_seqlens.dtype == torch.int32
+        assert cu_seqlens.tolist() == [sum(lengths[:i]) for i in range(len(rows) + 1)]
+        assert max_seqlen == max(lengths, default=0)
+        back = repad(packed, indices, len(rows), 5)
+        assert torch.equal(back, torch.where(mask.view(*mask.shape, *(1,) * len(rest)), hidden, torch.zeros(())))
+
+    holds()
 
 
 def test_any_number_but_zero_is_a_real_token_wherever_hidden_lies_in_memory():

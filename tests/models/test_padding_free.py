@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from models import model_zoo as zoo
 from models.accuracy import assert_as_accurate, assert_gradients_as_accurate
 from torch import Tensor, nn
@@ -209,17 +207,25 @@ def test_a_mask_for_each_query_runs_padded() -> None:
     assert seen == [(3, 11, 32)]
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.integers(1, 4), st.integers(1, 9), st.data(), st.sampled_from(["auto", True]))
-def test_random_masks(rows: int, seqlen: int, data: Any, unpad: bool | str) -> None:
-    mask = torch.tensor(
-        data.draw(st.lists(st.lists(st.booleans(), min_size=seqlen, max_size=seqlen), min_size=rows, max_size=rows))
-    )
-    assume(not mask.any() or mask.sum(1).max() > 1)  # alone, a token's query has no gradient but rounding
-    model = bare(unpad=unpad, num_hidden_layers=1, hidden_size=16, num_attention_heads=2)
-    ids = batch(*[seqlen] * rows, seqlen=seqlen, seed=data.draw(st.integers(0, 99)))["input_ids"]
-    inputs = {"input_ids": torch.where(mask, ids, PAD), "attention_mask": mask}
-    assert_like_transformers(model, inputs, mask)
+def test_random_masks() -> None:
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+
+    @hypothesis.settings(deadline=None, max_examples=25)
+    @hypothesis.given(st.integers(1, 4), st.integers(1, 9), st.data(), st.sampled_from(["auto", True]))
+    def holds(rows: int, seqlen: int, data: Any, unpad: bool | str) -> None:
+        mask = torch.tensor(
+            data.draw(st.lists(st.lists(st.booleans(), min_size=seqlen, max_size=seqlen), min_size=rows, max_size=rows))
+        )
+        hypothesis.assume(
+            not mask.any() or mask.sum(1).max() > 1
+        )  # alone, a token's query has no gradient but rounding
+        model = bare(unpad=unpad, num_hidden_layers=1, hidden_size=16, num_attention_heads=2)
+        ids = batch(*[seqlen] * rows, seqlen=seqlen, seed=data.draw(st.integers(0, 99)))["input_ids"]
+        inputs = {"input_ids": torch.where(mask, ids, PAD), "attention_mask": mask}
+        assert_like_transformers(model, inputs, mask)
+
+    holds()
 
 
 # ------------------------------------------------------------------------------------------------------- other inputs

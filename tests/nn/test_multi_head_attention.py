@@ -11,8 +11,6 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as torch_functional
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import fasttx.nn as nn
 import fasttx.nn.functional as F
@@ -90,23 +88,31 @@ def same_as_torch(options, same, batched, padding, attn, wanted, name, device="c
     torch.testing.assert_close(found, expected)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    st.fixed_dictionaries({name: st.booleans() for name in ("bias", "add_bias_kv", "add_zero_attn", "batch_first")}),
-    st.sampled_from([None, (7, 9), (E, 9), (7, 7)]),
-    st.sampled_from(["all", "key", "none"]),
-    st.booleans(),
-    st.sampled_from(["", "bool", "float"]),
-    st.sampled_from(["", "bool2", "bool3", "float2", "float3"]),
-    st.fixed_dictionaries({"need_weights": st.booleans(), "average_attn_weights": st.booleans()}),
-    st.sampled_from(["auto", "torch"]),
-    st.booleans(),
-)
-def test_every_combination_is_as_in_torch(options, sizes, same, batched, padding, attn, wanted, name, training):
-    if sizes is not None:
-        options = {**options, "kdim": sizes[0], "vdim": sizes[1]}
-        same = "key" if same == "all" else same
-    same_as_torch(options, same, batched, padding, attn, wanted, name, training=training)
+def test_every_combination_is_as_in_torch():
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+
+    @hypothesis.settings(max_examples=40, deadline=None)
+    @hypothesis.given(
+        st.fixed_dictionaries(
+            {name: st.booleans() for name in ("bias", "add_bias_kv", "add_zero_attn", "batch_first")}
+        ),
+        st.sampled_from([None, (7, 9), (E, 9), (7, 7)]),
+        st.sampled_from(["all", "key", "none"]),
+        st.booleans(),
+        st.sampled_from(["", "bool", "float"]),
+        st.sampled_from(["", "bool2", "bool3", "float2", "float3"]),
+        st.fixed_dictionaries({"need_weights": st.booleans(), "average_attn_weights": st.booleans()}),
+        st.sampled_from(["auto", "torch"]),
+        st.booleans(),
+    )
+    def holds(options, sizes, same, batched, padding, attn, wanted, name, training):
+        if sizes is not None:
+            options = {**options, "kdim": sizes[0], "vdim": sizes[1]}
+            same = "key" if same == "all" else same
+        same_as_torch(options, same, batched, padding, attn, wanted, name, training=training)
+
+    holds()
 
 
 @pytest.mark.parametrize("weights", [False, True])

@@ -9,8 +9,6 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 import fasttx.nn as nn
@@ -227,29 +225,34 @@ def test_checkpoint_recomputes_the_same_dropout(device, name, use_reentrant):
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
-@st.composite
-def calls(draw):
-    shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
-    dim = draw(st.integers(-len(shape), len(shape) - 1))
-    mask_shape = [draw(st.sampled_from(sorted({1, n}))) for n in shape[draw(st.integers(0, len(shape) - 1)) :]]
-    order = draw(st.permutations(range(len(shape))))
-    name = draw(st.sampled_from(["triton", "torch"]))
-    return shape, dim, mask_shape, order, draw(st.booleans()), name, draw(st.integers(0, 2**31))
+def test_any_shape_stride_dim_and_mask(device):
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
 
+    @st.composite
+    def calls(draw):
+        shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+        dim = draw(st.integers(-len(shape), len(shape) - 1))
+        mask_shape = [draw(st.sampled_from(sorted({1, n}))) for n in shape[draw(st.integers(0, len(shape) - 1)) :]]
+        order = draw(st.permutations(range(len(shape))))
+        name = draw(st.sampled_from(["triton", "torch"]))
+        return shape, dim, mask_shape, order, draw(st.booleans()), name, draw(st.integers(0, 2**31))
 
-@settings(max_examples=40, deadline=None)
-@given(call=calls())
-def test_any_shape_stride_dim_and_mask(device, call):
-    shape, dim, mask_shape, order, boolean, name, seed = call
-    torch.manual_seed(seed)
-    x = torch.randn([shape[i] for i in order], device=device).permute([order.index(i) for i in range(len(shape))])
-    assert list(x.shape) == shape
-    mask = torch.rand(mask_shape, device=device) < 0.6 if boolean else torch.randn(mask_shape, device=device)
-    with backend(name):
-        out, dx = gradients(F.softmax, x, dim, mask=mask, scale=0.5)
-    expected, expected_dx = gradients(F.softmax, x.double(), dim, mask=mask, scale=0.5)  # torch's operators
-    torch.testing.assert_close(out.double(), expected, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(dx.double(), expected_dx, atol=1e-6, rtol=1e-5)
+    @hypothesis.settings(max_examples=40, deadline=None)
+    @hypothesis.given(call=calls())
+    def holds(call):
+        shape, dim, mask_shape, order, boolean, name, seed = call
+        torch.manual_seed(seed)
+        x = torch.randn([shape[i] for i in order], device=device).permute([order.index(i) for i in range(len(shape))])
+        assert list(x.shape) == shape
+        mask = torch.rand(mask_shape, device=device) < 0.6 if boolean else torch.randn(mask_shape, device=device)
+        with backend(name):
+            out, dx = gradients(F.softmax, x, dim, mask=mask, scale=0.5)
+        expected, expected_dx = gradients(F.softmax, x.double(), dim, mask=mask, scale=0.5)  # torch's operators
+        torch.testing.assert_close(out.double(), expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(dx.double(), expected_dx, atol=1e-6, rtol=1e-5)
+
+    holds()
 
 
 # ------------------------------------------------------------------------------------------ autograd and transforms

@@ -9,8 +9,6 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import fasttx.nn as nn
 from fasttx.nn import transformer
@@ -82,29 +80,36 @@ def batch(batch_first=True, device="cpu", embed=E):
     return torch.randn((N, L, embed) if batch_first else (L, N, embed), device=device)
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    st.fixed_dictionaries({
-        "norm_first": st.booleans(), "batch_first": st.booleans(), "bias": st.booleans(),
-        "activation": st.sampled_from(["relu", "gelu", torch.tanh]), "layer_norm_eps": st.sampled_from([1e-5, 1e-2]),
-    }),
-    st.sampled_from(["", "bool", "holes", "hiding", "float"]),
-    st.sampled_from(["", "bool", "hiding", "float", "heads"]),
-    st.integers(0, 2),
-    st.booleans(),
-    st.sampled_from(["auto", "torch"]),
-)  # fmt: skip
-def test_every_combination_is_as_in_torch(options, padding, attn, layers, training, name):
-    torch_module, fasttx_module = (m.train(training) for m in pair(layers, encoder={"norm": True}, **options))
-    x = batch(options["batch_first"])
-    kpm, mask = masks(padding, attn)
-    with backend(name):
-        found = gradients(fasttx_module, x, mask, src_key_padding_mask=kpm)
-    torch.testing.assert_close(found, gradients(torch_module, x, mask, src_key_padding_mask=kpm))
-    unbatched = (None if mask is None or mask.dim() == 3 else mask), None if kpm is None else kpm[1]
-    with backend(name):
-        found = fasttx_module(x[1] if options["batch_first"] else x[:, 1], *unbatched)
-    torch.testing.assert_close(found, torch_module(x[1] if options["batch_first"] else x[:, 1], *unbatched))
+def test_every_combination_is_as_in_torch():
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+
+    @hypothesis.settings(max_examples=15, deadline=None)
+    @hypothesis.given(
+        st.fixed_dictionaries({
+            "norm_first": st.booleans(), "batch_first": st.booleans(), "bias": st.booleans(),
+            "activation": st.sampled_from(["relu", "gelu", torch.tanh]),
+            "layer_norm_eps": st.sampled_from([1e-5, 1e-2]),
+        }),
+        st.sampled_from(["", "bool", "holes", "hiding", "float"]),
+        st.sampled_from(["", "bool", "hiding", "float", "heads"]),
+        st.integers(0, 2),
+        st.booleans(),
+        st.sampled_from(["auto", "torch"]),
+    )  # fmt: skip
+    def holds(options, padding, attn, layers, training, name):
+        torch_module, fasttx_module = (m.train(training) for m in pair(layers, encoder={"norm": True}, **options))
+        x = batch(options["batch_first"])
+        kpm, mask = masks(padding, attn)
+        with backend(name):
+            found = gradients(fasttx_module, x, mask, src_key_padding_mask=kpm)
+        torch.testing.assert_close(found, gradients(torch_module, x, mask, src_key_padding_mask=kpm))
+        unbatched = (None if mask is None or mask.dim() == 3 else mask), None if kpm is None else kpm[1]
+        with backend(name):
+            found = fasttx_module(x[1] if options["batch_first"] else x[:, 1], *unbatched)
+        torch.testing.assert_close(found, torch_module(x[1] if options["batch_first"] else x[:, 1], *unbatched))
+
+    holds()
 
 
 def by_the_slow_path(module, *args, **kwargs):

@@ -6,8 +6,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ops.guard_bytes import surrounded
 from ops.test_bias_gelu import DTYPES, FP32, NAN, WRITTEN, each_backend, each_written, hold, state_on, tensors_for
 
@@ -68,30 +66,35 @@ def test_empty(device, backend, shape):
 # ------------------------------------------------------------------------------------------------------ hypothesis
 
 
-@st.composite
-def calls(draw):
-    dtype = draw(st.sampled_from(DTYPES))
-    return {
-        "shape": draw(st.lists(st.integers(1, 4), min_size=0, max_size=3)) + [draw(st.integers(1, 70))],
-        "gap": draw(st.sampled_from([0, 0, 1, 8])),
-        "dtypes": (dtype, draw(st.sampled_from([None, dtype, FP32]))),
-        "p": draw(st.sampled_from([0.0, 0.2])),
-        "tanh": draw(st.booleans()),
-        "numbered": draw(st.booleans()),
-        "backend": draw(st.sampled_from([*WRITTEN, "torch"])),
-        "seed": draw(st.integers(0, 2**31)),
-    }
+def test_any_call(device):
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
 
+    @st.composite
+    def calls(draw):
+        dtype = draw(st.sampled_from(DTYPES))
+        return {
+            "shape": draw(st.lists(st.integers(1, 4), min_size=0, max_size=3)) + [draw(st.integers(1, 70))],
+            "gap": draw(st.sampled_from([0, 0, 1, 8])),
+            "dtypes": (dtype, draw(st.sampled_from([None, dtype, FP32]))),
+            "p": draw(st.sampled_from([0.0, 0.2])),
+            "tanh": draw(st.booleans()),
+            "numbered": draw(st.booleans()),
+            "backend": draw(st.sampled_from([*WRITTEN, "torch"])),
+            "seed": draw(st.integers(0, 2**31)),
+        }
 
-@settings(max_examples=40, deadline=None)
-@given(call=calls())
-def test_any_call(device, call):
-    torch.manual_seed(call["seed"])
-    *leading, n_cols = call["shape"]
-    sizes = [*leading, n_cols + call["gap"]], [n_cols]
-    x, bias = (
-        None if dtype is None else torch.randn(size, device=device).to(dtype)[..., :n_cols]
-        for size, dtype in zip(sizes, call["dtypes"])
-    )
-    numbers = torch.randint(0, 2**31, (math.prod(leading),), device=device) if call["numbered"] else None
-    hold(call["backend"], x, bias, call["p"], call["tanh"], numbers)
+    @hypothesis.settings(max_examples=40, deadline=None)
+    @hypothesis.given(call=calls())
+    def holds(call):
+        torch.manual_seed(call["seed"])
+        *leading, n_cols = call["shape"]
+        sizes = [*leading, n_cols + call["gap"]], [n_cols]
+        x, bias = (
+            None if dtype is None else torch.randn(size, device=device).to(dtype)[..., :n_cols]
+            for size, dtype in zip(sizes, call["dtypes"])
+        )
+        numbers = torch.randint(0, 2**31, (math.prod(leading),), device=device) if call["numbered"] else None
+        hold(call["backend"], x, bias, call["p"], call["tanh"], numbers)
+
+    holds()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as torch_functional
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fasttx.cli.check import DTYPES
@@ -346,28 +344,32 @@ def test_empty_batch(backend: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("written", WRITTEN)
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(
-    n_rows=st.integers(1, 9), n_cols=st.integers(1, 600), probs=st.booleans(), weighted=st.booleans(),
-    smoothing=st.sampled_from([0.0, 0.25]), reduction=st.sampled_from(sorted(REDUCTIONS)),
-    dtype=st.sampled_from(list(DTYPES.values())), ignored=st.integers(-3, 599),
-)  # fmt: skip
-def test_any_shape_and_options(
-    device, written, n_rows, n_cols, probs, weighted, smoothing, reduction, dtype, ignored
-) -> None:
-    logits, target, weight = make(n_rows, n_cols, dtype, probs, weighted, device)
-    ignored = -100 if probs else ignored
-    if not probs:
-        target = torch.where(target < 0, 0, target)
-    args = (logits, target, weight, ignored, smoothing, reduction)
-    loss, lse, total = fwd(*args, written)
-    ref = CROSS_ENTROPY.fwd.reference(*args)
-    assert error(loss, ref[0]) <= 1e-5 * max(1.0, float(ref[0].nan_to_num(1.0).abs().max()))
-    dloss = torch.ones_like(loss)
-    dlogits = bwd(dloss, *args[:3], lse, total, *args[3:], written)
-    ref_d = CROSS_ENTROPY.bwd.reference(dloss, *args[:3], ref[1], ref[2], *args[3:])
-    eps = torch.finfo(dtype).eps
-    assert error(dlogits, ref_d) <= max(2e-6, eps) * max(1.0, float(ref_d.abs().max()))
+def test_any_shape_and_options(device, written) -> None:
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+
+    @hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+    @hypothesis.given(
+        n_rows=st.integers(1, 9), n_cols=st.integers(1, 600), probs=st.booleans(), weighted=st.booleans(),
+        smoothing=st.sampled_from([0.0, 0.25]), reduction=st.sampled_from(sorted(REDUCTIONS)),
+        dtype=st.sampled_from(list(DTYPES.values())), ignored=st.integers(-3, 599),
+    )  # fmt: skip
+    def holds(n_rows, n_cols, probs, weighted, smoothing, reduction, dtype, ignored) -> None:
+        logits, target, weight = make(n_rows, n_cols, dtype, probs, weighted, device)
+        ignored = -100 if probs else ignored
+        if not probs:
+            target = torch.where(target < 0, 0, target)
+        args = (logits, target, weight, ignored, smoothing, reduction)
+        loss, lse, total = fwd(*args, written)
+        ref = CROSS_ENTROPY.fwd.reference(*args)
+        assert error(loss, ref[0]) <= 1e-5 * max(1.0, float(ref[0].nan_to_num(1.0).abs().max()))
+        dloss = torch.ones_like(loss)
+        dlogits = bwd(dloss, *args[:3], lse, total, *args[3:], written)
+        ref_d = CROSS_ENTROPY.bwd.reference(dloss, *args[:3], ref[1], ref[2], *args[3:])
+        eps = torch.finfo(dtype).eps
+        assert error(dlogits, ref_d) <= max(2e-6, eps) * max(1.0, float(ref_d.abs().max()))
+
+    holds()
 
 
 def test_opcheck(backend: str, device: torch.device) -> None:

@@ -6,8 +6,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ops.guard_bytes import surrounded
 from ops.test_dropout_add_layer_norm import BACKENDS, DTYPES, FP32, NAN, WRITTEN, hold, state_on, tensors_for
 
@@ -79,30 +77,35 @@ def test_empty(device, backend, shape):
 # ------------------------------------------------------------------------------------------------------ hypothesis
 
 
-@st.composite
-def calls(draw):
-    dtypes = st.sampled_from(DTYPES)
-    return {
-        "shape": draw(st.lists(st.integers(1, 4), min_size=0, max_size=3)) + [draw(st.integers(3, 70))],
-        "gap": draw(st.sampled_from([0, 0, 1, 8])),
-        "dtypes": draw(st.tuples(dtypes, st.none() | dtypes, st.none() | dtypes, st.none() | dtypes)),
-        "p": draw(st.sampled_from([0.0, 0.2])),
-        "numbered": draw(st.booleans()),
-        "eps": draw(st.sampled_from([1e-2, 1e-5])),
-        "backend": draw(st.sampled_from(BACKENDS)),
-        "seed": draw(st.integers(0, 2**31)),
-    }
+def test_any_call(device):
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
 
+    @st.composite
+    def calls(draw):
+        dtypes = st.sampled_from(DTYPES)
+        return {
+            "shape": draw(st.lists(st.integers(1, 4), min_size=0, max_size=3)) + [draw(st.integers(3, 70))],
+            "gap": draw(st.sampled_from([0, 0, 1, 8])),
+            "dtypes": draw(st.tuples(dtypes, st.none() | dtypes, st.none() | dtypes, st.none() | dtypes)),
+            "p": draw(st.sampled_from([0.0, 0.2])),
+            "numbered": draw(st.booleans()),
+            "eps": draw(st.sampled_from([1e-2, 1e-5])),
+            "backend": draw(st.sampled_from(BACKENDS)),
+            "seed": draw(st.integers(0, 2**31)),
+        }
 
-@settings(max_examples=60, deadline=None)
-@given(call=calls())
-def test_any_call(device, call):
-    torch.manual_seed(call["seed"])
-    *leading, n_cols = call["shape"]
-    sizes = [[*leading, n_cols + call["gap"]]] * 2 + [[n_cols]] * 2
-    x, residual, weight, bias = (
-        None if dtype is None else torch.randn(size, device=device).to(dtype)[..., :n_cols]
-        for size, dtype in zip(sizes, call["dtypes"])
-    )
-    numbers = torch.randint(0, 2**31, (math.prod(leading),), device=device) if call["numbered"] else None
-    hold(call["backend"], x, residual, weight, bias, call["p"], call["eps"], numbers)
+    @hypothesis.settings(max_examples=60, deadline=None)
+    @hypothesis.given(call=calls())
+    def holds(call):
+        torch.manual_seed(call["seed"])
+        *leading, n_cols = call["shape"]
+        sizes = [[*leading, n_cols + call["gap"]]] * 2 + [[n_cols]] * 2
+        x, residual, weight, bias = (
+            None if dtype is None else torch.randn(size, device=device).to(dtype)[..., :n_cols]
+            for size, dtype in zip(sizes, call["dtypes"])
+        )
+        numbers = torch.randint(0, 2**31, (math.prod(leading),), device=device) if call["numbered"] else None
+        hold(call["backend"], x, residual, weight, bias, call["p"], call["eps"], numbers)
+
+    holds()

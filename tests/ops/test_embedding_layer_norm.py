@@ -8,8 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ops.guard_bytes import surrounded
 from ops.test_row_dropout import numpy_keep
 
@@ -362,21 +360,27 @@ def test_empty(device, backend, p):
 # ------------------------------------------------------------------------------------------------------ hypothesis
 
 
-@settings(max_examples=40, deadline=None)
-@given(call=st.fixed_dictionaries({
-    "rows": st.tuples(st.integers(1, 6), st.integers(1, 6)), "n_cols": st.integers(3, 70),
-    "types": st.integers(1, 3), "dtypes": st.tuples(*[st.sampled_from(DTYPES)] * 5),
-    "absent": st.sets(st.sampled_from(TABLES[1:])), "p": st.sampled_from([0.0, 0.2]), "numbered": st.booleans(),
-    "eps": st.sampled_from([1e-2, 1e-5]), "backend": st.sampled_from(BACKENDS), "seed": st.integers(0, 2**31),
-}))  # fmt: skip
-def test_any_call(device, call):
-    torch.manual_seed(call["seed"])
-    batch, length = call["rows"]
-    ids, tensors = case(batch * length, call["n_cols"], device, types=call["types"], period=length)
-    tensors = [None if n in call["absent"] else t.to(d) for n, t, d in zip(TABLES, tensors, call["dtypes"])]
-    ids = [ids[0], *(None if t is None else i for i, t in zip(ids[1:], tensors[1:]))]
-    numbers = torch.randint(0, 2**31, (batch * length,), device=device) if call["numbered"] else None
-    hold(call["backend"], ids, tensors, call["p"], call["eps"], numbers)
+def test_any_call(device):
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+
+    @hypothesis.settings(max_examples=40, deadline=None)
+    @hypothesis.given(call=st.fixed_dictionaries({
+        "rows": st.tuples(st.integers(1, 6), st.integers(1, 6)), "n_cols": st.integers(3, 70),
+        "types": st.integers(1, 3), "dtypes": st.tuples(*[st.sampled_from(DTYPES)] * 5),
+        "absent": st.sets(st.sampled_from(TABLES[1:])), "p": st.sampled_from([0.0, 0.2]), "numbered": st.booleans(),
+        "eps": st.sampled_from([1e-2, 1e-5]), "backend": st.sampled_from(BACKENDS), "seed": st.integers(0, 2**31),
+    }))  # fmt: skip
+    def holds(call):
+        torch.manual_seed(call["seed"])
+        batch, length = call["rows"]
+        ids, tensors = case(batch * length, call["n_cols"], device, types=call["types"], period=length)
+        tensors = [None if n in call["absent"] else t.to(d) for n, t, d in zip(TABLES, tensors, call["dtypes"])]
+        ids = [ids[0], *(None if t is None else i for i, t in zip(ids[1:], tensors[1:]))]
+        numbers = torch.randint(0, 2**31, (batch * length,), device=device) if call["numbered"] else None
+        hold(call["backend"], ids, tensors, call["p"], call["eps"], numbers)
+
+    holds()
 
 
 # ------------------------------------------------------------------------------------------------ the reference

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as torch_functional
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -277,17 +275,21 @@ def test_chunks_are_bounded_and_even() -> None:
                 assert 1 <= module.rows_at_a_time(n_rows, n_cols, 2) <= min(n_rows, most)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(
-    n_rows=st.integers(1, 9), n_cols=st.integers(1, 600), in_features=st.integers(1, 40), weighted=st.booleans(),
-    biased=st.booleans(), smoothing=st.sampled_from([0.0, 0.25]), reduction=st.sampled_from(sorted(REDUCTIONS)),
-    dtype=st.sampled_from(list(DTYPES.values())),
-)  # fmt: skip
-def test_any_shape_and_options(
-    device, n_rows, n_cols, in_features, weighted, biased, smoothing, reduction, dtype
-) -> None:
-    x, weight, bias, target, class_weight = make(n_rows, n_cols, in_features, dtype, device, weighted)
-    verify("triton", (x, weight, bias if biased else None, target, class_weight), smoothing, reduction)
+def test_any_shape_and_options(device) -> None:
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+
+    @hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+    @hypothesis.given(
+        n_rows=st.integers(1, 9), n_cols=st.integers(1, 600), in_features=st.integers(1, 40), weighted=st.booleans(),
+        biased=st.booleans(), smoothing=st.sampled_from([0.0, 0.25]), reduction=st.sampled_from(sorted(REDUCTIONS)),
+        dtype=st.sampled_from(list(DTYPES.values())),
+    )  # fmt: skip
+    def holds(n_rows, n_cols, in_features, weighted, biased, smoothing, reduction, dtype) -> None:
+        x, weight, bias, target, class_weight = make(n_rows, n_cols, in_features, dtype, device, weighted)
+        verify("triton", (x, weight, bias if biased else None, target, class_weight), smoothing, reduction)
+
+    holds()
 
 
 def test_gradient_of_the_reference() -> None:

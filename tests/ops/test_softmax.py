@@ -6,8 +6,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ops.guard_bytes import surrounded
 
 from fasttx.ops.checks import FLOATS as DTYPES
@@ -316,33 +314,38 @@ def test_more_than_two_to_the_31_elements():
 # ------------------------------------------------------------------------------------------------------ hypothesis
 
 
-@st.composite
-def calls(draw):
-    shape = draw(st.lists(st.integers(1, 4), min_size=0, max_size=3)) + [draw(st.integers(1, 40))]
-    kind = draw(st.sampled_from(["none", "bool", "add"]))
-    mask_shape = [draw(st.sampled_from(sorted({1, n}))) for n in shape]
-    return {
-        "shape": shape,
-        "mask": None if kind == "none" else (kind, mask_shape),
-        "scale": draw(st.sampled_from([1.0, 0.125, -3.0, 0.0])),
-        "p": draw(st.sampled_from([0.0, 0.2])),
-        "log": draw(st.booleans()),
-        "dtype": draw(st.sampled_from(DTYPES)),
-        "backend": draw(st.sampled_from(BACKENDS)),
-        "seed": draw(st.integers(0, 2**31)),
-    }
+def test_any_call(device):
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
 
+    @st.composite
+    def calls(draw):
+        shape = draw(st.lists(st.integers(1, 4), min_size=0, max_size=3)) + [draw(st.integers(1, 40))]
+        kind = draw(st.sampled_from(["none", "bool", "add"]))
+        mask_shape = [draw(st.sampled_from(sorted({1, n}))) for n in shape]
+        return {
+            "shape": shape,
+            "mask": None if kind == "none" else (kind, mask_shape),
+            "scale": draw(st.sampled_from([1.0, 0.125, -3.0, 0.0])),
+            "p": draw(st.sampled_from([0.0, 0.2])),
+            "log": draw(st.booleans()),
+            "dtype": draw(st.sampled_from(DTYPES)),
+            "backend": draw(st.sampled_from(BACKENDS)),
+            "seed": draw(st.integers(0, 2**31)),
+        }
 
-@settings(max_examples=60, deadline=None)
-@given(call=calls())
-def test_any_call(device, call):
-    torch.manual_seed(call["seed"])
-    x = torch.randn(call["shape"], device=device, dtype=call["dtype"])
-    mask = None
-    if call["mask"] is not None:
-        kind, shape = call["mask"]
-        mask = torch.rand(shape, device=device) < 0.7 if kind == "bool" else torch.randn(shape, device=device)
-    hold(call["backend"], x, mask, 0.0 if call["log"] else call["p"], call["scale"], call["log"])
+    @hypothesis.settings(max_examples=60, deadline=None)
+    @hypothesis.given(call=calls())
+    def holds(call):
+        torch.manual_seed(call["seed"])
+        x = torch.randn(call["shape"], device=device, dtype=call["dtype"])
+        mask = None
+        if call["mask"] is not None:
+            kind, shape = call["mask"]
+            mask = torch.rand(shape, device=device) < 0.7 if kind == "bool" else torch.randn(shape, device=device)
+        hold(call["backend"], x, mask, 0.0 if call["log"] else call["p"], call["scale"], call["log"])
+
+    holds()
 
 
 # ------------------------------------------------------------------------------------------------ reference, checks
