@@ -186,7 +186,18 @@ TRITON = [
     ),
     Mutation("kernels/row_scale.py", 'size < float("inf"), size, float("inf")', "size == size, size, 0.0", QUANTIZE),
     Mutation("kernels/row_scale.py", "q = ((v + MAGIC) - MAGIC).to(tl.int8)", "q = v.to(tl.int8)", QUANTIZE),
-    Mutation("kernels/quantize_per_token.py", "long_rows * stride_xm", "long_rows * n_cols", QUANTIZE),
+    Mutation(
+        "kernels/quantize_per_token.py",
+        "rows.to(tl.int64)[:, None] * stride_xm",
+        "rows.to(tl.int64)[:, None] * n_cols",
+        QUANTIZE,
+    ),
+    Mutation(
+        "kernels/quantize_per_token.py",
+        "x_q_ptr += first.to(tl.int64) * n_cols",
+        "x_q_ptr += first.to(tl.int64)",
+        QUANTIZE,
+    ),
     Mutation("kernels/quantize_per_token.py", "mask=ok, other=0.0", "mask=ok, other=1e9", QUANTIZE),
     Mutation(
         "kernels/add_layer_norm_quantize.py",
