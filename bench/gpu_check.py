@@ -199,6 +199,7 @@ def run_tests(
 
 def run_bench(out: Path, log: Log, minutes: float, rehearsal: bool, only: str = "") -> int:
     """Kernels, models, serving, host cost and what the compiler made; returns how many of our rows are not ok."""
+    os.environ["FASTTX_FIRST_USE_CHECK"] = "0"  # the part "tests" checks more, and its time is short
     if rehearsal:
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which any of the next lines may do
     import torch

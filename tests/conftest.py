@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["FASTTX_FIRST_USE_CHECK"] = "0"  # nor is the record of the user's machine read
+os.environ["FASTTX_CACHE"] = os.path.join(tempfile.gettempdir(), f"fasttx-tests-{os.getpid()}")
 
 import host_build
 import pytest

@@ -54,7 +54,7 @@ def answers(op: Op, requested: str) -> dict[str, str]:
     found["report"] = expected_backend(op.name, requested, module(op))
     if requested == "auto":
         found["supported"] = supported.taken(GPU, torch.float32)[op.name]
-        found["has_kernel"] = launched if op.has_kernel(GPU) else "torch"
+        found["has_kernel"] = launched if op.has_kernel(GPU, torch.float16) else "torch"
     return found
 
 

@@ -253,9 +253,9 @@ def test_has_kernel_answers_by_device_and_what_else_speaks_against_a_call(
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for _ in range(2):
-            assert op.has_kernel(gpu) == (why is None)
-        assert not op.has_kernel(gpu, "head_dim 264 is larger than 256")
-    assert not op.has_kernel(torch.device("cpu")), "auto launches nothing on a CPU"
+            assert op.has_kernel(gpu, torch.float16) == (why is None)
+        assert not op.has_kernel(gpu, torch.float16, "head_dim 264 is larger than 256")
+    assert not op.has_kernel(torch.device("cpu"), torch.float16), "auto launches nothing on a CPU"
     assert asked == ["triton"] * (3 if traced else 2), "an answer is kept"
     assert len(told) == 1
 

@@ -1,8 +1,14 @@
 """Runs every op on one device with every backend that can run there, and compares with float64.
 
-`doctor` starts this file as a process of its own (``python -m fasttx.cli.check cpu``): a kernel that crashes, or leaves
-a CUDA context broken, then costs one row of the report and not the report.  A line of output is one JSON object: first
-``{"total": n}``, then a :class:`Result` each.
+This file runs as a process of its own: a kernel that crashes, or leaves a CUDA context broken, then costs one row of a
+report and not the report. A line of its output is one JSON object.
+
+- `doctor` starts it with a device (``python -m fasttx.cli.check cpu``) and gets ``{"total": n}``, then a
+  :class:`Result` each.
+- :mod:`fasttx.trust.first_use` starts it with rows as well (``cuda:0 softmax/triton/bfloat16 ...``) and gets
+  ``{"device": ""}`` or why the device cannot be used, then for each row ``{"row": name}``, any number of
+  ``{"phase": "compiling"}`` and ``{"phase": "running"}``, and ``{"row": name, "status": ..., "detail": ...}``. The
+  process ends at the first row that is not ok: what a kernel has broken is not to be held against the next one.
 """
 
 from __future__ import annotations
@@ -11,10 +17,11 @@ import dataclasses
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -103,17 +110,96 @@ def run(device: torch.device) -> Iterator[dict[str, Any]]:
             try:
                 _judge(result, direction, arguments)
             except Exception as problem:  # whatever a kernel or a compiler raises is this row's result
-                lines = str(problem).strip().splitlines()
-                result.status, result.detail = "error", f"{type(problem).__name__}: {lines[0] if lines else ''}"
+                result.status, result.detail = "error", _first_line(problem)
         yield dataclasses.asdict(result)
 
 
+def check_row(name: str, device: torch.device) -> dict[str, str]:
+    """What became of a row "op/backend/dtype", forward and backward: its name, a status and a detail."""
+    op_name, backend, short = name.split("/")
+    op, dtype = OPS[op_name], getattr(torch, short)
+    arguments: Sequence[Any] = case(op, "check", device, dtype)
+    outputs = as_tuple(op.fwd.torch(*arguments))
+    for direction_name, direction in op.directions.items():
+        if direction_name == "bwd":
+            arguments = op.backward_arguments(arguments, outputs, _gradient(outputs[0]))
+        result = Result(op_name, direction_name, short, str(device), backend, "")
+        try:
+            _judge(result, direction, arguments)
+        except torch.OutOfMemoryError as problem:
+            return {"row": name, "status": "unchecked", "detail": f"out of memory: {_first_line(problem)}"}
+        except Exception as problem:
+            return {"row": name, "status": "crashed", "detail": f"{direction_name} raised {_first_line(problem)}"}
+        if result.status == "wrong":
+            unit = f" {result.unit}" if result.unit else ""
+            detail = f"{direction_name} is off by {result.error:.1e}{unit}, allowed is {result.allowed:.1e}{unit}"
+            return {"row": name, "status": "wrong", "detail": detail}
+    return {"row": name, "status": "ok", "detail": ""}
+
+
+def _first_line(problem: Exception) -> str:
+    lines = str(problem).strip().splitlines()
+    return f"{type(problem).__name__}: {lines[0] if lines else ''}"
+
+
+def _why_no_device(device: torch.device) -> str:
+    """Why nothing can be computed on a device (another process may hold it for itself), or ""."""
+    try:
+        return "" if float(torch.ones(1, device=device) + 1) == 2.0 else "it adds 1 and 1 wrongly"
+    except Exception as problem:
+        return _first_line(problem)
+
+
+def _report_phases(tell: Callable[[dict[str, str]], None]) -> None:
+    """Has Triton say when it compiles: that takes time without any fault of a kernel's."""
+    try:
+        from triton import knobs
+    except ImportError:
+        return
+    knobs.runtime.jit_cache_hook = lambda *_, **__: tell({"phase": "compiling"})
+    knobs.runtime.jit_post_compile_hook = lambda *_, **__: tell({"phase": "running"})
+
+
+def _end_with(parent: IO[bytes]) -> None:
+    """Ends this process when the one that started it has ended: its end of the pipe is closed then."""
+
+    def wait() -> None:
+        parent.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def check_rows(device: torch.device, rows: Sequence[str]) -> None:
+    """Checks rows in turn, and tells; what kernels print goes to stderr."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def tell(line: dict[str, str]) -> None:
+        print(json.dumps(line), file=out, flush=True)
+
+    _end_with(sys.stdin.buffer)
+    _report_phases(tell)
+    reason = _why_no_device(device)
+    tell({"device": reason})
+    for name in rows if not reason else ():
+        tell({"row": name})
+        found = check_row(name, device)
+        tell(found)
+        if found["status"] != "ok":
+            break
+    out.flush()
+    os._exit(0)  # a broken context can hang in its end
+
+
 def main() -> None:
-    device = torch.device(sys.argv[1])
+    device, rows = torch.device(sys.argv[1]), sys.argv[2:]
     if os.environ.get("TRITON_INTERPRET") == "1":
         from ..triton_interpreter import repair
 
         repair()
+    if rows:
+        check_rows(device, rows)
     for line in run(device):
         print(json.dumps(line), flush=True)
 

@@ -138,14 +138,46 @@ def _show_checks(console: Console, device: str, checks: list[dict[str, Any]]) ->
             console.print(f"[{_COLOUR[status]}]{escape(note)}[/]", highlight=False)
 
 
+def _records(devices: list[str], recheck: bool) -> list[dict[str, Any]]:
+    """The records of kernels on devices that run any by themselves, checked anew with `recheck`."""
+    import torch
+
+    from ..ops import OPS, verdicts
+    from ..trust import first_use
+    from .check import DTYPES
+
+    found = []
+    for device in map(torch.device, devices):
+        if not any(device.type in impl.auto_on for op in OPS.values() for impl in op.impls):
+            continue
+        if recheck:
+            first_use.recheck(device, [(op, dtype) for op in OPS for dtype in DTYPES.values()])
+        found.append({"device": str(device), **verdicts.to_dict(device)})
+    return found
+
+
+def _show_record(console: Console, record: dict[str, Any]) -> None:
+    rows = record["rows"]
+    if not rows:
+        console.print(f"No kernel was checked on {record['device']} yet: fasttx.patch does so, or doctor --recheck.")
+        return
+    right = sum(row["status"] == "ok" for row in rows.values())
+    console.print(f"{right} of {len(rows)} kernels checked on {record['device']} are right ({record['file']})")
+    for name, row in rows.items():
+        if row["status"] != "ok":
+            console.print(f"[bold red]{name} {row['status']}: {escape(row['detail'])}[/]", highlight=False)
+
+
 def doctor(
     env: Annotated[bool, typer.Option("--env", help="Stop after versions and devices.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+    recheck: Annotated[bool, typer.Option("--recheck", help="Check all kernels anew and keep the record.")] = False,
 ) -> None:
     """Show versions and devices, run every op that can run here against float64, and say what is missing.
 
-    Without a GPU the Triton kernels run in Triton's interpreter.  The exit code is 1 if an op was wrong or crashed, or
-    if FASTTX_BACKEND holds an unknown name; a missing GPU, compiler or package is no failure.
+    Without a GPU the Triton kernels run in Triton's interpreter. The record of kernels that were checked on this
+    machine, by `fasttx.patch` or `--recheck`, is shown too: what failed is left out.  The exit code is 1 if an op was
+    wrong or crashed, or if FASTTX_BACKEND holds an unknown name; a missing GPU, compiler or package is no failure.
     """
     from . import machine  # it imports torch, which --help does without
 
@@ -155,6 +187,11 @@ def doctor(
     if not as_json:
         console.print(_environment_table(found))
     lacks = machine.missing(found)
+    records = _records([entry["device"] for entry in found["devices"]], recheck)
+    report["records"] = records
+    if not as_json:
+        for record in records:
+            _show_record(console, record)
     if not env:
         checks: list[dict[str, Any]] = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

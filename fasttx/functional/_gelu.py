@@ -88,7 +88,7 @@ def _gelu_to_torch(input: Tensor, approximate: str, backend: str) -> str | None:
     """Why torch's own function takes this call, a wrong one included; None where the operator does."""
     if not isinstance(input, Tensor):
         return "input is no Tensor"
-    if backend == "torch" or (backend == "auto" and not BIAS_GELU.has_kernel(input.device)):
+    if backend == "torch" or (backend == "auto" and not BIAS_GELU.has_kernel(input.device, input.dtype)):
         return "the operator is torch's function here"
     reason = unsupported_reason(input)
     if reason is not None:
@@ -286,7 +286,11 @@ def _linear_gelu(
     backend = backend or forced_backend()
     reason = unsupported_reason(*tensors)
     if reason is None and backend == "auto" and rng_state is None and row_index is None:
-        reason = None if BIAS_GELU.has_kernel(input.device) else "torch's own functions are as fast without a kernel"
+        reason = (
+            None
+            if BIAS_GELU.has_kernel(input.device, input.dtype)
+            else "torch's own functions are as fast without a kernel"
+        )
     if reason is None and weight.shape[0] == 0:
         reason = "rows have no element"
     if reason is not None:

@@ -17,7 +17,9 @@ from typing import Any
 
 from torch import nn
 
+from ..ops import verdicts
 from .attention.interface import IMPLEMENTATION
+from .checked import check_kernels
 from .fusions.torch_nn import REPLACED
 from .heads.kinds import KINDS
 from .options import ModulePatch, Options
@@ -176,7 +178,11 @@ def patch(
 
 
 def _patch_plain(root: nn.Module, options: Options) -> Report:
-    plan = make_plan(root, options)
+    plan, before = make_plan(root, options), verdicts.generation
+    checks = check_kernels(root, plan.report.ops, options.backend)
+    if verdicts.generation != before:  # another backend may run now
+        plan = make_plan(root, options)
+    plan.report.checks = checks
     if not plan.report.replaced:
         reasons = "; ".join(plan.report.reasons()) or "no attention or loss was found"
         message = f"fasttx.patch replaced nothing in {type(root).__name__}: {reasons}"

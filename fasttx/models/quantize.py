@@ -20,6 +20,7 @@ from ..nn.bypass import bypass_reason
 from ..ops.checks import FLOATS
 from ..quant import Int8Config, int8_layers, put_back, replace_layers
 from ..quant.layers import quantised
+from .checked import check_kernels
 from .patch import _root
 from .plan import FAMILIES
 from .report import Report, Row, expected_backend
@@ -29,6 +30,8 @@ LAYERS = frozenset((family.source, family.layer) for family in FAMILIES)
 """Classes of the layers of encoders."""
 OWN = ("transformers.", "torch.nn.modules.")
 """Where classes come from that call their linear layers as they are."""
+INT8_OPS = ("int8_linear", "quantize_per_token")
+"""What a quantised layer calls, and what rounds its weight."""
 MARK = "hf_quantizer"
 """The attribute by which transformers knows a quantised model: with a stranger there it refuses to save."""
 
@@ -135,7 +138,7 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
     if not any(key_of(_class(module)) in LAYERS for module in root.modules()):
         names = ", ".join(family.name for family in FAMILIES)
         raise ValueError(f"model: got {type(root).__name__}, without an encoder layer; allowed are those of {names}")
-    report = Report(type(root).__name__, call="fasttx.quantize")
+    report = Report(type(root).__name__, call="fasttx.quantize", checks=check_kernels(root, INT8_OPS, "auto"))
     chosen: dict[nn.Module, nn.Module] = {}
     unused, already = set(config.skip), int8_layers(root)
     for name, module in root.named_modules():

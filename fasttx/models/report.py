@@ -11,6 +11,7 @@ from torch import nn
 from ..ops import OPS
 from ..ops.backends import BackendError, forced_backend
 from ..ops.cases import like
+from ..ops.verdicts import Verdict
 from . import layout
 
 COLUMNS = ("module", "from", "to", "backend", "reason")
@@ -27,6 +28,7 @@ class Row:
         backend: which backend is expected to run it on the device where it is now; "" if it was left alone.
         reason: why it was left alone, or what else there is to know.
         here: whether a replacement changes what runs on the device where it is now; most fusions wait for a GPU.
+        ops: which ops of the table may compute it.
     """
 
     module: str
@@ -35,6 +37,7 @@ class Row:
     backend: str
     reason: str
     here: bool = True
+    ops: tuple[str, ...] = ()
 
     @property
     def replaced(self) -> bool:
@@ -61,11 +64,14 @@ class Report:
         model: the class of the model.
         rows: one per module that was replaced or left alone.
         call: the function that made the report.
+        checks: what is known of the kernels that the model may run, from the device and "op/backend/dtype" to the
+            verdict of their check on this machine; empty where no kernel would run.
     """
 
     model: str
     rows: list[Row] = field(default_factory=list)
     call: str = "fasttx.patch"
+    checks: dict[str, dict[str, Verdict]] = field(default_factory=dict)
 
     @property
     def replaced(self) -> list[Row]:
@@ -77,13 +83,22 @@ class Report:
         """The modules that run as before; each says why."""
         return [row for row in self.rows if not row.replaced]
 
+    @property
+    def ops(self) -> list[str]:
+        """The ops of the table that what was replaced may call."""
+        return [op for op in dict.fromkeys(op for row in self.replaced for op in row.ops) if op in OPS]
+
     def reasons(self) -> list[str]:
         """ "module: reason" for what was left alone, layers of the same kind together."""
         return [f"{cells[0]}: {cells[-1]}" for cells in _collapsed(self.left_alone)]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON."""
-        return {"model": self.model, "rows": [row.to_dict() for row in self.rows]}
+        checks = {
+            device: {row: {"status": found.status, "detail": found.detail} for row, found in rows.items()}
+            for device, rows in self.checks.items()
+        }
+        return {"model": self.model, "rows": [row.to_dict() for row in self.rows], "checks": checks}
 
     def __str__(self) -> str:
         here = sum(row.here for row in self.replaced)
@@ -94,12 +109,25 @@ class Report:
             return head
         rows = _collapsed(self.rows)
         widths = [max(map(len, cells)) for cells in zip(COLUMNS, *rows)]
+        checks = self._checks()
         if sum(widths) + 2 * (len(widths) - 1) <= layout.columns():
-            return "\n".join([head, *layout.table(COLUMNS, rows)])
+            return "\n".join([head, *layout.table(COLUMNS, rows), *checks])
         blocks: dict[str, list[str]] = {}
         for row in rows:
             blocks.setdefault(row[0], []).extend(_block(row))
-        return "\n".join([head, *(line for module, lines in blocks.items() for line in (module, *lines))])
+        return "\n".join([head, *(line for module, lines in blocks.items() for line in (module, *lines)), *checks])
+
+    def _checks(self) -> list[str]:
+        """Lines about what the check of the kernels on this machine has found."""
+        lines = []
+        for device, rows in self.checks.items():
+            right = sum(found.status == "ok" for found in rows.values())
+            lines.append(f"{right} of {len(rows)} kernels for {device} were checked on this machine and are right")
+            for row, found in rows.items():
+                if found.status != "ok":
+                    then = "is left out" if found.failed else "is used"
+                    lines += layout.wrapped(f"{row} {found.status}: {found.detail}; it {then}")
+        return lines
 
     __repr__ = __str__
 

@@ -39,9 +39,11 @@ class Found:
         """Reports what stays as it is, and why."""
         self.rows.append(Row(self.name, before, None, "", reason))
 
-    def replace(self, before: str, after: str, backend: str, reason: str, here: bool = True) -> None:
+    def replace(
+        self, before: str, after: str, backend: str, reason: str, here: bool = True, ops: tuple[str, ...] = ()
+    ) -> None:
         """Reports what is replaced; the arguments are those of :class:`Row`."""
-        self.rows.append(Row(self.name, before, after, backend, reason, here))
+        self.rows.append(Row(self.name, before, after, backend, reason, here, ops))
 
     @property
     def has_attention(self) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from . import verdicts
 from .availability import cannot_run_on
 from .backends import BACKENDS, BackendError
 from .checks import wrong
@@ -30,7 +31,7 @@ from .library import LIB
 OPS: dict[str, Op] = {}
 
 _warned: set[tuple[str, str]] = set()
-_kernels: dict[tuple[str, torch.device, str | None], bool] = {}
+_kernels: dict[tuple[str, torch.device, torch.dtype, str | None, int], bool] = {}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Impl:
         fwd, bwd: ``"module:function"``, imported at the first call; bwd is "" for an op without a backward.
         supports: gets the tensors named by ``Direction.keys`` and answers None or the reason it cannot run them.
         min_arch: lowest compute capability, times ten.
+        auto_on: types of device on which "auto" takes it.
     """
 
     backend: str
@@ -52,6 +54,7 @@ class Impl:
     bwd: str
     supports: Callable[..., str | None]
     min_arch: int = 80
+    auto_on: tuple[str, ...] = ("cuda",)
 
     def why_not(self, *tensors: Tensor) -> str | None:
         """Why it cannot run tensors like these, or None."""
@@ -143,19 +146,23 @@ class Op:
     def choice(self, requested: str, *tensors: Tensor) -> Impl | None:
         """The implementation that runs tensors like these; None stands for the PyTorch composition.
 
-        "auto" takes the first of the row that can run them on a GPU. Where there is no element nothing is launched:
-        the composition defines empty results.
+        "auto" takes the first of the row that can run them on a GPU and has not failed its check on this machine
+        (:mod:`fasttx.ops.verdicts`). Where there is no element nothing is launched: the composition defines empty
+        results.
 
         Raises:
             BackendError: `requested` is a backend's name and that backend cannot run them.
         """
         auto = requested == "auto"
-        if requested == "torch" or (auto and tensors[0].device.type != "cuda"):
+        if requested == "torch":
             return None
+        device = tensors[0].device.type
         why: str | None = "not implemented"
         for impl in self.impls:
-            if auto or impl.backend == requested:
+            if device in impl.auto_on if auto else impl.backend == requested:
                 why = impl.why_not(*tensors)
+                if why is None and auto:
+                    why = verdicts.reason(self.name, impl.backend, *tensors)
                 if why is None:
                     return impl if tensors[0].numel() else None
         if auto:
@@ -168,9 +175,15 @@ class Op:
         return "torch" if impl is None else impl.backend
 
     def reasons(self, *tensors: Tensor) -> dict[str, str | None]:
-        """For every backend, None if it can run tensors like these, else why not."""
+        """For every backend, None if it can run tensors like these, else why not.
+
+        One that failed its check on this machine can be forced still, and the reason says so.
+        """
         found: dict[str, str | None] = dict.fromkeys(BACKENDS, "not implemented") | {"torch": None}
-        return found | {impl.backend: impl.why_not(*tensors) for impl in self.impls}
+        return found | {impl.backend: self._why_not_auto(impl, *tensors) for impl in self.impls}
+
+    def _why_not_auto(self, impl: Impl, *tensors: Tensor) -> str | None:
+        return impl.why_not(*tensors) or verdicts.reason(self.name, impl.backend, *tensors)
 
     def why(self, requested: str, *tensors: Tensor) -> str:
         """In words, why :meth:`choice` took what it took; "" for the first kernel of the row."""
@@ -181,11 +194,11 @@ class Op:
         if self.choice(requested, *tensors) is not None:
             return ""
         device = tensors[0].device.type
-        if device != "cuda":
+        if not any(device in impl.auto_on for impl in self.impls):
             return f"kernels run on NVIDIA GPUs, and these tensors are on {device}"
         return "; ".join(f"{name}: {reason}" for name, reason in self.reasons(*tensors).items() if reason)
 
-    def has_kernel(self, device: torch.device, besides: str | None = None) -> bool:
+    def has_kernel(self, device: torch.device, dtype: torch.dtype, besides: str | None = None) -> bool:
         """Whether "auto" finds a compiled implementation on `device`, to decide before an operator is called at all.
 
         The answer is kept, as what a device can run does not change; dynamo takes it as a constant. Where no
@@ -197,15 +210,20 @@ class Op:
         if device.type == "cpu":
             return False
         if torch.compiler.is_compiling():  # what speaks against it may hold sizes that are being traced
-            return _has_kernel_traced(self.name, device, besides is None)
-        key = (self.name, device, besides)
+            return _has_kernel_traced(self.name, device, dtype, besides is None)
+        key = (self.name, device, dtype, besides, verdicts.generation)
         found = _kernels.get(key)
         if found is None:
-            found = _kernels[key] = self._find_kernel(device, besides)
+            found = _kernels[key] = self._find_kernel(device, dtype, besides)
         return found
 
-    def _find_kernel(self, device: torch.device, besides: str | None) -> bool:
-        reasons = {i.backend: cannot_run_on(i.backend, device, i.min_arch) or besides for i in self.impls}
+    def _find_kernel(self, device: torch.device, dtype: torch.dtype, besides: str | None) -> bool:
+        reasons = {
+            i.backend: cannot_run_on(i.backend, device, i.min_arch)
+            or besides
+            or verdicts.why_out(self.name, i.backend, device, dtype)
+            for i in self.impls
+        }
         found = None in reasons.values()
         if not found and device.type == "cuda":
             self._warn_once(device, reasons)
@@ -214,7 +232,7 @@ class Op:
     def warn_once(self, *tensors: Tensor) -> None:
         """Says once for each reason that PyTorch's operators run tensors like these on a GPU, and why no kernel."""
         if tensors[0].numel():
-            self._warn_once(tensors[0].device, {i.backend: i.why_not(*tensors) for i in self.impls})
+            self._warn_once(tensors[0].device, {i.backend: self._why_not_auto(i, *tensors) for i in self.impls})
 
     def _warn_once(self, device: torch.device, reasons: Mapping[str, str | None]) -> None:
         key = (self.name, "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
@@ -257,9 +275,9 @@ class Op:
         return [dout, *(known[name] for name in names)]
 
 
-def _has_kernel_traced(name: str, device: torch.device, supported: bool) -> bool:
+def _has_kernel_traced(name: str, device: torch.device, dtype: torch.dtype, supported: bool) -> bool:
     """Dynamo calls this while it traces, with constants, outside of what it compiles."""
-    return OPS[name]._find_kernel(device, None if supported else "its shapes or strides are too large")
+    return OPS[name]._find_kernel(device, dtype, None if supported else "its shapes or strides are too large")
 
 
 # What torch.compiler.assume_constant_result does, without its import of dynamo, which takes seconds.

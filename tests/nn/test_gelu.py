@@ -132,7 +132,7 @@ def test_strides_and_empty(device):
 def test_the_choice_of_auto(monkeypatch):
     """A device with a kernel runs it, unless strides speak against it; one without runs torch's functions."""
     for has, x, taken in ((True, X, True), (False, X, False), (True, X.t(), False), (True, X[0].sum(), True)):
-        monkeypatch.setattr(_gelu.BIAS_GELU.__class__, "has_kernel", lambda op, device, has=has: has)
+        monkeypatch.setattr(_gelu.BIAS_GELU.__class__, "has_kernel", lambda op, device, dtype, has=has: has)
         assert (_gelu._gelu_to_torch(x, "none", "auto") is None) == taken
         LAUNCHES.clear()
         F.linear_gelu(X, X)

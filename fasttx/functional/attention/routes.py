@@ -32,7 +32,7 @@ def unsupported_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) 
 
 def has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """False where the op would only compose PyTorch's operators on a device whose own fused attention is faster."""
-    return ATTENTION.has_kernel(q.device, supports(q, k, v))
+    return ATTENTION.has_kernel(q.device, q.dtype, supports(q, k, v))
 
 
 def _is_key_mask(mask: Tensor | None) -> bool:

@@ -38,5 +38,5 @@ class InterfaceAttention(Role):
             return False
         found.attention.append(module)
         backend = expected_backend("attention", found.options.backend, module)
-        found.replace(f"attention: {now}", f"attention: {IMPLEMENTATION}", backend, "")
+        found.replace(f"attention: {now}", f"attention: {IMPLEMENTATION}", backend, "", ops=("attention",))
         return False

@@ -53,7 +53,8 @@ class Fusion(Role):
             return False
         requested = found.options.backend
         backend = expected_backend(self.op, requested, found.module) if self.op else "torch"
-        found.replace(self.before, self.after, backend, self.where, changes_here(found.module, requested))
+        here = changes_here(found.module, requested)
+        found.replace(self.before, self.after, backend, self.where, here, (self.op,) if self.op else ())
         return True
 
     def make_class(self, original: type, module: str) -> type:

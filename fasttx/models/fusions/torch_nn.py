@@ -42,7 +42,9 @@ def plan_torch_module(report: Report, name: str, module: nn.Module, options: Opt
     op = "attention" if original is nn.MultiheadAttention else "dropout_add_layer_norm"
     backend = "torch" if original is nn.TransformerEncoder else expected_backend(op, options.backend, module)
     note = "in evaluation, right padding is dropped" if original is nn.TransformerEncoder else ""
-    report.rows.append(Row(name, original.__name__, f"fasttx.nn.{original.__name__}", backend, note))
+    after = f"fasttx.nn.{original.__name__}"
+    ops = ("attention", "dropout_add_layer_norm") if original is nn.TransformerEncoderLayer else (op,)
+    report.rows.append(Row(name, original.__name__, after, backend, note, ops=ops))
     found = [(module, REPLACED[original])]
     for child in _NORMS.get(original, ()) if options.norm else ():
         norm = getattr(module, child, None)
@@ -51,7 +53,8 @@ def plan_torch_module(report: Report, name: str, module: nn.Module, options: Opt
         where = f"{name}.{child}" if name else child
         if type(norm) is nn.LayerNorm and "forward" not in norm.__dict__:
             backend = expected_backend("dropout_add_layer_norm", options.backend, norm)
-            report.rows.append(Row(where, "LayerNorm", "fasttx.nn.LayerNorm", backend, ""))
+            ops = ("dropout_add_layer_norm",)
+            report.rows.append(Row(where, "LayerNorm", "fasttx.nn.LayerNorm", backend, "", ops=ops))
             found.append((norm, fasttx_nn.LayerNorm))
         else:
             reason = "is not torch.nn.LayerNorm, or its forward was replaced on the instance"

@@ -47,7 +47,7 @@ class Head(Role):
             found.leave(before, OWN_LOSS)
             return True
         backend = expected_backend(kind.ops[0], found.options.backend, found.module)
-        found.replace(before, ", ".join(kind.ops), backend, _value(kind, found.options.loss == "hf"))
+        found.replace(before, ", ".join(kind.ops), backend, _value(kind, found.options.loss == "hf"), ops=kind.ops)
         if kind.vocabulary is not None and self.vocabulary is not None and found.options.labelled_rows:
             _plan_labelled_rows(found, self.vocabulary)
         return True
@@ -76,7 +76,7 @@ def _plan_labelled_rows(found: Found, vocabulary: VocabularyHead) -> None:
     if options.capacity is not None:
         reason += f"; in graphs {options.mlm_head} of all rows, and NaN where more are labelled"
     backend = expected_backend("linear_cross_entropy", options.backend, found.module)
-    found.replace(before, "labelled rows only", backend, reason)
+    found.replace(before, "labelled rows only", backend, reason, ops=("linear_cross_entropy",))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,34 @@
+"""The check at first use of the kernels that a patched model may run on the device where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..ops.backends import forced_backend
+from ..ops.verdicts import Verdict
+from ..trust import first_use
+
+
+def check_kernels(root: nn.Module, ops: Sequence[str], backend: str) -> dict[str, dict[str, Verdict]]:
+    """What is known of the kernels of these ops, by device; checks those that were never checked.
+
+    `backend` is what is asked for: a forced one runs whatever was found, so that nothing is checked. Dtypes are those
+    of the model's parameters, and the one that autocast would take on their device.
+    """
+    if backend != "auto" or forced_backend() != "auto":
+        return {}
+    dtypes: dict[torch.device, dict[torch.dtype, None]] = {}
+    for parameter in root.parameters():
+        if parameter.is_floating_point() and parameter.device.type != "meta":
+            dtypes.setdefault(parameter.device, {})[parameter.dtype] = None
+    found = {}
+    for device, used in dtypes.items():
+        if torch.amp.is_autocast_available(device.type):
+            used[torch.get_autocast_dtype(device.type)] = None
+        checked = first_use.check(device, [(op, dtype) for op in ops for dtype in used])
+        if checked:
+            found[str(device)] = checked
+    return found

@@ -1,0 +1,1 @@
+"""Kernels are believed on the machine where they were checked: the check at first use, and its record."""

@@ -1,0 +1,294 @@
+"""The check at first use: kernels that a patch would run for the first time on a machine are run in a child and judged.
+
+A row is an op in one dtype on one backend. Its forward and backward run on the small call that `doctor` runs, with NaN
+in what they have to write, and are compared with float64. A wrong result, a crash or a hang takes the row out of
+"auto" on this machine, and the next backend of the op is checked in its place. A row that got no verdict (no time left,
+no memory, a device that another process holds for itself) is used as before, and is tried again at the next start.
+
+All of it happens in another process, which this one only reads lines from: its random state, memory and CUDA context
+stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..ops import OPS, verdicts
+from ..ops.cases import like
+from ..ops.registry import Impl
+from ..ops.verdicts import Row, Verdict
+from .record import lock, remove, write
+
+SWITCH = "FASTTX_FIRST_USE_CHECK"
+"""The environment variable that switches the check off with "0"."""
+COMMAND = (sys.executable, "-m", "fasttx.cli.check")
+RUN_S, HANG_S, ALL_S = 60.0, 30.0, 180.0
+"""Seconds for all rows, less what Triton compiles; for one row to go on; for all, with what Triton compiles."""
+WAIT_S = 180.0
+"""Seconds to wait for another process that checks the same kind of device."""
+REPORT = "please report it with what `python -m fasttx doctor --json` prints"
+
+_PROCESS = os.getpid()
+_tried: set[tuple[torch.device, str]] = set()
+
+
+def why_not_now(device: torch.device) -> str | None:
+    """Why no check can be made at this moment, or None."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH}=0"
+    if os.getpid() != _PROCESS or multiprocessing.current_process().daemon:
+        return "this process was forked"
+    if torch.compiler.is_compiling():
+        return "a graph is being compiled"
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return "a CUDA graph is being captured"
+    if not sys.executable:
+        return "no program of Python is known"
+    return None
+
+
+def candidates(op: str, device: torch.device, dtype: torch.dtype, width: int | None = None) -> list[Row]:
+    """The rows of an op that "auto" could take on a device, in its order; those that cannot run there are none."""
+    examples = like(OPS[op], device, dtype, width)
+
+    def runs(impl: Impl) -> bool:
+        return device.type in impl.auto_on and impl.why_not(*examples) is None
+
+    return [Row(op, impl.backend, dtype) for impl in OPS[op].impls if runs(impl)]
+
+
+def _next_rows(choices: Iterable[Sequence[Row]], known: dict[str, Verdict]) -> list[Row]:
+    """Of each op the first row that has not failed, unless it is known to be right."""
+    found = []
+    for rows in choices:
+        row = next((row for row in rows if str(row) not in known or not known[str(row)].failed), None)
+        if row is not None and str(row) not in known and row not in found:
+            found.append(row)
+    return found
+
+
+def check(device: torch.device, wanted: Iterable[tuple[str, torch.dtype]]) -> dict[str, Verdict]:
+    """Sees to it that the ops of a patched model are checked on a device, and says what is known of them.
+
+    Args:
+        device: where the model is.
+        wanted: ops and the dtypes in which the model calls them.
+
+    Returns:
+        The verdicts of the rows that "auto" would take or has given up, by "op/backend/dtype".
+    """
+    choices = [rows for op, dtype in wanted if (rows := candidates(op, device, dtype))]
+    if not choices:
+        return {}
+    known = verdicts.known(device)
+    if _untried(device, _next_rows(choices, known)):
+        reason = why_not_now(device)
+        if reason is None:
+            _make(device, choices)
+        else:
+            rows = _next_rows(choices, known)
+            verdicts.add(device, {str(row): Verdict("unchecked", reason) for row in rows})
+    names = [str(row) for rows in choices for row in rows]
+    return {name: verdict for name, verdict in verdicts.known(device).items() if name in names}
+
+
+def recheck(device: torch.device, wanted: Iterable[tuple[str, torch.dtype]]) -> dict[str, Verdict]:
+    """Forgets the record of a device and checks every row of these ops anew; arguments as of :func:`check`."""
+    choices = [[row] for op, dtype in wanted for row in candidates(op, device, dtype)]
+    remove(device)
+    verdicts.forget()
+    _tried.clear()
+    if choices:
+        _make(device, choices)
+    return dict(verdicts.known(device))
+
+
+def _untried(device: torch.device, rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if (device, str(row)) not in _tried]
+
+
+def _make(device: torch.device, choices: Sequence[Sequence[Row]]) -> None:
+    """Checks what has no verdict yet, as the one process that does, and keeps what was found."""
+    with lock(device, WAIT_S) as alone:
+        verdicts.add(device, verdicts.read(device))  # another process may have checked them meanwhile
+        known = verdicts.known(device)
+        clock = _Clock()
+        while rows := _untried(device, _next_rows(choices, known)):
+            _tried.update((device, str(row)) for row in rows)
+            if not alone:
+                found = {str(row): Verdict("unchecked", "another process was checking") for row in rows}
+            else:
+                found = dict(run(device, rows, clock))
+                write(device, found)
+            verdicts.add(device, found)
+            _warn(device, found)
+
+
+def _warn(device: torch.device, found: dict[str, Verdict]) -> None:
+    failed = [f"{name} {v.detail}" for name, v in found.items() if v.failed]
+    if failed:
+        warnings.warn(
+            f"fasttx: kernels failed their check on this machine ({device}) and are left out: {'; '.join(failed)}; "
+            f"{REPORT}",
+            stacklevel=6,
+        )
+
+
+class _Clock:
+    """How much time is left, in all and without what Triton compiles."""
+
+    def __init__(self) -> None:
+        self.began = self.since = time.monotonic()
+        self.compiling, self.compiled_s = False, 0.0
+
+    def phase(self, compiling: bool) -> None:
+        now = time.monotonic()
+        if self.compiling:
+            self.compiled_s += now - self.since
+        self.compiling, self.since = compiling, now
+
+    def left(self) -> tuple[float, str]:
+        """Seconds until a row is given up, and what that means for it: "hung" or "unchecked"."""
+        now = time.monotonic()
+        compiled = self.compiled_s + (now - self.since if self.compiling else 0.0)
+        in_all = min(self.began + ALL_S - now, RUN_S - (now - self.began - compiled))
+        hang = self.since + HANG_S - now
+        return (hang, "hung") if not self.compiling and hang < in_all else (in_all, "unchecked")
+
+
+def run(device: torch.device, rows: Sequence[Row], clock: Any = None) -> Iterator[tuple[str, Verdict]]:
+    """The verdict of each row, from as many children as it takes: one ends with the first row that is not ok."""
+    clock = clock or _Clock()
+    left = [str(row) for row in rows]
+    progress = _Progress(device, len(left))
+    try:
+        while left:
+            ended = ""
+            for name, verdict in _one_child(device, tuple(left), clock):
+                if name == "":  # no row's
+                    ended = verdict.detail
+                    break
+                left.remove(name)
+                progress.step()
+                yield name, verdict
+            if ended or clock.left()[0] <= 0.0:
+                for name in left:
+                    yield name, Verdict("unchecked", ended or f"{RUN_S:.0f} s were not enough")
+                break
+    finally:
+        progress.end()
+
+
+def _environment() -> dict[str, str]:
+    """The child's: no backend is forced there, and it finds this fasttx."""
+    found = {name: value for name, value in os.environ.items() if name != "FASTTX_BACKEND"}
+    folder = str(Path(__file__).parents[2])
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, found.get("PYTHONPATH"))))
+    return found
+
+
+def _one_child(device: torch.device, names: Sequence[str], clock: _Clock) -> Iterator[tuple[str, Verdict]]:
+    """Verdicts of rows until the first that is not ok; ("", verdict) where none can be had."""
+    pipes: dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        child = subprocess.Popen([*COMMAND, str(device), *names], env=_environment(), text=True, **pipes)
+    except OSError as problem:
+        yield "", Verdict("unchecked", f"no child process: {problem}")
+        return
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        for line in child.stdout or ():
+            lines.put(line)
+        lines.put(None)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    current = ""
+    clock.phase(compiling=True)  # imports are no fault of a kernel's either
+    try:
+        while True:
+            limit, means = clock.left()
+            try:
+                line = lines.get(timeout=max(limit, 0.0))
+            except queue.Empty:
+                why = f"ran for more than {HANG_S:.0f} s" if means == "hung" else f"{RUN_S:.0f} s were not enough"
+                yield (current if means == "hung" else ""), Verdict(means, why)
+                return
+            if line is None:
+                yield _death(current, child.wait())
+                return
+            told = json.loads(line)
+            if told.get("device"):
+                yield "", Verdict("unchecked", f"the device could not be used: {told['device']}")
+                return
+            if "phase" in told:
+                clock.phase(told["phase"] == "compiling")
+            elif "status" in told:
+                current = ""
+                clock.phase(compiling=True)
+                yield told["row"], Verdict(told["status"], told["detail"])
+                if told["status"] != "ok" or told["row"] == names[-1]:
+                    return
+            elif "row" in told:
+                current = told["row"]
+                clock.phase(compiling=False)
+    finally:
+        clock.phase(compiling=False)
+        child.kill()
+        child.wait()
+        reader.join()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def _death(row: str, code: int) -> tuple[str, Verdict]:
+    """A child that ended by itself: within a row that is the row's fault."""
+    how = f"ended by signal {-code}" if code < 0 else f"ended with code {code}"
+    if row:
+        return row, Verdict("crashed", f"the process that ran it {how}")
+    return "", Verdict("unchecked", f"the process that checks {how}")
+
+
+class _Progress:
+    """A line on stderr, and a bar behind it in a terminal."""
+
+    def __init__(self, device: torch.device, n: int) -> None:
+        self.n, self.done, self.bar = n, 0, sys.stderr is not None and sys.stderr.isatty()
+        self.text = (
+            f"fasttx: checking {n} kernels on {verdicts.key(device)['device']}, once on this machine "
+            f"(at most {RUN_S:.0f} s, {ALL_S:.0f} s where they are compiled first; {SWITCH}=0 leaves it out)"
+        )
+        self._write(self.text + ("" if self.bar else "\n"))
+        self._show()
+
+    def _write(self, text: str) -> None:
+        if sys.stderr is not None:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+    def _show(self) -> None:
+        if self.bar:
+            self._write(f"\r\x1b[Kfasttx: checking kernels [{'#' * self.done}{'.' * (self.n - self.done)}]")
+
+    def step(self) -> None:
+        self.done += 1
+        self._show()
+
+    def end(self) -> None:
+        if self.bar:
+            self._write("\n")

@@ -1,0 +1,86 @@
+"""Writing the record of a device: one process at a time, and never half a file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from ..ops import verdicts
+from ..ops.verdicts import Verdict
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def write(device: torch.device, found: Mapping[str, Verdict]) -> bool:
+    """Adds verdicts to the file of a device; what is unchecked is not kept. False: the folder cannot be written."""
+    kept = {row: verdict for row, verdict in found.items() if verdict.status != "unchecked"}
+    path = verdicts.record_path(device)
+    rows = {row: list(verdict) for row, verdict in sorted((verdicts.read(device) | kept).items())}
+    text = json.dumps({"key": verdicts.key(device), "rows": rows}, indent=1)
+    draft = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text + "\n", encoding="utf-8")
+        os.replace(draft, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def remove(device: torch.device) -> None:
+    """Deletes the file of a device, if there is one."""
+    with contextlib.suppress(OSError):
+        verdicts.record_path(device).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(device: torch.device, wait_s: float) -> Iterator[bool]:
+    """Holds the lock of a device's record; False after `wait_s` seconds in which another process has held it.
+
+    The system releases it with the process, however that ends. Where the folder cannot be written or the system has no
+    such lock, nobody else is kept out, and the answer is True.
+    """
+    path = verdicts.record_path(device).with_suffix(".lock")
+    descriptor = _open(path)
+    if descriptor is None:
+        yield True
+        return
+    try:
+        yield _acquire(descriptor, wait_s)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int | None:
+    if fcntl is None:
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+
+
+def _acquire(descriptor: int, wait_s: float) -> bool:
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.05)
+        except OSError:  # a file system without locks
+            return True
