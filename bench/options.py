@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from .arms import ARMS, SHAPES
 from .lengths import NAMES
@@ -35,11 +37,18 @@ def _device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="by default cuda where torch sees a GPU, else cpu")
 
 
+def _choice(parser: argparse.ArgumentParser, flag: str, among: Iterable[str], about: str, **more: Any) -> None:
+    """An option with a few values, which its help lists: argparse would put them all on the line of usage."""
+    known = list(among)
+    listed = f"{about}: {' | '.join(known)}"
+    parser.add_argument(flag, choices=known, metavar=flag.lstrip("-").upper(), help=listed, **more)
+
+
 def _kernels(parser: argparse.ArgumentParser) -> None:
     _device(parser)
     parser.add_argument("--only", default="", help="part of a workload's name")
-    parser.add_argument("--backend", choices=BACKENDS, help="triton on a GPU, torch on a CPU")
-    parser.add_argument("--beside", choices=BACKENDS, nargs="+", default=(), help="backends timed in the same turns")
+    _choice(parser, "--backend", BACKENDS, "by default triton on a GPU, torch on a CPU")
+    _choice(parser, "--beside", BACKENDS, "backends timed in the same turns", nargs="+", default=())
     parser.add_argument("--hot", action="store_true", help="time on cached inputs as well")
     parser.add_argument("--quick", action="store_true", help="one workload an op, three rounds, no torch.compile")
     parser.add_argument("--cpu-rehearsal", action="store_true", help="tiny sizes, Triton's interpreter: no figures")
@@ -47,13 +56,13 @@ def _kernels(parser: argparse.ArgumentParser) -> None:
 
 def _model(parser: argparse.ArgumentParser) -> None:
     _device(parser)
-    parser.add_argument("--model", nargs="+", choices=list(SHAPES))
+    _choice(parser, "--model", SHAPES, "whose shapes are measured", nargs="+")
     parser.add_argument("--seqlen", nargs="+", type=int, help="tokens of the longest row")
-    parser.add_argument("--lengths", nargs="+", choices=NAMES, help="how long rows are (bench/lengths.py)")
+    _choice(parser, "--lengths", NAMES, "how long rows are (bench/lengths.py)", nargs="+")
     tasks = "training: a step of a masked language model with AdamW; the other two run the encoder without a head"
-    parser.add_argument("--task", nargs="+", choices=TASKS, help=tasks)
+    _choice(parser, "--task", TASKS, tasks, nargs="+")
     parser.add_argument("--batch", type=int, help=f"rows (default: {TOKENS} padded tokens; {CPU_TOKENS} on a CPU)")
-    parser.add_argument("--arm", nargs="+", choices=[arm.name for arm in ARMS])
+    _choice(parser, "--arm", [arm.name for arm in ARMS], "attentions and compilers to compare", nargs="+")
     parser.add_argument("--target", nargs="+", help="the cases that answer these targets, D1 for one")
     parser.add_argument("--quick", action="store_true", help="one thread, two layers, three rounds, fasttx and sdpa")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal at tiny sizes: no figures")
@@ -61,7 +70,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 def _serving(parser: argparse.ArgumentParser) -> None:
     _device(parser)
-    parser.add_argument("--model", nargs="+", choices=sorted({case.model for case in SERVING_CASES}))
+    _choice(parser, "--model", sorted({case.model for case in SERVING_CASES}), "whose shapes are measured", nargs="+")
     parser.add_argument("--requests", type=int, help="by default 64 or 256, on a CPU at most 64")
     parser.add_argument("--target", nargs="+", help="the cases that answer these targets: E3")
     parser.add_argument("--quick", action="store_true", help="one thread, few requests, two rounds")

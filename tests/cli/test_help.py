@@ -64,6 +64,7 @@ def test_bench_says_how_it_is_called() -> None:
     for name in BENCHMARKS:
         text = invoke("bench", name, "--help", columns=80)
         assert text.startswith(f"usage: fasttx bench {name} [-h]") and "--seconds" in text
+        assert max(map(len, text.splitlines())) <= 80
 
 
 def test_bench_says_what_training_is() -> None:

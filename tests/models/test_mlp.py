@@ -136,7 +136,7 @@ def test_where_no_kernel_runs_they_stay_unfused(monkeypatch: pytest.MonkeyPatch)
     run(model)
     assert not FUSED
     text = str(fasttx.explain(model, zoo.inputs_for(zoo.BERT, "BertModel")))
-    assert re.search(rf"{mlp.REPORTED_AS} *two calls *\d+\n *on a cpu", text)
+    assert re.search(rf"{mlp.REPORTED_AS} *two calls *\d+\n *on a CPU", text)
     with fasttx.backend("triton"):
         run(model)
     assert len(FUSED) == LAYERS

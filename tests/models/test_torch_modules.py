@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fasttx
 import fasttx.nn as fasttx_nn
+from fasttx.models.fusions import fusion
 from fasttx.ops.backends import backend
 from fasttx.ops.registry import LAUNCHES
 
@@ -77,6 +78,18 @@ def test_patched_and_back(model: Plain) -> None:
     fasttx.unpatch(model)
     assert [type(m) for m in model.modules()] == classes and not fasttx.is_patched(model)
     torch.testing.assert_close(gradients(model, *args), before)
+
+
+def test_a_norm_waits_for_a_gpu(model: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU torch's own function computes it, and the report does not count it; a forced kernel runs everywhere."""
+    monkeypatch.setattr(fusion, "UNFUSED_ON", frozenset(("cpu",)))  # which the other tests take away
+    report = fasttx.patch(model.cpu())
+    waits = {row.module for row in report.replaced if not row.here}
+    assert waits == {"encoder.norm", *(f"encoder.layers.{i}.norm{j}" for i in range(2) for j in (1, 2))}
+    assert ": 6 replaced, 5 that change on a GPU only, 0 left alone" in str(report)
+    fasttx.unpatch(model)
+    with backend("triton"):
+        assert all(row.here for row in fasttx.patch(model).replaced)
 
 
 def test_the_kernels_run(model: Plain) -> None:

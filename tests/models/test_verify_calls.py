@@ -74,6 +74,24 @@ def test_a_batch_that_the_caller_packed_has_no_reference() -> None:
         fasttx.verify(model, packed | {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts})
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("patch", [False, True])
+def test_layers_on_int8(patch: bool, dtype: torch.dtype) -> None:
+    """They take no float64, which the reference of a model in float32 is: refused by name, and the rest is compared."""
+    model, inputs = zoo.tiny_model(zoo.BERT, "BertModel").to(dtype), zoo.inputs_for(zoo.BERT, "BertModel")
+    fasttx.quantize(model)
+    if patch:
+        fasttx.patch(model)
+    if dtype == torch.float32:
+        with pytest.raises(
+            ValueError, match="^model: got BertModel in float32 with int8 layers; allowed is float16 or"
+        ):
+            fasttx.verify(model, inputs)
+        fasttx.dequantize(model)
+    if patch or dtype != torch.float32:
+        assert fasttx.verify(model, inputs).ok
+
+
 @pytest.mark.parametrize("cls", [HEAD, "BertLMHeadModel"])
 def test_nothing_labelled(cls: str) -> None:
     """All gradients are 0, or all are NaN: no tensor is worse than another."""

@@ -124,9 +124,9 @@ def refuse_lengths_alone(seq_lens: Any, seqlen: int) -> None:
     """ValueError if `seq_lens` says that there is padding, for a call that got no mask and runs padded."""
     if any(length != seqlen for length in seq_lens):
         raise ValueError(
-            "seq_lens: got them without an attention_mask; allowed is that where fasttx.patch made an encoder run on "
-            f"real tokens only, under attn_implementation={IMPLEMENTATION!r} and outside the capture of a CUDA graph; "
-            "pass the attention_mask besides"
+            "seq_lens: got lengths without an attention_mask; allowed are lengths alone where fasttx.patch made an "
+            f"encoder run on real tokens only, under attn_implementation={IMPLEMENTATION!r} and outside the capture of "
+            "a CUDA graph; pass the attention_mask too"
         )
 
 

@@ -128,14 +128,20 @@ def verify(model: Any, batch: Any, *, tokenizer: Any = None) -> Verification:
         unpatched model's error, plus a floor.
 
     Raises:
-        ValueError: nothing of fasttx is in the model; its output holds no tensor; there are texts and no tokenizer; or
-            the caller packed the batch (``cu_seq_lens_q``), for which no copy has an attention.
+        ValueError: nothing of fasttx is in the model; it is in float32 with int8 layers, which take no float64; its
+            output holds no tensor; there are texts and no tokenizer; or the caller packed the batch
+            (``cu_seq_lens_q``), for which no copy has an attention.
         TypeError: `batch` is none of these.
     """
     root = _root(model)
     arguments = arguments_of(model, root, batch, tokenizer)
     dtype = next((p.dtype for p in root.parameters()), torch.float32)
     higher = torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32
+    if higher == torch.float64 and any(isinstance(module, fasttx_nn.Int8Linear) for module in root.modules()):
+        raise ValueError(
+            f"model: got {type(root).__name__} in float32 with int8 layers; allowed is float16 or bfloat16, as the "
+            "reference of float32 is in float64, which these layers do not take; or call fasttx.dequantize(model) first"
+        )
     copies = _for_copies(arguments)
     mask = copies.get("attention_mask") if isinstance(copies, Mapping) else None
     if not is_patched(root):

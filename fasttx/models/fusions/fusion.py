@@ -16,6 +16,7 @@ from ..role import Found, Role
 UNFUSED_ON = frozenset(("cpu",))
 """Types of device on which transformers' own forward runs, as it is as fast there, unless a backend is forced."""
 AS_FAST = "on a {} they are as fast"
+"""Why such a fusion is not used, with the type of the device in capitals."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def unfused_reason_now(
         return "backend='torch' asks for PyTorch's own operators"
     device = x.device.type
     if backend == "auto" and device in UNFUSED_ON:
-        return AS_FAST.format(device)
+        return AS_FAST.format(device.upper())
     reason = unfused_reason(module)
     if reason is not None or backend != "auto":  # a forced backend answers for itself
         return reason

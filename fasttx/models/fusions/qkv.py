@@ -88,7 +88,7 @@ def unfused_reason_now(attention: Any, names: Sequence[str], hidden_states: Tens
     """Why the layers of these names are called unfused on such an input, or None."""
     device = hidden_states.device.type
     if device in fusion.UNFUSED_ON:
-        return fusion.AS_FAST.format(device)
+        return fusion.AS_FAST.format(device.upper())
     reason = unfused_reason(attention, names)
     if reason is not None:
         return reason

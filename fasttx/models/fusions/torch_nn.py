@@ -7,10 +7,12 @@ from torch import nn
 from ... import nn as fasttx_nn
 from ..options import Options
 from ..report import Report, Row, expected_backend
+from .fusion import changes_here
 
 _NAMES = ("MultiheadAttention", "TransformerEncoderLayer", "TransformerEncoder")
 REPLACED: dict[type, type] = {getattr(nn, name): getattr(fasttx_nn, name) for name in _NAMES}
 """Class of torch -> the class that a patched module gets; layer norms are replaced only within these."""
+NORM_WHERE = "on a GPU; on a CPU torch's own function"
 _NORMS = {nn.TransformerEncoderLayer: ("norm1", "norm2"), nn.TransformerEncoder: ("norm",)}
 
 
@@ -53,8 +55,8 @@ def plan_torch_module(report: Report, name: str, module: nn.Module, options: Opt
         where = f"{name}.{child}" if name else child
         if type(norm) is nn.LayerNorm and "forward" not in norm.__dict__:
             backend = expected_backend("dropout_add_layer_norm", options.backend, norm)
-            ops = ("dropout_add_layer_norm",)
-            report.rows.append(Row(where, "LayerNorm", "fasttx.nn.LayerNorm", backend, "", ops=ops))
+            here, ops = changes_here(norm, options.backend), ("dropout_add_layer_norm",)
+            report.rows.append(Row(where, "LayerNorm", "fasttx.nn.LayerNorm", backend, NORM_WHERE, here, ops=ops))
             found.append((norm, fasttx_nn.LayerNorm))
         else:
             reason = "is not torch.nn.LayerNorm, or its forward was replaced on the instance"
