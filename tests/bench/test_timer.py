@@ -12,6 +12,7 @@ import torch
 from bench.environment import commit, describe, rates
 from bench.timer import copies_for, interleaved
 from bench.workloads import WORKLOADS, select
+from fasttx.ops import OPS
 from fasttx.ops.cost import bytes_of
 
 
@@ -77,10 +78,7 @@ def test_environment(device: torch.device) -> None:
 def test_workload_names() -> None:
     names = [w.name for w in WORKLOADS]
     assert len(set(names)) == len(names)
-    losses = {"cross_entropy", "linear_cross_entropy", "binary_cross_entropy", "kl_div"}
-    int8 = {"int8_linear", "quantize_per_token", "add_layer_norm_quantize", "bias_gelu_quantize"}
-    norms = {"dropout_add_layer_norm", "embedding_layer_norm"}
-    assert {w.op for w in WORKLOADS} == {"attention", "softmax", "bias_gelu", *norms, *losses, *int8}
+    assert {w.op for w in WORKLOADS} == set(OPS)
     assert [w.name for w in select("ragged-packed")] == ["attention-bert-base-s512-ragged-packed"]
     with pytest.raises(ValueError, match="^workload: got 'no such'; allowed is a part of attention-"):
         select("no such")
