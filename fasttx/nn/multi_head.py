@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..functional._multi_head_attention import Projections, Wants, multi_head, one_mask, why_torch_multi_head
+from ..functional._multi_head_attention import multi_head, one_mask
+from ..functional._multi_head_call import Projections, Wants, why_torch_multi_head
 from ..functional._routing import refuse_if_forced
 from ..ops.backends import forced_backend
 from ..ops.checks import values_are_known

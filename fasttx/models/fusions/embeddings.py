@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...functional._embedding_layer_norm import NO_PADDING, embed
+from ...functional._embedding_checks import NO_PADDING
+from ...functional._embedding_layer_norm import embed
 from ...functional._routing import unsupported_reason
 from ...nn.bypass import bypass_reason
 from ...ops.backends import forced_backend
