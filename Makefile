@@ -93,7 +93,7 @@ test-slow: $(STAMP) emulator ## the slower cases alone
 test-pins: ## what depends on them most, with the oldest torch, transformers and Triton, installed as on a new machine
 	$(MAKE) test-pinned PINS=oldest
 
-test-newest: ## the same with the newest of them: at a release, and every night
+test-newest: ## the same with the newest of them, to be run at a release
 	$(MAKE) test-pinned PINS=newest
 
 test-pinned: $(STAMP) ## that selection with PINS=oldest or PINS=newest

@@ -188,6 +188,19 @@ def test_verification_names_the_ops_of_each_backend() -> None:
     }
 
 
+@pytest.mark.parametrize("operator", [f"{op.name}_{name}" for op in OPS.values() for name in op.directions])
+def test_the_design_has_the_arguments_of_each_operator(operator: str) -> None:
+    """`<as above ...>` stands for some of them, int for SymInt, and a result alone may have a name."""
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("## Operators", 1)[1]
+    blocks = " ".join(" ".join(re.findall(r"^```\n(.*?)^```", text, re.M | re.S)).split())
+    found = re.search(rf"(?<!\w){operator}(\(.*?\) -> (?:\(.*?\)|Tensor))", blocks)
+    assert found, f"no {operator}"
+    pattern = re.sub(r"<.*?>", ".+", re.escape(found[1])) + r"( \w+)?"
+    op, _, direction = operator.rpartition("_")
+    schema = OPS[op].directions[direction].schema.replace("SymInt", "int")
+    assert re.fullmatch(pattern, schema), schema
+
+
 def test_make_help_lists_every_target() -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
