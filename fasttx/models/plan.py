@@ -115,7 +115,7 @@ def _plan_unknown(plan: Plan, models: Sequence[tuple[str, PreTrainedModel]], kno
         if inside or any(id(m.__dict__.get("config")) in known for m in module.modules()):
             continue
         reason = f"model_type {module.config.model_type!r} is not one of fasttx's families; its attention "
-        reason += how_to_set(module)
+        reason += how_to_set(module, name)
         plan.report.rows.append(Row(name, type(module).__name__, None, "", reason))
         plan.unknown.append(f"{name or 'the model'}: {reason}")
 

@@ -93,6 +93,20 @@ def test_a_class_without_sdpa_gets_masks_that_it_can_add(name: str) -> None:
     torch.testing.assert_close(hidden(model, inputs), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("outer", ["", "0."])
+def test_a_part_is_named_in_the_call_that_reaches_it(outer: str) -> None:
+    """T5's stacks have configs of their own: what is said of one of them, typed as it is said, reaches that one."""
+    whole = build("T5Model", T5)
+    model = torch.nn.Sequential(whole) if outer else whole
+    with pytest.warns(UserWarning, match="replaced nothing"):
+        rows = {row.module: row.reason for row in fasttx.patch(model).rows}
+    for part, stack in (("encoder", whole.encoder), ("decoder", whole.decoder)):
+        call = rows[f"{outer}{part}"].split("alone can be fasttx's: ")[1]
+        assert eval(call, {"model": model}) is None
+        assert stack.config._attn_implementation == "fasttx"
+    assert count_calls(whole, inputs_for("T5Model")) > 0
+
+
 REACHED = {
     "LayoutLMModel": (SMALL, True),
     "BartModel": (BOTH, True),

@@ -32,8 +32,16 @@ def _looks_up(module: nn.Module) -> bool:
     return code is not None and REGISTRY in code.co_names and "config" in module.__dict__
 
 
-def how_to_set(model: PreTrainedModel) -> str:
-    """How the attention of a model of no known family becomes fasttx's, as the end of a sentence about it."""
+def how_to_set(model: PreTrainedModel, name: str = "") -> str:
+    """How the attention of a model of no known family becomes fasttx's, as the end of a sentence about it.
+
+    Args:
+        model: the model.
+        name: where it is in the model that the user has; "" is that model itself.
+    """
+    typed = "model" if not name else f"model.{name}"
+    if not all(part.isidentifier() for part in typed.split(".")):  # "0.auto_model"
+        typed = f"model.get_submodule({name!r})"
     if not any(_looks_up(module) for module in model.modules()):
         return "is its own, and not looked up in transformers' registry"
     if model._can_set_attn_implementation():
@@ -41,8 +49,8 @@ def how_to_set(model: PreTrainedModel) -> str:
         trial.set_attn_implementation(IMPLEMENTATION)
         reached = [module.config._attn_implementation for module in trial.modules() if _looks_up(module)]
         if IMPLEMENTATION in reached:
-            return f"alone can be fasttx's: model.set_attn_implementation({IMPLEMENTATION!r})"
+            return f"alone can be fasttx's: {typed}.set_attn_implementation({IMPLEMENTATION!r})"
     return (
-        "is not reached by model.set_attn_implementation, as its parts have configs of their own; load the model with "
-        f"attn_implementation={IMPLEMENTATION!r}"
+        f"is not reached by {typed}.set_attn_implementation, as its parts have configs of their own; load the model "
+        f"with attn_implementation={IMPLEMENTATION!r}"
     )
