@@ -27,6 +27,14 @@ def wrapped(text: str, indent: str = INDENT) -> list[str]:
     )
 
 
+def heading(text: str) -> str:
+    """The first line of what is printed, and what of it does not fit, indented below."""
+    width = max(40, columns())
+    return "\n".join(
+        textwrap.wrap(text, width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)
+    )
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table. A last cell that does not fit stands below its row, indented; `header` may be all "".
 

@@ -104,7 +104,8 @@ class Report:
         here = sum(row.here for row in self.replaced)
         later = len(self.replaced) - here
         on_gpu = f"{later} that change on a GPU only, " if later else ""
-        head = f"{self.call}({self.model}): {here} replaced, {on_gpu}{len(self.left_alone)} left alone"
+        counts = f"{here} replaced, {on_gpu}{len(self.left_alone)} left alone"
+        head = layout.heading(f"{self.call}({self.model}): {counts}")
         if not self.rows:
             return head
         rows = _collapsed(self.rows)

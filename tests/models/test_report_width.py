@@ -9,6 +9,7 @@ from models import model_zoo as zoo
 from torch import nn
 
 import fasttx
+from fasttx.models.fusions import fusion
 
 
 def everything() -> dict[str, Any]:
@@ -19,6 +20,19 @@ def everything() -> dict[str, Any]:
         "explain": fasttx.explain(model, inputs),
         "quantize": fasttx.quantize(zoo.tiny_model(zoo.BERT, "BertForMaskedLM")),
     }
+
+
+def test_neither_is_the_first_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is longest where most waits for a GPU, and where there is nothing to differentiate."""
+    monkeypatch.setattr(fusion, "UNFUSED_ON", frozenset(("cpu",)))  # which the other tests take away
+    model, inputs = zoo.tiny_model(zoo.BERT, "BertForMaskedLM").cpu(), zoo.inputs_for(zoo.BERT, "BertForMaskedLM")
+    inputs.pop("labels")
+    report = fasttx.patch(model)
+    for each in (report, fasttx.explain(model, inputs), fasttx.verify(model, inputs)):
+        for columns in (60, 80):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            assert max(map(len, str(each).splitlines())) <= columns, f"{columns}\n{each}"
+    assert "that change on a GPU only" in " ".join(str(report).split())
 
 
 def words(text: str) -> list[str]:

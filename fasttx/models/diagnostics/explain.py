@@ -38,7 +38,7 @@ class Explanation:
 
     def __str__(self) -> str:
         step = "forward and backward" if self.backward else "forward alone, as the output has no loss to differentiate"
-        head = f"fasttx.explain({self.model}): one step, {step}"
+        head = layout.heading(f"fasttx.explain({self.model}): one step, {step}")
         if not self.rows:
             return f"{head}\nnothing of fasttx took part: is the model patched (fasttx.patch)?"
         rows = [(d.what, d.choice, str(times), d.reason) for d, times in self.rows]

@@ -86,7 +86,7 @@ class Verification:
             (r for r in self.rows if r.kind == "gradient"), key=lambda r: -r.error / (r.allowed or 1e-300)
         )
         shown = [row for row in self.rows if row.kind != "gradient"] + gradients[:SHOWN]
-        lines = [f"fasttx.verify({self.model}): {verdict}; largest errors against {self.reference}"]
+        lines = [layout.heading(f"fasttx.verify({self.model}): {verdict}; largest errors against {self.reference}")]
         header = [*(f"{of:>9}" for of in ("fasttx", "PyTorch", "allowed")), *([""] if wrong else []), "of"]
         lines += layout.table(header, [_cells(row, wrong > 0) for row in shown])
         if len(gradients) > SHOWN:
