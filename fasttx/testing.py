@@ -87,20 +87,26 @@ def row_errors(out: Tensor, ref64: Tensor, by: By = "row") -> Tensor:
     return _largest(apart.where(~finite | x.isfinite(), torch.inf).where(finite | (apart == 0), torch.inf))
 
 
-def row_bounds(same_dtype: Tensor, ref64: Tensor, dtype: torch.dtype, *, least: float = 0.0, by: By = "row") -> Tensor:
+def row_bounds(
+    same_dtype: Tensor, ref64: Tensor, dtype: torch.dtype, *, least: float | Tensor = 0.0, by: By = "row"
+) -> Tensor:
     """The bound of each row, 2 max(E_r, E size_r / size) + floor size_r + floor32 size + step, as the module explains.
 
     Args:
         same_dtype: PyTorch's own result.
         ref64: the reference, in float64.
         dtype: of the tested result.
-        least: the least size of a row. Give the size of the terms for gradients that are 0 but for their rounding.
+        least: the least size of a row, one number or one a row. Give the size of the terms for gradients in which terms
+            cancel, so that their rounding is left.
         by: what counts as a row.
     """
     ref = _rows(ref64, by)
     own = _largest(ref.where(ref.isfinite(), 0.0).abs())
-    size = max(float(own.max()), least)
-    sizes = own.clamp(min=least if by == "element" else max(least, LEAST_ROW * size))
+    terms = torch.as_tensor(least).double().cpu().reshape(-1)
+    sizes = own.maximum(terms) if terms.numel() else own  # there is no row
+    size = float(sizes.max())
+    if by != "element":
+        sizes = sizes.clamp(min=LEAST_ROW * size)
     errors = row_errors(same_dtype, ref64, by)
     finite = errors.where(errors.isfinite(), 0.0)
     typical = float(finite.max()) / size if size > 0.0 else 0.0
@@ -126,7 +132,7 @@ def compare(
     ref64: Tensor,
     *,
     dtype: torch.dtype | None = None,
-    least: float = 0.0,
+    least: float | Tensor = 0.0,
     by: By = "row",
 ) -> Compared:
     """The row of `out` that is nearest to its bound; arguments as those of :func:`row_bounds`."""
@@ -142,7 +148,7 @@ def nearest(errors: Tensor, same_errors: Tensor, bounds: Tensor) -> Compared:
 
 
 def assert_as_accurate(
-    out: Tensor, same_dtype: Tensor, ref64: Tensor, name: str = "out", *, least: float = 0.0, by: By = "row"
+    out: Tensor, same_dtype: Tensor, ref64: Tensor, name: str = "out", *, least: float | Tensor = 0.0, by: By = "row"
 ) -> None:
     """Asserts that a result keeps to the rule of this module.
 
@@ -151,7 +157,8 @@ def assert_as_accurate(
         same_dtype: PyTorch's own result, computed in the dtype of `out`.
         ref64: the reference, computed in float64.
         name: what the message calls the result.
-        least: the least size of a row. Give the size of the terms for gradients that are 0 but for their rounding.
+        least: the least size of a row, one number or one a row. Give the size of the terms for gradients in which terms
+            cancel, so that their rounding is left.
         by: what counts as a row.
 
     Raises:
