@@ -12,7 +12,7 @@ from models.test_padding_free import bare, batch, layer_inputs
 from torch import Tensor
 
 import fasttx
-from fasttx.models.padding import encoder as padding_free
+from fasttx.models.padding import lengths
 
 PARTS = ("encoder.layer.0", "encoder.layer.1.attention.self", "encoder.layer.1.output.dense")
 
@@ -154,7 +154,7 @@ def test_lengths_that_nobody_checked_mix_no_sequences(monkeypatch: pytest.Monkey
     """A GPU is not waited for: there lengths that disagree with the mask are taken, and cut rows, not sequences."""
     model, inputs = bare(), batch(11, 4, 7)
     want = model(**batch(9, 4, 7)).last_hidden_state
-    monkeypatch.setattr(padding_free, "values_may_be_read", lambda device: False)
+    monkeypatch.setattr(lengths, "values_may_be_read", lambda device: False)
     got = model(**inputs, seq_lens=(9, 4, 7)).last_hidden_state
     torch.testing.assert_close(got, want)
 
