@@ -36,11 +36,12 @@ def test_numbers_to_predict(family: Family, cls: str, dtype: torch.dtype) -> Non
         return
     out = model(**inputs)
     want = torch.nn.functional.mse_loss(out.logits.view(-1), inputs["labels"].to(out.logits.dtype))
-    torch.testing.assert_close(out.loss.float(), want, rtol=1e-2 if dtype == torch.float16 else 1e-5, atol=1e-5)
+    torch.testing.assert_close(out.loss.float(), want.float(), rtol=1e-2 if dtype == torch.float16 else 1e-5, atol=1e-5)
     plain = zoo.tiny_model(family, cls, num_labels=1)
-    expected = plain(**inputs).loss
-    assert out.loss.dtype == expected.dtype
-    torch.testing.assert_close(out.loss, expected, rtol=1e-4, atol=1e-5)
+    expected = plain(**inputs)
+    assert out.loss.dtype == expected.loss.dtype
+    torch.testing.assert_close(out.loss, expected.loss, rtol=1e-4, atol=1e-5)
+    assert out.logits.dtype == expected.logits.dtype and out.logits.shape == expected.logits.shape
     out.loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 

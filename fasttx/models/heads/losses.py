@@ -170,7 +170,8 @@ def inferred_classification(call: Call) -> Tensor:
         if not labels.is_floating_point():  # logits become of their dtype
             raise ValueError(f"labels: got {labels.dtype}; allowed are floating dtypes: the number to predict")
         with Named("labels", labels.view(-1), torch.Size([logits.numel()])):
-            return torch.nn.functional.mse_loss(logits.view(-1).to(labels.dtype), labels.view(-1))
+            call.output.logits = logits.view(-1).to(labels.dtype)  # which transformers returns, too
+            return torch.nn.functional.mse_loss(call.output.logits, labels.view(-1))
     if labels.dim() == 1 or labels.shape[-1] == 1:
         target = labels.long().masked_fill(labels < 0, IGNORE)
         with Named("labels", target, logits.shape[:-1], logits.shape[-1]):
