@@ -6,7 +6,7 @@ report and not the report. A line of its output is one JSON object.
 - `doctor` starts it with a device (``python -m fasttx.cli.check cpu``) and gets ``{"total": n}``, then a
   :class:`Result` each.
 - :mod:`fasttx.trust.first_use` starts it with rows as well (``cuda:0 softmax/triton/bfloat16 ...``) and gets
-  ``{"device": ""}`` or why the device cannot be used, then for each row ``{"row": name}``, any number of
+  ``{"device": "", "key": {...}}`` or why the device cannot be used, then for each row ``{"row": name}``, any number of
   ``{"phase": "compiling"}`` and ``{"phase": "running"}``, and ``{"row": name, "status": ..., "detail": ...}``. The
   process ends at the first row that is not ok: what a kernel has broken is not to be held against the next one.
 """
@@ -26,7 +26,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from ..ops import OPS
+from ..ops import OPS, verdicts
 from ..ops.backends import BACKENDS
 from ..ops.cases import case
 from ..ops.dispatch import as_tuple
@@ -89,7 +89,10 @@ def _attempts(device: torch.device) -> Iterator[tuple[Result, Direction, Sequenc
                 arguments: Sequence[Any] = forward
                 if name == "bwd":
                     arguments = op.backward_arguments(forward, outputs, _gradient(outputs[0]))
-                reasons = op.reasons(*direction.key_tensors(arguments))
+                tensors = direction.key_tensors(arguments)
+                reasons = dict.fromkeys(BACKENDS, "not implemented") | {"torch": None}
+                # what failed its check runs, too: this is the report of it
+                reasons |= {impl.backend: impl.why_not(*tensors) for impl in op.impls}
                 for backend in BACKENDS:
                     why = reasons[backend]
                     status = "unavailable" if why else ""
@@ -118,23 +121,36 @@ def check_row(name: str, device: torch.device) -> dict[str, str]:
     """What became of a row "op/backend/dtype", forward and backward: its name, a status and a detail."""
     op_name, backend, short = name.split("/")
     op, dtype = OPS[op_name], getattr(torch, short)
-    arguments: Sequence[Any] = case(op, "check", device, dtype)
-    outputs = as_tuple(op.fwd.torch(*arguments))
+    try:
+        forward: Sequence[Any] = case(op, "check", device, dtype)
+        outputs = as_tuple(op.fwd.torch(*forward))
+        calls = {"fwd": forward}
+        if op.bwd is not None:
+            calls["bwd"] = op.backward_arguments(forward, outputs, _gradient(outputs[0]))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except Exception as problem:
+        return {"row": name, "status": "unchecked", "detail": f"PyTorch's own operators raised {_first_line(problem)}"}
     for direction_name, direction in op.directions.items():
-        if direction_name == "bwd":
-            arguments = op.backward_arguments(arguments, outputs, _gradient(outputs[0]))
+        arguments = calls[direction_name]
         result = Result(op_name, direction_name, short, str(device), backend, "")
         try:
             _judge(result, direction, arguments)
-        except torch.OutOfMemoryError as problem:
-            return {"row": name, "status": "unchecked", "detail": f"out of memory: {_first_line(problem)}"}
         except Exception as problem:
+            if _lacks_memory(problem):
+                return {"row": name, "status": "unchecked", "detail": f"out of memory: {_first_line(problem)}"}
             return {"row": name, "status": "crashed", "detail": f"{direction_name} raised {_first_line(problem)}"}
         if result.status == "wrong":
             unit = f" {result.unit}" if result.unit else ""
             detail = f"{direction_name} is off by {result.error:.1e}{unit}, allowed is {result.allowed:.1e}{unit}"
             return {"row": name, "status": "wrong", "detail": detail}
     return {"row": name, "status": "ok", "detail": ""}
+
+
+def _lacks_memory(problem: Exception) -> bool:
+    """Whether it says so: PyTorch's allocators, cuBLAS, and the driver when it loads code, each in its own words."""
+    words = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or any(word in str(problem) for word in words)
 
 
 def _first_line(problem: Exception) -> str:
@@ -175,13 +191,13 @@ def check_rows(device: torch.device, rows: Sequence[str]) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def tell(line: dict[str, str]) -> None:
+    def tell(line: dict[str, Any]) -> None:
         print(json.dumps(line), file=out, flush=True)
 
     _end_with(sys.stdin.buffer)
     _report_phases(tell)
     reason = _why_no_device(device)
-    tell({"device": reason})
+    tell({"device": reason} if reason else {"device": "", "key": verdicts.key(device)})
     for name in rows if not reason else ():
         tell({"row": name})
         found = check_row(name, device)

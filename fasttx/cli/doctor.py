@@ -147,10 +147,12 @@ def _records(devices: list[str], recheck: bool) -> list[dict[str, Any]]:
     from .check import DTYPES
 
     found = []
+    rechecked = set()
     for device in map(torch.device, devices):
         if not any(device.type in impl.auto_on for op in OPS.values() for impl in op.impls):
             continue
-        if recheck:
+        if recheck and verdicts.record_path(device) not in rechecked:  # once for all devices of a kind
+            rechecked.add(verdicts.record_path(device))
             first_use.recheck(device, [(op, dtype) for op in OPS for dtype in DTYPES.values()])
         found.append({"device": str(device), **verdicts.to_dict(device)})
     return found

@@ -11,12 +11,16 @@ from ..ops.backends import forced_backend
 from ..ops.verdicts import Verdict
 from ..trust import first_use
 
+LOSSES = ("cross_entropy", "binary_cross_entropy")
+"""Of which some heads make the logits float32 first."""
+
 
 def check_kernels(root: nn.Module, ops: Sequence[str], backend: str) -> dict[str, dict[str, Verdict]]:
     """What is known of the kernels of these ops, by device; checks those that were never checked.
 
     `backend` is what is asked for: a forced one runs whatever was found, so that nothing is checked. Dtypes are those
-    of the model's parameters, and the one that autocast would take on their device.
+    of the model's parameters, and those that autocast may take on their device: in a later block, which may name
+    bfloat16 where the default is float16. Losses are computed in float32, too, as transformers' own are.
     """
     if backend != "auto" or forced_backend() != "auto":
         return {}
@@ -27,8 +31,10 @@ def check_kernels(root: nn.Module, ops: Sequence[str], backend: str) -> dict[str
     found = {}
     for device, used in dtypes.items():
         if torch.amp.is_autocast_available(device.type):
-            used[torch.get_autocast_dtype(device.type)] = None
-        checked = first_use.check(device, [(op, dtype) for op in ops for dtype in used])
+            used |= dict.fromkeys((torch.bfloat16, torch.get_autocast_dtype(device.type)))
+        wanted = [(op, dtype) for dtype in used for op in ops]
+        wanted += [(op, torch.float32) for op in ops if op in LOSSES and torch.float32 not in used]
+        checked = first_use.check(device, wanted)
         if checked:
             found[str(device)] = checked
     return found

@@ -63,7 +63,10 @@ def cache_folder() -> Path:
     named = os.environ.get("FASTTX_CACHE")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fasttx"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fasttx"
+    except RuntimeError:  # nobody's home is known: a folder that cannot be written
+        return Path(os.devnull) / "fasttx"
 
 
 @functools.cache
@@ -139,9 +142,10 @@ def add(device: torch.device, verdicts: Mapping[str, Verdict]) -> None:
 
 
 def _hold(device: torch.device, verdicts: Mapping[str, Verdict]) -> None:
-    rows = _rows.setdefault(device, {})
+    rows = _rows.get(device, {})
     rows.update(verdicts)
     _failed[device] = {row: verdict.detail for row, verdict in rows.items() if verdict.failed}
+    _rows[device] = rows  # at last: another thread may ask meanwhile
 
 
 def known(device: torch.device) -> dict[str, Verdict]:

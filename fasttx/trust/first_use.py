@@ -11,16 +11,18 @@ stay as they are.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,20 @@ from .record import lock, remove, write
 
 SWITCH = "FASTTX_FIRST_USE_CHECK"
 """The environment variable that switches the check off with "0"."""
-COMMAND = (sys.executable, "-m", "fasttx.cli.check")
+START = "import sys; sys.path[:] = {path!r}; from fasttx.cli.check import main; main()"
+"""What the child runs. It looks for modules where this process does: -m would look into the working directory first."""
+COMMAND: tuple[str, ...] = ()
+"""For tests: a program that stands for the child."""
 RUN_S, HANG_S, ALL_S = 60.0, 30.0, 180.0
 """Seconds for all rows, less what Triton compiles; for one row to go on; for all, with what Triton compiles."""
+RECHECK_S = 1800.0
+"""Seconds in which all kernels that there are can be checked anew."""
 WAIT_S = 180.0
 """Seconds to wait for another process that checks the same kind of device."""
+END_S = 5.0
+"""Seconds to wait for a child that was killed: a driver in trouble may not let it go."""
+FROM_OUTSIDE = {-getattr(signal, name, 0) for name in ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")} - {0}
+"""Codes of a process that somebody else ended, as the system does where memory is short."""
 REPORT = "please report it with what `python -m fasttx doctor --json` prints"
 
 _PROCESS = os.getpid()
@@ -55,7 +66,7 @@ def why_not_now(device: torch.device) -> str | None:
         return "a graph is being compiled"
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return "a CUDA graph is being captured"
-    if not sys.executable:
+    if not sys.executable or getattr(sys, "frozen", False):  # a frozen program would start itself
         return "no program of Python is known"
     return None
 
@@ -97,7 +108,7 @@ def check(device: torch.device, wanted: Iterable[tuple[str, torch.dtype]]) -> di
     if _untried(device, _next_rows(choices, known)):
         reason = why_not_now(device)
         if reason is None:
-            _make(device, choices)
+            _make(device, choices, _Clock(RUN_S, ALL_S))
         else:
             rows = _next_rows(choices, known)
             verdicts.add(device, {str(row): Verdict("unchecked", reason) for row in rows})
@@ -112,7 +123,7 @@ def recheck(device: torch.device, wanted: Iterable[tuple[str, torch.dtype]]) -> 
     verdicts.forget()
     _tried.clear()
     if choices:
-        _make(device, choices)
+        _make(device, choices, _Clock(RECHECK_S, RECHECK_S))
     return dict(verdicts.known(device))
 
 
@@ -120,19 +131,21 @@ def _untried(device: torch.device, rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if (device, str(row)) not in _tried]
 
 
-def _make(device: torch.device, choices: Sequence[Sequence[Row]]) -> None:
+def _make(device: torch.device, choices: Sequence[Sequence[Row]], clock: _Clock) -> None:
     """Checks what has no verdict yet, as the one process that does, and keeps what was found."""
+    clock.phase(compiling=True)  # waiting counts as that: in all, and not as time in which kernels run
     with lock(device, WAIT_S) as alone:
         verdicts.add(device, verdicts.read(device))  # another process may have checked them meanwhile
         known = verdicts.known(device)
-        clock = _Clock()
         while rows := _untried(device, _next_rows(choices, known)):
             _tried.update((device, str(row)) for row in rows)
             if not alone:
                 found = {str(row): Verdict("unchecked", "another process was checking") for row in rows}
             else:
-                found = dict(run(device, rows, clock))
-                write(device, found)
+                found = {}
+                for name, verdict in run(device, rows, clock):
+                    found[name] = verdict
+                    write(device, {name: verdict})  # at once: this process may be stopped before the last
             verdicts.add(device, found)
             _warn(device, found)
 
@@ -150,7 +163,8 @@ def _warn(device: torch.device, found: dict[str, Verdict]) -> None:
 class _Clock:
     """How much time is left, in all and without what Triton compiles."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_s: float, all_s: float) -> None:
+        self.run_s, self.all_s = run_s, all_s
         self.began = self.since = time.monotonic()
         self.compiling, self.compiled_s = False, 0.0
 
@@ -164,16 +178,15 @@ class _Clock:
         """Seconds until a row is given up, and what that means for it: "hung" or "unchecked"."""
         now = time.monotonic()
         compiled = self.compiled_s + (now - self.since if self.compiling else 0.0)
-        in_all = min(self.began + ALL_S - now, RUN_S - (now - self.began - compiled))
+        in_all = min(self.began + self.all_s - now, self.run_s - (now - self.began - compiled))
         hang = self.since + HANG_S - now
         return (hang, "hung") if not self.compiling and hang < in_all else (in_all, "unchecked")
 
 
-def run(device: torch.device, rows: Sequence[Row], clock: Any = None) -> Iterator[tuple[str, Verdict]]:
+def run(device: torch.device, rows: Sequence[Row], clock: _Clock) -> Iterator[tuple[str, Verdict]]:
     """The verdict of each row, from as many children as it takes: one ends with the first row that is not ok."""
-    clock = clock or _Clock()
     left = [str(row) for row in rows]
-    progress = _Progress(device, len(left))
+    progress = _Progress(device, len(left), clock)
     try:
         while left:
             ended = ""
@@ -186,25 +199,38 @@ def run(device: torch.device, rows: Sequence[Row], clock: Any = None) -> Iterato
                 yield name, verdict
             if ended or clock.left()[0] <= 0.0:
                 for name in left:
-                    yield name, Verdict("unchecked", ended or f"{RUN_S:.0f} s were not enough")
+                    yield name, Verdict("unchecked", ended or f"{clock.run_s:.0f} s were not enough")
                 break
     finally:
         progress.end()
 
 
 def _environment() -> dict[str, str]:
-    """The child's: no backend is forced there, and it finds this fasttx."""
-    found = {name: value for name, value in os.environ.items() if name != "FASTTX_BACKEND"}
-    folder = str(Path(__file__).parents[2])
-    found["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, found.get("PYTHONPATH"))))
-    return found
+    """The child's: no backend is forced there, a warning is no error, and nothing that it starts makes a check."""
+    found = {name: value for name, value in os.environ.items() if name not in ("FASTTX_BACKEND", "PYTHONWARNINGS")}
+    return found | {SWITCH: "0"}
+
+
+def _command() -> tuple[str, ...]:
+    path = [os.fspath(folder) for folder in sys.path if isinstance(folder, (str, os.PathLike))]
+    return COMMAND or (sys.executable, "-c", START.format(path=[*path, str(Path(__file__).parents[2])]))
+
+
+def _told(line: str, names: Sequence[str]) -> Mapping[str, Any]:
+    """What a line of the child says of these rows; nothing, if it is another's: an import may print."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and found.get("row", names[0]) in names else {}
 
 
 def _one_child(device: torch.device, names: Sequence[str], clock: _Clock) -> Iterator[tuple[str, Verdict]]:
     """Verdicts of rows until the first that is not ok; ("", verdict) where none can be had."""
-    pipes: dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    how: dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    how |= dict(text=True, encoding="utf-8", errors="replace", start_new_session=True)  # Ctrl-C is this process's
     try:
-        child = subprocess.Popen([*COMMAND, str(device), *names], env=_environment(), text=True, **pipes)
+        child = subprocess.Popen([*_command(), str(device), *names], env=_environment(), **how)
     except OSError as problem:
         yield "", Verdict("unchecked", f"no child process: {problem}")
         return
@@ -225,15 +251,18 @@ def _one_child(device: torch.device, names: Sequence[str], clock: _Clock) -> Ite
             try:
                 line = lines.get(timeout=max(limit, 0.0))
             except queue.Empty:
-                why = f"ran for more than {HANG_S:.0f} s" if means == "hung" else f"{RUN_S:.0f} s were not enough"
+                why = f"ran for more than {HANG_S:.0f} s" if means == "hung" else f"{clock.run_s:.0f} s were not enough"
                 yield (current if means == "hung" else ""), Verdict(means, why)
                 return
             if line is None:
                 yield _death(current, child.wait())
                 return
-            told = json.loads(line)
+            told = _told(line, names)
             if told.get("device"):
                 yield "", Verdict("unchecked", f"the device could not be used: {told['device']}")
+                return
+            if told.get("key", verdicts.key(device)) != verdicts.key(device):
+                yield "", Verdict("unchecked", "the process that checks has another device, driver or version")
                 return
             if "phase" in told:
                 clock.phase(told["phase"] == "compiling")
@@ -249,17 +278,18 @@ def _one_child(device: torch.device, names: Sequence[str], clock: _Clock) -> Ite
     finally:
         clock.phase(compiling=False)
         child.kill()
-        child.wait()
-        reader.join()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(END_S)
+        reader.join(END_S)
         for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
+            if pipe is not None and not reader.is_alive():
                 pipe.close()
 
 
 def _death(row: str, code: int) -> tuple[str, Verdict]:
-    """A child that ended by itself: within a row that is the row's fault."""
+    """A child that has ended: within a row that is the row's fault, unless somebody else ended it."""
     how = f"ended by signal {-code}" if code < 0 else f"ended with code {code}"
-    if row:
+    if row and code not in FROM_OUTSIDE:
         return row, Verdict("crashed", f"the process that ran it {how}")
     return "", Verdict("unchecked", f"the process that checks {how}")
 
@@ -267,17 +297,20 @@ def _death(row: str, code: int) -> tuple[str, Verdict]:
 class _Progress:
     """A line on stderr, and a bar behind it in a terminal."""
 
-    def __init__(self, device: torch.device, n: int) -> None:
-        self.n, self.done, self.bar = n, 0, sys.stderr is not None and sys.stderr.isatty()
+    def __init__(self, device: torch.device, n: int, clock: _Clock) -> None:
+        self.n, self.done, self.bar = n, 0, False
+        with contextlib.suppress(Exception):  # None, closed, or something of the user's that only writes
+            self.bar = sys.stderr.isatty()
         self.text = (
             f"fasttx: checking {n} kernels on {verdicts.key(device)['device']}, once on this machine "
-            f"(at most {RUN_S:.0f} s, {ALL_S:.0f} s where they are compiled first; {SWITCH}=0 leaves it out)"
+            f"(at most {clock.run_s:.0f} s, {clock.all_s:.0f} s where they are compiled first; "
+            f"{SWITCH}=0 leaves it out)"
         )
         self._write(self.text + ("" if self.bar else "\n"))
         self._show()
 
     def _write(self, text: str) -> None:
-        if sys.stderr is not None:
+        with contextlib.suppress(Exception):
             sys.stderr.write(text)
             sys.stderr.flush()
 

@@ -59,6 +59,8 @@ def lock(device: torch.device, wait_s: float) -> Iterator[bool]:
     try:
         yield _acquire(descriptor, wait_s)
     finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked meanwhile holds it, too
         os.close(descriptor)
 
 

@@ -70,7 +70,16 @@ def exhausts(out: Tensor, x: Tensor) -> None:
     raise torch.OutOfMemoryError("tried to allocate 2 GiB\nof 1 GiB")
 
 
+def exhausts_driver(out: Tensor, x: Tensor) -> None:
+    raise RuntimeError("Triton Error [CUDA]: out of memory")
+
+
+def killed(out: Tensor, x: Tensor) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 FAULTS = ("right", "wrong", "unwritten", "crashes", "hangs", "raises", "prints", "poisons", "exhausts")
+FAULTS += ("exhausts_driver", "killed")
 
 
 def _double(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,6 @@ from fasttx.ops.decisions import recorded
 from fasttx.trust import first_use, record
 
 CPU = torch.device("cpu")
-REAL = first_use.COMMAND
 CHILD = (sys.executable, str(Path(probes.__file__).with_name("child.py")))
 
 
@@ -54,14 +54,16 @@ def restart() -> None:
 @pytest.mark.parametrize(
     "kernel, status, detail",
     [
-        ("right", "ok", ""),
+        pytest.param("right", "ok", "", marks=pytest.mark.slow),
         ("prints", "ok", ""),
         ("wrong", "wrong", "fwd is off by"),
-        ("unwritten", "wrong", "fwd is off by inf"),
+        pytest.param("unwritten", "wrong", "fwd is off by inf", marks=pytest.mark.slow),
         ("crashes", "crashed", "ended by signal 11"),
-        ("raises", "crashed", "fwd raised ValueError: no such instruction"),
-        ("poisons", "crashed", "illegal memory access"),
+        pytest.param("raises", "crashed", "fwd raised ValueError: no such instruction", marks=pytest.mark.slow),
+        pytest.param("poisons", "crashed", "illegal memory access", marks=pytest.mark.slow),
         ("exhausts", "unchecked", "out of memory: OutOfMemoryError: tried to allocate 2 GiB"),
+        ("exhausts_driver", "unchecked", "out of memory: RuntimeError: Triton Error [CUDA]: out of memory"),
+        ("killed", "unchecked", "the process that checks ended by signal 9"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:fasttx. kernels failed")
@@ -134,9 +136,12 @@ def test_the_next_start_reads_the_record(monkeypatch: pytest.MonkeyPatch) -> Non
     assert time.perf_counter() - began < 0.1, "a millisecond a call"
 
 
+RIGHT = {f"{probes.name_of('right')}/cuda/float32": verdicts.Verdict("ok")}
+
+
 @pytest.mark.parametrize("change", ["driver", "torch", "triton", "fasttx", "kernels", "device"])
 def test_anything_that_changes_makes_another_record(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check("right")
+    record.write(CPU, RIGHT)
     path, old = verdicts.record_path(CPU), verdicts.key(CPU)
     monkeypatch.setattr(verdicts, "key", lambda device: old | {change: "another"})
     restart()
@@ -148,12 +153,12 @@ def test_anything_that_changes_makes_another_record(change: str, monkeypatch: py
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"key": {}}', '{"key": 1, "rows": 2}', "null"])
 def test_a_file_that_is_no_record_counts_as_none(text: str) -> None:
-    check("right")
+    record.write(CPU, RIGHT)
     whole = json.loads(verdicts.record_path(CPU).read_text())
     verdicts.record_path(CPU).write_text(text)
     restart()
     assert verdicts.known(CPU) == {}
-    check("right")
+    record.write(CPU, RIGHT)
     assert json.loads(verdicts.record_path(CPU).read_text()) == whole
 
 
@@ -169,7 +174,7 @@ def test_a_folder_that_cannot_be_written(machine: Path, monkeypatch: pytest.Monk
     assert OPS[probes.name_of("wrong")].runs("auto", torch.ones(2)) == "torch"
 
 
-@pytest.mark.parametrize("why", ["switch", "fork", "daemon", "compiling", "program"])
+@pytest.mark.parametrize("why", ["switch", "fork", "daemon", "compiling", "program", "frozen"])
 def test_when_no_check_is_made(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reason = {
         "switch": "FASTTX_FIRST_USE_CHECK=0",
@@ -177,6 +182,7 @@ def test_when_no_check_is_made(why: str, monkeypatch: pytest.MonkeyPatch) -> Non
         "daemon": "this process was forked",
         "compiling": "a graph is being compiled",
         "program": "no program of Python is known",
+        "frozen": "no program of Python is known",
     }[why]
     if why == "switch":
         monkeypatch.setenv(first_use.SWITCH, "0")
@@ -186,8 +192,10 @@ def test_when_no_check_is_made(why: str, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setitem(first_use.multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
     elif why == "compiling":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    else:
+    elif why == "program":
         monkeypatch.setattr(sys, "executable", "")
+    else:
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
     assert check("wrong")["cuda"] == verdicts.Verdict("unchecked", reason)
     assert OPS[probes.name_of("wrong")].runs("auto", torch.ones(2)) == "cuda"
     assert not verdicts.record_path(CPU).exists()
@@ -249,7 +257,7 @@ def test_the_child_ends_with_its_parent() -> None:
         text=True,
         env=first_use._environment(),
     )
-    assert child.stdout is not None and json.loads(child.stdout.readline()) == {"device": ""}
+    assert child.stdout is not None and json.loads(child.stdout.readline())["device"] == ""
     child.communicate(timeout=120)  # closes its stdin
     assert child.returncode == 1
 
@@ -267,11 +275,10 @@ def test_a_device_that_cannot_be_used_is_no_fault_of_a_kernel(monkeypatch: pytes
 @pytest.mark.timeout(1200)
 def test_every_kernel_of_triton_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real child, the real table."""
-    monkeypatch.setattr(first_use, "COMMAND", REAL)
-    for limit in ("RUN_S", "HANG_S", "ALL_S"):
-        monkeypatch.setattr(first_use, limit, 1000.0)
+    monkeypatch.setattr(first_use, "COMMAND", ())
+    monkeypatch.setattr(first_use, "HANG_S", 1000.0)
     rows = [verdicts.Row(name, "triton", torch.float32) for name in OPS if not name.startswith("probe_")]
-    found = dict(first_use.run(CPU, rows))
+    found = dict(first_use.run(CPU, rows, first_use._Clock(1000.0, 1000.0)))
     assert set(found) == set(map(str, rows)) and {verdict.status for verdict in found.values()} == {"ok"}, found
 
 
@@ -285,3 +292,107 @@ def test_recheck_forgets_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None
         f"{name}/cuda/float32": "wrong",
         f"{name}/triton/float32": "ok",
     }
+
+
+def test_lines_of_others_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an import prints is no verdict and no error, whatever bytes it is made of."""
+    noise = 'import os; os.write(1, b\'Welcome\\n\\xff\\n[1]\\n7\\n{"row": "another", "status": "wrong"}\\n\');'
+    code = f"{noise} import runpy, sys; sys.argv[0] = {CHILD[1]!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    monkeypatch.setattr(first_use, "COMMAND", (sys.executable, "-c", code))
+    assert check("right")["cuda"].status == "ok"
+
+
+def test_a_child_elsewhere_is_no_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may see other devices than this process, or import another fasttx."""
+    line = json.dumps({"device": "", "key": verdicts.key(CPU) | {"device": "cuda: another"}})
+    monkeypatch.setattr(first_use, "COMMAND", (sys.executable, "-c", f"print({line!r})"))
+    assert "another device" in check("right")["cuda"].detail
+
+
+def test_what_pytorch_cannot_compute_is_no_fault_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fasttx.cli import check as child
+
+    def lacking(*_: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available")
+
+    monkeypatch.setattr(child, "case", lacking)
+    found = child.check_row(f"{probes.name_of('right')}/cuda/float32", CPU)
+    assert found["status"] == "unchecked" and "PyTorch's own operators raised" in found["detail"]
+
+
+def test_the_child_imports_what_this_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the working directory that has the name of a module is not run."""
+    for name in ("json", "random", "torch", "fasttx"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", ".")])
+    monkeypatch.setattr(first_use, "COMMAND", ())
+    row = verdicts.Row("softmax", "cuda", torch.float32)  # which no CPU runs: the child is there, and says so
+    (found,) = dict(first_use.run(CPU, [row], first_use._Clock(60.0, 180.0))).values()
+    assert found.status == "crashed" and "BackendError" in found.detail
+
+
+@pytest.mark.filterwarnings("ignore:fasttx. kernels failed")
+def test_a_home_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, for a user without a name."""
+
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("FASTTX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    restart()
+    assert check("wrong")["cuda"].status == "wrong"
+    assert first_use.recheck(CPU, [(probes.name_of("right"), torch.float32)]) and verdicts.to_dict(CPU)["rows"]
+
+
+def test_stderr_may_be_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Log:
+        def write(self, text: str) -> None:
+            raise BrokenPipeError
+
+    for stream in (None, Log()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert check("right")["cuda"].status == "ok"
+        verdicts.record_path(CPU).unlink()
+        restart()
+
+
+def test_each_verdict_is_kept_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that is interrupted has not been in vain."""
+    run = first_use.run
+
+    def interrupted(*arguments: Any) -> Any:
+        yield next(run(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(first_use, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        first_use.check(CPU, [(probes.name_of(kernel), torch.float32) for kernel in ("right", "prints")])
+    restart()
+    assert list(verdicts.known(CPU)) == [f"{probes.name_of('right')}/cuda/float32"]
+
+
+def test_waiting_for_another_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has waited has so much less time to check: a rank of many is not held for twice the time."""
+
+    def slow(*_: object) -> bool:
+        time.sleep(1.1)
+        return True
+
+    monkeypatch.setattr(record, "_acquire", slow)
+    monkeypatch.setattr(first_use, "ALL_S", 1.0)
+    assert check("right")["cuda"].status == "unchecked"
+
+
+@pytest.mark.filterwarnings("ignore:fasttx. kernels failed")
+def test_doctor_runs_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its report is what a maintainer needs, and says that all is right only where it is."""
+    from fasttx.cli import check as child
+
+    check("wrong")
+    name = probes.name_of("wrong")
+    monkeypatch.setattr(child, "OPS", {name: OPS[name]})
+    found = [result for result, _, _ in child._attempts(CPU) if result.backend == "cuda"]
+    assert len(found) == len(child.DTYPES) and {result.status for result in found} == {""}

@@ -49,7 +49,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[st
     asked: list[str] = []
     run = first_use.run
 
-    def listen(device: torch.device, rows: Any, clock: Any = None) -> Any:
+    def listen(device: torch.device, rows: Any, clock: Any) -> Any:
         asked.extend(map(str, rows))
         return run(device, rows, clock)
 
@@ -71,8 +71,18 @@ def test_the_ops_of_the_model_in_its_dtype_and_autocasts(dtype: torch.dtype, mac
     ops = {"attention", "bias_gelu", "dropout_add_layer_norm", "embedding_layer_norm", "cross_entropy"}
     ops.add("binary_cross_entropy")  # the labels decide
     dtypes = {str(dtype).removeprefix("torch."), "bfloat16"}  # autocast's on a CPU
-    assert sorted(machine) == sorted(f"{op}/cuda/{name}" for op in ops for name in dtypes)
+    wanted = {f"{op}/cuda/{name}" for op in ops for name in dtypes}
+    wanted |= {f"{op}/cuda/float32" for op in ("cross_entropy", "binary_cross_entropy")}  # some heads' own
+    assert sorted(machine) == sorted(wanted)
     assert set(report.checks["cpu"]) == set(machine)
+
+
+@pytest.mark.filterwarnings("ignore:fasttx. kernels failed")
+def test_both_dtypes_that_autocast_may_take(machine: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU its default is float16, and most blocks name bfloat16."""
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.float16)
+    fasttx.patch(model())
+    assert {row.split("/")[2] for row in machine} == {"float32", "float16", "bfloat16"}
 
 
 def test_the_report_says_what_runs_and_what_failed() -> None:
@@ -139,3 +149,12 @@ def test_doctor_shows_the_record_and_makes_it_anew(capsys: pytest.CaptureFixture
     assert found["rows"]["softmax/cuda/float32"] == {"status": "ok", "detail": ""}
     assert found["rows"]["cross_entropy/cuda/float16"]["status"] == "wrong"
     assert len(found["rows"]) == 3 * len(OPS)
+
+
+def test_devices_of_one_kind_are_checked_once(machine: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("typer", reason="typer is not installed")
+    from fasttx.cli import doctor
+
+    asked = []
+    monkeypatch.setattr(first_use, "recheck", lambda device, wanted: asked.append(device))
+    assert len(doctor._records(["cpu", "cpu"], True)) == 2 and asked == [CPU]
