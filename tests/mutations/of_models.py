@@ -1,4 +1,4 @@
-"""Options that a patch has to pass on."""
+"""Options that a patch has to pass on, and what the check at first use has to see and to tell dispatch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from mutation import Mutation
 
 PADDING = ("tests/models/test_padding_free.py", "tests/models/test_padding_kept.py")
 NORM = ("tests/models/test_residual_norm.py",)
+FIRST_USE = ("tests/trust/test_first_use.py", "-k", "what_becomes")
 MODELS = [
     Mutation(
         "fasttx/models/padding/encoder.py",
@@ -45,4 +46,6 @@ MODELS = [
         "return None",
         NORM,
     ),
+    Mutation("fasttx/ops/registry.py", "if why is None and auto:", "if False:", FIRST_USE),
+    Mutation("fasttx/cli/check.py", "    with poisoned_outputs():\n", "    if True:\n", FIRST_USE),
 ]
