@@ -175,7 +175,6 @@ def fused_embeddings(tables: Sequence[str], positions: Positions = usual_positio
         before="embeddings, norm, dropout",
         after="embedding_layer_norm",
         op="embedding_layer_norm",
-        where="on a GPU; on a CPU one by one, which is as fast there",
         unfused_reason=lambda module: unfused_reason(module, tables),
         replace=lambda original, module: fused_embeddings_class(original, module, tables, positions),
     )

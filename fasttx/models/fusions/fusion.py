@@ -15,8 +15,10 @@ from ..role import Found, Role
 
 UNFUSED_ON = frozenset(("cpu",))
 """Types of device on which transformers' own forward runs, as it is as fast there, unless a backend is forced."""
-AS_FAST = "on a {} they are as fast"
+AS_FAST = "on a {} separate calls are as fast"
 """Why such a fusion is not used, with the type of the device in capitals."""
+WHERE = f"fused on a GPU; {AS_FAST.format('CPU')}"
+"""On which devices such a fusion is used, for the report."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class Fusion(Role):
         option: the argument of :func:`fasttx.patch` that asks for it.
         before, after: what transformers calls there and what a patched module does, for the report.
         op: the op in the table that decides on the backend, or "" if none does.
-        where: on which devices, for the report.
         unfused_reason: why this module has to be called as transformers does, or None.
         replace: makes the subclass, from transformers' class and the module where pickle finds the new one.
+        where: on which devices, for the report.
         needs_attention: whether it belongs to a module that has to call fasttx's attention for it.
     """
 
@@ -37,9 +39,9 @@ class Fusion(Role):
     before: str
     after: str
     op: str
-    where: str
     unfused_reason: Callable[[Any], str | None]
     replace: Callable[[type, str], type]
+    where: str = WHERE
     needs_attention: bool = False
 
     def before_in(self, module: nn.Module) -> str:

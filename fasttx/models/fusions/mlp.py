@@ -81,7 +81,6 @@ def linear_gelu(
         before=REPORTED_AS,
         after="linear_gelu",
         op="bias_gelu",
-        where="on a GPU; on a CPU two calls, which are as fast there",
         unfused_reason=unfused_reason,
         replace=replace,
     )

@@ -59,7 +59,7 @@ class Projections(Role):
         if reason is not None:
             found.leave(before, reason)
             return False
-        where = "on a GPU; on a CPU three, which are as fast there"
+        where = fusion.WHERE
         found.replace(before, "one product", "torch", where, here)
         return True
 

@@ -25,7 +25,6 @@ from .fusion import Fusion, unfused_reason_now
 
 REPORTED_AS = "dropout, sum, layer norm"
 SUM = "sum, layer norm"
-WHERE = "on a GPU; on a CPU {} calls, which are as fast there"
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,6 @@ def residual_norm(post_norm: PostNorm) -> Fusion:
         before=REPORTED_AS,
         after="dropout_add_layer_norm",
         op="dropout_add_layer_norm",
-        where=WHERE.format("three"),
         unfused_reason=post_norm.unfused_reason,
         replace=lambda original, module: residual_norm_class(original, module, post_norm),
     )
@@ -193,7 +191,6 @@ def layer_norms(sublayers: Sequence[SubLayer], unfused_too: Callable[[Any], str 
         before=SUM,
         after="dropout_add_layer_norm",
         op="dropout_add_layer_norm",
-        where=WHERE.format("two"),
         unfused_reason=unfused_reason,
         replace=replace,
     )
