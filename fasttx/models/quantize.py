@@ -154,7 +154,7 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
         if is_int8:
             reason = "is int8 already"
         elif not inside:
-            reason = "is outside the encoder's layers: poolers and heads have few rows, and errors there reach the result"
+            reason = "is outside of encoder layers: poolers and heads have few rows, and their errors reach the result"
         elif skipped:
             reason = f"skip names it: {min(skipped)!r}"
         else:
