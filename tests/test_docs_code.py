@@ -20,7 +20,7 @@ import fasttx
 ROOT = Path(__file__).resolve().parent.parent
 COMPLETE = ("docs/faq.md", "docs/export.md")
 """Pages whose sections need nothing but the page's opening."""
-PAGES = (*COMPLETE, "README.md", "docs/padding_free.md")
+PAGES = (*COMPLETE, "README.md", "docs/padding_free.md", "docs/patching.md", "docs/int8.md", "docs/ops.md")
 NAMES = ("sentence-transformers/all-MiniLM-L6-v2", "bert-base-uncased")
 SLOW = {("docs/export.md", heading) for heading in ("ONNX", "AOTInductor", "int8")}
 NEEDS = {"ONNX": ("onnx", "onnxscript", "onnxruntime")}

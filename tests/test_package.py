@@ -170,13 +170,23 @@ def _rows(text: str, heading: str) -> dict[str, list[str]]:
     return {row[0].strip("`"): row[1:] for row in rows[2:]}
 
 
-def test_the_readme_has_the_table_of_ops() -> None:
-    """To mend it: the output of ``python -m fasttx supported --markdown``."""
+def test_pages_have_the_tables_of_the_program() -> None:
+    """To mend them: the output of ``python -m fasttx supported --markdown``."""
     pytest.importorskip("typer", reason="typer is not installed")
-    from fasttx.cli.supported import markdown
+    from fasttx.cli.supported import families_markdown, markdown
 
     assert all(op.about for op in OPS.values())
-    assert markdown() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert markdown() in (ROOT / "docs" / "ops.md").read_text(encoding="utf-8")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    assert families_markdown() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_the_report_that_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    monkeypatch.setenv("COLUMNS", "80")
+    report = fasttx.patch(transformers.BertForSequenceClassification(transformers.BertConfig(num_hidden_layers=12)))
+    shown = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert shown and shown.group(1) == f"{report}\n"
 
 
 def test_verification_names_the_ops_of_each_backend() -> None:

@@ -51,6 +51,43 @@ def markdown() -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace(" --- ", "---")
 
 
+FAMILY_COLUMNS = ("padding skipped", "attention", "fused norms", "fused MLP", "joint q, k, v", "losses")
+
+
+def families() -> list[tuple[str, ...]]:
+    """What fasttx.patch replaces in each family: its name, and for each of FAMILY_COLUMNS whether it does."""
+    from ..models.attention.role import InterfaceAttention
+    from ..models.fusions.fusion import Fusion
+    from ..models.fusions.qkv import Projections
+    from ..models.padding.encoder import Encoder
+    from ..models.plan import FAMILIES
+
+    rows = []
+    for family in FAMILIES:
+        fusions = family.roles(Fusion).values()
+        own = any(fusion.op == "attention" for fusion in fusions)  # a fused attention joins its products by itself
+        marks = (
+            bool(family.roles(Encoder)),
+            own or bool(family.roles(InterfaceAttention)),
+            any(fusion.option == "norm" for fusion in fusions),
+            any(fusion.option == "mlp" for fusion in fusions),
+            own or bool(family.roles(Projections)),
+            bool(family.heads),
+        )
+        rows.append((family.name, *("✓" if mark else "–" for mark in marks)))
+    return rows
+
+
+def families_markdown() -> str:
+    """The table of families for the documentation; families with the same marks share a row."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, *marks in families():
+        names.setdefault(tuple(marks), []).append(name)
+    rows = [("family", *FAMILY_COLUMNS), ("---",) * (1 + len(FAMILY_COLUMNS))]
+    rows += [(", ".join(found), *marks) for marks, found in names.items()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace(" --- ", "---")
+
+
 def ops_here(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str | None]]:
     """For every op and backend, None if it can run a small call on `device`, else why not."""
     from ..ops import OPS
@@ -98,11 +135,11 @@ def supported(
     ] = None,
     dtype: Annotated[DType, typer.Option(help="Ask about tensors of this dtype.")] = DType.bf16,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table of ops.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of the documentation.")] = False,
 ) -> None:
     """Show which backend runs which op, here and on a GPU, and which models can be patched."""
     if as_markdown:
-        sys.stdout.write(markdown())
+        sys.stdout.write(markdown() + ("" if models() is None else f"\n{families_markdown()}"))
         return
     from ..ops import OPS
     from ..ops.cuda.launch import built_for
