@@ -54,7 +54,7 @@ PINNED := tests/functional/test_packing.py tests/ops/test_cross_entropy.py tests
 	tests/nn/test_transformer.py tests/cli/test_measuring.py tests/bench/test_timer.py $(addprefix tests/models/test_,$(addsuffix .py, \
 	attention embeddings mlm_capacity padding_free padding_free_training padding_seen parity pretrained qkv seq_lens sliding_window training))
 
-.PHONY: help venv demo emulator test test-slow test-pins test-newest test-pinned test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-check clean
+.PHONY: help venv demo emulator test test-slow test-pins test-newest test-pinned test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-check docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -101,7 +101,7 @@ test-pinned: $(STAMP) ## that selection with PINS=oldest or PINS=newest
 	$(PYTEST) -m "not slow" $(PINNED)
 	$(PYTEST) -m slow tests/models/test_seq_lens.py
 
-test-all: lint types test test-slow test-pins aot package-check ## everything, a wheel, and the demo at tiny size: what .ci/run calls
+test-all: lint types test test-slow test-pins aot docs package-check ## everything, a wheel, and the demo at tiny size: what .ci/run calls
 	FASTTX_CUDA_ARCHS=90a $(PY) tests/scripts/wheel.py --local-nvcc --out $(VENV)/wheel
 	$(MAKE) demo DEMO_ARGS="--tiny --out $(VENV)/demo-tiny"
 
@@ -150,6 +150,9 @@ gpu-check: ## the tests and a short benchmark on the GPU of this machine
 	if [ -z "$$py" ]; then $(MAKE) venv; py=$(PY); fi; \
 	echo "gpu-check with $$py"; \
 	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $$py -m bench.gpu_check --out $(OUT) $(if $(PART),--part $(PART))
+
+docs: $(STAMP) ## the site in build/site; a broken link or an unknown name ends it
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(PY) -m mkdocs -q build --strict
 
 clean: ## remove everything that the other targets made
 	rm -rf .venv .venv-oldest .venv-newest build dist fasttx.egg-info gpu-check-out sanitize-out demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

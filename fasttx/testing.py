@@ -34,6 +34,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .ops import dispatch
 
+__all__ = [
+    "assert_as_accurate",
+    "compare",
+    "error",
+    "nearest",
+    "poisoned_outputs",
+    "row_bounds",
+    "row_errors",
+    "share_of_bound",
+]
+
 FLOOR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-12, torch.int8: 0.0}
 """Added to the bound, per unit of a row's size: one rounding of that dtype (fp32: sixteen). Integers are exact."""
 

@@ -18,7 +18,8 @@ from models.test_pretrained import directory
 import fasttx
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPLETE = ("docs/faq.md", "docs/export.md")
+STARTS = sorted(f"docs/start/{page.name}" for page in (ROOT / "docs" / "start").glob("*.md"))
+COMPLETE = ("docs/faq.md", "docs/export.md", "docs/migration.md", *STARTS)
 """Pages whose sections need nothing but the page's opening."""
 PAGES = (*COMPLETE, "README.md", "docs/padding_free.md", "docs/patching.md", "docs/int8.md", "docs/ops.md")
 NAMES = ("sentence-transformers/all-MiniLM-L6-v2", "bert-base-uncased")

@@ -51,39 +51,14 @@ def markdown() -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace(" --- ", "---")
 
 
-FAMILY_COLUMNS = ("padding skipped", "attention", "fused norms", "fused MLP", "joint q, k, v", "losses")
-
-
-def families() -> list[tuple[str, ...]]:
-    """What fasttx.patch replaces in each family: its name, and for each of FAMILY_COLUMNS whether it does."""
-    from ..models.attention.role import InterfaceAttention
-    from ..models.fusions.fusion import Fusion
-    from ..models.fusions.qkv import Projections
-    from ..models.padding.encoder import Encoder
-    from ..models.plan import FAMILIES
-
-    rows = []
-    for family in FAMILIES:
-        fusions = family.roles(Fusion).values()
-        own = any(fusion.op == "attention" for fusion in fusions)  # a fused attention joins its products by itself
-        marks = (
-            bool(family.roles(Encoder)),
-            own or bool(family.roles(InterfaceAttention)),
-            any(fusion.option == "norm" for fusion in fusions),
-            any(fusion.option == "mlp" for fusion in fusions),
-            own or bool(family.roles(Projections)),
-            bool(family.heads),
-        )
-        rows.append((family.name, *("✓" if mark else "–" for mark in marks)))
-    return rows
-
-
 def families_markdown() -> str:
     """The table of families for the documentation; families with the same marks share a row."""
+    from ..models.families.overview import PARTS, replaced_parts
+
     names: dict[tuple[str, ...], list[str]] = {}
-    for name, *marks in families():
-        names.setdefault(tuple(marks), []).append(name)
-    rows = [("family", *FAMILY_COLUMNS), ("---",) * (1 + len(FAMILY_COLUMNS))]
+    for name, replaced in replaced_parts().items():
+        names.setdefault(tuple("✓" if part in replaced else "–" for part in PARTS), []).append(name)
+    rows = [("family", *PARTS), ("---",) * (1 + len(PARTS))]
     rows += [(", ".join(found), *marks) for marks, found in names.items()]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace(" --- ", "---")
 
