@@ -13,7 +13,7 @@ Contract
     own would save one maximum a row and no byte.
 
 Cost
-    About 24 flop an element (erf is a polynomial); x once, a byte an element and 4 bytes a row. Shared memory: that of
+    About 34 flop an element (gelu.py); x once, a byte an element and 4 bytes a row. Shared memory: that of
     the maximum.
 """
 

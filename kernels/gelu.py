@@ -1,12 +1,19 @@
-"""GELU and its derivative, in float32. The formulas stand in bias_gelu.py; csrc/common/gelu.cuh has the same."""
+"""GELU and its derivative, in float32. The formulas stand in bias_gelu.py; csrc/common/gelu.cuh has the same.
+
+The erf form needs Phi(z) = (1 + erf(z / sqrt 2)) / 2, the normal distribution. With a = |z| its tail is
+Q(a) = erfc(a / sqrt 2) / 2 = exp2(P(a)), P a polynomial: Phi is Q(a) to the left and 1 - Q(a) to the right. So nothing
+cancels in the left tail, and no evaluation has a branch or a division. tests/scripts/gelu_polynomial.py finds P;
+docs/kernels/bias_gelu.md has its errors and what lost.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-RSQRT2 = tl.constexpr(0.7071067811865476)
-RSQRT_2PI = tl.constexpr(0.3989422804014327)
+MINUS_2_LOG2_E = tl.constexpr(-2.8853900817779268)
+MINUS_HALF_LOG2_E = tl.constexpr(-0.7213475204444817)
+LOG2_SQRT_2PI = tl.constexpr(1.3257480647361592)
 SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
 CUBIC = tl.constexpr(0.044715)
 HUGE = tl.constexpr(1e9)
@@ -14,14 +21,39 @@ HUGE = tl.constexpr(1e9)
 
 
 @triton.jit
+def _log2_tail(a):
+    """P(a) = log2 Q(a) for a >= 0. It falls to -inf, and a NaN stays one."""
+    p = a * -6.326141e-11 + 3.6855528e-09
+    p = p * a + -9.452149e-08
+    p = p * a + 1.4013885e-06
+    p = p * a + -1.31851475e-05
+    p = p * a + 7.9723526e-05
+    p = p * a + -0.00027228284
+    p = p * a + -3.9052178e-05
+    p = p * a + 0.0070127617
+    p = p * a + -0.05249278
+    p = p * a + -0.45920318
+    p = p * a + -1.1511061
+    return p * a + -1.0
+
+
+@triton.jit
+def _normal_cdf(z):
+    """Phi(z)."""
+    tail = tl.exp2(_log2_tail(tl.abs(z)))
+    return tl.where(z < 0.0, tail, 1.0 - tail)
+
+
+@triton.jit
 def _tanh_parts(z):
     """s = sigmoid(2 u), s (1 - s) and u'; a NaN stays in s."""
-    u = SQRT_2_OVER_PI * (z + CUBIC * z * z * z)
-    e = tl.exp(-2.0 * tl.abs(u))
-    r = 1.0 / (1.0 + e)
+    u = (z + z * z * z * CUBIC) * SQRT_2_OVER_PI
+    e = tl.exp2(tl.abs(u) * MINUS_2_LOG2_E)
+    root = tl.rsqrt(1.0 + e)  # its square is 1 / (1 + e) in two instructions, where a division takes seven
+    r = root * root
     s = tl.where(u < 0.0, e * r, r)
     near = tl.minimum(tl.maximum(z, -HUGE), HUGE)
-    return s, e * r * r, SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * near * near)
+    return s, e * r * r, (near * near * (3.0 * CUBIC) + 1.0) * SQRT_2_OVER_PI
 
 
 @triton.jit
@@ -30,7 +62,7 @@ def gelu(z, TANH: tl.constexpr):
         s, _, _ = _tanh_parts(z)
         out = z * s
     else:
-        out = z * (0.5 + 0.5 * tl.erf(z * RSQRT2))
+        out = z * _normal_cdf(z)
     return out
 
 
@@ -40,7 +72,7 @@ def gelu_derivative(z, TANH: tl.constexpr):
         s, slope, du = _tanh_parts(z)
         out = s + z * (2.0 * slope) * du
     else:
-        out = 0.5 + 0.5 * tl.erf(z * RSQRT2) + z * (RSQRT_2PI * tl.exp(-0.5 * z * z))
+        out = _normal_cdf(z) + z * tl.exp2(z * z * MINUS_HALF_LOG2_E - LOG2_SQRT_2PI)
     return out
 
 

@@ -3,6 +3,7 @@
 Mathematics
     acc_mn = sum_k x_q_mk w_q_nk in int32, exact.   y = (acc x_scale_m) w_scale_n + bias_n in float32, and then
     gelu: y/2 (1 + erf(y / sqrt 2));  gelu_tanh: y/2 (1 + tanh u) = y sigmoid(2 u), u = sqrt(2/pi) (y + 0.044715 y^3)
+    Both are those of gelu.py.
     out = act(y) + residual, rounded once to the dtype of out.
 
 Contract
@@ -27,13 +28,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import arch_of
+from .gelu import gelu
 from .rows import as_rows, flat
 
 NONE, GELU, GELU_TANH = ACTIVATIONS = (0, 1, 2)
 CODES = {"none": NONE, "gelu": GELU, "gelu_tanh": GELU_TANH}
 ERF_FORM, TANH_FORM = tl.constexpr(GELU), tl.constexpr(GELU_TANH)
-INV_SQRT2 = tl.constexpr(0.7071067811865476)
-TWICE_SQRT_2_PI = tl.constexpr(1.5957691216057308)
 GROUP_M = 8
 
 
@@ -130,10 +130,9 @@ def int8_linear_kernel(
     if BIAS:
         y += tl.load(bias_ptr + cols, mask=col_ok, other=0.0).to(tl.float32)[None, :]
     if ACTIVATION == ERF_FORM:
-        y = 0.5 * y * (1.0 + tl.erf(y * INV_SQRT2))
+        y = gelu(y, False)
     elif ACTIVATION == TANH_FORM:
-        # the constant behind: in front of a tensor it makes a constexpr of the product in Triton 3.9's interpreter
-        y = y * tl.sigmoid((y + 0.044715 * y * y * y) * TWICE_SQRT_2_PI)
+        y = gelu(y, True)
     ok = row_ok[:, None] & col_ok[None, :]
     long_rows = rows.to(tl.int64)[:, None]
     if RESIDUAL:

@@ -11,7 +11,7 @@
 //   x. With a scale given no row needs to be whole, but a kernel of its own would save one maximum and no byte.
 //
 // Cost
-//   About 24 flop an element (erf is a polynomial); x once, a byte an element and 4 bytes a row; bias from L1. Shared
+//   About 34 flop an element (../common/gelu.cuh); x once, a byte an element and 4 bytes a row; bias from L1. Shared
 //   memory: 128 bytes.
 #pragma once
 #include "../common/gelu.cuh"

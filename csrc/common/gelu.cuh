@@ -18,8 +18,19 @@ struct TanhParts {
   }
 };
 
+// Phi(z) by its tail Q(a) = exp2(P(a)), a = |z|: nothing cancels on the left. P falls to -inf, and a NaN stays one.
 FTX_DEVICE float normal_cdf(float z) {
-  return 0.5f + 0.5f * erff(z * 0.7071067811865476f);
+  // P from a^0; kernels/gelu.py has the same numbers, and tests/scripts/gelu_polynomial.py finds them
+  constexpr float kLog2Tail[] = {-1.0f,           -1.1511061f,     -0.45920318f,   -0.05249278f,     0.0070127617f,
+                                 -3.9052178e-05f, -0.00027228284f, 7.9723526e-05f, -1.31851475e-05f, 1.4013885e-06f,
+                                 -9.452149e-08f,  3.6855528e-09f,  -6.326141e-11f};
+  constexpr int kDegree = sizeof(kLog2Tail) / sizeof(float) - 1;
+  const float a = fabsf(z);
+  float p = kLog2Tail[kDegree];
+#pragma unroll
+  for (int i = kDegree - 1; i >= 0; i--) p = fmaf(p, a, kLog2Tail[i]);
+  const float tail = exp2f(p);
+  return z < 0.0f ? tail : 1.0f - tail;
 }
 
 FTX_DEVICE void gelu(bool tanh, float (&z)[kRowRun]) {
@@ -42,7 +53,7 @@ FTX_DEVICE void gelu_derivative(bool tanh, float (&z)[kRowRun]) {
   } else {
 #pragma unroll
     for (int i = 0; i < kRowRun; i++) {
-      z[i] = normal_cdf(z[i]) + z[i] * (0.3989422804014327f * __expf(-0.5f * z[i] * z[i]));
+      z[i] = normal_cdf(z[i]) + z[i] * exp2f(fmaf(z[i] * z[i], -0.7213475204444817f, -1.3257480647361592f));
     }
   }
 }

@@ -47,6 +47,11 @@ def _usage(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _instructions(cubin: bytes) -> list[str]:
+    sass = _cuobjdump("-sass", cubin)
+    return re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", sass, re.MULTILINE)
+
+
 @dataclass(frozen=True)
 class Record:
     """One launch: what ptxas made of the kernel."""
@@ -63,8 +68,7 @@ class Record:
 
     def instructions(self) -> list[str]:
         """Names of the machine instructions, in order, with their suffixes."""
-        sass = _cuobjdump("-sass", self.cubin)
-        return re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", sass, re.MULTILINE)
+        return _instructions(self.cubin)
 
     def __str__(self) -> str:
         return (
@@ -204,6 +208,11 @@ def compiled() -> Iterator[list[Any]]:
 
     with mock.patch.object(triton.runtime.JITFunction, "run", keep):
         yield kept
+
+
+def code_of(kernel: Any) -> list[str]:
+    """Names of the machine instructions of a compiled kernel, in order, without what fills up its end."""
+    return [name for name in _instructions(kernel.asm["cubin"]) if name != "NOP"]
 
 
 def layouts_of_sums(kernel: Any) -> list[tuple[str, str]]:

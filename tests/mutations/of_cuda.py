@@ -154,6 +154,8 @@ CUDA = [
         RACES_OF_ROWS,
     ),
     Mutation("csrc/bias_gelu/bias_gelu.cuh", "      drop(p.dropout, row, at.col, dx[r]);\n", "", GELU),
+    Mutation("csrc/bias_gelu/bias_gelu.cuh", "bias[i] = -0.0f;", "bias[i] = 0.0f;", GELU),
+    Mutation("csrc/common/gelu.cuh", "z < 0.0f ? tail : 1.0f - tail", "1.0f - tail", GELU),
     Mutation("csrc/bias_gelu/bias_gelu.cuh", "if (is_vector_aligned(base) && stride", "if (stride", GELU),
     Mutation(
         "csrc/embedding_layer_norm/embedding_layer_norm.cuh",

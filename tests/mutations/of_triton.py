@@ -164,7 +164,9 @@ TRITON = [
     ),
     Mutation("kernels/bias_gelu.py", "partial_ptr + row_program * n_cols + cols", "partial_ptr + cols", GELU),
     Mutation("kernels/gelu.py", "z * (2.0 * slope) * du", "z * slope * du", GELU),
-    Mutation("kernels/gelu.py", "z * (0.5 + 0.5 * tl.erf(z * RSQRT2))", "z * tl.erf(z * RSQRT2)", GELU),
+    Mutation("kernels/gelu.py", "tl.where(z < 0.0, tail, 1.0 - tail)", "1.0 - tail", GELU),
+    Mutation("kernels/gelu.py", "p = p * a + -3.9052178e-05", "p = p * a + 3.9052178e-05", GELU),
+    Mutation("kernels/gelu.py", "p = p * a + 1.4013885e-06", "p = p * a + 1.4013e-06", GELU),
     Mutation(
         "kernels/embedding_layer_norm.py",
         "ids = tl.load(ids_ptr + rows % period",
