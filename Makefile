@@ -7,7 +7,8 @@
 #   SASS_ARGS=...        parts of names of kernels' files for `make sass`, e.g. SASS_ARGS="softmax kl_div"
 #   PINS=oldest|newest   the versions of constraints/ in place of those of constraints.txt, in a .venv-oldest of their own;
 #                        oldest is installed as on a machine of which pip knows nothing: PyPI's CUDA build, no PIP_ARGS
-#   PART=tests|bench     one part of `make gpu-check`;  OUT=dir  where it writes
+#   PART=first|second    one part of `make gpu-check`, 330 s each;  OUT=dir  where it writes;  ONLY="ops step"  some stages;
+#                        REHEARSE=1  on a CPU, at tiny size;  PREPARE_ARGS=...  for `make gpu-prepare`
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -42,8 +43,17 @@ SANITIZE_ARGS ?=
 SASS_ARGS ?=
 OUT ?= gpu-check-out
 PART ?=
+ONLY ?=
+REHEARSE ?=
+PREPARE_ARGS ?=
 BASH_ENV :=
 WORKERS ?= 2
+
+# What a GPU is prepared for: the Python of a machine with one, found here or named, and the versions of constraints/gpu.txt.
+GPU_VENV := .venv-gpu
+FIND_312 = for p in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python "$$(uv python find 3.12 2>/dev/null)"; do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1 && echo "$$p" && break; done
+GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(shell $(FIND_312)),$(PYTHON))
 
 # One thread a worker: two pytest processes with a thread pool each would fight over the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
@@ -51,10 +61,11 @@ PYTEST := $(ONE_THREAD) $(PY) -m pytest -n $(WORKERS)
 
 # What depends on the versions most, for PINS: packing, lengths, what compiles, and what a fresh machine showed.
 PINNED := tests/functional/test_packing.py tests/ops/test_cross_entropy.py tests/ops/test_softmax.py \
-	tests/nn/test_transformer.py tests/cli/test_measuring.py tests/bench/test_timer.py $(addprefix tests/models/test_,$(addsuffix .py, \
+	tests/nn/test_transformer.py tests/cli/test_measuring.py tests/bench/test_timer.py \
+	tests/bench/test_gpu_rehearsal.py $(addprefix tests/models/test_,$(addsuffix .py, \
 	attention embeddings mlm_capacity padding_free padding_free_training padding_seen parity pretrained qkv seq_lens sliding_window training))
 
-.PHONY: help venv demo emulator test test-slow test-pins test-newest test-pinned test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-check docs clean
+.PHONY: help venv demo emulator test test-slow test-pins test-newest test-pinned test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-prepare gpu-check docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -139,21 +150,34 @@ sanitize: ## the tests of the ops and of csrc/arch under compute-sanitizer, on a
 package-check: $(STAMP) ## sdist, the wheel from it, and the wheel's import in an empty environment
 	$(PY) tests/scripts/package_check.py
 
+gpu-prepare: ## without a GPU: compile all that gpu-check launches there, for its Python (PYTHON=python3.12), into .prebuilt/
+	@py="$(GPU_PYTHON)"; \
+	if [ -z "$$py" ]; then \
+	  echo "make: no Python 3.12 with venv and ensurepip found; name the one that the GPU's machine has: make gpu-prepare PYTHON=/path/to/python" >&2; exit 1; \
+	fi; \
+	stamp=$(GPU_VENV)/installed-$$( ("$$py" --version; cat constraints/gpu.txt) | cksum | cut -d ' ' -f 1); \
+	if [ ! -f "$$stamp" ]; then \
+	  echo "making $(GPU_VENV) with $$py ($$("$$py" --version))"; rm -rf $(GPU_VENV); "$$py" -m venv $(GPU_VENV); \
+	  $(GPU_VENV)/bin/python -m pip --disable-pip-version-check install -q --no-compile $(PIP_ARGS) -r constraints/gpu.txt; touch "$$stamp"; \
+	fi
+	env -u TRITON_INTERPRET $(GPU_VENV)/bin/python tests/scripts/gpu_prepare.py $(PREPARE_ARGS)
+
 # A machine with a GPU may have no network: a Python of its own is used as it is where it has what the check needs.
-gpu-check: ## the tests and a short benchmark on the GPU of this machine
-	@py=; \
-	for p in $(wildcard $(PY)) $(AMBIENT); do \
+gpu-check: $(if $(REHEARSE),$(STAMP)) ## what a GPU is asked while it is there for a quarter of an hour: two parts of 330 s (PART=first|second)
+	@py=$(if $(REHEARSE),$(PY)); \
+	for p in $(if $(REHEARSE),,$(wildcard $(PY)) $(AMBIENT)); do \
 	  "$$p" -c '' >/dev/null 2>&1 || continue; \
 	  if lacks=$$("$$p" -m bench.requirements 2>&1); then py=$$p; break; fi; \
 	  echo "gpu-check: $$p lacks $$(tail -n 1 <<< "$$lacks")" >&2; \
 	done; \
 	if [ -z "$$py" ]; then $(MAKE) venv; py=$(PY); fi; \
 	echo "gpu-check with $$py"; \
-	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $$py -m bench.gpu_check --out $(OUT) $(if $(PART),--part $(PART))
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $$py -m bench.gpu.check --out $(OUT) $(if $(PART),--part $(PART)) \
+	  $(if $(ONLY),--only $(ONLY)) $(if $(REHEARSE),--rehearse)
 
 docs: $(STAMP) ## the site in build/site; a broken link or an unknown name ends it
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(PY) -m mkdocs -q build --strict
 
 clean: ## remove everything that the other targets made
-	rm -rf .venv .venv-oldest .venv-newest build dist fasttx.egg-info gpu-check-out sanitize-out demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-newest .venv-gpu .prebuilt build dist fasttx.egg-info gpu-check-out sanitize-out demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

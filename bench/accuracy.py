@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +32,35 @@ def random_dout(outputs: tuple[Tensor, ...], seed: int) -> Tensor:
     )
 
 
-def check(workload: Workload, op: Op, device: torch.device, size: str, backend: str) -> dict[str, tuple[float, float]]:
-    """direction -> (error, allowed) of the row nearest to its bound; what an operator does not write is NaN.
+class Judged(NamedTuple):
+    """One direction of an op on one workload, beside float64.
+
+    Attributes:
+        error, allowed: of the row nearest to its bound.
+        rms: the largest ||out - ref|| / ||ref|| of its results.
+        same: whether a second call gave the same bits; None where none was made.
+    """
+
+    error: float
+    allowed: float
+    rms: float
+    same: bool | None
+
+    @property
+    def good(self) -> bool:
+        return self.error <= self.allowed
+
+
+def _rms(out: Tensor, ref: Tensor) -> float:
+    size = float(ref.double().norm())
+    apart = float((out.to(ref.device).double() - ref.double()).norm())
+    return apart / size if size > 0.0 else (0.0 if apart == 0.0 else float("inf"))
+
+
+def judge(
+    workload: Workload, op: Op, device: torch.device, size: str, backend: str, twice: bool = False
+) -> dict[str, Judged]:
+    """Each direction of an op beside float64; what an operator does not write is NaN.
 
     With dropout the reference draws the op's own mask, PyTorch's composition does not: the bound is then that of the
     same call without dropout, times the scale that dropout puts on what it keeps.
@@ -55,19 +82,29 @@ def check(workload: Workload, op: Op, device: torch.device, size: str, backend: 
             if workload.dropout:
                 undropped = op.backward_arguments(plain, as_tuple(op.fwd.torch(*plain)), dout, **case.given)
             results = call_op(op, "bwd", args, backend)
+        same: bool | None = None
+        if twice:
+            again = call_op(op, name, args, backend)
+            same = all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
         reference, exact = as_tuple(direction.reference(*args)), as_tuple(direction.reference(*undropped))
         composed, by = as_tuple(direction.torch(*undropped)), direction.compared_by
         compared = [
             nearest(
                 row_errors(out, ref, by),
-                row_errors(same, same_ref, by),
-                row_bounds(same, same_ref, same.dtype, by=by) * scale,
+                row_errors(same_dtype, same_ref, by),
+                row_bounds(same_dtype, same_ref, same_dtype.dtype, by=by) * scale,
             )
-            for out, ref, same, same_ref in zip(results, reference, composed, exact, strict=True)
+            for out, ref, same_dtype, same_ref in zip(results, reference, composed, exact, strict=True)
         ]
         worst = max(compared, key=lambda row: row.share)
-        found[name] = worst.error, worst.allowed
+        rms = max(_rms(out, ref) for out, ref in zip(results, reference, strict=True))
+        found[name] = Judged(worst.error, worst.allowed, rms, same)
     return found
+
+
+def check(workload: Workload, op: Op, device: torch.device, size: str, backend: str) -> dict[str, tuple[float, float]]:
+    """direction -> (error, allowed) of the row nearest to its bound, as :func:`judge` finds them."""
+    return {name: found[:2] for name, found in judge(workload, op, device, size, backend).items()}
 
 
 def _with_gradients(fn: Callable[..., Tensor], inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What a Python lacks to run bench.gpu_check: ``python -m bench.requirements``, which `make gpu-check` asks.
+"""What a Python lacks to run bench.gpu.check: ``python -m bench.requirements``, which `make gpu-check` asks.
 
 The standard library alone, and no syntax that an old Python could not read.
 """

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["FASTTX_FIRST_USE_CHECK"] = "0"  # nor is the record of the user's machine read
@@ -23,6 +22,7 @@ import host_build
 import pytest
 import torch
 
+from bench.gpu import allowed  # the package `bench` also sets what Triton's cache is kept by
 from fasttx.ops.cuda import launch as cuda
 from fasttx.testing import poisoned_outputs
 
@@ -47,7 +47,8 @@ if HAS_TRITON and not HAS_GPU and not AHEAD_OF_TIME:
     repair()
 
 
-EMULATOR = Path(__file__).resolve().parent / "emulator"
+ROOT = Path(__file__).resolve().parents[1]
+EMULATOR = ROOT / "tests" / "emulator"
 STAND_IN = os.environ.get("FASTTX_EMULATOR", "plain")
 
 
@@ -63,9 +64,19 @@ class EmulatorBuild(pytest.Item):
         return EMULATOR / "host_build.py", 0, "build of the emulator"
 
 
+def skip_what_a_gpu_adds_nothing_to(items: list[pytest.Item]) -> None:
+    """Tests that make CPU tensors would ask Triton for kernels there, which the interpreter alone has."""
+    for item in items:
+        path = item.path.relative_to(ROOT).as_posix()
+        if not allowed.may_run(path, getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.skip(reason=allowed.REASON))
+
+
 @pytest.hookimpl(trylast=True)  # when -k and -m have chosen
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Builds the emulator before the first test, for all workers once and in no test's time."""
+    """Leaves out what has no use beside a GPU; without one, builds the emulator for all workers, in no test's time."""
+    if HAS_GPU and not AHEAD_OF_TIME:
+        skip_what_a_gpu_adds_nothing_to(items)
     if HAS_GPU or AHEAD_OF_TIME or config.option.collectonly or host_build.lacks() is not None:
         return
     own = [item for item in items if EMULATOR in item.path.parents]

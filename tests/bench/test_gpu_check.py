@@ -1,10 +1,10 @@
-"""gpu_check where there is no GPU: it says so; and its rehearsal runs both parts at tiny size."""
+"""The parent of `make gpu-check`: deadlines, crashes, hangs and broken contexts cost an item, and no line is lost."""
 
 from __future__ import annotations
 
-import csv
+import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,242 +13,228 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_check, requirements
+from bench.gpu import allowed, check, records, stages
+from bench.gpu.stages import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def fake(name: str = "fake", **given: object) -> Stage:
+    given = {"seconds": 60.0, "item_seconds": 30.0} | given
+    return Stage(name, "tests.support.gpu_stage", f"{name}.jsonl", **given)  # type: ignore[arg-type]
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    out: Path,
+    items: str,
+    *more: Stage,
+    seconds: float = 100.0,
+    stage_seconds: float = 60.0,
+    rehearse: bool = False,
+    **given: object,
+) -> tuple[list[records.Line], list[str]]:
+    """The lines of a stage with these items, which are in its file too, and what was said."""
+    monkeypatch.setenv("FASTTX_FAKE_ITEMS", items)
+    said: list[str] = []
+    own = fake(seconds=stage_seconds, **given)
+    lines = check.Check("first", out, seconds, rehearse, said.append).run([own, *more])
+    for stage in (own, *more):
+        written = records.read(out / stage.file)
+        assert sorted(map(json.dumps, written)) == sorted(json.dumps(x) for x in lines if x["stage"] == stage.name)
+    return lines, said
+
+
+def is_alive(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def by_item(lines: list[records.Line]) -> dict[str, list[records.Line]]:
+    return {line["item"]: [each for each in lines if each["item"] == line["item"]] for line in lines}
+
+
+def test_every_fault_costs_its_item_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = "good1,raises,good2,sticky,good3,crashes,good4,leaves,good5,wrong"
+    lines, said = run(monkeypatch, tmp_path, items)
+    found = by_item(lines)
+    assert [name for name in found if name.startswith("good")] == ["good1", "good2", "good3", "good4", "good5"]
+    assert all(found[f"good{i}"][0]["ok"] for i in range(1, 6))
+    assert found["raises"][-1]["text"] == "ValueError: no such tile" and not found["raises"][-1]["ok"]
+    assert "illegal memory access" in found["sticky"][0]["text"]
+    assert found["crashes"][-1]["text"].startswith("crashed: SIGSEGV") and found["crashes"][-1]["lost"]
+    assert "the last words" in found["crashes"][-1]["text"]
+    assert found["leaves"][0]["text"].startswith("crashed: exit status 7")
+    assert not found["wrong"][0]["ok"] and "lost" not in found["wrong"][0]
+    # an exception costs no process; a broken context, a crash and an exit cost one each
+    processes = [found[f"good{i}"][0]["process"] for i in range(1, 6)]
+    assert processes[0] == processes[1] and len(set(processes)) == 4
+    assert any("BAD" in text and "SIGSEGV" in text for text in said)
+
+
+def test_an_item_that_hangs_is_killed_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = time.monotonic()
+    lines, _ = run(monkeypatch, tmp_path, "good1,hangs,good2", item_seconds=2.0)
+    found = by_item(lines)
+    assert found["hangs"][-1]["text"] == "hung: nothing within 2 s"
+    assert found["good2"][0]["ok"] and time.monotonic() - begun < 40
+    assert not is_alive(found["hangs"][0]["child"])
+
+
+def test_a_stage_ends_at_its_deadline_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = time.monotonic()
+    lines, _ = run(monkeypatch, tmp_path, "hangs,good1", fake("after", item_seconds=1.0), stage_seconds=4.0)
+    first = [line for line in lines if line["stage"] == "fake"]
+    assert [line["text"] for line in first if line.get("lost")] == [
+        "killed: the stage's time was up",
+        "not run: no time was left for good1",
+    ]
+    assert not is_alive(first[0]["child"])
+    assert any(line["stage"] == "after" and line["item"] == "good1" and line["ok"] for line in lines)
+    assert time.monotonic() - begun < 40
+
+
+def test_nothing_outlives_the_deadline_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = time.monotonic()
+    lines, _ = run(monkeypatch, tmp_path, "hangs", fake("after"), seconds=5.0)
+    assert time.monotonic() - begun < 12
+    assert not is_alive(lines[0]["child"])
+    assert [line["text"] for line in lines if line["stage"] == "after"] == ["not run: the part's time was up"]
+
+
+def test_children_share_the_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, _ = run(monkeypatch, tmp_path, "good1,good2,good3,crashes,good4", workers=2)
+    assert sorted(line["item"] for line in lines) == ["crashes", "crashes", "good1", "good2", "good3", "good4"]
+
+
+def test_what_is_beside_runs_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that hangs does not keep the one beside it from its results."""
+    lines, _ = run(monkeypatch, tmp_path, "hangs", fake("other"), stage_seconds=5.0, beside=True, item_seconds=4.0)
+    texts = [(line["stage"], line["text"]) for line in lines]
+    assert texts[:2] == [("fake", "started"), ("other", "started")] or texts[:2] == [
+        ("other", "started"),
+        ("fake", "started"),
+    ]
+
+
+def test_lines_are_whole_after_a_kill(tmp_path: Path) -> None:
+    """The parent itself is killed: what was written is there, line by line."""
+    environ = os.environ | {"FASTTX_FAKE_ITEMS": "writes", "PYTHONPATH": str(ROOT)}
+    code = (
+        "import pathlib, sys; from bench.gpu import check, stages\n"
+        "stage = stages.Stage('fake', 'tests.support.gpu_stage', 'fake.jsonl', 60.0)\n"
+        "check.Check('first', pathlib.Path(sys.argv[1]), 60.0, False, lambda text: None).run([stage])"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], env=environ, cwd=ROOT, start_new_session=True
+    )
+    file, until = tmp_path / "fake.jsonl", time.monotonic() + 60
+    while (not file.exists() or file.stat().st_size < 1 << 20) and time.monotonic() < until:
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout.split()
+    for process in (parent.pid, *map(int, children)):
+        os.kill(process, signal.SIGKILL)
+    parent.wait()
+    lines = file.read_bytes().split(b"\n")
+    assert lines.pop() == b"" and len(lines) > 100
+    assert {json.loads(line)["text"] for line in lines} == {"x" * 3000}
+
+
+def test_half_a_line_waits_for_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    tail = records.Tail(path)
+    assert tail.new() == []
+    path.write_text('{"a": 1}\n{"b"')
+    assert tail.new() == [{"a": 1}] and records.read(path) == [{"a": 1}]
+    path.write_text('{"a": 1}\n{"b": 2}\n')
+    assert tail.new() == [{"b": 2}]
+
+
+def test_lines_of_a_rehearsal_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, _ = run(monkeypatch, tmp_path, "good1,crashes", rehearse=True)
+    assert len(lines) == 3 and all(line["rehearsal"] is True for line in lines)
+    lines, _ = run(monkeypatch, tmp_path / "real", "good1,crashes")
+    assert not any("rehearsal" in line for line in lines)
+
+
+def test_the_table_has_forty_lines_at_most_and_what_is_wrong_first() -> None:
+    lines = [{"stage": "fake", "item": str(i), "ok": i % 50 != 7, "text": "t", "key": True} for i in range(200)]
+    table = check.table(lines, [fake(), fake("other")])
+    assert len(table) == check.TABLE_LINES
+    assert table[:2] == ["fake: 196 good, 4 bad", "other: no result"]
+    assert table[2:6] == [f"fake {i}: BAD t" for i in (7, 57, 107, 157)]
+    assert table[-1] == f"and {200 - 37} more, in the files"
+    assert check.say_line(lines[0] | {"expected": "2 us"}) == "fake 0: t (expected: 2 us)"
+
+
+def test_the_parts() -> None:
+    """Eight files at most, both parts together; one name a stage; time for all of a part's first stages."""
+    assert len(stages.files()) <= stages.MOST_FILES
+    for part in stages.PARTS.values():
+        assert len({stage.name for stage in part}) == len(part)
+        assert all((ROOT / f"{stage.module.replace('.', '/')}.py").is_file() for stage in part)
+    order = [stage.name for part in stages.PARTS.values() for stage in part]
+    assert order[:6] == ["environment", "tests", "ops", "sweep", "step", "attention"]
+    assert order[6:] == ["environment", "rows", "tiles", "large", "graphs", "counters"]
+
+
+def test_the_parent_needs_no_torch() -> None:
+    code = (
+        "import sys; import bench.gpu.check, bench.gpu.report; sys.exit(bool({'torch', 'triton'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_says_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert gpu_check.main(["--out", str(tmp_path / "out")]) == 2
-    assert "sees no NVIDIA GPU" in capsys.readouterr().err
+    assert check.main(["--out", str(tmp_path / "out")]) == 2
+    assert "the driver shows no NVIDIA GPU" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_order() -> None:
-    """GPU-only tests first; nothing that needs packages a bare machine lacks, nothing twice."""
-    files = [path.relative_to(ROOT).as_posix() for path in gpu_check.files_to_test()]
-    assert files[0].startswith("tests/gpu/") and len(set(files)) == len(files)
-    assert not any(file.startswith(("tests/cli", "tests/bench", "tests/ahead_of_time")) for file in files)
-    assert "tests/test_registry.py" in files
+def test_a_stage_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        check.main(["--rehearse", "--only", "opps"])
+    assert "--only: got opps; allowed are attention, counters, environment" in capsys.readouterr().err
 
 
-def test_the_extension_is_built_for_the_gpu_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import cuda_build
-
-    calls = []
-
-    def run(command, env, **rest):
-        calls.append((command[1:], env["FASTTX_CUDA"], env["FASTTX_CUDA_ARCHS"]))
-        return subprocess.CompletedProcess(command, status, "", "nvcc: no such option")
-
-    log = gpu_check.Log(tmp_path / "log")
-    monkeypatch.setattr(gpu_check.subprocess, "run", run)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(cuda_build, "lacks", lambda: "no nvcc was found")
-    assert gpu_check.build_extension(log) == 0 and not calls
-    monkeypatch.setattr(cuda_build, "lacks", lambda: None)
-    for status in (0, 1):
-        assert gpu_check.build_extension(log) == status
-    assert calls == [(["setup.py", "-q", "build_ext", "--inplace"], "1", "90a")] * 2
-    text = (tmp_path / "log").read_text()
-    assert "not built, and the rows" in text and "sm_90a: built" in text
-    assert text.index("sm_90a: failed") < text.index("no such option")
+# ------------------------------------------------------------------------------------------------- which tests run
 
 
-@pytest.mark.slow
-def test_rehearsal_of_the_tests(tmp_path: Path) -> None:
-    arguments = ["--part", "tests", "--cpu-rehearsal", "--out", str(tmp_path), "--jobs", "1"]
-    assert gpu_check.main([*arguments, "--only", "graphs", "--keyword", "losses"]) == 0
-    with (tmp_path / "tests.csv").open(encoding="utf-8") as file:
-        (row,) = csv.DictReader(file)
-    assert row["test"].endswith("test_losses") and row["outcome"] == "passed"
-    log = (tmp_path / "tests.log").read_text(encoding="utf-8")
-    assert "commit: " in log and "copy_GBps" in log and "tests: done, no problems" in log
+def test_the_list_of_tests_for_a_gpu() -> None:
+    """Files that exist; tests on the device run, those that make CPU tensors do not."""
+    assert all((ROOT / place).exists() for place in (*allowed.ON_A_GPU, *allowed.BESIDE_THE_OPS))
+    assert all(allowed.may_run(file, ()) for file in allowed.BESIDE_THE_OPS)
+    assert allowed.may_run("tests/ops/test_softmax.py", ("device",))
+    assert not allowed.may_run("tests/ops/test_softmax.py", ("tmp_path",))
+    assert not allowed.may_run("tests/models/test_mlp.py", ("device",))
+    assert not allowed.may_run("tests/ops_of_another/test_softmax.py", ("device",))
 
 
-def test_too_little_time(tmp_path: Path) -> None:
-    """Files that no time is left for are named, and that is a problem and not a success."""
-    log = gpu_check.Log(tmp_path / "log")
-    assert gpu_check.run_tests(tmp_path, log, 0.01, 1, True, only="graphs") == 1
-    text = (tmp_path / "log").read_text(encoding="utf-8")
-    assert "test_graphs.py: did not fit" in text and "the time was too short" in text
-
-
-@pytest.mark.slow
-def test_rehearsal_of_the_benchmark(tmp_path: Path) -> None:
-    """In a process of its own: torch.compile and the interpreter leave state behind."""
-    command = [sys.executable, "-m", "bench.gpu_check", "--part", "bench", "--cpu-rehearsal", "--out", str(tmp_path)]
-    environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, "--only", "cross_entropy-bert"], cwd=ROOT, capture_output=True, text=True, env=environ, timeout=280
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for name in ("kernels.csv", "model.csv", "serving.csv", "host.csv", "compiled.csv", "bench.log"):
-        assert (tmp_path / name).stat().st_size > 0
-    with (tmp_path / "kernels.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert {"fasttx[triton]", "eager", "torch.compile"} <= {row["peer"] for row in rows if row["median_ms"]}
-    assert all(row["device"] == "rehearsal" for row in rows)
-    assert all(row["median_ms"] or row["status"].startswith(("unavailable: ", "not timed: ")) for row in rows)
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1 << 20  # small enough to commit
-
-
-def test_both_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each log ends with its own problems; the exit code is of both."""
-    monkeypatch.setattr(gpu_check, "environment", lambda *_: None)
-    monkeypatch.setattr(gpu_check, "run_tests", lambda *_: 2)
-    monkeypatch.setattr(gpu_check, "run_bench", lambda *_: 0)
-    assert gpu_check.main(["--cpu-rehearsal", "--out", str(tmp_path)]) == 1
-    assert "tests: done, 2 problems" in (tmp_path / "tests.log").read_text(encoding="utf-8")
-    assert "bench: done, no problems" in (tmp_path / "bench.log").read_text(encoding="utf-8")
-
-
-def test_a_part_that_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its log says how, and the other part still runs."""
-
-    def breaks(*_: object) -> int:
-        raise RuntimeError("no such clock")
-
-    monkeypatch.setattr(gpu_check, "environment", lambda *_: None)
-    monkeypatch.setattr(gpu_check, "run_tests", breaks)
-    monkeypatch.setattr(gpu_check, "run_bench", lambda *_: 0)
-    assert gpu_check.main(["--cpu-rehearsal", "--out", str(tmp_path)]) == 1
-    log = (tmp_path / "tests.log").read_text(encoding="utf-8")
-    assert "RuntimeError: no such clock" in log and "tests: done, 1 problem" in log
-    assert "bench: done, no problems" in (tmp_path / "bench.log").read_text(encoding="utf-8")
-
-
-def test_the_table_grows_with_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is cut off from outside leaves the results that it had."""
-
-    def run_file(path: Path, out: Path, *_: object) -> tuple[Path, str, str]:
-        if path.name == "test_b.py":  # begins in a thread of its own, perhaps before the results of a are written
-            table, until = tmp_path / "tests.csv", time.time() + 20
-            while "test_a.py" not in table.read_text(encoding="utf-8"):
-                assert time.time() < until, "the table does not grow"
-                time.sleep(0.01)
-        return path, "did not fit", ""
-
-    monkeypatch.setattr(gpu_check, "files_to_test", lambda: [gpu_check.ROOT / f"test_{x}.py" for x in "ab"])
-    monkeypatch.setattr(gpu_check, "_run_file", run_file)
-    assert gpu_check.run_tests(tmp_path, gpu_check.Log(tmp_path / "log"), 1.0, 1, True) == 2
-
-
-LEAVES_A_CHILD = """
-import subprocess, sys, time
-def test_sleeps():
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(40)"])
-    open("child", "w").write(str(child.pid))
-    time.sleep(40)
-"""
-
-
-@pytest.mark.slow
-def test_the_deadline_ends_the_children_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that holds the output open would keep the whole run waiting after the deadline."""
-    (tmp_path / "test_child.py").write_text(LEAVES_A_CHILD, encoding="utf-8")
-    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    began = time.time()
-    _, verdict, _ = gpu_check._run_file(tmp_path / "test_child.py", tmp_path, began + 12, True, "")
-    assert verdict == "killed at the deadline" and time.time() - began < 20
-    child = int((tmp_path / "child").read_text())
-    for _ in range(50):
-        stat = Path(f"/proc/{child}/stat")
-        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail(f"process {child} is still there")
-
-
-def make_gpu_check(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed")
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS")) and k != "PYTHON"}
-    settings = [f"{name}={value}" for name, value in ({"VENV": str(tmp_path / "no-venv")} | variables).items()]
-    return subprocess.run(
-        ["make", "gpu-check", *settings], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
+def test_beside_a_gpu_the_others_are_skipped(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The hook of tests/conftest.py, on the items of this run, as on a machine with a GPU."""
+    plugin = next(
+        p for p in request.config.pluginmanager.get_plugins() if hasattr(p, "skip_what_a_gpu_adds_nothing_to")
     )
 
+    class Item:
+        def __init__(self, path: str, fixtures: tuple[str, ...]) -> None:
+            self.path, self.fixturenames, self.markers = ROOT / path, fixtures, list[pytest.MarkDecorator]()
 
-def candidate(path: Path, lack: str) -> str:
-    """A program in place of a Python, which lacks something or, without `lack`, would run the check."""
-    answer = f'echo "{lack}"; exit 1' if lack else "exit 0"
-    script = f'#!/bin/sh\ncase "$*" in *bench.requirements*) {answer};; *) echo "ran $0 $*";; esac\n'
-    path.write_text(script, encoding="utf-8")
-    path.chmod(0o755)
-    return str(path)
+        def add_marker(self, marker: pytest.MarkDecorator) -> None:
+            self.markers.append(marker)
 
-
-def test_make_asks_every_candidate(tmp_path: Path) -> None:
-    first = candidate(tmp_path / "first", "pytest, a GPU that its torch 2.9.0+cpu can see")
-    second = candidate(tmp_path / "second", "")
-    done = make_gpu_check(tmp_path, CANDIDATES=f"no-such-python {first} {second}", PART="tests")
-    assert done.returncode == 0, done.stderr
-    assert f"gpu-check: {first} lacks pytest, a GPU that its torch 2.9.0+cpu can see" in done.stderr
-    assert "no-such-python" not in done.stderr
-    assert f"ran {second} -m bench.gpu_check" in done.stdout and "--part tests" in done.stdout
+    given = [Item("tests/ops/test_softmax.py", ("device",)), Item("tests/ops/test_attention_lowest.py", ())]
+    plugin.skip_what_a_gpu_adds_nothing_to(given)
+    assert not given[0].markers
+    assert given[1].markers[0].name == "skip" and "CUDA_VISIBLE_DEVICES=" in given[1].markers[0].kwargs["reason"]
 
 
-def test_make_asks_only_the_python_that_was_named(tmp_path: Path) -> None:
-    named, other = candidate(tmp_path / "named", ""), candidate(tmp_path / "other", "")
-    done = make_gpu_check(tmp_path, PYTHON=named, CANDIDATES=other)
-    assert f"ran {named} -m bench.gpu_check" in done.stdout, done.stderr
-
-
-def test_needs() -> None:
-    """What this Python lacks: nothing but the GPU where there is none, and what cannot be imported by name."""
-    gpu = [] if torch.cuda.is_available() else [f"a GPU that its torch {torch.__version__} can see"]
-    assert requirements.lacks() == gpu
-    assert requirements.lacks(("pytest", "no_such_package")) == ["no_such_package", *gpu]
-
-
-PLUGIN_TESTS = """
-import time, pytest
-def test_good(): pass
-def test_wrong(): assert 1 == 2, "not so"
-def test_hangs(): time.sleep(30)
-@pytest.fixture
-def broken(): raise RuntimeError("no set-up")
-def test_set_up(broken): pass
-def test_left_out(): pytest.skip("for a reason")
-"""
-
-
-@pytest.mark.slow
-def test_plugin(tmp_path: Path) -> None:
-    import json
-
-    (tmp_path / "test_sample.py").write_text(PLUGIN_TESTS, encoding="utf-8")
-    (tmp_path / "test_unreadable.py").write_text("import no_such_module\n", encoding="utf-8")
-    environ = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "FASTTX_TEST_LOG": str(tmp_path / "log"),
-        "FASTTX_TEST_SECONDS": "1",
-    }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.budget", "-p", "no:timeout", "--rootdir=."]
-    command += ["--continue-on-collection-errors", "."]
-    subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, timeout=100)
-    rows = [json.loads(line) for line in (tmp_path / "log").read_text(encoding="utf-8").splitlines()]
-    outcomes = {row["test"].rpartition("::")[2]: (row["outcome"], row["detail"]) for row in rows}
-    assert outcomes["test_good"] == ("passed", "")
-    assert outcomes["test_wrong"][0] == "failed" and "not so" in outcomes["test_wrong"][1]
-    assert outcomes["test_hangs"][0] == "failed" and "longer than 1 s" in outcomes["test_hangs"][1]
-    assert outcomes["test_set_up"][0] == "error" and "no set-up" in outcomes["test_set_up"][1]
-    assert outcomes["test_left_out"] == ("skipped", "Skipped: for a reason")
-    assert outcomes["test_unreadable.py"][0] == "not collected"
-    environ["FASTTX_TEST_DEADLINE"] = "1"
-    (tmp_path / "log").unlink()
-    subprocess.run([*command, "-k", "good"], cwd=tmp_path, env=environ, capture_output=True, timeout=100)
-    rows = [json.loads(line) for line in (tmp_path / "log").read_text(encoding="utf-8").splitlines()]
-    assert any(row["outcome"] == "skipped" and "time budget spent" in row["detail"] for row in rows)
-
-
-@pytest.mark.slow
-def test_rehearsal_of_every_gpu_test() -> None:
-    environ = os.environ | {"FASTTX_REHEARSAL": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=290)
-    assert done.returncode == 0, done.stdout[-4000:]
+def test_one_place_sets_what_the_cache_is_kept_by() -> None:
+    """Tests, benchmarks and `make gpu-prepare` find each other's kernels: the variable is part of their key."""
+    listed = subprocess.run(
+        ["git", "grep", "-l", "environ.*TRITON_DEFAULT_FP_FUSION"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode == 0:  # a checkout
+        assert [name for name in listed.stdout.split() if not name.startswith("tests/bench/")] == ["bench/__init__.py"]
+    assert os.environ["TRITON_DEFAULT_FP_FUSION"] == "1"

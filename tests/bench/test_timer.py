@@ -18,7 +18,8 @@ from fasttx.ops.cost import bytes_of
 
 def test_bench_is_importable_both_ways() -> None:
     names = "timer environment "
-    names += "workloads kernels model serving lengths arms options contenders host gpu_check compiler_report accuracy"
+    names += "workloads kernels model serving lengths arms options contenders host compiler_report accuracy"
+    names += " gpu.check gpu.report"
     for name in names.split():
         assert (
             importlib.import_module(f"fasttx.bench.{name}").__doc__ == importlib.import_module(f"bench.{name}").__doc__
