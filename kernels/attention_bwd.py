@@ -1,15 +1,18 @@
 """Attention backward, padded and packed (varlen), in one kernel family.
 
-Mathematics.  With P = exp(S - lse), Z = keep / (1 - p_hat) and dP = Z * (dout V^T):
-dV = (Z * P)^T dout;  delta = rowsum(dout * out) = rowsum(P * dP);  dS = P * (dP - delta);
+Mathematics.  With P = exp(S - lse), Z = keep / (1 - p_hat) and dP = dout V^T:
+dV = (Z * P)^T dout;  delta = rowsum(dout * out) = rowsum(Z * P * dP);  dS = Z * P * dP - P * delta;
 dQ = softmax_scale * dS K;  dK = softmax_scale * dS^T Q.  P is computed again from q, k and softmax_lse.
 (Dao, "FlashAttention-2", 2023, section 3.1.2.)
+The scale 1 / (1 - p_hat) costs nothing: its logarithm is taken from lse, so that exp gives P times it, and delta is
+divided by it.
 
 Contract.  dq, dk, dv are contiguous and wholly written; the inputs are read by strides, last dims contiguous.  Fully
 masked rows, keys that no query sees and packed tokens of no sequence get zeros.  Three ways:
 - one block holds every key: one kernel writes all three, delta is summed inside; out is not read.
-- else: delta is computed first, then a program per key block writes its dk and dv and adds its share of dq in fp32 by
-  atomics (the order of those additions, and so the last bits of dq, vary from run to run).
+- else: delta is computed first and stored beside lse, both as the loop wants them; then a program per key block writes
+  its dk and dv and adds its share of dq in fp32 by atomics (the order of those additions, and so the last bits of dq,
+  vary from run to run).
 - deterministic: the same without dq, which a third kernel computes by query blocks.  Every result is bitwise
   reproducible.
 Where heads are grouped, the program of a key head walks through its query heads itself: dk and dv need no atomics.
@@ -36,23 +39,36 @@ from .attention import (
     visible_only,
     window_limits,
 )
-from .attention_bwd_dq import attention_bwd_dq_kernel, load_lse, probabilities
-from .attention_config import config, costs_registers, power_of_two
-from .attention_tiles import fill_uncovered, first_row, first_token, load_tile, sequence, store_tile
+from .attention_bwd_dq import attention_bwd_dq_kernel, lowered, probabilities, score_gradient
+from .attention_config import Config, config, costs_registers, power_of_two
+from .attention_tiles import (
+    fill_uncovered,
+    first_of,
+    first_pair,
+    first_row,
+    first_token,
+    load_tile,
+    sequence,
+    store_tile,
+)
 from .device import arch_of, precision_of
-from .dropout import dropout_threshold, frag_mask, keep_scale
+from .dropout import dropout_threshold, frag_mask, frag_mask_transposed, keep_scale
 
 DQ_NONE = tl.constexpr(0)  # another kernel computes dq
 DQ_ATOMIC = tl.constexpr(1)  # dq is fp32 zeros, added to by every key block
 DQ_DIRECT = tl.constexpr(2)  # this program sees every key: it alone writes dq
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(do_not_specialize=(*UNSPECIALIZED, "head_blocks"))
 def attention_bwd_delta_kernel(
-    delta, out, dout, cu_seqlens_q, stride_ob, stride_om, stride_oh, num_heads, max_seqlen_q, total_q,
-    HEAD_DIM_V: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr,
+    lse_delta, softmax_lse, out, dout, cu_seqlens_q, stride_ob, stride_om, stride_oh, num_heads, max_seqlen_q, total_q,
+    head_blocks, HEAD_DIM_V: tl.constexpr, BLOCK_DV: tl.constexpr, FOLD_SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """delta = rowsum(dout * out) of BLOCK_M rows of one head; strides are those of dout."""
+    """Pairs (`lowered` softmax_lse, delta / keep_scale) of BLOCK_M rows of one head; strides are those of dout.
+
+    delta = rowsum(dout * out).  Rows after the end of the sequence get (+inf, 0), so that the loop needs no mask.
+    """
     blocks = tl.cdiv(max_seqlen_q, BLOCK_M)
     head = tl.program_id(0) // blocks
     m0 = tl.program_id(0) % blocks * BLOCK_M
@@ -62,24 +78,27 @@ def attention_bwd_delta_kernel(
     if m0 >= n_q:
         return
     dout = first_token(dout, b, h, first_q, stride_ob, stride_om, stride_oh, cu_seqlens_q) + m0.to(tl.int64) * stride_om
-    delta += first_row(head, h, first_q, max_seqlen_q, total_q, cu_seqlens_q)
+    softmax_lse += first_row(head, h, first_q, max_seqlen_q, total_q, cu_seqlens_q) + m0
+    lse_delta += first_pair(head, h, b, first_q, head_blocks, cu_seqlens_q, BLOCK_M) + 2 * m0
     offs_m = tl.arange(0, BLOCK_M)
+    lse = tl.load(softmax_lse + offs_m, mask=offs_m < n_q - m0, other=float("inf"))
     out += ((first_q + m0) * num_heads + h) * HEAD_DIM_V
     o_tile = load_tile(out, num_heads * HEAD_DIM_V, offs_m, n_q - m0, HEAD_DIM_V, BLOCK_DV).to(tl.float32)
     do_tile = load_tile(dout, stride_om, offs_m, n_q - m0, HEAD_DIM_V, BLOCK_DV).to(tl.float32)
-    tl.store(delta + m0 + offs_m, tl.sum(o_tile * do_tile, 1), mask=offs_m < n_q - m0)
+    pairs = tl.join(lowered(lse, THRESHOLD, FOLD_SCALE), tl.sum(o_tile * do_tile, 1) / keep_scale(THRESHOLD))
+    tl.store(lse_delta + tl.arange(0, 2 * BLOCK_M), tl.reshape(pairs, [2 * BLOCK_M]))
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(do_not_specialize=(*UNSPECIALIZED, "head_blocks"))
 def attention_bwd_dkdv_kernel(
-    dq, dk, dv, dout, q, k, v, delta, softmax_lse, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state,
+    dq, dk, dv, dout, q, k, v, softmax_lse, lse_delta, attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state,
     stride_ob, stride_om, stride_oh, stride_qb, stride_qm, stride_qh, stride_kb, stride_kn, stride_kh,
     stride_vb, stride_vn, stride_vh, stride_bb, stride_bh, stride_bm, stride_bn,
-    num_heads, max_seqlen_q, max_seqlen_k, total_q, total_k, softmax_scale, window_left, window_right,
+    num_heads, max_seqlen_q, max_seqlen_k, total_q, total_k, softmax_scale, window_left, window_right, head_blocks,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     GROUP: tl.constexpr, FOLD_SCALE: tl.constexpr, KEY_MASK: tl.constexpr, WINDOW: tl.constexpr,
-    THRESHOLD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    TRANSPOSED: tl.constexpr, DQ: tl.constexpr,
+    THRESHOLD: tl.constexpr, PRECISION: tl.constexpr, PAIR_ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, TRANSPOSED: tl.constexpr, DQ: tl.constexpr, LOAD: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BLOCK_N keys of one key head, and what those keys contribute to dq."""
     blocks = tl.cdiv(max_seqlen_k, BLOCK_N)
@@ -133,6 +152,7 @@ def attention_bwd_dkdv_kernel(
 
     offs_m = tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
+    offs_load = tl.arange(0, LOAD)
     cols = n0 + offs_n
     cols = cols[:, None] if TRANSPOSED else cols[None, :]
     k_tile = load_tile(k + n0.to(tl.int64) * stride_kn, stride_kn, offs_n, n_k - n0, HEAD_DIM, BLOCK_D)
@@ -152,14 +172,13 @@ def attention_bwd_dkdv_kernel(
         lo64 = (n0 * 0 + lo).to(tl.int64)
         q_ptr = first_token(q, b, h, first_q, stride_qb, stride_qm, stride_qh, cu_seqlens_q) + lo64 * stride_qm
         do_ptr = first_token(dout, b, h, first_q, stride_ob, stride_om, stride_oh, cu_seqlens_q) + lo64 * stride_om
-        row0 = first_row(head, h, first_q, max_seqlen_q, total_q, cu_seqlens_q) + lo
-        lse_ptr = softmax_lse + row0
+        if DQ == DQ_DIRECT:
+            lse_ptr = softmax_lse + first_row(head, h, first_q, max_seqlen_q, total_q, cu_seqlens_q)
+        else:
+            lse_ptr = lse_delta + first_pair(head, h, b, first_q, head_blocks, cu_seqlens_q, PAIR_ROWS) + 2 * lo
         dq_ptr = dq
-        delta_ptr = delta
         if DQ != DQ_NONE:
             dq_ptr = dq + ((first_q + lo) * num_heads + h) * HEAD_DIM
-        if DQ != DQ_DIRECT:
-            delta_ptr = delta + row0
         bias_ptr = attn_bias
         if attn_bias is not None:
             bias_ptr = attn_bias + b.to(tl.int64) * stride_bb + h.to(tl.int64) * stride_bh
@@ -176,7 +195,12 @@ def attention_bwd_dkdv_kernel(
             row_ok = offs_m < left
             q_tile = load_tile(q_ptr, stride_qm, offs_m, left, HEAD_DIM, BLOCK_D)
             do_tile = load_tile(do_ptr, stride_om, offs_m, left, HEAD_DIM_V, BLOCK_DV)
-            lse = load_lse(lse_ptr + offs_m, row_ok)
+            if DQ == DQ_DIRECT:
+                x = tl.load(lse_ptr + offs_load, mask=offs_load < tl.minimum(left, BLOCK_M), other=float("inf"))
+                lse = lowered(first_of(x, BLOCK_M), THRESHOLD, FOLD_SCALE)
+            else:
+                pairs = first_of(tl.load(lse_ptr + offs_load), 2 * BLOCK_M)
+                lse, delta = tl.split(tl.reshape(pairs, [BLOCK_M, 2]))
             if TRANSPOSED:  # [BLOCK_N, BLOCK_M]
                 s = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION)
                 dp = tl.dot(v_tile, tl.trans(do_tile), input_precision=PRECISION)
@@ -206,19 +230,17 @@ def attention_bwd_dkdv_kernel(
             p = probabilities(s, lse, softmax_scale, FOLD_SCALE)
             kept = p
             if THRESHOLD > 0:
-                keep = frag_mask(seed, rng_offset, head, m0, n0, THRESHOLD, BLOCK_M, BLOCK_N)
                 if TRANSPOSED:
-                    keep = tl.trans(keep)
+                    keep = frag_mask_transposed(seed, rng_offset, head, m0, n0, THRESHOLD, BLOCK_M, BLOCK_N)
+                else:
+                    keep = frag_mask(seed, rng_offset, head, m0, n0, THRESHOLD, BLOCK_M, BLOCK_N)
                 kept = tl.where(keep, p, 0.0)
-                dp = tl.where(keep, dp * keep_scale(THRESHOLD), 0.0)
-            kept = kept.to(do_tile.dtype)
-            dv_acc = tl.dot(kept if TRANSPOSED else tl.trans(kept), do_tile, dv_acc, input_precision=PRECISION)
+            z = kept.to(do_tile.dtype)
+            dv_acc = tl.dot(z if TRANSPOSED else tl.trans(z), do_tile, dv_acc, input_precision=PRECISION)
             if DQ == DQ_DIRECT:
-                row_delta = tl.sum(p * dp, 0 if TRANSPOSED else 1)
-            else:
-                row_delta = tl.load(delta_ptr + offs_m, mask=row_ok, other=0.0)
-            row_delta = row_delta[None, :] if TRANSPOSED else row_delta[:, None]
-            ds = (p * (dp - row_delta)).to(q_tile.dtype)
+                delta = tl.sum(kept * dp, 0 if TRANSPOSED else 1) / keep_scale(THRESHOLD)
+            delta = delta[None, :] if TRANSPOSED else delta[:, None]
+            ds = score_gradient(p, kept, dp, delta, THRESHOLD).to(q_tile.dtype)
             dk_acc = tl.dot(ds if TRANSPOSED else tl.trans(ds), q_tile, dk_acc, input_precision=PRECISION)
             if DQ != DQ_NONE:
                 dq_tile = tl.dot(tl.trans(ds) if TRANSPOSED else ds, k_tile, input_precision=PRECISION) * softmax_scale
@@ -231,16 +253,26 @@ def attention_bwd_dkdv_kernel(
                 dq_ptr += BLOCK_M * num_heads * HEAD_DIM
             q_ptr += BLOCK_M * stride_qm
             do_ptr += BLOCK_M * stride_om
-            lse_ptr += BLOCK_M
-            if DQ != DQ_DIRECT:
-                delta_ptr += BLOCK_M
+            lse_ptr += BLOCK_M if DQ == DQ_DIRECT else 2 * BLOCK_M
             if attn_bias is not None:
                 bias_ptr += BLOCK_M * stride_bm
 
     dk += ((first_k + n0) * heads_k + hk) * HEAD_DIM
     dv += ((first_k + n0) * heads_k + hk) * HEAD_DIM_V
     store_tile(dk, heads_k * HEAD_DIM, offs_n, len_k - n0, dk_acc * softmax_scale, HEAD_DIM, BLOCK_D)
-    store_tile(dv, heads_k * HEAD_DIM_V, offs_n, len_k - n0, dv_acc * keep_scale(THRESHOLD), HEAD_DIM_V, BLOCK_DV)
+    store_tile(dv, heads_k * HEAD_DIM_V, offs_n, len_k - n0, dv_acc, HEAD_DIM_V, BLOCK_DV)
+
+
+def row_floats(tile: Config, direct: bool) -> int:
+    """How many floats of rows one iteration loads at once: those of its tile, and enough for each thread to load some.
+
+    Triton repeats a load with fewer elements than a block has threads in each of them: 32 copies of 4 bytes of the
+    same 64 rows.  What is loaded beside the tile are the rows of the next iterations.
+    """
+    needed = tile.block_m if direct else 2 * tile.block_m
+    if tile.num_stages == 1:
+        return needed  # not copied ahead of the loop
+    return max(needed, (32 if direct else 64) * tile.num_warps)
 
 
 def attention_bwd(
@@ -295,30 +327,35 @@ def attention_bwd(
     shape = (num_heads, max_seqlen_q, max_seqlen_k, q.shape[0], k.shape[0], softmax_scale, *limits)
     by_stride = (*strides(dout, varlen), *strides(q, varlen), *strides(k, varlen), *strides(v, varlen), *bias)
     masks = (attn_bias, seqused_k, cu_seqlens_q, cu_seqlens_k, rng_state)
+    direct = blocks_k <= 1
+    pair_rows = max(tile.block_m, min(64 if head_dim_v <= 64 else 32, power_of_two(max_seqlen_q)))
+    head_blocks = q.shape[0] // pair_rows + batch if varlen else triton.cdiv(max_seqlen_q, pair_rows)
+    load = row_floats(tile, direct)
     constants = {
         "HEAD_DIM": head_dim, "HEAD_DIM_V": head_dim_v,
         "BLOCK_D": power_of_two(head_dim), "BLOCK_DV": power_of_two(head_dim_v), "GROUP": num_heads // heads_k,
         "FOLD_SCALE": folds_scale(attn_bias, softmax_scale), "KEY_MASK": bias[2] == 0,
         "WINDOW": window, "THRESHOLD": dropout_threshold(dropout_p),
-        "PRECISION": precision_of(q),
+        "PRECISION": precision_of(q), "PAIR_ROWS": pair_rows,
     }  # fmt: skip
 
-    if blocks_k <= 1:
-        mode, delta, dq_sum = DQ_DIRECT.value, None, dq
+    if direct:
+        mode, lse_delta, dq_sum = DQ_DIRECT.value, None, dq
     else:
         mode = DQ_NONE.value if deterministic else DQ_ATOMIC.value
-        delta = torch.empty_like(softmax_lse)
-        rows = min(64 if head_dim_v <= 64 else 32, power_of_two(max_seqlen_q))
-        attention_bwd_delta_kernel[(batch * num_heads * triton.cdiv(max_seqlen_q, rows),)](
-            delta, out, dout, cu_seqlens_q, *strides(dout, varlen), num_heads, max_seqlen_q, q.shape[0],
-            HEAD_DIM_V=head_dim_v, BLOCK_DV=power_of_two(head_dim_v), BLOCK_M=rows, num_warps=4,
+        rows = num_heads * head_blocks * (1 if varlen else batch) * pair_rows
+        lse_delta = torch.empty(2 * rows + load, dtype=torch.float32, device=q.device)
+        attention_bwd_delta_kernel[(batch * num_heads * triton.cdiv(max_seqlen_q, pair_rows),)](
+            lse_delta, softmax_lse, out, dout, cu_seqlens_q, *strides(dout, varlen), num_heads, max_seqlen_q,
+            q.shape[0], head_blocks, HEAD_DIM_V=head_dim_v, BLOCK_DV=power_of_two(head_dim_v),
+            FOLD_SCALE=constants["FOLD_SCALE"], THRESHOLD=constants["THRESHOLD"], BLOCK_M=pair_rows, num_warps=4,
         )  # fmt: skip
         dq_sum = dq
         if mode == DQ_ATOMIC.value:
             dq_sum = dq.zero_() if dq.dtype == torch.float32 else torch.zeros_like(dq, dtype=torch.float32)
     attention_bwd_dkdv_kernel[(batch * heads_k * max(blocks_k, 1),)](
-        dq_sum, dk, dv, dout, q, k, v, delta, softmax_lse, *masks, *by_stride, *shape, **constants,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, TRANSPOSED=tile.transposed, DQ=mode,
+        dq_sum, dk, dv, dout, q, k, v, softmax_lse, lse_delta, *masks, *by_stride, *shape, head_blocks, **constants,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, TRANSPOSED=tile.transposed, DQ=mode, LOAD=load,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
         maxnreg=tile.max_registers,
     )  # fmt: skip
@@ -327,7 +364,7 @@ def attention_bwd(
     if mode == DQ_NONE.value:
         tile = config("dq", *size, masked=masked)
         attention_bwd_dq_kernel[(batch * num_heads * triton.cdiv(max_seqlen_q, tile.block_m),)](
-            dq, dout, q, k, v, delta, softmax_lse, *masks, *by_stride, *shape, **constants,
+            dq, dout, q, k, v, lse_delta, *masks, *by_stride, *shape, head_blocks, **constants,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
         maxnreg=tile.max_registers,
         )  # fmt: skip

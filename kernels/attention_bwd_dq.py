@@ -3,7 +3,7 @@
 Mathematics.  dQ = softmax_scale * dS K, dS = P * (dP - delta), P and dP as in attention_bwd.py, computed again.
 
 Contract.  One program computes BLOCK_M rows of dq of one head and is the only one that writes them: bitwise
-reproducible.  It walks the keys as the forward does, and reads dout, softmax_lse and delta besides.  Fully masked rows
+reproducible.  It walks the keys as the forward does, and reads dout and lse_delta besides.  Fully masked rows
 and packed tokens of no sequence get zeros.
 
 Cost.  3 products, 1.5 x the forward's flop, two of them a second time: what reproducible bits cost.  No atomics.
@@ -15,35 +15,49 @@ import triton
 import triton.language as tl
 
 from .attention import LOG2E, UNSPECIALIZED, last_key, masked
-from .attention_tiles import fill_uncovered, first_row, first_token, load_tile, sequence, store_tile
-from .dropout import frag_mask, keep_scale
+from .attention_tiles import fill_uncovered, first_pair, first_token, load_tile, sequence, store_tile
+from .dropout import frag_mask, log_keep_scale
+
+
+@triton.jit
+def lowered(lse, THRESHOLD: tl.constexpr, FOLD_SCALE: tl.constexpr):
+    """What `probabilities` subtracts for rows of this softmax_lse: +inf for those that are fully masked."""
+    lse = tl.where(lse == float("-inf"), float("inf"), lse) - log_keep_scale(THRESHOLD)
+    if FOLD_SCALE:
+        return lse * LOG2E
+    else:
+        return lse
 
 
 @triton.jit
 def probabilities(s, lse, softmax_scale, FOLD_SCALE: tl.constexpr):
-    """exp(scaled s - lse); 0 where the score is -inf or, lse being +inf then, the row is masked or absent."""
+    """keep_scale * exp(scaled s - softmax_lse), lse being `lowered`; 0 where the score is -inf or lse +inf."""
     if FOLD_SCALE:
-        return tl.exp2(s * (softmax_scale * LOG2E) - lse * LOG2E)
+        return tl.exp2(s * (softmax_scale * LOG2E) - lse)
     else:
         return tl.exp2((s - lse) * LOG2E)
 
 
 @triton.jit
-def load_lse(ptr, mask):
-    """softmax_lse of some rows, +inf for those that are absent or fully masked: their probabilities become 0."""
-    lse = tl.load(ptr, mask=mask, other=float("inf"))
-    return tl.where(lse == float("-inf"), float("inf"), lse)
+def score_gradient(p, kept, dp, delta, THRESHOLD: tl.constexpr):
+    """dS.  p and kept: P and what dropout leaves of it, times keep_scale; dp: dout V^T; delta: divided by keep_scale.
+
+    One selection for each element, that of kept: a second would hold a predicate for each of them in registers.
+    """
+    if THRESHOLD > 0:
+        return kept * dp - p * delta
+    else:
+        return p * (dp - delta)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(do_not_specialize=(*UNSPECIALIZED, "head_blocks"))
 def attention_bwd_dq_kernel(
     dq,
     dout,
     q,
     k,
     v,
-    delta,
-    softmax_lse,
+    lse_delta,
     attn_bias,
     seqused_k,
     cu_seqlens_q,
@@ -73,6 +87,7 @@ def attention_bwd_dq_kernel(
     softmax_scale,
     window_left,
     window_right,
+    head_blocks,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -83,6 +98,7 @@ def attention_bwd_dq_kernel(
     WINDOW: tl.constexpr,
     THRESHOLD: tl.constexpr,
     PRECISION: tl.constexpr,
+    PAIR_ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -122,7 +138,7 @@ def attention_bwd_dq_kernel(
     dout = first_token(dout, b, h, first_q, stride_ob, stride_om, stride_oh, cu_seqlens_q) + m0.to(tl.int64) * stride_om
     k = first_token(k, b, h // GROUP, first_k, stride_kb, stride_kn, stride_kh, cu_seqlens_k)
     v = first_token(v, b, h // GROUP, first_k, stride_vb, stride_vn, stride_vh, cu_seqlens_k)
-    row0 = first_row(head, h, first_q, max_seqlen_q, total_q, cu_seqlens_q) + m0
+    lse_delta += first_pair(head, h, b, first_q, head_blocks, cu_seqlens_q, PAIR_ROWS) + 2 * m0
     if seqused_k is not None:
         n_k = tl.minimum(n_k, tl.load(seqused_k + b))
     if attn_bias is not None:
@@ -140,8 +156,8 @@ def attention_bwd_dq_kernel(
     row_ok = offs_m < n_q - m0
     q_tile = load_tile(q, stride_qm, offs_m, n_q - m0, HEAD_DIM, BLOCK_D)
     do_tile = load_tile(dout, stride_om, offs_m, n_q - m0, HEAD_DIM_V, BLOCK_DV)
-    lse = load_lse(softmax_lse + row0 + offs_m, row_ok)[:, None]
-    row_delta = tl.load(delta + row0 + offs_m, mask=row_ok, other=0.0)[:, None]
+    lse = tl.load(lse_delta + 2 * offs_m, mask=row_ok, other=float("inf"))[:, None]
+    delta = tl.load(lse_delta + 2 * offs_m + 1, mask=row_ok, other=0.0)[:, None]
     lo = 0
     if WINDOW:
         lo = tl.maximum(m0 + shift - window_left, 0) // BLOCK_N * BLOCK_N
@@ -177,10 +193,10 @@ def attention_bwd_dq_kernel(
         if attn_bias is not None:
             attn_bias += BLOCK_N * stride_bn
         p = probabilities(s, lse, softmax_scale, FOLD_SCALE)
+        kept = p
         if THRESHOLD > 0:
-            keep = frag_mask(seed, rng_offset, head, m0, n0, THRESHOLD, BLOCK_M, BLOCK_N)
-            dp = tl.where(keep, dp * keep_scale(THRESHOLD), 0.0)
-        ds = (p * (dp - row_delta)).to(k_tile.dtype)
+            kept = tl.where(frag_mask(seed, rng_offset, head, m0, n0, THRESHOLD, BLOCK_M, BLOCK_N), p, 0.0)
+        ds = score_gradient(p, kept, dp, delta, THRESHOLD).to(k_tile.dtype)
         dq_acc = tl.dot(ds, k_tile, dq_acc, input_precision=PRECISION)
         k += BLOCK_N * stride_kn
         v += BLOCK_N * stride_vn

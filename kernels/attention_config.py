@@ -88,6 +88,12 @@ TABLE_MASKED: dict[tuple[str, int, int], Config] = {
     ("dq", 80, 64): Config(64, 32, 8, 2),
 }
 
+# Tiles that no call takes by itself: for a measurement that puts one in the place of TABLE's. Blocks of 4 warps share a
+# multiprocessor where TABLE's has it alone, but add twice as often to dq, once for each 64 keys.
+OTHER_TILES: dict[tuple[str, int, int], tuple[Config, ...]] = {
+    ("dkdv", 90, 64): (Config(64, 64, 4, 2, True), Config(64, 64, 4, 2), Config(32, 64, 4, 2, True)),
+}
+
 # float32 multiplies on the vector units (or as tf32): small tiles, the operands are twice as wide.
 TABLE_FP32: dict[tuple[str, int], Config] = {
     ("fwd", 64): Config(64, 32, 4, 2),

@@ -51,11 +51,34 @@ def first_token(x, b, h, first, stride_b, stride_m, stride_h, cu_seqlens):
 
 @triton.jit
 def first_row(head, h, first, max_seqlen, total, cu_seqlens):
-    """The offset of that token in softmax_lse and delta; head = b * num_heads + h."""
+    """The offset of that token in softmax_lse; head = b * num_heads + h."""
     if cu_seqlens is None:
         return head.to(tl.int64) * max_seqlen
     else:
         return h.to(tl.int64) * total + first
+
+
+@triton.jit
+def first_pair(head, h, b, first, head_blocks, cu_seqlens, ROWS: tl.constexpr):
+    """The offset of that token in lse_delta, where each sequence of a head starts a block of ROWS pairs.
+
+    head_blocks: blocks of one head, or of one head and sequence where there is no cu_seqlens.
+    """
+    if cu_seqlens is None:
+        block = head.to(tl.int64) * head_blocks
+    else:
+        block = h.to(tl.int64) * head_blocks + first // ROWS + b
+    return block * (2 * ROWS)
+
+
+@triton.jit
+def first_of(x, N: tl.constexpr):
+    """The first N elements of a vector; N and its length are powers of two."""
+    if x.shape[0] > N:
+        lower, _ = tl.split(tl.trans(tl.reshape(x, [2, x.shape[0] // 2])))
+        return first_of(lower, N)
+    else:
+        return x
 
 
 @triton.jit

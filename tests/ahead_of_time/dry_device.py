@@ -70,6 +70,23 @@ class Record:
         """Names of the machine instructions, in order, with their suffixes."""
         return _instructions(self.cubin)
 
+    def loop(self, holds: str) -> list[str]:
+        """Those of the smallest loop with an instruction whose name starts with `holds`; [] where there is none.
+
+        From the target of a branch backwards to the branch: what a uniform branch skips is counted too.
+        """
+        sass = _cuobjdump("-sass", self.cubin)
+        line = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)([^;]*);", re.MULTILINE)
+        code = [(int(place, 16), name, rest) for place, name, rest in line.findall(sass)]
+        loops = []
+        for end, name, rest in code:
+            target = re.search(r"0x([0-9a-f]+)\s*$", rest)
+            if name.startswith("BRA") and target and int(target[1], 16) <= end:
+                body = [name for place, name, _ in code if int(target[1], 16) <= place <= end]
+                if any(name.startswith(holds) for name in body):
+                    loops.append(body)
+        return min(loops, key=len, default=[])
+
     def __str__(self) -> str:
         return (
             f"{self.name} sm_{self.arch}: {self.registers} registers, {self.spill_bytes} bytes spilled, "

@@ -23,6 +23,7 @@ def test_the_largest_block_is_the_tables() -> None:
     from fasttx.kernels import attention_config as table
 
     tiles = [*table.TABLE.values(), *table.TABLE_MASKED.values(), *table.TABLE_FP32.values()]
+    tiles += [tile for others in table.OTHER_TILES.values() for tile in others]
     assert max(max(t.block_m, t.block_n) for t in tiles) == LARGEST_BLOCK
     first, next_one = (LARGEST_BLOCK * stride + MAX_HEAD_DIM for stride in (MAX_TOKEN_STRIDE, MAX_TOKEN_STRIDE + 1))
     assert first <= 2**31 < next_one

@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from ops.attention_cases import Case, check, guarded, make_inputs, run
 
 from fasttx.kernels import attention, attention_bwd
-from fasttx.kernels.attention_config import TABLE, TABLE_FP32, Config, config
+from fasttx.kernels.attention_config import OTHER_TILES, TABLE, TABLE_FP32, Config, config
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SMALL = (Config(32, 32, 1, 1), Config(32, 32, 1, 1, transposed=True))
@@ -47,6 +47,15 @@ def test_tile_boundaries(device: torch.device, sq: int, sk: int, small_tiles: bo
 def test_default_tiles(device: torch.device, dtype: torch.dtype, deterministic: bool, sk: int) -> None:
     case = Case(130, sk, 1, dtype=dtype, dim=64, dim_v=64, dropout_p=0.1, deterministic=deterministic)
     check(case if dtype != F32 else dataclasses.replace(case, sq=70, sk=sk - 70, dim=32, dim_v=32), device)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("tile", [t for tiles in OTHER_TILES.values() for t in tiles], ids=str)
+def test_other_tiles(device: torch.device, tile: Config, deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that only a measurement asks for give the same: two blocks each way, the last ones ragged, packed too."""
+    use_tile(monkeypatch, tile)
+    check(Case(70, 100, 1, dtype=BF16, dim=64, dim_v=64, dropout_p=0.1, deterministic=deterministic), device)
+    check(Case(lengths=((70, 90), (3, 65)), dtype=F16, dropout_p=0.1, deterministic=deterministic), device)
 
 
 @pytest.mark.parametrize(("dim", "dim_v"), [(1, 1), (20, 40), (64, 16), (80, 80), (128, 128), (256, 200)])

@@ -10,13 +10,33 @@ from ops.numpy_dropout import attention_keep, philox
 triton = pytest.importorskip("triton", reason="triton is not installed")
 import triton.language as tl  # noqa: E402
 
-from fasttx.kernels.dropout import dropout_threshold, frag_mask  # noqa: E402
+from fasttx.kernels.dropout import dropout_threshold, frag_mask, frag_mask_transposed, kept_bytes  # noqa: E402
 
 
 @triton.jit
-def write_mask(out, rng_state, head, m0, n0, THRESHOLD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    keep = frag_mask(tl.load(rng_state), tl.load(rng_state + 1), head, m0, n0, THRESHOLD, BLOCK_M, BLOCK_N)
+def write_mask(
+    out,
+    rng_state,
+    head,
+    m0,
+    n0,
+    THRESHOLD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TRANSPOSED: tl.constexpr = False,
+):
+    seed, offset = tl.load(rng_state), tl.load(rng_state + 1)
+    if TRANSPOSED:
+        keep = tl.trans(frag_mask_transposed(seed, offset, head, m0, n0, THRESHOLD, BLOCK_M, BLOCK_N))
+    else:
+        keep = frag_mask(seed, offset, head, m0, n0, THRESHOLD, BLOCK_M, BLOCK_N)
     tl.store(out + tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :], keep.to(tl.int8))
+
+
+@triton.jit
+def compare_bytes(out, words, THRESHOLD: tl.constexpr, N: tl.constexpr):
+    w = tl.load(words + tl.arange(0, N)).to(tl.uint32)
+    tl.store(out + tl.arange(0, N), kept_bytes(w, THRESHOLD).to(tl.int64))
 
 
 def test_philox_is_the_published_one() -> None:
@@ -28,11 +48,13 @@ def test_philox_is_the_published_one() -> None:
     assert words == [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]
 
 
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(
     ("seed", "offset", "head", "m0", "n0", "block_m", "block_n", "threshold"),
     [
         (0, 0, 0, 0, 0, 16, 32, 1),
         (0x123456789ABCDEF, 7, 5, 64, 32, 64, 64, 26),
+        (77, 1, 2, 128, 64, 64, 128, 129),  # thresholds are compared in another way from 129 on
         (-1, -3, 1, 16, 96, 32, 128, 128),  # both halves of the key all ones; an offset wider than a counter word
         (1 << 40, (5 << 32) + 9, 123456, 4096, 8192, 16, 64, 255),
     ],
@@ -47,10 +69,12 @@ def test_mask_equals_numpy(
     block_m: int,
     block_n: int,
     threshold: int,
+    transposed: bool,
 ) -> None:
     out = torch.full((block_m, block_n), 9, dtype=torch.int8, device=device)
     rng_state = torch.tensor([seed, offset], dtype=torch.int64, device=device)
-    write_mask[(1,)](out, rng_state, head, m0, n0, THRESHOLD=threshold, BLOCK_M=block_m, BLOCK_N=block_n)
+    shape = {"BLOCK_M": block_m, "BLOCK_N": block_n, "TRANSPOSED": transposed}
+    write_mask[(1,)](out, rng_state, head, m0, n0, THRESHOLD=threshold, **shape)
     expected = attention_keep(seed, offset, head, m0 + np.arange(block_m), n0 + np.arange(block_n), threshold)
     assert np.array_equal(out.cpu().numpy(), expected.astype(np.int8))
 
@@ -62,6 +86,18 @@ def test_mask_does_not_depend_on_the_tile(device: torch.device) -> None:
     part = torch.empty(16, 32, dtype=torch.int8, device=device)
     write_mask[(1,)](part, rng_state, 3, 32 + 48, 64 + 96, THRESHOLD=77, BLOCK_M=16, BLOCK_N=32)
     assert torch.equal(part, whole[48:, 96:])
+
+
+@pytest.mark.parametrize("threshold", [1, 26, 127, 128, 129, 254, 255])
+def test_every_byte_is_compared(device: torch.device, threshold: int) -> None:
+    """Words of four bytes are compared at once: each byte at each place, beside neighbours that could carry into it."""
+    low = torch.arange(256, device=device)
+    words = torch.cat([low << shift | fill for shift in (0, 8, 16, 24) for fill in (0, 0xFFFFFFFF & ~(255 << shift))])
+    out = torch.empty_like(words)
+    compare_bytes[(1,)](out, words, THRESHOLD=threshold, N=words.numel())
+    for shift in (0, 8, 16, 24):
+        assert torch.equal(out >> (shift + 7) & 1, ((words >> shift & 255) >= threshold).long())
+    assert not bool((out & 0x7F7F7F7F).any())
 
 
 def test_rate_and_independence() -> None:
