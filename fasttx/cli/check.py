@@ -24,14 +24,11 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import torch
-from torch import Tensor
 
 from ..ops import OPS, verdicts
 from ..ops.backends import BACKENDS
-from ..ops.cases import case
-from ..ops.dispatch import as_tuple
-from ..ops.registry import Direction
-from ..testing import compare, poisoned_outputs
+from ..ops.registry import Op
+from .judge import Call, calls, judge
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -60,91 +57,71 @@ class Result:
     seconds: float = 0.0
 
 
-def _judge(result: Result, direction: Direction, arguments: Sequence[Any]) -> None:
+def _judge(result: Result, op: Op, wanted: Sequence[Call]) -> None:
     """Calls the operator and fills in status, error and time."""
     began = time.perf_counter()
-    operator = getattr(torch.ops.fasttx, f"{result.op}_{result.direction}").default
-    with poisoned_outputs():
-        outputs = as_tuple(operator(*arguments, result.backend))
-    if outputs[0].is_cuda:
-        torch.cuda.synchronize()
+    found = judge(op, result.direction, result.backend, wanted)
     result.seconds = time.perf_counter() - began
-    worst = -1.0
-    composed, reference = as_tuple(direction.torch(*arguments)), as_tuple(direction.reference(*arguments))
-    for out, same, ref in zip(outputs, composed, reference, strict=True):
-        compared = compare(out, same, ref, by=direction.compared_by)
-        if compared.share > worst:
-            worst, result.error, result.allowed = compared.share, compared.error, compared.allowed
-            result.unit = "" if out.dtype.is_floating_point else "ulp"
-    result.status = "ok" if worst <= 1.0 else "wrong"
+    result.error, result.allowed, result.unit = found.error, found.allowed, found.unit
+    result.status = "ok" if found.share <= 1.0 else "wrong"
+    result.detail = "" if result.status == "ok" else f"in the case {found.case}"
 
 
-def _attempts(device: torch.device) -> Iterator[tuple[Result, Direction, Sequence[Any]]]:
-    """Every (op, direction, dtype, backend), with its arguments."""
+def _attempts(device: torch.device) -> Iterator[tuple[Result, Op, Sequence[Call]]]:
+    """Every (op, direction, dtype, backend), with its calls."""
     for op in OPS.values():
         for short, dtype in DTYPES.items():
-            forward = case(op, "check", device, dtype)
-            outputs = as_tuple(op.fwd.torch(*forward))
-            for name, direction in op.directions.items():
-                arguments: Sequence[Any] = forward
-                if name == "bwd":
-                    arguments = op.backward_arguments(forward, outputs, _gradient(outputs[0]))
-                tensors = direction.key_tensors(arguments)
+            for name, wanted in calls(op, device, dtype).items():
+                tensors = op.directions[name].key_tensors(wanted[0].arguments)
                 reasons = dict.fromkeys(BACKENDS, "not implemented") | {"torch": None}
                 # what failed its check runs, too: this is the report of it
                 reasons |= {impl.backend: impl.why_not(*tensors) for impl in op.impls}
                 for backend in BACKENDS:
                     why = reasons[backend]
                     status = "unavailable" if why else ""
-                    yield Result(op.name, name, short, str(device), backend, status, why or ""), direction, arguments
-
-
-def _gradient(out: Tensor) -> Tensor:
-    """The same numbers on every device."""
-    return torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+                    yield Result(op.name, name, short, str(device), backend, status, why or ""), op, wanted
 
 
 def run(device: torch.device) -> Iterator[dict[str, Any]]:
     """First ``{"total": n}``, then each :class:`Result` as a dict."""
     attempts = list(_attempts(device))
     yield {"total": len(attempts)}
-    for result, direction, arguments in attempts:
+    for result, op, wanted in attempts:
         if not result.status:
             try:
-                _judge(result, direction, arguments)
+                _judge(result, op, wanted)
             except Exception as problem:  # whatever a kernel or a compiler raises is this row's result
                 result.status, result.detail = "error", _first_line(problem)
         yield dataclasses.asdict(result)
 
 
-def check_row(name: str, device: torch.device) -> dict[str, str]:
+def check_row(name: str, device: torch.device, tell: Callable[[dict[str, str]], None]) -> dict[str, str]:
     """What became of a row "op/backend/dtype", forward and backward: its name, a status and a detail."""
     op_name, backend, short = name.split("/")
-    op, dtype = OPS[op_name], getattr(torch, short)
+    op = OPS[op_name]
+
+    def found(status: str, detail: str = "") -> dict[str, str]:
+        return {"row": name, "status": status, "detail": detail}
+
     try:
-        forward: Sequence[Any] = case(op, "check", device, dtype)
-        outputs = as_tuple(op.fwd.torch(*forward))
-        calls = {"fwd": forward}
-        if op.bwd is not None:
-            calls["bwd"] = op.backward_arguments(forward, outputs, _gradient(outputs[0]))
+        wanted = calls(op, device, getattr(torch, short))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     except Exception as problem:
-        return {"row": name, "status": "unchecked", "detail": f"PyTorch's own operators raised {_first_line(problem)}"}
-    for direction_name, direction in op.directions.items():
-        arguments = calls[direction_name]
-        result = Result(op_name, direction_name, short, str(device), backend, "")
+        return found("unchecked", f"PyTorch's own operators raised {_first_line(problem)}")
+    tell({"row": name})  # what goes wrong from here on is the kernel's fault
+    for direction, those in wanted.items():
         try:
-            _judge(result, direction, arguments)
+            judged = judge(op, direction, backend, those, lambda: tell({"phase": "running"}))
         except Exception as problem:
             if _lacks_memory(problem):
-                return {"row": name, "status": "unchecked", "detail": f"out of memory: {_first_line(problem)}"}
-            return {"row": name, "status": "crashed", "detail": f"{direction_name} raised {_first_line(problem)}"}
-        if result.status == "wrong":
-            unit = f" {result.unit}" if result.unit else ""
-            detail = f"{direction_name} is off by {result.error:.1e}{unit}, allowed is {result.allowed:.1e}{unit}"
-            return {"row": name, "status": "wrong", "detail": detail}
-    return {"row": name, "status": "ok", "detail": ""}
+                return found("unchecked", f"out of memory: {_first_line(problem)}")
+            return found("crashed", f"{direction} raised {_first_line(problem)}")
+        if not judged.share <= 1.0:
+            unit = f" {judged.unit}" if judged.unit else ""
+            bound = f"off by {judged.error:.1e}{unit}, allowed is {judged.allowed:.1e}{unit}"
+            return found("wrong", f"{direction} is {bound} (case {judged.case})")
+    return found("ok")
 
 
 def _lacks_memory(problem: Exception) -> bool:
@@ -199,8 +176,7 @@ def check_rows(device: torch.device, rows: Sequence[str]) -> None:
     reason = _why_no_device(device)
     tell({"device": reason} if reason else {"device": "", "key": verdicts.key(device)})
     for name in rows if not reason else ():
-        tell({"row": name})
-        found = check_row(name, device)
+        found = check_row(name, device, tell)
         tell(found)
         if found["status"] != "ok":
             break

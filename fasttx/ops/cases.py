@@ -1,8 +1,10 @@
 """Small calls of every op, for all that go through the whole table: tests, `doctor`, `supported` and bench.host.
 
 Those of an op stand in its folder, ``fasttx/ops/<op>/cases.py``, and are imported when somebody asks for them.  The
-first is called "check": it is what `doctor` runs, without dropout, whose mask differs between backends.  One is called
-"smallest": a handful of elements, so that bench.host times Python and not arithmetic.
+first is called "check", and has no dropout, whose mask differs between backends.  One is called "smallest": a handful
+of elements, so that bench.host times Python and not arithmetic.  What is run on a user's machine, by `doctor` and at
+first use, is :func:`checked`: all of them but those that the file names in ``REPEATED``, and its ``large`` ones, of
+several blocks or tiles. Those of ``many_rows`` run on GPUs alone: Triton's interpreter takes minutes for them.
 """
 
 from __future__ import annotations
@@ -66,6 +68,25 @@ def cases(op: Op, device: torch.device, dtype: torch.dtype) -> Cases:
     """
     make: Callable[[Draw], Cases] = importlib.import_module(f"fasttx.ops.{op.name}.cases").cases
     return make(Draw(device, dtype))
+
+
+def checked(op: Op, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Arguments, bool]]:
+    """The calls that show what is wrong with a kernel on this machine.
+
+    As few as show each of the faults in tests/mutations, because every one may have to be compiled first.
+
+    Returns:
+        Names, arguments, and whether the call is one of the large ones, which the tests of the whole table leave out.
+    """
+    module = importlib.import_module(f"fasttx.ops.{op.name}.cases")
+    left_out = {"empty", "smallest", *getattr(module, "REPEATED", ())}
+    for name, arguments in cases(op, device, dtype):
+        if name not in left_out:
+            yield name, arguments, False
+    for kind in ("large", "many_rows"):
+        if hasattr(module, kind) and (kind == "large" or device.type != "cpu"):
+            for name, arguments in getattr(module, kind)(Draw(device, dtype)):
+                yield name, arguments, True
 
 
 def case(op: Op, name: str, device: torch.device, dtype: torch.dtype) -> Arguments:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -25,3 +28,15 @@ class Mutation(NamedTuple):
         old, new = self.old.splitlines(), self.new.splitlines()
         changed = next((line for line in old if line not in new), old[0])
         return f"{self.file}: {changed.strip()}"
+
+    @contextlib.contextmanager
+    def made_in(self, tree: Path) -> Iterator[None]:
+        """The fault is in the sources below `tree` within the block."""
+        path = tree / self.file
+        before = path.read_text()
+        assert before.count(self.old) == 1, f"{self.name}: found {before.count(self.old)} times"
+        path.write_text(before.replace(self.old, self.new))
+        try:
+            yield
+        finally:
+            path.write_text(before)

@@ -47,5 +47,5 @@ MODELS = [
         NORM,
     ),
     Mutation("fasttx/ops/registry.py", "if why is None and auto:", "if False:", FIRST_USE),
-    Mutation("fasttx/cli/check.py", "    with poisoned_outputs():\n", "    if True:\n", FIRST_USE),
+    Mutation("fasttx/cli/judge.py", "    with poisoned_outputs():\n", "    if True:\n", FIRST_USE),
 ]

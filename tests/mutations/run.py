@@ -1,9 +1,10 @@
 """`make mutate`: every mutation of the list in a copy of the sources, one after another; fails where tests stay green.
 
-    python tests/mutations/run.py [part of a name ...]
+    python tests/mutations/run.py [--first-use] [part of a name ...]
 
 The sources are copied once for each worker, and never changed where they are. First every selection of tests has to
-pass on an untouched copy: a test that is red anyway proves nothing.
+pass on an untouched copy: a test that is red anyway proves nothing. With --first-use no test is run, but the check of
+kernels at first use, on each fault of a Triton kernel.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import first_use
 from mutation import Mutation
 from mutations import MUTATIONS
+from of_triton import TRITON
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 900
@@ -71,25 +74,43 @@ def is_noticed(status: int | None, why: str) -> bool:
 
 def mutated(tree: Path, mutation: Mutation) -> tuple[int | None, str]:
     """What the tests say of a tree with this fault; the tree is as before afterwards."""
-    path = tree / mutation.file
-    before = path.read_text()
-    assert before.count(mutation.old) == 1, f"{mutation.name}: found {before.count(mutation.old)} times"
-    path.write_text(before.replace(mutation.old, mutation.new))
-    try:
+    with mutation.made_in(tree):
         return run_tests(tree, mutation.tests)
-    finally:
-        path.write_text(before)
+
+
+def first_use_notices(tree: Path, chosen: list[Mutation]) -> list[str]:
+    """What is not as the list of faults says that the check at first use does not notice; prints each."""
+    wrong = []
+    seen, why = first_use.check(tree, sorted({op for m in chosen for op in first_use.ops_of(tree, m.file)}))
+    if seen:
+        return [f"noticed without a fault: {why}"]
+    for mutation in chosen:
+        began = time.monotonic()
+        seen, why = first_use.noticed(tree, mutation)
+        word = "noticed" if seen else "unnoticed"
+        print(f"{time.monotonic() - began:6.0f} s  {word}  {mutation.name}\n{'':10}{why}", flush=True)
+        if seen == (mutation.name in first_use.UNNOTICED):
+            wrong.append(f"{word}, against the list: {mutation.name}\n    -> {mutation.new.strip()} ({why})")
+    return wrong
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help="only mutations whose name contains one of these")
     parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8))
+    parser.add_argument("--first-use", action="store_true", help="whether the check at first use notices them")
     given = parser.parse_args()
-    chosen = [m for m in MUTATIONS if not given.parts or any(part in m.name for part in given.parts)]
+    listed = TRITON if given.first_use else MUTATIONS
+    chosen = [m for m in listed if not given.parts or any(part in m.name for part in given.parts)]
     if not chosen:
         parser.error(f"no mutation has {' or '.join(given.parts)} in its name")
     wrong = []
+    if given.first_use:
+        with tempfile.TemporaryDirectory() as folder:
+            copy_sources(Path(folder))
+            wrong = first_use_notices(Path(folder), chosen)
+        print("\n".join([f"{len(chosen)} mutations, {len(wrong)} of them wrong", *wrong]))
+        return bool(wrong)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.workers) as pool:
         trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for number in range(given.workers):

@@ -315,8 +315,10 @@ def test_what_pytorch_cannot_compute_is_no_fault_of_a_kernel(monkeypatch: pytest
     def lacking(*_: object) -> None:
         raise RuntimeError("CUDA error: no kernel image is available")
 
-    monkeypatch.setattr(child, "case", lacking)
-    found = child.check_row(f"{probes.name_of('right')}/cuda/float32", CPU)
+    monkeypatch.setattr(child, "calls", lacking)
+    told: list[dict[str, str]] = []
+    found = child.check_row(f"{probes.name_of('right')}/cuda/float32", CPU, told.append)
+    assert told == [], "nor where the process dies in it"
     assert found["status"] == "unchecked" and "PyTorch's own operators raised" in found["detail"]
 
 

@@ -20,3 +20,9 @@ def cases(draw: Draw) -> Cases:
     yield "strided", (wide, across, None, None, None, 0.1, dtype)
     yield "empty", (x[:0], residual[:0], weight, bias, None, 1e-5, dtype)
     yield "smallest", (draw.randn(2, 8), draw.randn(2, 8), draw.randn(8), draw.randn(8), None, 1e-5, dtype)
+
+
+def large(draw: Draw) -> Cases:
+    """Rows whose numbers are equal: what is left of them is rounding, and must not count beyond their end."""
+    x, bias = draw.randn(9, 1).expand(9, 37).contiguous(), draw.randn(37) / 1000
+    yield "constant-rows", (x, None, None, bias, None, 1e-12, draw.dtype)

@@ -6,6 +6,9 @@ import torch
 
 from ..cases import Cases, Draw
 
+REPEATED = ("plain", "one_head_of_keys", "packed")
+"""Cases whose kernels differ from those of the others in what these have checked."""
+
 
 def cases(draw: Draw) -> Cases:
     q, k, v = draw.randn(2, 70, 2, 96).split(32, dim=-1)
@@ -26,3 +29,12 @@ def cases(draw: Draw) -> Cases:
     yield "empty", (empty, empty, empty, None, None, None, None, None, 19, 19, 0.2, 0.0, -1, -1)
     q, k, v = (draw.randn(1, 4, 2, 8) for _ in range(3))
     yield "smallest", (q, k, v, None, None, None, None, None, 4, 4, 0.25, 0.0, -1, -1)
+
+
+def large(draw: Draw) -> Cases:
+    """Several tiles of queries and of keys, of which a window leaves some out; the least dropout that there is."""
+    q, k, v = draw.randn(1, 200, 4, 32), draw.randn(1, 200, 2, 32), draw.randn(1, 200, 2, 32)
+    yield "window-grouped", (q, k, v, None, None, None, None, None, 200, 200, 0.2, 0.0, 37, 5)
+    starts = draw.tensor([0, 70, 70, 200], torch.int32)
+    q, k, v = draw.randn(200, 2, 96).split(32, dim=-1)
+    yield "packed-dropout", (q, k, v, None, None, starts, starts, draw.rng_state(), 130, 130, 0.2, 0.001, -1, -1)

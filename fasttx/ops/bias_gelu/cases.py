@@ -6,6 +6,9 @@ import torch
 
 from ..cases import Cases, Draw
 
+REPEATED = ("plain", "bias-dropout")
+"""Cases whose kernels differ from those of the others in what these have checked."""
+
 
 def cases(draw: Draw) -> Cases:
     yield "check", (draw.randn(37, 700), draw.randn(700), None, None, 0.0, False)
@@ -17,3 +20,9 @@ def cases(draw: Draw) -> Cases:
     yield "strided", (draw.randn(2, 5, 41)[..., 3:40], bias, None, None, 0.0, True)
     yield "empty", (x[:0], bias, None, None, 0.0, False)
     yield "smallest", (draw.randn(2, 8), draw.randn(8), None, None, 0.0, False)
+
+
+def many_rows(draw: Draw) -> Cases:
+    """More tiles than programs."""
+    x, bias = draw.randn(270, 4096), draw.randn(4096)
+    yield "many-rows", (x, bias, None, draw.rng_state(), 0.1, False)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ..cases import Cases, Draw
 
+REPEATED = ("mean",)
+"""Cases whose kernels differ from those of the others in what these have checked."""
+
 
 def cases(draw: Draw) -> Cases:
     x = draw.randn(37, 29)

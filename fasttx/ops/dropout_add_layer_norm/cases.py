@@ -6,6 +6,9 @@ import torch
 
 from ..cases import Cases, Draw
 
+REPEATED = ("plain",)
+"""Cases whose kernels differ from those of the others in what these have checked."""
+
 
 def cases(draw: Draw) -> Cases:
     dtype = draw.dtype
@@ -23,3 +26,9 @@ def cases(draw: Draw) -> Cases:
     yield "empty", (x[:0], residual[:0], weight, bias, None, None, 0.0, 1e-5, dtype)
     row = draw.randn(8), draw.randn(8)
     yield "smallest", (draw.randn(2, 8), draw.randn(2, 8), *row, None, None, 0.0, 1e-5, dtype)
+
+
+def many_rows(draw: Draw) -> Cases:
+    """More tiles than programs."""
+    x, residual, weight, bias = draw.randn(300, 1100), draw.randn(300, 1100), draw.randn(1100), draw.randn(1100)
+    yield "many-rows", (x, residual, weight, bias, None, draw.rng_state(), 0.25, 1e-5, draw.dtype)

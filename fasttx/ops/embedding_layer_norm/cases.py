@@ -6,6 +6,9 @@ import torch
 
 from ..cases import Cases, Draw
 
+REPEATED = ("plain", "word")
+"""Cases whose kernels differ from those of the others in what these have checked."""
+
 
 def cases(draw: Draw) -> Cases:
     dtype = draw.dtype
@@ -31,3 +34,12 @@ def cases(draw: Draw) -> Cases:
     ids = draw.tensor([1, 0])
     tables = ids, draw.randn(2, 8), ids, draw.randn(2, 8), ids, draw.randn(2, 8)
     yield "smallest", (*tables, draw.randn(8), draw.randn(8), None, None, 0.0, 1e-5, dtype)
+
+
+def many_rows(draw: Draw) -> Cases:
+    """More tiles than programs."""
+    word, position, token_type = (draw.randn(rows, 1100) for rows in (50, 150, 2))
+    ids = (draw.arange(300) * 37) % 50
+    tables = ids, word, draw.arange(150), position, ids % 2, token_type
+    weight, bias = draw.randn(1100), draw.randn(1100)
+    yield "many-rows", (*tables, weight, bias, None, draw.rng_state(), 0.25, 1e-12, draw.dtype)

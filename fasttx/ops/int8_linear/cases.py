@@ -23,3 +23,10 @@ def cases(draw: Draw) -> Cases:
     yield "empty", (x_q[:0], w_q, x_scale[:0], w_scale, bias, None, "gelu", dtype)
     ones = torch.ones(8, 8, dtype=torch.int8, device=draw.device)
     yield "smallest", (ones[:2], ones, draw.rand(2), draw.rand(8), None, None, "none", dtype)
+
+
+def large(draw: Draw) -> Cases:
+    """More blocks of rows than run in one group."""
+    x_q, w_q = draw.int8(1100, 32), draw.int8(130, 32)
+    x_scale, w_scale = draw.rand(1100) / 99, draw.rand(130) / 99
+    yield "many-blocks", (x_q, w_q, x_scale, w_scale, None, None, "none", draw.dtype)

@@ -16,3 +16,9 @@ def cases(draw: Draw) -> Cases:
     yield "strided", (x.transpose(0, 2), None)
     yield "empty", (x[:0], None)
     yield "smallest", (draw.randn(2, 8), None)
+
+
+def large(draw: Draw) -> Cases:
+    x = draw.randn(5, 50)[:, 3:40]
+    x[1, 5], x[3, 0] = float("inf"), float("nan")
+    yield "rows-apart-not-finite", (x, None)

@@ -16,3 +16,11 @@ def cases(draw: Draw) -> Cases:
     yield "strided", (x.transpose(1, 3), None, None, 0.5, 0.0, False)
     yield "empty", (x[:0], None, None, 1.0, 0.0, False)
     yield "smallest", (draw.randn(2, 8), None, None, 1.0, 0.0, False)
+
+
+def large(draw: Draw) -> Cases:
+    """Rows of several blocks, in forward and in backward."""
+    x = draw.randn(2, 33000)
+    yield "long", (x, None, None, 2.0, 0.0, False)
+    keys = draw.arange(16500) < 13000
+    yield "long-mask-dropout", (x[:, :16500], keys[None], draw.rng_state(), 2.0, 0.25, False)
