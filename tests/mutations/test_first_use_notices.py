@@ -35,7 +35,7 @@ def test_the_list_of_what_is_not_noticed(tree: Path) -> None:
     page = (run.ROOT / "docs" / "trust.md").read_text()
     for name, why in first_use.UNNOTICED.items():
         assert f"`{name.split(': ')[1]}` in `{name.split(': ')[0]}`: {why}" in " ".join(page.split()), name
-    assert len(first_use.UNNOTICED) <= 3 and first_use.UNNOTICED.keys() <= BY_NAME.keys()
+    assert len(first_use.UNNOTICED) <= 4 and first_use.UNNOTICED.keys() <= BY_NAME.keys()
     assert not first_use.noticed(tree, BY_NAME["kernels/bias_gelu_quantize.py: .to(x_ptr.dtype.element_ty)"])[0]
 
 
