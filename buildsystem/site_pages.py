@@ -20,6 +20,7 @@ ELSEWHERE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "examples/README.md": "examples.md",
     "tests/emulator/README.md": "emulator.md",
 }
 """Pages that stand outside of docs/, and their names on the site."""

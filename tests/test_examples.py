@@ -1,0 +1,92 @@
+"""The programs of examples/ run as a newcomer starts them, without network, and reach what their last line promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+from models.test_pretrained import directory
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+NAMES = ("sentence-transformers/all-MiniLM-L6-v2", "bert-base-uncased")
+"""What the examples call their model: here a link to the local one."""
+
+
+def falls(before: float, after: float, *_: float) -> bool:
+    return after < 0.95 * before
+
+
+PROMISES: dict[str, tuple[str, Callable[..., bool]]] = {
+    "fine_tune": (r"loss of the epochs # -> # in # s; accuracy #", lambda b, a, s, right: falls(b, a) and right > 0.25),
+    "trainer": (r"loss # -> # in # s; accuracy # -> #", lambda b, a, s, *right: falls(b, a) and right[0] < right[1]),
+    "embeddings": (
+        r"# texts in # s, unpatched in # s; smallest cosine between the two #",
+        lambda n, ours, theirs, cosine: n == 32 and 0.99999 < cosine < 1.00001,
+    ),
+    "ner": (
+        r"loss # -> #; F1 of the tokens of code # on # sentences",
+        lambda before, after, f1, n: falls(before, after) and 0 < f1 <= 1 and n == 24,
+    ),
+    "int8": (
+        r"layers # -> # MB, model # -> # MB; cosine to float32 #, at least #",
+        lambda layers, less, model, smaller, mean, least: less < 0.3 * layers and smaller < model and least > 0.98,
+    ),
+}
+"""Example -> the form of its last line, where # is a number, and what holds of the numbers."""
+QUICK = {"fine_tune", "int8"}
+NEEDS = {"embeddings": ("sentence_transformers",), "trainer": ("accelerate",)}
+
+
+def run(name: str, folder: Path, *arguments: str) -> list[str]:
+    """The lines that an example prints in `folder`, where the models' names are directories."""
+    for model in NAMES:
+        (folder / model).parent.mkdir(exist_ok=True)
+        (folder / model).symlink_to(directory())
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "empty")}
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout.strip().splitlines()
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in PROMISES])
+def test_an_example_reaches_what_it_promises(name: str, tmp_path: Path) -> None:
+    for module in NEEDS.get(name, ()):
+        pytest.importorskip(module)
+    form, holds = PROMISES[name]
+    last = run(name, tmp_path, "--tiny")[-1]
+    match = re.fullmatch(re.escape(form).replace(r"\#", r"(-?\d[\d.e-]*)"), last)
+    assert match, last
+    assert holds(*map(float, match.groups())), last
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_can_be_copied(path: Path) -> None:
+    """It is short, says what it does, uses fasttx, needs no file beside it but the data, and is run by the tests."""
+    text = path.read_text(encoding="utf-8")
+    assert path.stem in PROMISES
+    assert len(text.splitlines()) < 60
+    assert re.match(r'"""[^"\n]+\."""\n', text)
+    assert re.search(r"fasttx\.(patch|quantize)\(|set_attn_implementation\(\"fasttx\"\)|fasttx\.nn", text)
+    assert {'"--tiny"', '"--model"'} <= set(re.findall(r"add_argument\((\S+?)[,)]", text))
+    assert not {other.stem for other in EXAMPLES.glob("*.py")} & set(re.findall(r"^(?:import|from) (\w+)", text, re.M))
+
+
+def test_the_table_has_each_example() -> None:
+    table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(\w+)\.py\]\(\1\.py\) \| .+ \| `(.+)` \|$", table, re.M)
+    assert sorted(name for name, _ in rows) == sorted(path.stem for path in EXAMPLES.glob("*.py"))
+    for name, command in rows:
+        assert f"examples/{name}.py" in command
+        text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+        assert all(f'"{option}"' in text for option in re.findall(r" (--\w[\w-]*)", command.split(".py", 1)[1]))
