@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from fasttx.ops.availability import cpu_model
+
 from .timer import interleaved
 
 PEERS = ("liger-kernel", "cut-cross-entropy")
@@ -53,15 +55,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "missing"
     return found
-
-
-def cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.machine()
 
 
 def clocks() -> str:

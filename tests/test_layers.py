@@ -106,7 +106,7 @@ def test_the_reader_sees_imports():
     assert {"fasttx.functional", "torch"} <= imported(ROOT / "fasttx/nn/softmax.py")
     assert {"fasttx.kernels", "torch", "triton"} <= imported(ROOT / "kernels/softmax.py")
     assert {"fasttx.kernels", "fasttx.ops"} <= imported(ROOT / "fasttx/ops/softmax/op.py")
-    assert {"fasttx", "fasttx.bench"} <= imported(ROOT / "fasttx/cli/machine.py")
+    assert {"fasttx", "fasttx.bench"} <= imported(ROOT / "fasttx/cli/demo_run.py")
     assert "fasttx.cli" not in TABLE["bench"] and "fasttx.kernels" not in TABLE["models"]
 
 

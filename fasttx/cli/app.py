@@ -13,6 +13,7 @@ from .demo import demo
 from .doctor import doctor
 from .plot import plot
 from .supported import supported
+from .tune import tune
 from .verify import verify
 
 app = typer.Typer(
@@ -45,7 +46,7 @@ def _options(
 
 
 _options.__doc__ = None  # typer would print it instead of the help given to `app`
-for _command in (doctor, supported, demo, verify, plot):
+for _command in (doctor, supported, tune, demo, verify, plot):
     app.command(help=_flowed(_command.__doc__ or ""))(_command)
 _FOR_THE_BENCHMARK = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 app.command(cls=Passing, help=_flowed(bench.__doc__ or ""), context_settings=_FOR_THE_BENCHMARK)(bench)

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .notes import notes
+from .tune import show as show_tuned
 
 LIMIT_S = 600
 """After which a check that hangs is killed, and reported as one that died."""
@@ -170,6 +171,20 @@ def _show_record(console: Console, record: dict[str, Any]) -> None:
             console.print(f"[bold red]{name} {row['status']}: {escape(row['detail'])}[/]", highlight=False)
 
 
+def _tuned(devices: list[str]) -> dict[str, dict[str, Any]]:
+    """What `tune` measured on these devices, by device; a kind of device once."""
+    import torch
+
+    from ..ops import tuned
+
+    found: dict[str, dict[str, Any]] = {}
+    for device in devices:
+        table = tuned.to_dict(torch.device(device))
+        if table["file"] not in [other["file"] for other in found.values()]:
+            found[device] = table
+    return found
+
+
 def doctor(
     env: Annotated[bool, typer.Option("--env", help="Stop after versions and devices.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
@@ -178,8 +193,9 @@ def doctor(
     """Show versions and devices, run every op that can run here against float64, and say what is missing.
 
     Without a GPU the Triton kernels run in Triton's interpreter. The record of kernels that were checked on this
-    machine, by `fasttx.patch` or `--recheck`, is shown too: what failed is left out.  The exit code is 1 if an op was
-    wrong or crashed, or if FASTTX_BACKEND holds an unknown name; a missing GPU, compiler or package is no failure.
+    machine, by `fasttx.patch` or `--recheck`, is shown too: what failed is left out.  So is what `tune` measured.  The
+    exit code is 1 if an op was wrong or crashed, or if FASTTX_BACKEND holds an unknown name; a missing GPU, compiler or
+    package is no failure.
     """
     from . import machine  # it imports torch, which --help does without
 
@@ -191,9 +207,12 @@ def doctor(
     lacks = machine.missing(found)
     records = _records([entry["device"] for entry in found["devices"]], recheck)
     report["records"] = records
+    report["tuned"] = _tuned([entry["device"] for entry in found["devices"]])
     if not as_json:
         for record in records:
             _show_record(console, record)
+        for device, table in report["tuned"].items():
+            show_tuned(console, device, table, whole=False)
     if not env:
         checks: list[dict[str, Any]] = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

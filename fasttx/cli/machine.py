@@ -16,8 +16,7 @@ import torch
 
 import fasttx
 
-from ..bench.environment import cpu_model
-from ..ops.availability import lacks_to_launch_triton
+from ..ops.availability import cpu_model, lacks_to_launch_triton
 from ..ops.backends import wrong_name
 from ..ops.cuda.launch import built_for, why_not_loaded
 

@@ -79,6 +79,18 @@ def taken(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     return {name: op.runs("auto", *like(op, device, dtype)) for name, op in OPS.items()}
 
 
+def tuned_here(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """For every op or form that leaves its default on `device` by what `tune` measured, what it takes and why."""
+    from ..ops import tuned
+
+    found = {}
+    for item, each in tuned.known(device).items():
+        name, short, regime = item.split("/", 2)
+        if each.takes != each.default and short in (str(dtype).removeprefix("torch."), "int8"):
+            found[f"{name}, {regime}"] = f"{each.takes}, {tuned.reason(name, device, dtype, regime)}"
+    return found
+
+
 def _device(text: str | None) -> torch.device:
     import torch
 
@@ -133,7 +145,7 @@ def supported(
             "ops_on_nvidia_gpu": gpu,
             "models": known,
         }
-        report |= {"auto": auto, "compiled_for": built_for()}
+        report |= {"auto": auto, "compiled_for": built_for(), "tuned": tuned_here(where, DTYPES[dtype.value])}
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
         return
     console = Console()
@@ -146,6 +158,8 @@ def supported(
     lacking = [(name, b, why) for name, reasons in here.items() for b, why in reasons.items() if why is not None]
     for note in notes(lacking, here):
         console.print(escape(note), style="yellow", highlight=False)
+    for name, why in tuned_here(where, DTYPES[dtype.value]).items():
+        console.print(escape(f"{name}: {why}"), style="green", highlight=False)
     console.print()
     console.print(_ops_table("Ops on an NVIDIA GPU: what each backend needs", gpu))
     archs = built_for()

@@ -17,6 +17,7 @@ from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS, is_index, is_number
 from ..ops.cross_entropy.op import CROSS_ENTROPY
 from ..ops.exporting import called, exported_as_torch
+from ..ops.forms import OURS, TORCHS, WIDE
 from ._routing import EXPORTED, records_gradients, refuse_if_forced, unsupported_reason
 
 _ce_fwd = called(CROSS_ENTROPY)
@@ -98,9 +99,12 @@ def _torch_is_faster(input: Tensor, backend: str) -> bool:
     if torch.compiler.is_compiling():
         return True  # Inductor fuses torch's function, and cannot see into an operator
     elements, classes = WORTH_IT_ON_CPU
-    if input.numel() < elements or input.dim() < 2 or input.shape[1] < classes or input.stride(1) != 1:
+    if input.dim() < 2 or input.shape[1] < classes or input.stride(1) != 1:
         return True
-    return input.dtype != torch.float32 and not torch.is_autocast_enabled("cpu")
+    if input.dtype != torch.float32 and not torch.is_autocast_enabled("cpu"):
+        return True
+    default = TORCHS if input.numel() < elements else OURS
+    return WIDE.takes(input, default, input.numel()) == TORCHS
 
 
 def _cross_entropy_to_torch(
@@ -110,7 +114,7 @@ def _cross_entropy_to_torch(
     if not isinstance(input, Tensor) or not isinstance(target, Tensor):
         return "input or target is no Tensor"
     if _torch_is_faster(input, backend):
-        return FASTER_ON_A_CPU
+        return WIDE.measured(input, input.numel()) or FASTER_ON_A_CPU
     if exported_as_torch(CROSS_ENTROPY, backend, input):
         return EXPORTED
     reason = unsupported_reason(input, target, weight)

@@ -90,6 +90,9 @@ def _gelu_to_torch(input: Tensor, approximate: str, backend: str) -> str | None:
         return "input is no Tensor"
     if backend == "torch" or (backend == "auto" and not BIAS_GELU.has_kernel(input.device, input.dtype)):
         return "the operator is torch's function here"
+    measured = BIAS_GELU.own_is_faster(input) if backend == "auto" else ""
+    if measured:
+        return measured
     reason = unsupported_reason(input)
     if reason is not None:
         return reason

@@ -16,6 +16,7 @@ from torch.nn import _reduction
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS, is_index, is_number, values_are_known, wrong
 from ..ops.exporting import called, exported_as_torch
+from ..ops.forms import AGAIN, KEPT, LOGITS
 from ..ops.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY
 from ._routing import EXPORTED, records_gradients, refuse_if_forced, unsupported_reason
 
@@ -148,7 +149,8 @@ def _labelled_rows_on_cpu(
     """
     kept = (target != ignore_index).nonzero().squeeze(1)
     n_rows, n_kept = target.shape[0], kept.numel()
-    if n_kept * linear_weight.shape[0] * input.element_size() > KEPT_ON_CPU:
+    n_bytes = n_kept * linear_weight.shape[0] * input.element_size()
+    if n_bytes > KEPT_ON_CPU or LOGITS.takes(input, KEPT, n_bytes) == AGAIN:
         return None
     whole = n_kept == n_rows
     loss = torch_functional.cross_entropy(

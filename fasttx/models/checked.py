@@ -7,12 +7,32 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ..ops import OPS, tuned
 from ..ops.backends import forced_backend
 from ..ops.verdicts import Verdict
 from ..trust import first_use
 
 LOSSES = ("cross_entropy", "binary_cross_entropy")
 """Of which some heads make the logits float32 first."""
+
+
+def measured_choices(root: nn.Module, ops: Sequence[str], backend: str) -> dict[str, dict[str, str]]:
+    """What was measured on a device of a model (``python -m fasttx tune``) and is another choice than the default, in
+    words: of these ops, and of the forms that are no op's."""
+    if backend != "auto" or forced_backend() != "auto":
+        return {}
+    devices = dict.fromkeys(p.device for p in root.parameters() if p.device.type != "meta")
+    found = {}
+    for device in devices:
+        words = {}
+        for item, each in tuned.known(device).items():
+            part = item.split("/", 1)[0].split(":", 1)[0]
+            if each.takes != each.default and (part in ops or part not in OPS):
+                gain = "" if each.gain is None else f", {each.gain:.2f} times as fast"
+                words[item] = f"{each.takes} in place of {each.default}{gain}"
+        if words:
+            found[str(device)] = words
+    return found
 
 
 def check_kernels(root: nn.Module, ops: Sequence[str], backend: str) -> dict[str, dict[str, Verdict]]:

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..ops import verdicts
 from .attention.interface import IMPLEMENTATION
-from .checked import check_kernels
+from .checked import check_kernels, measured_choices
 from .fusions.torch_nn import REPLACED
 from .heads.kinds import KINDS
 from .options import ModulePatch, Options
@@ -183,6 +183,7 @@ def _patch_plain(root: nn.Module, options: Options) -> Report:
     if verdicts.generation != before:  # another backend may run now
         plan = make_plan(root, options)
     plan.report.checks = checks
+    plan.report.tuned = measured_choices(root, plan.report.ops, options.backend)
     if not plan.report.replaced:
         reasons = "; ".join(plan.report.reasons()) or "no attention or loss was found"
         message = f"fasttx.patch replaced nothing in {type(root).__name__}: {reasons}"

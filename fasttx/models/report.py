@@ -64,6 +64,8 @@ class Report:
         model: the class of the model.
         rows: one per module that was replaced or left alone.
         call: the function that made the report.
+        tuned: what `python -m fasttx tune` measured to be faster than the default for the parts that were replaced,
+            in words, from the device and "name/dtype/regime"; empty where nothing was.
         checks: what is known of the kernels that the model may run, from the device and "op/backend/dtype" to the
             verdict of their check on this machine; empty where no kernel would run.
     """
@@ -72,6 +74,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     call: str = "fasttx.patch"
     checks: dict[str, dict[str, Verdict]] = field(default_factory=dict)
+    tuned: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def replaced(self) -> list[Row]:
@@ -98,7 +101,9 @@ class Report:
             device: {row: {"status": found.status, "detail": found.detail} for row, found in rows.items()}
             for device, rows in self.checks.items()
         }
-        return {"model": self.model, "rows": [row.to_dict() for row in self.rows], "checks": checks}
+        return {"model": self.model, "rows": [row.to_dict() for row in self.rows], "checks": checks} | {
+            "tuned": {device: dict(found) for device, found in self.tuned.items()}
+        }
 
     def __str__(self) -> str:
         here = sum(row.here for row in self.replaced)
@@ -119,7 +124,7 @@ class Report:
         return "\n".join([head, *(line for module, lines in blocks.items() for line in (module, *lines)), *checks])
 
     def _checks(self) -> list[str]:
-        """Lines about what the check of the kernels on this machine has found."""
+        """Lines about what the check of the kernels on this machine has found, and what was measured there."""
         lines = []
         for device, rows in self.checks.items():
             right = sum(found.status == "ok" for found in rows.values())
@@ -128,6 +133,10 @@ class Report:
                 if found.status != "ok":
                     then = "is left out" if found.failed else "is used"
                     lines += layout.wrapped(f"{row} {found.status}: {found.detail}; it {then}")
+        for device, words in self.tuned.items():
+            lines.append(f"what was measured on this machine (python -m fasttx tune) decides on {device}:")
+            for item, why in words.items():
+                lines += layout.wrapped(f"{item}: {why}")
         return lines
 
     __repr__ = __str__

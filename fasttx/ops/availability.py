@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import platform
 import shutil
 import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -39,6 +41,17 @@ def lacks_to_launch_triton() -> str | None:
     if not os.path.isfile(headers) and not (os.environ.get("CPATH") or os.environ.get("C_INCLUDE_PATH")):
         return f"needs Python's headers for Triton's launcher (no {headers}; the package python3-dev has it)"
     return None
+
+
+@functools.cache
+def cpu_model() -> str:
+    """How many processors of which model this machine has."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()
 
 
 def _interpreting() -> bool:

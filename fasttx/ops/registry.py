@@ -20,13 +20,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import verdicts
+from . import tuned, verdicts
 from .availability import cannot_run_on
 from .backends import BACKENDS, BackendError
 from .checks import wrong
 from .dispatch import LAUNCHES as LAUNCHES
 from .dispatch import alone, body, without_backend
 from .library import LIB
+from .regimes import dtype_of, regimes_of
 
 OPS: dict[str, Op] = {}
 
@@ -147,8 +148,8 @@ class Op:
         """The implementation that runs tensors like these; None stands for the PyTorch composition.
 
         "auto" takes the first of the row that can run them on a GPU and has not failed its check on this machine
-        (:mod:`fasttx.ops.verdicts`). Where there is no element nothing is launched: the composition defines empty
-        results.
+        (:mod:`fasttx.ops.verdicts`), unless something else was measured to be faster here (:mod:`fasttx.ops.tuned`).
+        Where there is no element nothing is launched: the composition defines empty results.
 
         Raises:
             BackendError: `requested` is a backend's name and that backend cannot run them.
@@ -163,11 +164,32 @@ class Op:
                 why = impl.why_not(*tensors)
                 if why is None and auto:
                     why = verdicts.reason(self.name, impl.backend, *tensors)
+                if why is None and not tensors[0].numel():
+                    return None
                 if why is None:
-                    return impl if tensors[0].numel() else None
+                    return self._fastest(impl, *tensors) if auto else impl
         if auto:
             return None
         raise BackendError(f"fasttx::{self.name}: backend '{requested}' cannot run this call: {why}")
+
+    def _fastest(self, default: Impl, *tensors: Tensor) -> Impl | None:
+        """What was measured to be faster than `default` for tensors like these, if it can run them, or `default`."""
+        backend = tuned.backend_of(self.name, *tensors)
+        if backend is None:
+            return default
+        device = tensors[0].device.type
+        for impl in self.impls:
+            if impl.backend == backend and device in impl.auto_on and self._why_not_auto(impl, *tensors) is None:
+                return impl
+        return None if backend == "torch" else default
+
+    def measured(self, *tensors: Tensor) -> str:
+        """In words, why "auto" takes another backend than the default for tensors like these; "" where it does not."""
+        backend = tuned.backend_of(self.name, *tensors)
+        if backend is None or self.runs("auto", *tensors) != backend:
+            return ""
+        dtype, regime = dtype_of(*tensors), regimes_of(self.name).name_of(*tensors)
+        return tuned.reason(self.name, tensors[0].device, dtype, regime)
 
     def runs(self, requested: str, *tensors: Tensor) -> str:
         """The name of the backend that :meth:`choice` gives."""
@@ -185,14 +207,19 @@ class Op:
     def _why_not_auto(self, impl: Impl, *tensors: Tensor) -> str | None:
         return impl.why_not(*tensors) or verdicts.reason(self.name, impl.backend, *tensors)
 
+    def own_is_faster(self, *tensors: Tensor) -> str:
+        """In words, that PyTorch's own operators were measured to be faster than a kernel for tensors like these."""
+        return self.measured(*tensors) if tuned.backend_of(self.name, *tensors) == "torch" else ""
+
     def why(self, requested: str, *tensors: Tensor) -> str:
-        """In words, why :meth:`choice` took what it took; "" for the first kernel of the row."""
+        """In words, why :meth:`choice` took what it took; "" for the default kernel of the row."""
         if requested != "auto":
             return f"asked for '{requested}'"
         if tensors[0].numel() == 0:
             return "there is no element"
-        if self.choice(requested, *tensors) is not None:
-            return ""
+        measured = self.measured(*tensors)
+        if measured or self.choice(requested, *tensors) is not None:
+            return measured
         device = tensors[0].device.type
         if not any(device in impl.auto_on for impl in self.impls):
             return f"kernels run on NVIDIA GPUs, and these tensors are on {device}"
@@ -231,7 +258,7 @@ class Op:
 
     def warn_once(self, *tensors: Tensor) -> None:
         """Says once for each reason that PyTorch's operators run tensors like these on a GPU, and why no kernel."""
-        if tensors[0].numel():
+        if tensors[0].numel() and not self.measured(*tensors):
             self._warn_once(tensors[0].device, {i.backend: self._why_not_auto(i, *tensors) for i in self.impls})
 
     def _warn_once(self, device: torch.device, reasons: Mapping[str, str | None]) -> None:

@@ -23,9 +23,13 @@ except ImportError:  # Windows
 def write(device: torch.device, found: Mapping[str, Verdict]) -> bool:
     """Adds verdicts to the file of a device; what is unchecked is not kept. False: the folder cannot be written."""
     kept = {row: verdict for row, verdict in found.items() if verdict.status != "unchecked"}
-    path = verdicts.record_path(device)
     rows = {row: list(verdict) for row, verdict in sorted((verdicts.read(device) | kept).items())}
-    text = json.dumps({"key": verdicts.key(device), "rows": rows}, indent=1)
+    return replace(verdicts.record_path(device), {"key": verdicts.key(device), "rows": rows})
+
+
+def replace(path: Path, data: object) -> bool:
+    """Writes a file of JSON, never half of it; False where its folder cannot be written."""
+    text = json.dumps(data, indent=1)
     draft = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,13 +49,13 @@ def remove(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def lock(device: torch.device, wait_s: float) -> Iterator[bool]:
+def lock(device: torch.device, wait_s: float, file: Path | None = None) -> Iterator[bool]:
     """Holds the lock of a device's record; False after `wait_s` seconds in which another process has held it.
 
     The system releases it with the process, however that ends. Where the folder cannot be written or the system has no
-    such lock, nobody else is kept out, and the answer is True.
+    such lock, nobody else is kept out, and the answer is True. `file` is another one, with its own lock.
     """
-    path = verdicts.record_path(device).with_suffix(".lock")
+    path = (file or verdicts.record_path(device)).with_suffix(".lock")
     descriptor = _open(path)
     if descriptor is None:
         yield True

@@ -54,7 +54,7 @@ def run_without(blocked: set[str], *arguments: str) -> subprocess.CompletedProce
 
 def test_help_names_every_command() -> None:
     text = invoke("--help")
-    for command in ("doctor", "supported", "demo"):
+    for command in ("doctor", "supported", "tune", "demo"):
         assert command in text
 
 

@@ -27,7 +27,7 @@ except SystemExit as ended:
 heavy = {{name.split(".")[0] for name in sys.modules}} & {{"torch", "transformers", "triton", "matplotlib", "numpy"}}
 assert not heavy, heavy
 """
-COMMANDS = ("doctor", "supported", "demo", "verify", "plot", "bench")
+COMMANDS = ("doctor", "supported", "tune", "demo", "verify", "plot", "bench")
 
 
 BENCHMARKS = ("kernels", "model", "serving", "host", "padding")

@@ -10,6 +10,7 @@ from ...ops.attention.op import ATTENTION, supports, worth_slicing
 from ...ops.checks import values_are_known
 from ...ops.decisions import note
 from ...ops.exporting import exported_as_torch
+from ...ops.forms import DROPOUT, FUNCTION, OURS, TORCHS
 from .._routing import EXPORTED, META, OWN, unsupported_reason
 from .autograd import last_dim_contiguous, run_attention
 from .torch_fn import call_torch
@@ -52,12 +53,13 @@ def cpu_gains(q: Tensor, keys: int, mask: Tensor | None, dropout_p: float) -> bo
             return True
         scores = q.numel() // q.shape[-1] * keys
         cut = _is_key_mask(mask) and not _hides_nothing(mask)
-        return scores >= (max(_SMALL, q.shape[0] * _SMALL_SEQUENCE) if cut else _SMALL)
+        worth = scores >= (max(_SMALL, q.shape[0] * _SMALL_SEQUENCE) if cut else _SMALL)
+        return DROPOUT.takes(q, OURS if worth else TORCHS, scores) == OURS
     if mask is None or not _is_key_mask(mask):
         return False
     if not values_are_known(mask):
         return torch.compiler.is_compiling()
-    return worth_slicing(mask.numel() - int(mask.count_nonzero()), mask.shape[0], q.shape[-1])
+    return worth_slicing(q, (mask.numel() - int(mask.count_nonzero())) * (q.shape[0] // max(mask.shape[0], 1)))
 
 
 def _is_flash_form(call: AttentionCall) -> bool:
@@ -79,7 +81,12 @@ def _why_torch_is_better(
         return NO_GAIN if same else None
     if deterministic is True:  # which torch's function does not promise
         return None
-    return None if has_kernel(q, k, v) else NO_KERNEL
+    if not has_kernel(q, k, v):
+        return NO_KERNEL
+    if not _is_flash_form(call):
+        return None
+    numbers = k.shape[1], max(q.shape[-1], v.shape[-1]), int(call.attn_bias is not None), int(call.dropout_p > 0.0)
+    return FUNCTION.measured(q, *numbers) if FUNCTION.takes(q, OURS, *numbers) == TORCHS else None
 
 
 def attend(

@@ -19,6 +19,7 @@ from torch import Tensor
 from ...functional._routing import unsupported_reason
 from ...nn.bypass import bypass_reason
 from ...ops.decisions import note
+from ...ops.forms import JOINT, QKV, SEPARATE
 from ..attention.interface import IMPLEMENTATION, fasttx_attention
 from ..options import ModulePatch
 from ..role import Found, Role
@@ -59,6 +60,8 @@ class Projections(Role):
         if reason is not None:
             found.leave(before, reason)
             return False
+        weight = getattr(found.module, self.layers[0]).weight
+        here = here or QKV.ever_takes(weight.device, weight.dtype, JOINT)
         where = fusion.WHERE
         found.replace(before, "one product", "torch", where, here)
         return True
@@ -86,9 +89,10 @@ def unfused_reason(attention: Any, names: Sequence[str]) -> str | None:
 
 def unfused_reason_now(attention: Any, names: Sequence[str], hidden_states: Tensor) -> str | None:
     """Why the layers of these names are called unfused on such an input, or None."""
-    device = hidden_states.device.type
-    if device in fusion.UNFUSED_ON:
-        return fusion.AS_FAST.format(device.upper())
+    device, tokens = hidden_states.device.type, hidden_states.shape[:-1].numel()
+    default = SEPARATE if device in fusion.UNFUSED_ON else JOINT
+    if QKV.takes(hidden_states, default, tokens) == SEPARATE:
+        return QKV.measured(hidden_states, tokens) or fusion.AS_FAST.format(device.upper())
     reason = unfused_reason(attention, names)
     if reason is not None:
         return reason
@@ -139,7 +143,8 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
             given.pop(name, None)
         if joins:
             reason = _unfused_reason_of_call(self, linear, hidden_states, cache)
-            note("query, key, value", "one product" if reason is None else SEPARATELY, reason or "")
+            why = QKV.measured(hidden_states, hidden_states.shape[:-1].numel()) if reason is None else reason
+            note("query, key, value", "one product" if reason is None else SEPARATELY, why)
             joins = reason is None
         if fuses:
             reason = post_norm.unfused_reason_now(self, hidden_states, patch) or _their_call(self, cache)

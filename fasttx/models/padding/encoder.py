@@ -29,6 +29,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from ...functional._packing import Layout, first_tokens, layout_of, put_rows, take_rows
 from ...functional._routing import unsupported_reason
 from ...ops.decisions import note, recording
+from ...ops.forms import PACKED, PADDED, PADDING
 from ..attention.interface import IMPLEMENTATION
 from ..attention.masks import for_batch
 from ..options import ModulePatch, Options
@@ -89,8 +90,23 @@ def _padded_call(config: Any, hidden: Tensor, mask: Tensor, rest: Sequence[Any],
 
 def _enough_for_a_cpu(config: Any, hidden: Tensor, tokens: int) -> bool:
     """Whether it pays to save `tokens` on hidden's device, as far as it is a CPU."""
+    if hidden.device.type != "cpu":
+        return True
+    saved = _saved_work(config, hidden, tokens)
+    return PADDING.takes(hidden, PACKED if saved >= WORTH_IT_ON_CPU else PADDED, saved) == PACKED
+
+
+def _saved_work(config: Any, hidden: Tensor, tokens: int) -> int:
+    """Multiply-adds of a layer for `tokens` of its rows, as :data:`WORTH_IT_ON_CPU` counts them."""
     seqlen, width = hidden.shape[-2], config.hidden_size
-    return hidden.device.type != "cpu" or tokens * width * (12 * width + 4 * seqlen + 500) >= WORTH_IT_ON_CPU
+    return tokens * width * (12 * width + 4 * seqlen + 500)
+
+
+def _never_enough(config: Any, hidden: Tensor) -> bool:
+    """Whether a CPU would not pack such a batch, however much of it were padding."""
+    if hidden.device.type != "cpu" or PADDING.ever_takes(hidden.device, hidden.dtype, PACKED):
+        return False
+    return not _enough_for_a_cpu(config, hidden, hidden.shape[:-1].numel())
 
 
 def _full_on_a_cpu(hidden: Tensor, mask: Tensor) -> bool:
@@ -201,8 +217,9 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
             reason = "transformers' value of the loss depends on what stands at padding (loss='hf')"
         elif lengths is None and graph_in_the_making(hidden_states):
             reason = "a graph without seq_lens must not depend on the mask"
-        elif auto and not _enough_for_a_cpu(config, hidden_states, hidden_states.shape[:-1].numel()):
-            reason = TOO_SMALL
+        elif auto and _never_enough(config, hidden_states):
+            work = _saved_work(config, hidden_states, hidden_states.shape[:-1].numel())
+            reason = PADDING.measured(hidden_states, work) or TOO_SMALL
         else:
             reason = _padded_call(config, hidden_states, keys, rest, kwargs) or strange_part(self, forwards)
             reason = reason or encoder.not_ready(self)
@@ -236,7 +253,9 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
             return original_forward(self, hidden_states, None, *rest, **kwargs)
         pays = padding > WORTH_IT * batch * seqlen and all(starts) and _enough_for_a_cpu(config, hidden_states, padding)
         if sum(lengths) == 0 or (auto and not pays):
-            note(PART, "padded", "a row begins with padding" if not all(starts) else TOO_SMALL)
+            work = _saved_work(config, hidden_states, padding)
+            small = PADDING.measured(hidden_states, work) or TOO_SMALL
+            note(PART, "padded", "a row begins with padding" if not all(starts) else small)
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         if wanted >= 0:
             assert tokens is not None

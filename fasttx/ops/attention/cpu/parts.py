@@ -13,15 +13,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...forms import KEY_MASK, SLICED, WHOLE
 from ..call import AttentionCall
 from ..masks import with_infinities
 
 INF = float("inf")
 
 
-def worth_slicing(masked: int, batch: int, head_dim: int) -> bool:
-    """Whether one flash call a sequence beats one call with a mask: `masked` keys saved in all."""
-    return masked * head_dim >= 2000 * batch
+SLICING_PAYS = 2000
+"""Masked keys times head_dim a sequence, from which a call for each sequence is faster, measured."""
+
+
+def worth_slicing(q: Tensor, masked: int) -> bool:
+    """Whether one flash call a sequence of q beats one call with a mask: `masked` keys saved in all."""
+    saved = masked * q.shape[-1] // max(q.shape[0], 1)
+    return KEY_MASK.takes(q, SLICED if saved >= SLICING_PAYS else WHOLE, saved) == SLICED
 
 
 class Part(NamedTuple):
@@ -99,7 +105,7 @@ def parts(q: Tensor, k: Tensor, call: AttentionCall) -> Iterator[Part]:
     if lengths is None or min(lengths, default=n) == n:
         yield _part(call, slice(0, batch), slice(0, m), slice(0, n), bias, 0)
         return
-    if call.rng_state is None and not worth_slicing(batch * n - sum(lengths), batch, q.shape[-1]):
+    if call.rng_state is None and not worth_slicing(q, batch * n - sum(lengths)):
         if call.seqused_k is not None:
             used = torch.arange(n) < call.seqused_k[:, None, None, None]
             if given is None:
