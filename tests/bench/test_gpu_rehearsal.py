@@ -15,7 +15,7 @@ from bench.gpu import records, report, stages
 from fasttx.ops import OPS
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 280
+SECONDS = 600
 
 
 @pytest.mark.timeout(SECONDS + 60)

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from ops.attention_cases import Case, check
-from ops.test_attention_kernels import BF16, F16, F32, MASKS, SMALL, use_tile
+from ops.attention_cases import SMALL, Case, check
+from ops.test_attention_kernels import BF16, F16, F32, MASKS, use_tile
 
 pytest.importorskip("hypothesis")
 

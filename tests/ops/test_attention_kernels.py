@@ -11,13 +11,12 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ops.attention_cases import Case, check, guarded, make_inputs, run
+from ops.attention_cases import SMALL, Case, check, guarded, make_inputs, run
 
 from fasttx.kernels import attention, attention_bwd
 from fasttx.kernels.attention_config import OTHER_TILES, TABLE, TABLE_FP32, Config, config
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-SMALL = (Config(32, 32, 1, 1), Config(32, 32, 1, 1, transposed=True))
 PACKED = ((33, 34), (0, 5), (17, 64), (5, 0), (20, 3))
 
 

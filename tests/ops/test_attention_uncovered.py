@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ops.attention_cases import Case, make_inputs, run
+from ops.attention_cases import SMALL, Case, make_inputs, run
 from ops.test_attention_kernels import BF16, F32, PACKED, use_tile
 
 import fasttx
@@ -37,7 +37,7 @@ def expect_nothing_after(results: list[torch.Tensor], n_q: int, n_k: int) -> Non
 
 
 # default tiles: one block holds every key; small ones: several, dq by atomics or by a kernel of its own
-@pytest.mark.parametrize("tile", [None, Config(32, 32, 1, 1)], ids=["one-pass", "blocks"])
+@pytest.mark.parametrize("tile", [None, SMALL[0]], ids=["one-pass", "blocks"])
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize(
     "options",
@@ -79,7 +79,7 @@ def test_sequences_without_tokens_before_tokens_of_none(heads_k: int, device: to
     expect_nothing_after(results, 0, 0)
 
 
-@pytest.mark.parametrize("tile", [None, Config(32, 32, 1, 1)], ids=["one-pass", "blocks"])
+@pytest.mark.parametrize("tile", [None, SMALL[0]], ids=["one-pass", "blocks"])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_what_wrong_bounds_leave_out_is_nan(
     tile: Config | None, deterministic: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch

@@ -137,7 +137,7 @@ def pretended(launchers: dict[str, dict[str, str]]) -> Iterator[list[Any]]:
         yield records
 
 
-def dry(stage: Stage, share: tuple[int, int], folder: Path) -> int:
+def dry(stage: Stage, share: tuple[int, int], folder: Path, part_of_name: str) -> int:
     """Compiles what a share of a stage launches; 1 where an item fails."""
     import torch
 
@@ -146,7 +146,8 @@ def dry(stage: Stage, share: tuple[int, int], folder: Path) -> int:
     context = Context(torch.device("cpu"), dry=True)
     module, launchers, failed = importlib.import_module(stage.module), dict[str, dict[str, str]](), 0
     with pretended(launchers) as records:
-        for item in module.items(context)[share[0] :: share[1]]:
+        items = [item for item in module.items(context) if part_of_name in item.name]
+        for item in items[share[0] :: share[1]]:
             before, begun = len(records), time.monotonic()
             try:
                 list(item.run(context))
@@ -169,14 +170,13 @@ def dry(stage: Stage, share: tuple[int, int], folder: Path) -> int:
 # ----------------------------------------------------------------------------------------------------- the parts
 
 
-def compile_cache(stages: list[Stage], out: Path, jobs: int) -> int:
-    """Fills prebuilt.CACHE and writes launchers.json; returns how many children failed."""
-    shutil.rmtree(prebuilt.CACHE, ignore_errors=True)
-    environ = os.environ | prebuilt.environment() | {"OMP_NUM_THREADS": "1"}
+def compile_cache(stages: list[Stage], out: Path, cache: Path, jobs: int, part_of_name: str) -> int:
+    """Fills the cache and writes launchers.json; returns how many children failed."""
+    environ = os.environ | prebuilt.environment() | {"OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(cache)}
     environ.pop("TRITON_INTERPRET", None)
     failed = 0
     for stage in stages:
-        command = [sys.executable, __file__, "--out", str(out), "--dry", stage.name, "--share"]
+        command = [sys.executable, __file__, "--out", str(out), "--items", part_of_name, "--dry", stage.name, "--share"]
         children = [subprocess.Popen([*command, f"{i}/{jobs}"], env=environ) for i in range(jobs)]
         failed += sum(child.wait() != 0 for child in children)
     found: dict[str, dict[str, str]] = {}
@@ -214,6 +214,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=prebuilt.FOLDER)
     parser.add_argument("--part", nargs="*", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--only", nargs="*", default=[], help="stages by name")
+    parser.add_argument("--items", default="", help="a part of the name of those to compile")
+    parser.add_argument("--cache", type=Path, default=prebuilt.CACHE, help="where it has to lie when it is used, too")
+    parser.add_argument("--keep-cache", action="store_true", help="add to what is there")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--python", default="", help="refuse to be another Python than this, such as 3.12")
     parser.add_argument("--no-module", action="store_true", help="leave fasttx._C out")
@@ -224,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.dry:
         (stage,) = (stage for stage in stages if stage.name == options.dry)
         first, of = map(int, options.share.split("/"))
-        return dry(stage, (first, of), options.out)
+        return dry(stage, (first, of), options.out, options.items)
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if options.python and options.python != here:
         parser.error(f"--python: got {options.python}; allowed is {here}, which runs this")
@@ -232,8 +235,11 @@ def main(arguments: list[str] | None = None) -> int:
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
     stages = [stage for stage in stages if not options.only or stage.name in options.only]
-    failed = compile_cache(stages, options.out, options.jobs)
-    variants = pack(prebuilt.CACHE, options.out / prebuilt.CACHE_FILE)
+    if not options.keep_cache:
+        shutil.rmtree(options.cache, ignore_errors=True)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    failed = compile_cache(stages, options.out, options.cache, options.jobs, options.items)
+    variants = pack(options.cache, options.out / prebuilt.CACHE_FILE)
     print("no fasttx._C was asked for" if options.no_module else build_module(options.out), flush=True)
     made = prebuilt.versions() | {"commit": prebuilt.commit(), "variants": variants, "arch": ARCH}
     (options.out / prebuilt.MANIFEST).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
