@@ -50,9 +50,9 @@ def inference(case: ModelCase, expected: str, context: Context) -> Iterator[Line
     if context.dry:
         hidden_states(patched, batch)
         return
-    found = {}
+    found: dict[torch.nn.Module, torch.Tensor] = {}
 
-    def step(model: torch.nn.Module) -> object:
+    def step(model: torch.nn.Module) -> torch.Tensor:
         with torch.no_grad():
             found[model] = model(**batch).last_hidden_state
         return found[model]
@@ -60,10 +60,16 @@ def inference(case: ModelCase, expected: str, context: Context) -> Iterator[Line
     models = {"fasttx": patched, "sdpa": plain}
     calls: dict[str, Call] = {name: lambda _, model=model: step(model) for name, model in models.items()}
     eager = step(patched)
-    calls |= {f"{name} as a graph": captured(partial(step, model), device) for name, model in models.items()}
-    calls["fasttx as a graph"](0)
-    same = torch.allclose(eager, found[patched], rtol=0, atol=0)  # no dropout, no atomics: nothing may move
-    yield {"text": f"the graph gives {'the same bits' if same else 'OTHER BITS'}", "ok": same}
+    for name, model in models.items():
+        try:
+            calls[f"{name} as a graph"] = captured(partial(step, model), device)
+        except Exception as problem:  # a model that waits for the device: the others are timed all the same
+            text = f"{name} cannot be captured: {(str(problem).strip().splitlines() or [''])[0][:200]}"
+            yield {"text": text, "ok": name != "fasttx", "arm": name}
+    if "fasttx as a graph" in calls:
+        calls["fasttx as a graph"](0)
+        same = torch.equal(eager, found[patched])  # no dropout, no atomics: nothing may move
+        yield {"text": f"the graph gives {'the same bits' if same else 'OTHER BITS'}", "ok": same}
     times = interleaved(calls, device, rounds=2 if context.rehearsal else 15, batch_ms=2.0, seconds=6.0)
     for name, t in times.items():
         text = f"{name}: {t.median * 1e3:.0f} us on the device, {t.wall * 1e3:.0f} us with the host"
