@@ -13,7 +13,7 @@ import torch
 if os.environ.get("FASTTX_AOT") != "1":
     pytest.skip("compiles without the interpreter: run with FASTTX_AOT=1, in its own process", allow_module_level=True)
 
-from ahead_of_time.dry_device import SHARED_BYTES, Record, dry_device
+from ahead_of_time.dry_device import SHARED_BYTES, Record, dry_device, forget
 
 from fasttx.kernels import attention_bwd as module
 from fasttx.kernels.attention_config import OTHER_TILES, Config, config
@@ -37,7 +37,7 @@ def compile_backward(arch: int, dropout_p: float, length: int = 512, tile: Confi
 
     with pytest.MonkeyPatch.context() as patch, dry_device(arch, "fasttx.kernels.attention_bwd.arch_of") as records:
         patch.setattr(module, "config", chosen)
-        module.attention_bwd_dkdv_kernel.device_caches.clear()  # what another test compiled is recorded again
+        forget()  # what another test compiled is recorded again
         module.attention_bwd(dq, dk, dv, dout, q, k, v, out, lse, *args, False)
     return next(record for record in records if "dkdv" in record.name)
 
