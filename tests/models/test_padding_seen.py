@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from models import model_zoo as zoo
 from models.test_padding_free import bare, batch, layer_inputs
 from torch import Tensor
+from torch.nn.utils import prune
 
 import fasttx
 from fasttx.models.padding import lengths
@@ -38,6 +40,44 @@ def test_hooks_see_the_padded_batch(part: str, kind: str, when: str) -> None:
         assert [row.reason.split(" is ")[0] for row in report.left_alone] == [f"a hook in layer.{part[14]}"]
     model(**batch(11, 4, 7)).last_hidden_state.sum().backward()
     assert shapes and all(shape[:2] == (3, 11) for shape in shapes)
+
+
+class Half(prune.BasePruningMethod):
+    """A user's own choice of what to prune."""
+
+    PRUNING_TYPE = "unstructured"
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        return (torch.arange(t.numel()) % 2).view_as(t) * default_mask
+
+
+@pytest.mark.filterwarnings("ignore:.*(weight_norm|spectral_norm).*:FutureWarning")
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda linear: prune.l1_unstructured(linear, "weight", 0.5),
+        lambda linear: Half.apply(linear, "bias"),
+        lambda linear: Half.apply(linear, "weight"),
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.spectral_norm,
+    ],
+    ids=["pruned", "bias by an own class", "weight by an own class", "weight norm", "spectral norm"],
+)
+def test_hooks_that_make_a_weight_leave_a_batch_packed(put: Callable[[Any], Any]) -> None:
+    """Those of torch.nn.utils compute a weight before each call, and look at no token."""
+    plain, model = bare(unpad=None), bare(unpad=None)
+    for one in (plain, model):
+        torch.manual_seed(0)
+        put(one.encoder.layer[1].attention.self.query)
+        put(one.encoder.layer[0].output.dense)
+    report = fasttx.patch(model, unpad=True)
+    assert not [row for row in report.left_alone if row.reason.startswith("a hook in ")]
+    seen = layer_inputs(model)
+    inputs = batch(11, 4, 7)
+    real = inputs["attention_mask"].bool()
+    got, want = model(**inputs).last_hidden_state[real], plain(**inputs).last_hidden_state[real]
+    assert seen == [(1, 22, 32)]
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_hooks_of_transformers_and_of_fsdp_leave_a_batch_packed() -> None:

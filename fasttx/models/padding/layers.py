@@ -40,8 +40,8 @@ def strange_part(encoder: Any, forwards: Forwards) -> str | None:
 
 
 def _has_foreign_hook(module: nn.Module) -> bool:
-    """Whether a hook hangs on `module` or below that is not of torch.distributed (FSDP) or transformers (output
-    capture), which do not look at the batch."""
+    """Whether a hook hangs on `module` or below that is not of torch.distributed (FSDP), torch.nn.utils (pruning
+    and norms of weights) or transformers (output capture), which do not look at the batch."""
     state = module.__dict__
     for when in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
         if state[when] and not all(map(_is_known, state[when].values())):
@@ -50,8 +50,10 @@ def _has_foreign_hook(module: nn.Module) -> bool:
 
 
 def _is_known(hook: Any) -> bool:
-    origin = getattr(getattr(hook, "func", hook), "__module__", None) or ""
-    return origin.startswith(("torch.distributed.", "transformers."))
+    hook = getattr(hook, "func", hook)
+    # That of pruning is an object, which may be of a user's class; its call is PyTorch's.
+    origins = [getattr(of, "__module__", None) or "" for of in (hook, type(hook).__call__)]
+    return any(origin.startswith(("torch.distributed.", "torch.nn.utils.", "transformers.")) for origin in origins)
 
 
 def _has_forward(module: Any, forward: Callable[..., Any]) -> bool:
