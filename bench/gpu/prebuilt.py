@@ -28,7 +28,12 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 def environment(rehearse: bool = False) -> dict[str, str]:
     """What the children of `make gpu-check` and of `make gpu-prepare` have in their environment."""
-    found = {"FASTTX_FIRST_USE_CHECK": "0", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    found = {
+        "FASTTX_FIRST_USE_CHECK": "0",
+        "FASTTX_TUNED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     found |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1" if rehearse else "4"}
     return found if rehearse else found | {"TRITON_CACHE_DIR": str(CACHE)}
 

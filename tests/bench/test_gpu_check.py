@@ -77,13 +77,13 @@ def test_an_item_that_hangs_is_killed_with_its_children(tmp_path: Path, monkeypa
     lines, _ = run(monkeypatch, tmp_path, "good1,hangs,good2", item_seconds=2.0)
     found = by_item(lines)
     assert found["hangs"][-1]["text"] == "hung: nothing within 2 s"
-    assert found["good2"][0]["ok"] and time.monotonic() - begun < 40
+    assert found["good2"][0]["ok"] and time.monotonic() - begun < 90
     assert not is_alive(found["hangs"][0]["child"])
 
 
 def test_a_stage_ends_at_its_deadline_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = time.monotonic()
-    lines, _ = run(monkeypatch, tmp_path, "hangs,good1", fake("after", item_seconds=1.0), stage_seconds=4.0)
+    lines, _ = run(monkeypatch, tmp_path, "hangs,good1", fake("after", item_seconds=1.0), stage_seconds=12.0)
     first = [line for line in lines if line["stage"] == "fake"]
     assert [line["text"] for line in first if line.get("lost")] == [
         "killed: the stage's time was up",
@@ -91,13 +91,13 @@ def test_a_stage_ends_at_its_deadline_and_the_next_one_runs(tmp_path: Path, monk
     ]
     assert not is_alive(first[0]["child"])
     assert any(line["stage"] == "after" and line["item"] == "good1" and line["ok"] for line in lines)
-    assert time.monotonic() - begun < 40
+    assert time.monotonic() - begun < 90
 
 
 def test_nothing_outlives_the_deadline_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = time.monotonic()
-    lines, _ = run(monkeypatch, tmp_path, "hangs", fake("after"), seconds=5.0)
-    assert time.monotonic() - begun < 12
+    lines, _ = run(monkeypatch, tmp_path, "hangs", fake("after"), seconds=12.0)
+    assert time.monotonic() - begun < 30
     assert not is_alive(lines[0]["child"])
     assert [line["text"] for line in lines if line["stage"] == "after"] == ["not run: the part's time was up"]
 
@@ -109,7 +109,7 @@ def test_children_share_the_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_beside_runs_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage that hangs does not keep the one beside it from its results."""
-    lines, _ = run(monkeypatch, tmp_path, "hangs", fake("other"), stage_seconds=5.0, beside=True, item_seconds=4.0)
+    lines, _ = run(monkeypatch, tmp_path, "hangs", fake("other"), stage_seconds=15.0, beside=True, item_seconds=3.0)
     texts = [(line["stage"], line["text"]) for line in lines]
     assert texts[:2] == [("fake", "started"), ("other", "started")] or texts[:2] == [
         ("other", "started"),
