@@ -40,9 +40,18 @@ PROMISES: dict[str, tuple[str, Callable[..., bool]]] = {
         r"layers # -> # MB, model # -> # MB; cosine to float32 #, at least #",
         lambda layers, less, model, smaller, mean, least: less < 0.3 * layers and smaller < model and least > 0.98,
     ),
+    "pretrain": (r"loss of the epochs # -> # on # pairs", lambda before, after, n: falls(before, after) and n > 100),
+    "vit": (
+        r"loss # -> #; accuracy # on # new images",
+        lambda before, after, right, n: falls(before, after) and right > 0.5 and n == 64,
+    ),
+    "speech": (
+        r"loss # -> #; accuracy #; differs from sdpa by #",
+        lambda before, after, right, difference: falls(before, after) and right > 0.75 and difference < 1e-4,
+    ),
 }
 """Example -> the form of its last line, where # is a number, and what holds of the numbers."""
-QUICK = {"fine_tune", "int8"}
+QUICK = {"fine_tune", "int8", "pretrain", "vit", "speech"}
 NEEDS = {"embeddings": ("sentence_transformers",), "trainer": ("accelerate",)}
 
 
