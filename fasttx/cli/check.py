@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from typing import IO, Any
 import torch
 
 from ..ops import OPS, verdicts
+from ..ops.availability import compiles_when_loaded
 from ..ops.backends import BACKENDS
 from ..ops.registry import Op
 from .judge import Call, calls, judge
@@ -68,10 +70,10 @@ def _judge(result: Result, op: Op, wanted: Sequence[Call]) -> None:
 
 
 def _attempts(device: torch.device) -> Iterator[tuple[Result, Op, Sequence[Call]]]:
-    """Every (op, direction, dtype, backend), with its calls."""
+    """Every (op, direction, dtype, backend), with its calls; on a CPU without the large ones, which take minutes."""
     for op in OPS.values():
         for short, dtype in DTYPES.items():
-            for name, wanted in calls(op, device, dtype).items():
+            for name, wanted in calls(op, device, dtype, with_large=device.type != "cpu").items():
                 tensors = op.directions[name].key_tensors(wanted[0].arguments)
                 reasons = dict.fromkeys(BACKENDS, "not implemented") | {"torch": None}
                 # what failed its check runs, too: this is the report of it
@@ -110,12 +112,17 @@ def check_row(name: str, device: torch.device, tell: Callable[[dict[str, str]], 
     except Exception as problem:
         return found("unchecked", f"PyTorch's own operators raised {_first_line(problem)}")
     tell({"row": name})  # what goes wrong from here on is the kernel's fault
+    # a launch that waits for the driver's compiler is none that hangs; the kernel itself is waited for afterwards
+    launching = {"phase": "compiling" if compiles_when_loaded(backend, device) else "running"}
+    phases = {"before": lambda: tell(launching), "launched": lambda: tell({"phase": "running"})}
     for direction, those in wanted.items():
         try:
-            judged = judge(op, direction, backend, those, lambda: tell({"phase": "running"}))
+            judged = judge(op, direction, backend, those, **phases)
         except Exception as problem:
             if _lacks_memory(problem):
                 return found("unchecked", f"out of memory: {_first_line(problem)}")
+            if _lacks_what_compiles(problem):
+                return found("unchecked", f"could not be compiled here: {_first_line(problem)}")
             return found("crashed", f"{direction} raised {_first_line(problem)}")
         if not judged.share <= 1.0:
             unit = f" {judged.unit}" if judged.unit else ""
@@ -128,6 +135,13 @@ def _lacks_memory(problem: Exception) -> bool:
     """Whether it says so: PyTorch's allocators, cuBLAS, and the driver when it loads code, each in its own words."""
     words = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
     return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or any(word in str(problem) for word in words)
+
+
+def _lacks_what_compiles(problem: Exception) -> bool:
+    """Whether Triton could not work on this machine: a full disk, a folder that it may not write, no C compiler."""
+    if isinstance(problem, (OSError, subprocess.SubprocessError)):
+        return True
+    return isinstance(problem, RuntimeError) and "C compiler" in str(problem)
 
 
 def _first_line(problem: Exception) -> str:

@@ -197,6 +197,7 @@ def doctor(
     exit code is 1 if an op was wrong or crashed, or if FASTTX_BACKEND holds an unknown name; a missing GPU, compiler or
     package is no failure.
     """
+    from ..ops import verdicts
     from . import machine  # it imports torch, which --help does without
 
     console, progress_console = Console(), Console(stderr=True)
@@ -234,7 +235,8 @@ def doctor(
                 _show_checks(console, device, [check for check in checks if check["device"] == device])
     report["missing"] = [asdict(lack) for lack in lacks]
     failed = [check for check in report.get("ops", []) if check["status"] in ("wrong", "error")]
-    report["ok"] = not failed and found["forced_backend_problem"] is None
+    out = [name for record in records for name, row in record["rows"].items() if row["status"] in verdicts.FAILED]
+    report["ok"] = not failed and not out and found["forced_backend_problem"] is None
     if as_json:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
     else:
@@ -242,8 +244,10 @@ def doctor(
             console.print(
                 f"[yellow]No {escape(lack.what)}.[/] It would bring {escape(lack.brings)}. It takes {escape(lack.how)}."
             )
-        if failed:
-            console.print(f"[bold red]{len(failed)} checks failed.[/] Report them with `fasttx doctor --json`.")
+        if failed or out:
+            console.print(
+                f"[bold red]{len(failed) + len(out)} checks failed.[/] Report them with `fasttx doctor --json`."
+            )
         elif not env and report["ok"]:
             console.print("[green]Everything that can run here is right.[/]")
     if not report["ok"]:

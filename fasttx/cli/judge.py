@@ -52,11 +52,11 @@ class Judged(NamedTuple):
     unit: str
 
 
-def calls(op: Op, device: torch.device, dtype: torch.dtype) -> dict[str, list[Call]]:
+def calls(op: Op, device: torch.device, dtype: torch.dtype, with_large: bool = True) -> dict[str, list[Call]]:
     """The calls of an op in a dtype, by direction; the numbers are the same on every device."""
     found: dict[str, list[Call]] = {name: [] for name in op.directions}
     for case, forward, large in checked(op, device, dtype):
-        for name, call in _directions(op, case, forward, large):
+        for name, call in _directions(op, case, forward, large) if with_large or not large else ():
             found[name].append(call)
     return found
 
@@ -106,11 +106,23 @@ def _call(direction: Direction, case: str, arguments: Sequence[Any], plain: Sequ
     return Call(case, arguments, composed, reference, plain is not arguments)
 
 
-def judge(op: Op, name: str, backend: str, wanted: Sequence[Call], before: Callable[[], None] = lambda: None) -> Judged:
+def _nothing() -> None:
+    return None
+
+
+def judge(
+    op: Op,
+    name: str,
+    backend: str,
+    wanted: Sequence[Call],
+    before: Callable[[], None] = _nothing,
+    launched: Callable[[], None] = _nothing,
+) -> Judged:
     """The worst result of the calls of a direction on a backend; the first that is wrong ends them.
 
     Args:
         before: called before each operator runs.
+        launched: called when it has returned; its kernels may run still.
     """
     operator, direction = getattr(torch.ops.fasttx, f"{op.name}_{name}").default, op.directions[name]
     worst = Judged("", -1.0, 0.0, 0.0, "")
@@ -120,6 +132,7 @@ def judge(op: Op, name: str, backend: str, wanted: Sequence[Call], before: Calla
         before()
         with poisoned_outputs():
             outputs = as_tuple(operator(*arguments, backend))
+        launched()
         if outputs[0].is_cuda:
             torch.cuda.synchronize(outputs[0].device)
         for out, same, ref in zip(outputs, composed, reference, strict=True):

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..ops import verdicts
 from .attention.interface import IMPLEMENTATION
-from .checked import check_kernels, measured_choices
+from .checked import are_checked_later, check_kernels, measured_choices
 from .fusions.torch_nn import REPLACED
 from .heads.kinds import KINDS
 from .options import ModulePatch, Options
@@ -182,7 +182,7 @@ def _patch_plain(root: nn.Module, options: Options) -> Report:
     checks = check_kernels(root, plan.report.ops, options.backend)
     if verdicts.generation != before:  # another backend may run now
         plan = make_plan(root, options)
-    plan.report.checks = checks
+    plan.report.checks, plan.report.checks_later = checks, are_checked_later(checks, options.backend)
     plan.report.tuned = measured_choices(root, plan.report.ops, options.backend)
     if not plan.report.replaced:
         reasons = "; ".join(plan.report.reasons()) or "no attention or loss was found"

@@ -20,7 +20,7 @@ from ..nn.bypass import bypass_reason
 from ..ops.checks import FLOATS
 from ..quant import Int8Config, int8_layers, put_back, replace_layers
 from ..quant.layers import quantised
-from .checked import check_kernels, measured_choices
+from .checked import are_checked_later, check_kernels, measured_choices
 from .patch import _root
 from .plan import FAMILIES
 from .report import Report, Row, expected_backend
@@ -138,7 +138,9 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
     if not any(key_of(_class(module)) in LAYERS for module in root.modules()):
         names = ", ".join(family.name for family in FAMILIES)
         raise ValueError(f"model: got {type(root).__name__}, without an encoder layer; allowed are those of {names}")
-    report = Report(type(root).__name__, call="fasttx.quantize", checks=check_kernels(root, INT8_OPS, "auto"))
+    checks = check_kernels(root, INT8_OPS, "auto")
+    later = are_checked_later(checks, "auto")
+    report = Report(type(root).__name__, call="fasttx.quantize", checks=checks, checks_later=later)
     report.tuned = measured_choices(root, INT8_OPS, "auto")
     chosen: dict[nn.Module, nn.Module] = {}
     unused, already = set(config.skip), int8_layers(root)

@@ -67,13 +67,16 @@ class Report:
         tuned: what `python -m fasttx tune` measured to be faster than the default for the parts that were replaced,
             in words, from the device and "name/dtype/regime"; empty where nothing was.
         checks: what is known of the kernels that the model may run, from the device and "op/backend/dtype" to the
-            verdict of their check on this machine; empty where no kernel would run.
+            verdict of their check on this machine; empty where no kernel would run. A check of a model that was moved
+            meanwhile is added.
+        checks_later: whether the kernels are checked when the model first runs on a GPU.
     """
 
     model: str
     rows: list[Row] = field(default_factory=list)
     call: str = "fasttx.patch"
     checks: dict[str, dict[str, Verdict]] = field(default_factory=dict)
+    checks_later: bool = False
     tuned: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
@@ -126,6 +129,8 @@ class Report:
     def _checks(self) -> list[str]:
         """Lines about what the check of the kernels on this machine has found, and what was measured there."""
         lines = []
+        if self.checks_later and not self.checks:
+            lines += layout.wrapped("kernels were not checked: that happens when the model first runs on a GPU", "")
         for device, rows in self.checks.items():
             right = sum(found.status == "ok" for found in rows.values())
             lines.append(f"{right} of {len(rows)} kernels for {device} were checked on this machine and are right")

@@ -64,12 +64,21 @@ def _arch(device_index: int) -> int:
     return major * 10 + minor
 
 
+def compiles_when_loaded(backend_name: str, device: torch.device) -> bool:
+    """Whether the first launch of a backend on `device` waits for the driver's compiler."""
+    return backend_name == "cuda" and device.type == "cuda" and cuda.compiles_when_loaded(device, _arch(_index(device)))
+
+
+def _index(device: torch.device) -> int:
+    return device.index if device.index is not None else torch.cuda.current_device()
+
+
 def cannot_run_on(backend_name: str, device: torch.device, min_arch: int) -> str | None:
     """The reason why a compiled backend cannot run on `device`, or None."""
     if backend_name == "triton" and not _triton_present():
         return "triton is not installed (pip install triton)"
     if device.type == "cuda" and torch.version.hip is None:
-        arch = _arch(device.index if device.index is not None else torch.cuda.current_device())
+        arch = _arch(_index(device))
         if arch < min_arch:
             return f"needs compute capability {min_arch}, the device has {arch}"
         if backend_name == "cuda":

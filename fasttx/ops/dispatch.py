@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
+from . import verdicts
 from .decisions import note, recording
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ LAUNCHES: Counter[tuple[str, str]] = Counter()
 
 around: list[Callable[[], contextlib.AbstractContextManager[Any]]] = []
 """Makers of contexts in which operators run; empty unless :func:`fasttx.testing.poisoned_outputs` asks for one."""
+
+_knew: dict[str, int] = {}
+"""Which verdicts the last forward of each op knew: :data:`fasttx.ops.verdicts.generation` then."""
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 
@@ -81,12 +85,20 @@ def body(op: Op, name: str, direction: Direction) -> Callable[..., Any]:
     keys_of = operator.itemgetter(*where) if len(where) > 1 else lambda args: (args[first],)
     check, fake, composition = direction.check, direction.fake, direction.torch
     launchers: dict[str, Callable[..., None]] = {}
+    forward, knew = name == "fwd", _knew
 
     def call(*args: Any) -> Any:
         requested, args = args[-1], args[:-1]
         check(*args)
         tensors = keys_of(args)
-        impl = op.choice(requested, *tensors)
+        if forward:
+            impl = op.choice(requested, *tensors)
+            knew[op.name] = verdicts.generation
+        elif knew.get(op.name, verdicts.generation) == verdicts.generation:
+            impl = op.choice(requested, *tensors)
+        else:  # backward runs where forward ran, whatever was found out meanwhile
+            with verdicts.as_of(knew[op.name]):
+                impl = op.choice(requested, *tensors)
         if impl is None and requested == "auto" and tensors[0].device.type == "cuda":
             op.warn_once(*tensors)
         if recording():

@@ -7,6 +7,7 @@ is cut short or no such file counts as none.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -14,7 +15,8 @@ import importlib.util
 import json
 import os
 import platform
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,10 +44,12 @@ class Verdict(NamedTuple):
     Attributes:
         status: "ok", "wrong", "crashed", "hung" or "unchecked".
         detail: in words, what went wrong or why there is no verdict; "" if it is ok.
+        output: the end of what the process that checked it wrote on stderr, if anything went wrong.
     """
 
     status: str
     detail: str = ""
+    output: str = ""
 
     @property
     def failed(self) -> bool:
@@ -54,8 +58,12 @@ class Verdict(NamedTuple):
 
 _rows: dict[torch.device, dict[str, Verdict]] = {}
 _failed: dict[torch.device, dict[str, str]] = {}
+_since: dict[tuple[torch.device, str], int] = {}
 generation = 0
 """Goes up whenever a verdict is added, so that answers which hang on them can be asked again."""
+at_a_call: list[Callable[[torch.device], None]] = []
+"""Asked before "auto" chooses a kernel on a device. Empty unless a patched model may be moved to an unchecked one."""
+_then = threading.local()
 
 
 def cache_folder() -> Path:
@@ -84,10 +92,12 @@ def _kernels() -> str:
 
 @functools.cache
 def _driver() -> str:
+    """The driver, in its own words; where these are not to be had, as under WSL 2, the newest CUDA that it knows."""
     try:
         return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     except (OSError, IndexError):
-        return ""
+        ask = getattr(torch._C, "_cuda_getDriverVersion", None)  # of builds for CUDA alone; it makes no context
+        return "" if ask is None else f"CUDA {ask()}"
 
 
 def _version(package: str) -> str:
@@ -116,9 +126,10 @@ def key(device: torch.device) -> dict[str, str]:
 
 
 def record_path(device: torch.device) -> Path:
-    """The file with the record of this kind of device."""
+    """The file with the record of this kind of device, and of this user: nobody has to trust what another one wrote."""
     name = hashlib.sha256(json.dumps(key(device), sort_keys=True).encode()).hexdigest()[:16]
-    return cache_folder() / f"checked-{name}.json"
+    user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+    return cache_folder() / f"checked-{name}{user}.json"
 
 
 def read(device: torch.device) -> dict[str, Verdict]:
@@ -127,7 +138,7 @@ def read(device: torch.device) -> dict[str, Verdict]:
         found = json.loads(record_path(device).read_text(encoding="utf-8"))
         if found["key"] != key(device):
             return {}
-        return {str(row): Verdict(str(status), str(detail)) for row, (status, detail) in found["rows"].items()}
+        return {str(row): Verdict(*map(str, verdict)) for row, verdict in found["rows"].items()}
     except (OSError, RuntimeError, AssertionError):  # no file, or no such device
         return {}
     except (ValueError, KeyError, TypeError, AttributeError):  # cut short, or something else
@@ -135,23 +146,28 @@ def read(device: torch.device) -> dict[str, Verdict]:
 
 
 def add(device: torch.device, verdicts: Mapping[str, Verdict]) -> None:
-    """Makes verdicts hold in this process."""
+    """Makes verdicts hold in this process, on every device of the kind."""
     global generation
-    _hold(device, verdicts)
     generation += 1
+    for each in {device, *(other for other in list(_rows) if key(other) == key(device))}:
+        _hold(each, verdicts, generation)
 
 
-def _hold(device: torch.device, verdicts: Mapping[str, Verdict]) -> None:
+def _hold(device: torch.device, verdicts: Mapping[str, Verdict], since: int) -> None:
     rows = _rows.get(device, {})
     rows.update(verdicts)
-    _failed[device] = {row: verdict.detail for row, verdict in rows.items() if verdict.failed}
+    failed = {row: verdict.detail for row, verdict in rows.items() if verdict.failed}
+    for row in failed:
+        _since.setdefault((device, row), since)
+    _failed[device] = failed
     _rows[device] = rows  # at last: another thread may ask meanwhile
 
 
 def known(device: torch.device) -> dict[str, Verdict]:
     """The verdicts that hold in this process, from "op/backend/dtype"; the file is read at the first question."""
     if device not in _rows:
-        _hold(device, read(device))
+        same = next((rows for other, rows in list(_rows.items()) if key(other) == key(device)), {})
+        _hold(device, read(device) | same, 0)
     return _rows[device]
 
 
@@ -160,12 +176,25 @@ def forget() -> None:
     global generation
     _rows.clear()
     _failed.clear()
+    _since.clear()
     generation += 1
+
+
+@contextlib.contextmanager
+def as_of(when: int) -> Iterator[None]:
+    """Within it, this thread knows no verdict that came later than that generation."""
+    before, _then.generation = getattr(_then, "generation", None), when
+    try:
+        yield
+    finally:
+        _then.generation = before
 
 
 def reason(op: str, backend: str, *tensors: Tensor) -> str | None:
     """Why "auto" leaves a backend out for tensors like these on this machine, or None."""
     device = tensors[0].device
+    for ask in at_a_call:
+        ask(device)
     failed = _failed.get(device)
     if failed is None:
         known(device)
@@ -180,6 +209,8 @@ def why_out(op: str, backend: str, device: torch.device, dtype: torch.dtype | No
     """The same for a device and a dtype; None where integers alone decide: then in any dtype."""
     known(device)
     failed = _failed[device]
+    if failed and (then := getattr(_then, "generation", None)) is not None:
+        failed = {row: detail for row, detail in failed.items() if _since[device, row] <= then}
     if dtype is None:
         detail = next((text for row, text in failed.items() if row.startswith(f"{op}/{backend}/")), None)
     else:
@@ -189,5 +220,9 @@ def why_out(op: str, backend: str, device: torch.device, dtype: torch.dtype | No
 
 def to_dict(device: torch.device) -> dict[str, Any]:
     """The record of a device as plain data, with what it holds for and where it is kept."""
-    rows = {row: {"status": v.status, "detail": v.detail} for row, v in sorted(known(device).items())}
+    rows = {}
+    for row, verdict in sorted(known(device).items()):
+        rows[row] = {"status": verdict.status, "detail": verdict.detail}
+        if verdict.output:
+            rows[row]["output"] = verdict.output
     return {"file": str(record_path(device)), "key": key(device), "rows": rows}

@@ -11,6 +11,7 @@ stay as they are.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import multiprocessing
@@ -20,10 +21,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from ..ops import OPS, verdicts
 from ..ops.cases import like
 from ..ops.registry import Impl
 from ..ops.verdicts import Row, Verdict
+from .progress import Clock, Progress, say
 from .record import lock, remove, write
 
 SWITCH = "FASTTX_FIRST_USE_CHECK"
@@ -48,12 +50,23 @@ WAIT_S = 180.0
 """Seconds to wait for another process that checks the same kind of device."""
 END_S = 5.0
 """Seconds to wait for a child that was killed: a driver in trouble may not let it go."""
+KEPT_LINES, KEPT_CHARACTERS = 40, 2000
+"""Of what a child writes on stderr, for `doctor --json`."""
 FROM_OUTSIDE = {-getattr(signal, name, 0) for name in ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")} - {0}
 """Codes of a process that somebody else ended, as the system does where memory is short."""
 REPORT = "please report it with what `python -m fasttx doctor --json` prints"
 
 _PROCESS = os.getpid()
-_tried: set[tuple[torch.device, str]] = set()
+_tried: set[tuple[Path, str]] = set()
+
+
+def being_recorded(device: torch.device) -> str | None:
+    """What is being made on a device at this moment that nothing may interrupt, or None."""
+    if torch.compiler.is_compiling():
+        return "a graph is being compiled"
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return "a CUDA graph is being captured"
+    return None
 
 
 def why_not_now(device: torch.device) -> str | None:
@@ -62,10 +75,9 @@ def why_not_now(device: torch.device) -> str | None:
         return f"{SWITCH}=0"
     if os.getpid() != _PROCESS or multiprocessing.current_process().daemon:
         return "this process was forked"
-    if torch.compiler.is_compiling():
-        return "a graph is being compiled"
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return "a CUDA graph is being captured"
+    reason = being_recorded(device)
+    if reason is not None:
+        return reason
     if not sys.executable or getattr(sys, "frozen", False):  # a frozen program would start itself
         return "no program of Python is known"
     return None
@@ -108,7 +120,7 @@ def check(device: torch.device, wanted: Iterable[tuple[str, torch.dtype]]) -> di
     if _untried(device, _next_rows(choices, known)):
         reason = why_not_now(device)
         if reason is None:
-            _make(device, choices, _Clock(RUN_S, ALL_S))
+            _make(device, choices, Clock(RUN_S, ALL_S, HANG_S))
         else:
             rows = _next_rows(choices, known)
             verdicts.add(device, {str(row): Verdict("unchecked", reason) for row in rows})
@@ -123,22 +135,25 @@ def recheck(device: torch.device, wanted: Iterable[tuple[str, torch.dtype]]) -> 
     verdicts.forget()
     _tried.clear()
     if choices:
-        _make(device, choices, _Clock(RECHECK_S, RECHECK_S))
+        _make(device, choices, Clock(RECHECK_S, RECHECK_S, HANG_S))
     return dict(verdicts.known(device))
 
 
 def _untried(device: torch.device, rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if (device, str(row)) not in _tried]
+    kind = verdicts.record_path(device)
+    return [row for row in rows if (kind, str(row)) not in _tried]
 
 
-def _make(device: torch.device, choices: Sequence[Sequence[Row]], clock: _Clock) -> None:
+def _make(device: torch.device, choices: Sequence[Sequence[Row]], clock: Clock) -> None:
     """Checks what has no verdict yet, as the one process that does, and keeps what was found."""
     clock.phase(compiling=True)  # waiting counts as that: in all, and not as time in which kernels run
-    with lock(device, WAIT_S) as alone:
+    kind = verdicts.record_path(device)
+    told = f"fasttx: another process checks the kernels; waiting for it, {WAIT_S:.0f} s at most\n"
+    with lock(device, WAIT_S, lambda: say(told)) as alone:
         verdicts.add(device, verdicts.read(device))  # another process may have checked them meanwhile
         known = verdicts.known(device)
         while rows := _untried(device, _next_rows(choices, known)):
-            _tried.update((device, str(row)) for row in rows)
+            _tried.update((kind, str(row)) for row in rows)
             if not alone:
                 found = {str(row): Verdict("unchecked", "another process was checking") for row in rows}
             else:
@@ -156,50 +171,37 @@ def _warn(device: torch.device, found: dict[str, Verdict]) -> None:
         warnings.warn(
             f"fasttx: kernels failed their check on this machine ({device}) and are left out: {'; '.join(failed)}; "
             f"{REPORT}",
-            stacklevel=6,
+            stacklevel=_users_level(),
         )
 
 
-class _Clock:
-    """How much time is left, in all and without what Triton compiles."""
-
-    def __init__(self, run_s: float, all_s: float) -> None:
-        self.run_s, self.all_s = run_s, all_s
-        self.began = self.since = time.monotonic()
-        self.compiling, self.compiled_s = False, 0.0
-
-    def phase(self, compiling: bool) -> None:
-        now = time.monotonic()
-        if self.compiling:
-            self.compiled_s += now - self.since
-        self.compiling, self.since = compiling, now
-
-    def left(self) -> tuple[float, str]:
-        """Seconds until a row is given up, and what that means for it: "hung" or "unchecked"."""
-        now = time.monotonic()
-        compiled = self.compiled_s + (now - self.since if self.compiling else 0.0)
-        in_all = min(self.began + self.all_s - now, self.run_s - (now - self.began - compiled))
-        hang = self.since + HANG_S - now
-        return (hang, "hung") if not self.compiling and hang < in_all else (in_all, "unchecked")
+def _users_level() -> int:
+    """The stacklevel of a warning of the caller's that names the first line outside of the package."""
+    package, level = str(Path(__file__).parents[1]) + os.sep, 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    return level + 1
 
 
-def run(device: torch.device, rows: Sequence[Row], clock: _Clock) -> Iterator[tuple[str, Verdict]]:
+def run(device: torch.device, rows: Sequence[Row], clock: Clock) -> Iterator[tuple[str, Verdict]]:
     """The verdict of each row, from as many children as it takes: one ends with the first row that is not ok."""
     left = [str(row) for row in rows]
-    progress = _Progress(device, len(left), clock)
+    progress = Progress(verdicts.key(device)["device"], len(left), clock, SWITCH)
     try:
         while left:
-            ended = ""
+            ended = None
             for name, verdict in _one_child(device, tuple(left), clock):
                 if name == "":  # no row's
-                    ended = verdict.detail
+                    ended = verdict
                     break
                 left.remove(name)
                 progress.step()
                 yield name, verdict
-            if ended or clock.left()[0] <= 0.0:
-                for name in left:
-                    yield name, Verdict("unchecked", ended or f"{clock.run_s:.0f} s were not enough")
+            if ended is None and clock.left()[0] <= 0.0:
+                ended = Verdict("unchecked", f"{clock.run_s:.0f} s were not enough")
+            if ended is not None:
+                yield from ((name, ended) for name in left)
                 break
     finally:
         progress.end()
@@ -225,9 +227,9 @@ def _told(line: str, names: Sequence[str]) -> Mapping[str, Any]:
     return found if isinstance(found, dict) and found.get("row", names[0]) in names else {}
 
 
-def _one_child(device: torch.device, names: Sequence[str], clock: _Clock) -> Iterator[tuple[str, Verdict]]:
+def _one_child(device: torch.device, names: Sequence[str], clock: Clock) -> Iterator[tuple[str, Verdict]]:
     """Verdicts of rows until the first that is not ok; ("", verdict) where none can be had."""
-    how: dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    how: dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     how |= dict(text=True, encoding="utf-8", errors="replace", start_new_session=True)  # Ctrl-C is this process's
     try:
         child = subprocess.Popen([*_command(), str(device), *names], env=_environment(), **how)
@@ -241,8 +243,16 @@ def _one_child(device: torch.device, names: Sequence[str], clock: _Clock) -> Ite
             lines.put(line)
         lines.put(None)
 
+    complaints: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
     reader = threading.Thread(target=read, daemon=True)
+    listener = threading.Thread(target=lambda: complaints.extend(child.stderr or ()), daemon=True)
     reader.start()
+    listener.start()
+
+    def output() -> str:
+        listener.join(1.0 if child.poll() is not None else 0.0)
+        return "".join(complaints)[-KEPT_CHARACTERS:]
+
     current = ""
     clock.phase(compiling=True)  # imports are no fault of a kernel's either
     try:
@@ -252,10 +262,10 @@ def _one_child(device: torch.device, names: Sequence[str], clock: _Clock) -> Ite
                 line = lines.get(timeout=max(limit, 0.0))
             except queue.Empty:
                 why = f"ran for more than {HANG_S:.0f} s" if means == "hung" else f"{clock.run_s:.0f} s were not enough"
-                yield (current if means == "hung" else ""), Verdict(means, why)
+                yield (current if means == "hung" else ""), Verdict(means, why, output())
                 return
             if line is None:
-                yield _death(current, child.wait())
+                yield _death(current, child.wait(), output())
                 return
             told = _told(line, names)
             if told.get("device"):
@@ -269,7 +279,8 @@ def _one_child(device: torch.device, names: Sequence[str], clock: _Clock) -> Ite
             elif "status" in told:
                 current = ""
                 clock.phase(compiling=True)
-                yield told["row"], Verdict(told["status"], told["detail"])
+                verdict = Verdict(told["status"], told["detail"])
+                yield told["row"], verdict if verdict.status == "ok" else verdict._replace(output=output())
                 if told["status"] != "ok" or told["row"] == names[-1]:
                     return
             elif "row" in told:
@@ -281,47 +292,15 @@ def _one_child(device: torch.device, names: Sequence[str], clock: _Clock) -> Ite
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(END_S)
         reader.join(END_S)
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None and not reader.is_alive():
+        listener.join(END_S)
+        for pipe, thread in ((child.stdin, reader), (child.stdout, reader), (child.stderr, listener)):
+            if pipe is not None and not thread.is_alive():
                 pipe.close()
 
 
-def _death(row: str, code: int) -> tuple[str, Verdict]:
+def _death(row: str, code: int, output: str) -> tuple[str, Verdict]:
     """A child that has ended: within a row that is the row's fault, unless somebody else ended it."""
     how = f"ended by signal {-code}" if code < 0 else f"ended with code {code}"
     if row and code not in FROM_OUTSIDE:
-        return row, Verdict("crashed", f"the process that ran it {how}")
-    return "", Verdict("unchecked", f"the process that checks {how}")
-
-
-class _Progress:
-    """A line on stderr, and a bar behind it in a terminal."""
-
-    def __init__(self, device: torch.device, n: int, clock: _Clock) -> None:
-        self.n, self.done, self.bar = n, 0, False
-        with contextlib.suppress(Exception):  # None, closed, or something of the user's that only writes
-            self.bar = sys.stderr.isatty()
-        self.text = (
-            f"fasttx: checking {n} kernels on {verdicts.key(device)['device']}, once on this machine "
-            f"(at most {clock.run_s:.0f} s, {clock.all_s:.0f} s where they are compiled first; "
-            f"{SWITCH}=0 leaves it out)"
-        )
-        self._write(self.text + ("" if self.bar else "\n"))
-        self._show()
-
-    def _write(self, text: str) -> None:
-        with contextlib.suppress(Exception):
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-    def _show(self) -> None:
-        if self.bar:
-            self._write(f"\r\x1b[Kfasttx: checking kernels [{'#' * self.done}{'.' * (self.n - self.done)}]")
-
-    def step(self) -> None:
-        self.done += 1
-        self._show()
-
-    def end(self) -> None:
-        if self.bar:
-            self._write("\n")
+        return row, Verdict("crashed", f"the process that ran it {how}", output)
+    return "", Verdict("unchecked", f"the process that checks {how}", output)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -30,14 +31,18 @@ def write(device: torch.device, found: Mapping[str, Verdict]) -> bool:
 def replace(path: Path, data: object) -> bool:
     """Writes a file of JSON, never half of it; False where its folder cannot be written."""
     text = json.dumps(data, indent=1)
-    draft = path.with_suffix(f".{os.getpid()}")
+    draft = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text + "\n", encoding="utf-8")
+        # no number of a process: another container or host may have the same folder, and a process of that number
+        descriptor, draft = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=".draft", dir=path.parent)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
         os.replace(draft, path)
     except OSError:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+        if draft is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
         return False
     return True
 
@@ -49,8 +54,12 @@ def remove(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def lock(device: torch.device, wait_s: float, file: Path | None = None) -> Iterator[bool]:
+def lock(
+    device: torch.device, wait_s: float, waiting: Callable[[], None] = lambda: None, file: Path | None = None
+) -> Iterator[bool]:
     """Holds the lock of a device's record; False after `wait_s` seconds in which another process has held it.
+
+    `waiting` is called once where another process holds it.
 
     The system releases it with the process, however that ends. Where the folder cannot be written or the system has no
     such lock, nobody else is kept out, and the answer is True. `file` is another one, with its own lock.
@@ -61,7 +70,7 @@ def lock(device: torch.device, wait_s: float, file: Path | None = None) -> Itera
         yield True
         return
     try:
-        yield _acquire(descriptor, wait_s)
+        yield _acquire(descriptor, wait_s, waiting)
     finally:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked meanwhile holds it, too
@@ -78,8 +87,8 @@ def _open(path: Path) -> int | None:
         return None
 
 
-def _acquire(descriptor: int, wait_s: float) -> bool:
-    end = time.monotonic() + wait_s
+def _acquire(descriptor: int, wait_s: float, waiting: Callable[[], None]) -> bool:
+    end, told = time.monotonic() + wait_s, False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,6 +96,9 @@ def _acquire(descriptor: int, wait_s: float) -> bool:
         except BlockingIOError:
             if time.monotonic() >= end:
                 return False
+            if not told:
+                told = True
+                waiting()
             time.sleep(0.05)
         except OSError:  # a file system without locks
             return True

@@ -149,7 +149,7 @@ def tune(
     outcome = Outcome(nothing=nothing, reason=why_not_now(device) or "")
     if outcome.reason or not items:
         return outcome
-    with record.lock(device, 0.0, tuned.table_path(device)) as alone:
+    with record.lock(device, 0.0, file=tuned.table_path(device)) as alone:
         before = tuned.read(device)
         left = [item for item in items if anew or item not in before or (before[item].quick and not quick)]
         if not alone:

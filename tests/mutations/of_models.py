@@ -7,6 +7,8 @@ from mutation import Mutation
 PADDING = ("tests/models/test_padding_free.py", "tests/models/test_padding_kept.py")
 NORM = ("tests/models/test_residual_norm.py",)
 FIRST_USE = ("tests/trust/test_first_use.py", "-k", "what_becomes")
+LATER = ("tests/trust/test_later.py",)
+SURROUNDINGS = ("tests/trust/test_surroundings.py",)
 MODELS = [
     Mutation(
         "fasttx/models/padding/encoder.py",
@@ -48,4 +50,9 @@ MODELS = [
     ),
     Mutation("fasttx/ops/registry.py", "if why is None and auto:", "if False:", FIRST_USE),
     Mutation("fasttx/cli/judge.py", "    with poisoned_outputs():\n", "    if True:\n", FIRST_USE),
+    Mutation("fasttx/cli/check.py", 'RuntimeError) and "C compiler" in', "RuntimeError) and not", FIRST_USE),
+    Mutation("fasttx/trust/later.py", "            model.ask(device)\n", "            pass\n", LATER),
+    Mutation("fasttx/trust/later.py", " or first_use.being_recorded(device) is not None", "", LATER),
+    Mutation("fasttx/ops/dispatch.py", "elif knew.get(op.name, verdicts.generation) ==", "elif True or", SURROUNDINGS),
+    Mutation("fasttx/ops/verdicts.py", '{name}{user}.json"', '{name}.json"', SURROUNDINGS),
 ]

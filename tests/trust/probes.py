@@ -74,12 +74,25 @@ def exhausts_driver(out: Tensor, x: Tensor) -> None:
     raise RuntimeError("Triton Error [CUDA]: out of memory")
 
 
+def lacks_disk(out: Tensor, x: Tensor) -> None:
+    raise OSError(28, "No space left on device", "/home/me/.triton")
+
+
+def lacks_compiler(out: Tensor, x: Tensor) -> None:
+    raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+
+
+def complains(out: Tensor, x: Tensor) -> None:
+    os.write(2, b"line 7: misaligned address\n")
+    raise ValueError("no result")
+
+
 def killed(out: Tensor, x: Tensor) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 FAULTS = ("right", "wrong", "unwritten", "crashes", "hangs", "raises", "prints", "poisons", "exhausts")
-FAULTS += ("exhausts_driver", "killed")
+FAULTS += ("exhausts_driver", "killed", "lacks_disk", "lacks_compiler", "complains")
 
 
 def _double(x: Tensor) -> Tensor:

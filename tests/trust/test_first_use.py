@@ -63,6 +63,8 @@ def restart() -> None:
         pytest.param("poisons", "crashed", "illegal memory access", marks=pytest.mark.slow),
         ("exhausts", "unchecked", "out of memory: OutOfMemoryError: tried to allocate 2 GiB"),
         ("exhausts_driver", "unchecked", "out of memory: RuntimeError: Triton Error [CUDA]: out of memory"),
+        ("lacks_disk", "unchecked", "could not be compiled here: OSError: [Errno 28] No space left"),
+        ("lacks_compiler", "unchecked", "could not be compiled here: RuntimeError: Failed to find C compiler"),
         ("killed", "unchecked", "the process that checks ended by signal 9"),
     ],
 )
@@ -110,7 +112,8 @@ def test_without_time_left_a_row_is_unchecked_and_used(monkeypatch: pytest.Monke
 @pytest.mark.filterwarnings("ignore:fasttx. kernels failed")
 def test_one_row_after_another(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What one kernel breaks is not held against the next: each that fails costs a process and nothing else."""
-    monkeypatch.setattr(first_use, "ALL_S", 1000.0)  # six processes that import torch, on a busy machine
+    for limit in ("RUN_S", "ALL_S"):
+        monkeypatch.setattr(first_use, limit, 1000.0)  # six processes that import torch, on a busy machine
     kernels = ("poisons", "right", "crashes", "prints", "wrong", "unwritten")
     found = first_use.check(CPU, [(probes.name_of(kernel), torch.float32) for kernel in kernels])
     statuses = {name.split("/")[0]: verdict.status for name, verdict in found.items()}
@@ -227,12 +230,15 @@ with record.lock(torch.device("cpu"), 0.0) as alone:
 """
 
 
-def test_one_process_checks_and_the_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_checks_and_the_others_wait(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The lock goes with the process that held it; who has waited long enough goes on unchecked."""
     holder = subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "True\n"
     monkeypatch.setattr(first_use, "WAIT_S", 0.2)
     assert check("right")["cuda"] == verdicts.Verdict("unchecked", "another process was checking")
+    assert capfd.readouterr().err == "fasttx: another process checks the kernels; waiting for it, 0 s at most\n"
     restart()
     holder.kill()
     holder.communicate()
@@ -279,7 +285,7 @@ def test_every_kernel_of_triton_in_the_interpreter(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(first_use, "COMMAND", ())
     monkeypatch.setattr(first_use, "HANG_S", 1000.0)
     rows = [verdicts.Row(name, "triton", torch.float32) for name in OPS if not name.startswith("probe_")]
-    found = dict(first_use.run(CPU, rows, first_use._Clock(1000.0, 1000.0)))
+    found = dict(first_use.run(CPU, rows, first_use.Clock(1000.0, 1000.0, 1000.0)))
     assert set(found) == set(map(str, rows)) and {verdict.status for verdict in found.values()} == {"ok"}, found
 
 
@@ -331,7 +337,7 @@ def test_the_child_imports_what_this_process_does(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", ".")])
     monkeypatch.setattr(first_use, "COMMAND", ())
     row = verdicts.Row("softmax", "cuda", torch.float32)  # which no CPU runs: the child is there, and says so
-    (found,) = dict(first_use.run(CPU, [row], first_use._Clock(60.0, 180.0))).values()
+    (found,) = dict(first_use.run(CPU, [row], first_use.Clock(60.0, 180.0, 30.0))).values()
     assert found.status == "crashed" and "BackendError" in found.detail
 
 

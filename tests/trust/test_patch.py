@@ -66,8 +66,9 @@ def model() -> Any:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_ops_of_the_model_in_its_dtype_and_autocasts(dtype: torch.dtype, machine: list[str]) -> None:
-    with pytest.warns(UserWarning, match="cross_entropy/cuda/.* fwd is off by 1.0e.00; please report it"):
+    with pytest.warns(UserWarning, match="cross_entropy/cuda/.* fwd is off by 1.0e.00; please report it") as warned:
         report = fasttx.patch(model().to(dtype))
+    assert {warning.filename for warning in warned} == {__file__}, "the user's line"
     ops = {"attention", "bias_gelu", "dropout_add_layer_norm", "embedding_layer_norm", "cross_entropy"}
     ops.add("binary_cross_entropy")  # the labels decide
     dtypes = {str(dtype).removeprefix("torch."), "bfloat16"}  # autocast's on a CPU
@@ -134,17 +135,20 @@ def test_quantize_checks_the_ops_of_int8(machine: list[str]) -> None:
 
 
 def test_doctor_shows_the_record_and_makes_it_anew(capsys: pytest.CaptureFixture[str], machine: list[str]) -> None:
-    pytest.importorskip("typer", reason="typer is not installed")
+    typer = pytest.importorskip("typer", reason="typer is not installed")
     from fasttx.cli import doctor
 
     record.write(CPU, {"softmax/cuda/float32": verdicts.Verdict("hung", "ran for more than 30 s")})
-    doctor.doctor(env=True)
+    with pytest.raises(typer.Exit):  # what is left out is a failure
+        doctor.doctor(env=True)
     out = " ".join(capsys.readouterr().out.split())
     assert "0 of 1 kernels checked on cpu are right" in out
     assert "softmax/cuda/float32 hung: ran for more than 30 s" in out and machine == []
-    with pytest.warns(UserWarning, match="kernels failed their check"):
+    with pytest.warns(UserWarning, match="kernels failed their check"), pytest.raises(typer.Exit):
         doctor.doctor(env=True, as_json=True, recheck=True)
-    (found,) = json.loads(capsys.readouterr().out)["records"]
+    shown = json.loads(capsys.readouterr().out)
+    (found,) = shown["records"]
+    assert not shown["ok"]
     assert found["device"] == "cpu" and found["file"] == str(verdicts.record_path(CPU))
     assert found["rows"]["softmax/cuda/float32"] == {"status": "ok", "detail": ""}
     assert found["rows"]["cross_entropy/cuda/float16"]["status"] == "wrong"

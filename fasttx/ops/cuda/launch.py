@@ -67,6 +67,14 @@ def covers(archs: str, arch: int) -> bool:
     return False
 
 
+def compiles_when_loaded(device: torch.device, arch: int) -> bool:
+    """Whether the driver makes machine code of fasttx._C for `device` when a kernel is first launched."""
+    module, _ = _compiled()
+    if module is None or device.type != "cuda":
+        return False
+    return not covers(",".join(name for name in module.ARCHS.split(",") if not name.startswith("ptx")), arch)
+
+
 def why_not(device: torch.device, arch: int | None) -> str | None:
     """The reason why the compiled kernels cannot run on `device`, of compute capability arch / 10, or None."""
     if arch is None:
