@@ -21,8 +21,9 @@ Contract
 
 Cost
     Forward about 10 flop an element, backward 14; bytes: x, residual and out, or dout, x, residual, dx and dresidual,
-    once; the partial sums 8 bytes a column and program, twice. A Philox call for 16 elements in either direction.
-    Shared memory: reductions, and the exchange of the dropout mask, 1 byte per element of the tile.
+    once; the partial sums 8 bytes a column and program, twice. A Philox call for 16 elements forward, for 8 (4 of
+    float32) backward. Shared memory: reductions, in backward of rows of more than 1,024 columns alone; forward the
+    exchange of the dropout mask, 1 byte per element of the tile.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layer_norm import PROGRAMS, config, gradient_of_z, normalised
+from .layer_norm import PROGRAMS, backward_tile, config, gradient_of_z, means_of_both, normalised
 from .reduce import SUM_COLS, SUM_ROWS, layer_norm_sum_kernel
 from .row_dropout import LAYER_NORM_TAG, keep_scale, numbered_keep, threshold
 from .rows import as_rows, flat, row_vector
@@ -108,7 +109,9 @@ def layer_norm_bwd_kernel(
     threshold,
     keep_scale,
     ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    COLS: tl.constexpr,
+    PIECES: tl.constexpr,
+    VECTOR: tl.constexpr,
     RESIDUAL: tl.constexpr,
     WEIGHT: tl.constexpr,
     DROPOUT: tl.constexpr,
@@ -120,51 +123,78 @@ def layer_norm_bwd_kernel(
 ):
     """partial_ptr: float32 (DWEIGHT + DBIAS, programs, n_cols), the sums of each program."""
     pid, programs = tl.program_id(0), tl.num_programs(0)
-    cols = tl.arange(0, BLOCK_N)
-    col_ok = cols < n_cols
-    dweight = tl.zeros([ROWS, BLOCK_N], tl.float32)
-    dbias = tl.zeros([ROWS, BLOCK_N], tl.float32)
+    piece = tl.arange(0, COLS)
+    zeros = tl.zeros([ROWS, COLS], tl.float32)
+    dweight, dbias = (), ()
+    for _ in tl.static_range(PIECES):
+        dweight, dbias = dweight + (zeros,), dbias + (zeros,)
     for tile in range(pid, tl.cdiv(n_rows, ROWS), programs):
         rows = tile * ROWS + tl.arange(0, ROWS)
         row_ok = rows < n_rows
-        ok = row_ok[:, None] & col_ok[None, :]
         long_rows = rows.to(tl.int64)[:, None]
-        dout = tl.load(dout_ptr + long_rows * stride_dm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
-        if DROPOUT:
-            keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, 0, TAG, threshold, INDEXED, ROWS, BLOCK_N)
-        if DX or DRESIDUAL or DWEIGHT:
-            z = tl.load(x_ptr + long_rows * stride_xm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
+        mean = tl.load(mean_ptr + rows, mask=row_ok, other=0.0)
+        rstd = tl.load(rstd_ptr + rows, mask=row_ok, other=0.0)
+        g_xhat, g_all = zeros, zeros
+        gs, xhats, keeps, dweight_next, dbias_next = (), (), (), (), ()
+        for i in tl.static_range(PIECES):
+            cols = i * COLS + piece
+            col_ok = (cols < n_cols)[None, :]
+            ok = row_ok[:, None] & col_ok
+            dout = tl.load(dout_ptr + long_rows * stride_dm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
+            if DBIAS:
+                dbias_next = dbias_next + (dbias[i] + dout,)
             if DROPOUT:
-                z = tl.where(keep, z * keep_scale, 0.0)
-            if RESIDUAL:
-                z += tl.load(residual_ptr + long_rows * stride_rm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
-            mean = tl.load(mean_ptr + rows, mask=row_ok, other=0.0)
-            rstd = tl.load(rstd_ptr + rows, mask=row_ok, other=0.0)
-            # dout is 0 beyond the row, so that no sum needs the 0; without it ptxas spills on sm_100 (768 columns)
-            xhat = tl.where(col_ok[None, :], (z - mean[:, None]) * rstd[:, None], 0.0)
-            if DWEIGHT:
-                dweight += dout * xhat
-            if DX or DRESIDUAL:
-                # loaded for each tile, from L1: across tiles it would hold as many registers as either sum
-                g = dout * row_vector(weight_ptr, cols, col_ok, WEIGHT, 1.0)
-                dz = gradient_of_z(g, xhat, rstd, n_cols)
+                keep = numbered_keep(
+                    rng_ptr, index_ptr, rows, row_ok, i * COLS, TAG, threshold, INDEXED, ROWS, COLS, VECTOR
+                )
+                keeps = keeps + (keep,)
+            if DX or DRESIDUAL or DWEIGHT:
+                z = tl.load(x_ptr + long_rows * stride_xm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
+                if DROPOUT:
+                    z = tl.where(keep, z * keep_scale, 0.0)
+                if RESIDUAL:
+                    at = residual_ptr + long_rows * stride_rm + cols[None, :]
+                    z += tl.load(at, mask=ok, other=0.0).to(tl.float32)
+                # dout is 0 beyond the row, so that no sum needs the 0; without it ptxas spills on sm_100 (768 columns)
+                xhat = tl.where(col_ok, (z - mean[:, None]) * rstd[:, None], 0.0)
+                if DWEIGHT:
+                    dweight_next = dweight_next + (dweight[i] + dout * xhat,)
+                if DX or DRESIDUAL:
+                    g = dout
+                    if WEIGHT:
+                        # by every row, so that the thread that needs it loads it, from L1: one row of it would go
+                        # through shared memory, and to keep it across tiles takes as many registers as either sum
+                        at = weight_ptr + tl.zeros([ROWS, 1], tl.int32) + cols[None, :]
+                        g *= tl.load(at, mask=col_ok, other=0.0).to(tl.float32)
+                    g_xhat += g * xhat
+                    g_all += g
+                    gs, xhats = gs + (g,), xhats + (xhat,)
+        if DWEIGHT:
+            dweight = dweight_next
+        if DBIAS:
+            dbias = dbias_next
+        if DX or DRESIDUAL:
+            c1, c2 = means_of_both(g_xhat, g_all, n_cols)
+            for i in tl.static_range(PIECES):
+                cols = i * COLS + piece
+                ok = row_ok[:, None] & (cols < n_cols)[None, :]
+                at = long_rows * n_cols + cols[None, :]
+                dz = gradient_of_z(gs[i], xhats[i], rstd, c1, c2)
                 if DRESIDUAL:
-                    at = dresidual_ptr + long_rows * n_cols + cols[None, :]
-                    tl.store(at, dz.to(dresidual_ptr.dtype.element_ty), mask=ok)
+                    tl.store(dresidual_ptr + at, dz.to(dresidual_ptr.dtype.element_ty), mask=ok)
                 if DX:
                     if DROPOUT:
-                        dz = tl.where(keep, dz * keep_scale, 0.0)
-                    at = dx_ptr + long_rows * n_cols + cols[None, :]
-                    tl.store(at, dz.to(dx_ptr.dtype.element_ty), mask=ok)
-        if DBIAS:
-            dbias += dout
-    # PROGRAMS x MAX_COLS are counted in 32 bits
-    if DWEIGHT:
-        tl.store(partial_ptr + pid * n_cols + cols, tl.sum(dweight, 0), mask=col_ok)
-    if DBIAS:
+                        dz = tl.where(keeps[i], dz * keep_scale, 0.0)
+                    tl.store(dx_ptr + at, dz.to(dx_ptr.dtype.element_ty), mask=ok)
+    for i in tl.static_range(PIECES):
+        cols = i * COLS + piece
+        col_ok = cols < n_cols
+        # PROGRAMS x MAX_COLS are counted in 32 bits
         if DWEIGHT:
-            pid += programs
-        tl.store(partial_ptr + pid * n_cols + cols, tl.sum(dbias, 0), mask=col_ok)
+            tl.store(partial_ptr + pid * n_cols + cols, tl.sum(dweight[i], 0), mask=col_ok)
+        if DBIAS:
+            at = (pid + DWEIGHT * programs) * n_cols + cols
+            tl.store(partial_ptr + at, tl.sum(dbias[i], 0), mask=col_ok)
 
 
 # ----------------------------------------------------------------------------------------------------------- launchers
@@ -244,7 +274,7 @@ def dropout_add_layer_norm_bwd(
     x_rows, stride_xm = as_rows(x)
     residual_rows, stride_rm = as_rows(residual)
     n_cols, n_rows = x.shape[-1], mean.shape[0]
-    block = config("bwd", n_cols)
+    block = backward_tile(n_cols, max(x.element_size(), dout.element_size()))
     dropout = rng_state is not None
     sums = int(needs_dweight) + int(needs_dbias)
     tiles = triton.cdiv(n_rows, block.rows)
@@ -270,7 +300,9 @@ def dropout_add_layer_norm_bwd(
         threshold(dropout_p),
         keep_scale(dropout_p),
         ROWS=block.rows,
-        BLOCK_N=block.block_n,
+        COLS=block.cols,
+        PIECES=block.pieces,
+        VECTOR=block.vector,
         RESIDUAL=residual is not None,
         WEIGHT=weight is not None,
         DROPOUT=dropout,

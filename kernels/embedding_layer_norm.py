@@ -17,8 +17,8 @@ Contract
 
 Cost
     About 12 flop an element forward, 16 backward; bytes: a row of each table and of out, or of dout, each table and dz,
-    and the ids; position and token-type rows come from L2. A Philox call for 16 elements in either direction. Shared
-    memory: reductions, and the exchange of the dropout mask, 1 byte per element of the tile.
+    and the ids; position and token-type rows come from L2. A Philox call for 16 elements forward, for 8 (4 of float32)
+    backward. Shared memory: reductions, and forward the exchange of the dropout mask, 1 byte per element of the tile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layer_norm import PROGRAMS, config, gradient_of_z, normalised
+from .layer_norm import PROGRAMS, config, gradient_of_z, means_of_both, normalised
 from .reduce import SUM_COLS, SUM_ROWS, layer_norm_sum_kernel
 from .row_dropout import EMBEDDING_TAG, keep_scale, numbered_keep, threshold
 from .rows import as_rows, flat, row_vector
@@ -102,7 +102,8 @@ def embedding_layer_norm_bwd_kernel(
     dz_ptr, partial_ptr, dout_ptr, ids_ptr, word_ptr, position_ids_ptr, position_ptr, type_ids_ptr, type_ptr,
     weight_ptr, mean_ptr, rstd_ptr, index_ptr, rng_ptr, n_rows, n_cols, stride_dm, n_words, position_period,
     n_positions, type_period, n_types, threshold, keep_scale,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, POSITION: tl.constexpr, TYPE: tl.constexpr, WEIGHT: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, VECTOR: tl.constexpr, POSITION: tl.constexpr, TYPE: tl.constexpr,
+    WEIGHT: tl.constexpr,
     DROPOUT: tl.constexpr, INDEXED: tl.constexpr, DZ: tl.constexpr, DTYPES: tl.constexpr, DWEIGHT: tl.constexpr,
     DBIAS: tl.constexpr,
 ):  # fmt: skip
@@ -121,7 +122,7 @@ def embedding_layer_norm_bwd_kernel(
         long_rows = rows.to(tl.int64)[:, None]
         dy = tl.load(dout_ptr + long_rows * stride_dm + cols[None, :], mask=ok, other=0.0).to(tl.float32)
         if DROPOUT:
-            keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, 0, TAG, threshold, INDEXED, ROWS, BLOCK_N)
+            keep = numbered_keep(rng_ptr, index_ptr, rows, row_ok, 0, TAG, threshold, INDEXED, ROWS, BLOCK_N, VECTOR)
             dy = tl.where(keep, dy * keep_scale, 0.0)
         if DBIAS:
             dbias += dy
@@ -138,7 +139,8 @@ def embedding_layer_norm_bwd_kernel(
                 dweight += dy * xhat
             if DZ or DTYPES > 0:
                 g = dy * row_vector(weight_ptr, cols, col_ok, WEIGHT, 1.0)
-                dz = gradient_of_z(g, xhat, rstd, n_cols)
+                c1, c2 = means_of_both(g * xhat, g, n_cols)  # 0 beyond n_cols
+                dz = gradient_of_z(g, xhat, rstd, c1, c2)
                 if DZ:
                     at = dz_ptr + long_rows * n_cols + cols[None, :]
                     tl.store(at, dz.to(dz_ptr.dtype.element_ty), mask=ok)
@@ -216,7 +218,8 @@ def embedding_layer_norm_bwd(
         dz, partial, dout_rows, flat(ids), flat(word), position_ids, position, type_ids, token_type, flat(weight),
         mean, rstd, flat(row_index), rng_state, n_rows, n_cols, stride_dm, word.shape[0], position_period, n_positions,
         type_period, n_types, threshold(dropout_p), keep_scale(dropout_p),
-        ROWS=block.rows, BLOCK_N=block.block_n, POSITION=position is not None, TYPE=token_type is not None,
+        ROWS=block.rows, BLOCK_N=block.block_n, VECTOR=16 // dout.element_size(), POSITION=position is not None,
+        TYPE=token_type is not None,
         WEIGHT=weight is not None, DROPOUT=dropout, INDEXED=dropout and row_index is not None, DZ=needs_dz,
         DTYPES=dtypes, DWEIGHT=needs_dweight, DBIAS=needs_dbias, num_warps=block.num_warps,
     )  # fmt: skip

@@ -45,6 +45,36 @@ def config(kernel: str, n_cols: int) -> Config:
     return Config(max(SHORT_TILE // block_n, 1), block_n, TABLE[kernel][max(SHORT_TILE, block_n)])
 
 
+class BackwardTile(NamedTuple):
+    """Tile of one program of dropout_add_layer_norm's backward: `pieces` times ROWS x COLS elements, side by side."""
+
+    rows: int
+    cols: int
+    pieces: int
+    vector: int
+    num_warps: int
+
+
+def backward_tile(n_cols: int, itemsize: int) -> BackwardTile:
+    """The tile for rows of n_cols elements, at most MAX_COLS.
+
+    A piece is what the warps of a row read by one access of 16 bytes each lane; the compiler gives warps to rows where
+    a piece is no wider. So 768 halves are three pieces of 256, without an idle lane, where one power of two would be
+    1,024, and the lanes of one warp add up a row among themselves, without a barrier.
+
+    Args:
+        n_cols: length of a row.
+        itemsize: bytes of an element of x or dout, the larger.
+    """
+    vector = 16 // itemsize
+    row_warps = 1 if n_cols <= 1024 else 4 if n_cols <= 4096 else 8  # at most 32 elements a thread
+    num_warps = max(row_warps, 4)
+    cols = min(row_warps * 32 * vector, max(16, triton.next_power_of_2(n_cols)))
+    if triton.cdiv(n_cols, 128) == 3:  # 384, MiniLM's: three pieces of 128, two rows a warp
+        cols = 128
+    return BackwardTile(num_warps * 32 * vector // cols, cols, triton.cdiv(n_cols, cols), vector, num_warps)
+
+
 @triton.jit
 def normalised(z, col_ok, n_cols, eps):
     """xhat, mean and rstd of the rows of z, which is 0 beyond n_cols."""
@@ -58,8 +88,12 @@ def normalised(z, col_ok, n_cols, eps):
 
 
 @triton.jit
-def gradient_of_z(g, xhat, rstd, n_cols):
-    """dz from g, the gradient of xhat; both are 0 beyond n_cols."""
-    c1 = tl.sum(g * xhat, 1) / n_cols
-    c2 = tl.sum(g, 1) / n_cols
+def means_of_both(a, b, n_cols):
+    """The sums of the rows of a and of b over n_cols; one reduction of pairs, so that both share its barriers."""
+    return tl.split(tl.sum(tl.join(a, b), 1) / n_cols)
+
+
+@triton.jit
+def gradient_of_z(g, xhat, rstd, c1, c2):
+    """dz from g, the gradient of xhat, and from the means of g xhat and of g over the row."""
     return (g - c2[:, None] - xhat * c1[:, None]) * rstd[:, None]

@@ -13,7 +13,7 @@ Contract
     rng_state is read from the device: nothing here depends on a host value but the threshold.
 
 Cost
-    One Philox call (7 rounds, 28 multiplications) for 16 elements, one compare for each.
+    One Philox call (7 rounds, 28 multiplications) for 16 elements, or for 8 or 4 without an exchange; one compare each.
 """
 
 from __future__ import annotations
@@ -45,24 +45,46 @@ def keep_scale(dropout_p: float) -> float:
 
 
 @triton.jit
-def row_keep(rng_ptr, rows, col_start, tag: tl.constexpr, threshold, ROWS: tl.constexpr, BLOCK_N: tl.constexpr):
+def row_keep(
+    rng_ptr,
+    rows,
+    col_start,
+    tag: tl.constexpr,
+    threshold,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr = 16,
+):
     """The keep mask (ROWS, BLOCK_N) of `rows` (ROWS,) and columns col_start .. col_start + BLOCK_N, both multiples of
     16.
+
+    GROUP: columns for which a thread makes a call. 16 are all that a call serves; they then go to the threads that hold
+    the columns, through shared memory. 8 or 4, as many as a thread's access of 16 bytes has, cost two or four times the
+    calls and no exchange.
     """
     seed = tl.load(rng_ptr).to(tl.uint64)
     offset = tl.load(rng_ptr + 1).to(tl.uint32)
-    CALLS: tl.constexpr = BLOCK_N // 16
+    CALLS: tl.constexpr = BLOCK_N // GROUP
+    group = (col_start // GROUP) + tl.arange(0, CALLS)
     zero = tl.zeros([ROWS, CALLS], tl.uint32)
-    c0 = zero + ((col_start // 16) + tl.arange(0, CALLS)).to(tl.uint32)[None, :]
+    c0 = zero + (group // (16 // GROUP)).to(tl.uint32)[None, :]
     c1 = zero + rows.to(tl.uint32)[:, None]
     w0, w1, w2, w3 = tl.philox(seed, c0, c1, zero + tag, zero + offset, 7)
     # join puts its new dim last, so (a, c) then (b, d) then the pair of pairs reads a, b, c, d when flattened
-    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # (ROWS, CALLS, 2, 2)
+    if GROUP == 16:
+        words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # (ROWS, CALLS, 2, 2)
+    elif GROUP == 8:
+        second = (zero + (group % 2).to(tl.uint32)[None, :]) == 1
+        words = tl.join(tl.where(second, w2, w0), tl.where(second, w3, w1))  # (ROWS, CALLS, 2)
+    else:
+        tl.static_assert(GROUP == 4)
+        part = zero + (group % 4).to(tl.uint32)[None, :]
+        words = tl.where(part < 2, tl.where(part == 0, w0, w1), tl.where(part == 2, w2, w3))
     b0 = (words & 255) >= threshold
     b1 = ((words >> 8) & 255) >= threshold
     b2 = ((words >> 16) & 255) >= threshold
     b3 = (words >> 24) >= threshold
-    keep = tl.join(tl.join(b0, b2), tl.join(b1, b3))  # (ROWS, CALLS, 2, 2, 2, 2)
+    keep = tl.join(tl.join(b0, b2), tl.join(b1, b3))  # (..., 2, 2)
     return tl.reshape(keep, [ROWS, BLOCK_N])
 
 
@@ -78,9 +100,10 @@ def numbered_keep(
     INDEXED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr = 16,
 ):
     """row_keep of rows that are counted by index_ptr where there is one."""
     numbers = rows
     if INDEXED:
         numbers = tl.load(index_ptr + rows, mask=row_ok, other=0)
-    return row_keep(rng_ptr, numbers, col_start, tag, threshold, ROWS, BLOCK_N)
+    return row_keep(rng_ptr, numbers, col_start, tag, threshold, ROWS, BLOCK_N, GROUP)

@@ -12,9 +12,10 @@ if os.environ.get("FASTTX_AOT") != "1":
     pytest.skip("a process of its own without Triton's interpreter: make aot", allow_module_level=True)
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ahead_of_time.dry_device import Record, dry_device
+from ahead_of_time.dry_device import Record, compiled, dry_device
 
 from fasttx.kernels import dropout_add_layer_norm as kernels
+from fasttx.kernels import layer_norm
 
 ARCHS = [80, 90, 100]
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -53,8 +54,8 @@ def accesses(record: Record, instruction: str) -> tuple[int, int]:
 def test_machine_code(arch: int) -> None:
     with dry_device(arch) as records:
         for case in CASES:
-            residual, affine, dropout, _, n_cols = case
-            rows = kernels.config("fwd", n_cols).rows  # of mean and rstd, in both directions
+            residual, affine, dropout, dtype, n_cols = case
+            rows = kernels.config("fwd", n_cols).rows  # of mean and rstd
             before = len(records)
             launch(*case)
             forward, backward, *_ = (r for r in records[before:] if r.name != "layer_norm_sum_kernel")
@@ -68,9 +69,40 @@ def test_machine_code(arch: int) -> None:
             assert loads[0] >= 1 + residual and loads[1] <= each + 2 * affine, (case, loads)
             assert stores[0] >= 1 and stores[1] <= 2 * rows, (case, stores)
             loads, stores = accesses(backward, "LDG"), accesses(backward, "STG")
-            assert loads[0] >= 2 + residual and loads[1] <= each + 2 * rows + affine, (case, loads)
+            tile = layer_norm.backward_tile(n_cols, dtype.itemsize)
+            assert loads[0] >= (2 + residual) * tile.pieces, (case, loads)
+            assert loads[1] <= each + 2 * tile.rows + affine * tile.pieces, (case, loads)
             # so may be the partial sums
-            assert stores[0] >= 1 + (residual and dropout) and stores[1] <= 2 * affine, (case, stores)
+            assert stores[0] >= (1 + (residual and dropout)) * tile.pieces, (case, stores)
+            assert stores[1] <= 2 * affine * tile.pieces, (case, stores)
+
+
+# (columns, dropout, dtype) -> barriers a row of backward, and instructions an element, of the tile's loop; sm_80 to 100
+LOOPS = {
+    (384, True, FP16): (0, 41),
+    (768, True, FP16): (0, 41),
+    (768, False, FP16): (0, 26),
+    (768, False, FP32): (0, 34),
+    (1024, True, FP16): (0, 43),
+    (2048, False, FP16): (3, 29),
+    (4096, True, FP16): (3, 41),
+    (kernels.MAX_COLS, False, FP16): (3, 26),
+}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_barriers_of_backward(arch: int) -> None:
+    """A warp adds up a row of up to 1,024 columns by itself; several exchange both of its sums at once."""
+    for (n_cols, dropout, dtype), (barriers, most) in LOOPS.items():
+        with dry_device(arch), compiled() as found:
+            launch(True, True, dropout, dtype, n_cols)
+        (backward,) = (kernel for kernel in found if kernel.name == "layer_norm_bwd_kernel")
+        record = Record(backward.name, arch, 0, 0, 0, backward.asm["cubin"])
+        names, tile = record.loop("SHFL"), layer_norm.backward_tile(n_cols, dtype.itemsize)
+        elements = tile.rows * n_cols / (32 * tile.num_warps)  # of a thread, idle lanes left out
+        print(arch, n_cols, dropout, dtype, len(names) / elements)
+        assert sum(name.startswith("BAR.") for name in names) == barriers * tile.rows, (n_cols, dropout)
+        assert 15 < len(names) / elements <= most, (n_cols, dropout)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -133,11 +133,11 @@ def test_lengths(device, backend, n_cols, dtype):
     hold(backend, x, weight=weight, bias=bias, eps=eps)
 
 
-@pytest.mark.parametrize("n_cols, tile", [(768, 2), (2048, 1)])
+@pytest.mark.parametrize("n_cols, tile", [(768, 4), (2048, 1)])
 def test_a_program_takes_several_tiles(device, monkeypatch, n_cols, tile):
     """More tiles than programs, and a number of rows that neither divides: sums run over tiles, programs and rows."""
     monkeypatch.setattr(kernels, "PROGRAMS", 5)
-    assert kernels.config("bwd", n_cols).rows == tile
+    assert kernels.backward_tile(n_cols, 4).rows == tile
     x, residual, weight, bias = tensors_for(37, n_cols, FP32, device)
     hold("triton", x, residual, weight, bias, 0.1)
     monkeypatch.setattr(kernels, "PROGRAMS", 35)  # more than one tile of the second kernel
@@ -162,6 +162,18 @@ def test_rows_beyond_the_kernel_are_refused_with_the_reason(device, backend):
     with pytest.raises(BackendError, match="at most 8192 columns"):
         fwd(x, None, None, None, None, None, 0.0, 1e-5, FP32, backend)
     hold("torch", x, x, x[0], x[1], 0.1)
+
+
+def test_the_tile_of_backward_holds_a_row():
+    for itemsize in (2, 4):
+        for n_cols in (*range(1, 2100), 3072, 4095, 4096, 4097, 8192):
+            tile = kernels.backward_tile(n_cols, itemsize)
+            width = tile.cols * tile.pieces
+            assert tile.cols & (tile.cols - 1) == 0 and tile.vector * itemsize == 16
+            assert n_cols <= width and (width - n_cols < tile.cols or n_cols < 16)  # no piece is idle
+            assert tile.rows * tile.cols == 32 * tile.num_warps * tile.vector  # one access of each lane
+            assert tile.pieces * tile.vector <= 32  # elements of each sum that a thread holds
+    assert kernels.backward_tile(384, 2) == (8, 128, 3, 8, 4) and kernels.backward_tile(768, 2) == (4, 256, 3, 8, 4)
 
 
 def test_the_configuration_is_a_function_of_the_length():

@@ -40,19 +40,29 @@ def numpy_keep(seed: int, offset: int, rows: np.ndarray, n_cols: int, tag: int, 
 
 
 @triton.jit
-def write_mask(out_ptr, rng_ptr, row_start, col_start, threshold, ROWS: tl.constexpr, BLOCK_N: tl.constexpr):
+def write_mask(
+    out_ptr,
+    rng_ptr,
+    row_start,
+    col_start,
+    threshold,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     rows = row_start + tl.arange(0, ROWS)
-    keep = row_dropout.row_keep(rng_ptr, rows, col_start, 0, threshold, ROWS, BLOCK_N)
+    keep = row_dropout.row_keep(rng_ptr, rows, col_start, 0, threshold, ROWS, BLOCK_N, GROUP)
     tl.store(out_ptr + tl.arange(0, ROWS)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :], keep.to(tl.int8))
 
 
 @pytest.mark.parametrize("rows, col_start, block", [(4, 0, 64), (1, 32, 16), (8, 48, 128)])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.999])
-def test_triton_draws_the_bits_of_the_scheme(device, rows, col_start, block, p):
+@pytest.mark.parametrize("group", [4, 8, 16])
+def test_triton_draws_the_bits_of_the_scheme(device, rows, col_start, block, p, group):
     state = torch.tensor([SEED, OFFSET], device=device)
     out = torch.empty(rows, block, dtype=torch.int8, device=device)
     threshold = row_dropout.threshold(p)
-    write_mask[(1,)](out, state, 5, col_start, threshold, ROWS=rows, BLOCK_N=block)
+    write_mask[(1,)](out, state, 5, col_start, threshold, ROWS=rows, BLOCK_N=block, GROUP=group)
     expected = numpy_keep(SEED, OFFSET, 5 + np.arange(rows), col_start + block, 0, threshold)[:, col_start:]
     assert np.array_equal(out.cpu().numpy().astype(bool), expected)
 
