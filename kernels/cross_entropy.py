@@ -36,7 +36,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .reduce import MEAN, NONE, REDUCE_BLOCK, reduce_partial_sums
-from .rows import as_rows, flat
+from .rows import as_rows, flat, row_geometry
 
 
 class RowConfig(NamedTuple):
@@ -99,15 +99,6 @@ def coefficients(t_ptr, w_ptr, cols, valid, smoothing, per_class, PROBS: tl.cons
         q = tl.load(t_ptr, mask=valid, other=0.0).to(tl.float32)
         w = w * (q * (1.0 - smoothing) + per_class)
     return w
-
-
-@triton.jit
-def row_geometry(row, stride, n_cols, VEC: tl.constexpr):
-    """(offset of the row, columns before its first 16-byte boundary, columns in whole vectors behind it)."""
-    start = row * stride
-    lead = ((VEC - start % VEC) % VEC).to(tl.int32)
-    middle = tl.multiple_of((n_cols - lead) // VEC * VEC, VEC)
-    return start, lead, middle
 
 
 @triton.jit

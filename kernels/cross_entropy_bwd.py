@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cross_entropy import coefficients, config, row_geometry
+from .cross_entropy import coefficients, config
 from .reduce import NONE
-from .rows import as_rows, flat
+from .rows import as_rows, flat, row_geometry
 
 
 @triton.jit

@@ -26,6 +26,15 @@ def row_vector(ptr, cols, col_ok, PRESENT: tl.constexpr, default: tl.constexpr):
     return value
 
 
+@triton.jit
+def row_geometry(row, stride, n_cols, VEC: tl.constexpr):
+    """(offset of the row, columns before its first 16-byte boundary, columns in whole vectors behind it)."""
+    start = row * stride
+    lead = ((VEC - start % VEC) % VEC).to(tl.int32)
+    middle = tl.multiple_of((n_cols - lead) // VEC * VEC, VEC)
+    return start, lead, middle
+
+
 def as_rows(x: Tensor | None, n_cols: int | None = None) -> tuple[Tensor | None, int]:
     """x as (n_rows, n_cols) with columns at stride 1, and the stride of its rows; a copy only where it has to be."""
     if x is None:

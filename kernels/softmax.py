@@ -32,9 +32,10 @@ from torch import Tensor
 
 from .row_dropout import SOFTMAX_TAG, keep_scale, row_keep, threshold
 from .rows import as_rows
+from .softmax_scores import MASK_NONE, finite_max, gradient_of_scores, mask_of_rows, masked_scores, out_and_dout
+from .softmax_unaligned import softmax_unaligned_bwd_kernel, softmax_unaligned_fwd_kernel
 
 TAG = tl.constexpr(SOFTMAX_TAG)
-MASK_NONE, MASK_BOOL, MASK_ADD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 class Config(NamedTuple):
@@ -75,39 +76,10 @@ def config(kernel: str, n_cols: int) -> Config:
 
 
 @triton.jit
-def _mask_rows(mask_ptr, rows, d1, d2, d3, stride_k0, stride_k1, stride_k2, stride_k3):
-    """Pointers (ROWS,) to the mask of each row: the row number taken apart into four dims of sizes (.., d1, d2, d3)."""
-    i3 = rows % d3
-    rest = rows // d3
-    i2 = rest % d2
-    rest = rest // d2
-    i1 = rest % d1
-    i0 = rest // d1
-    return (
-        mask_ptr
-        + i0.to(tl.int64) * stride_k0
-        + i1.to(tl.int64) * stride_k1
-        + i2.to(tl.int64) * stride_k2
-        + i3.to(tl.int64) * stride_k3
-    )
-
-
-@triton.jit
 def _scores(x_rows, mask_rows, cols, ok, scale, stride_kn, MASK: tl.constexpr):
-    """scale * x (+ mask) as float32 (ROWS, BLOCK_N); -inf outside of the tensor."""
-    s = tl.load(x_rows[:, None] + cols[None, :], mask=ok, other=0.0).to(tl.float32) * scale
-    if MASK == MASK_BOOL:
-        keep = tl.load(mask_rows[:, None] + cols[None, :].to(tl.int64) * stride_kn, mask=ok, other=0)
-        s = tl.where(keep != 0, s, float("-inf"))
-    if MASK == MASK_ADD:
-        s += tl.load(mask_rows[:, None] + cols[None, :].to(tl.int64) * stride_kn, mask=ok, other=0.0).to(tl.float32)
-    return tl.where(ok, s, float("-inf"))
-
-
-@triton.jit
-def _finite_max(m):
-    """0 for the -inf of a row without a score, so that differences from it are no NaN."""
-    return tl.where(m == float("-inf"), 0.0, m)
+    """Scores of whole rows, float32 (ROWS, BLOCK_N)."""
+    mask_at = mask_rows[:, None] + cols[None, :].to(tl.int64) * stride_kn
+    return masked_scores(x_rows[:, None] + cols[None, :], mask_at, ok, scale, MASK)
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -124,7 +96,7 @@ def softmax_fwd_kernel(
     out_rows = out_ptr + rows.to(tl.int64) * n_cols
     mask_rows = x_rows
     if MASK != MASK_NONE:
-        mask_rows = _mask_rows(mask_ptr, rows, d1, d2, d3, stride_k0, stride_k1, stride_k2, stride_k3)
+        mask_rows = mask_of_rows(mask_ptr, rows, d1, d2, d3, stride_k0, stride_k1, stride_k2, stride_k3)
 
     if MULTI:
         m_i = tl.full([ROWS], float("-inf"), tl.float32)
@@ -134,10 +106,10 @@ def softmax_fwd_kernel(
             ok = row_ok[:, None] & (cols < n_cols)[None, :]
             s = _scores(x_rows, mask_rows, cols, ok, scale, stride_kn, MASK)
             m_new = tl.maximum(m_i, tl.max(s, 1))
-            m_safe = _finite_max(m_new)
+            m_safe = finite_max(m_new)
             l_i = l_i * tl.exp(m_i - m_safe) + tl.sum(tl.exp(s - m_safe[:, None]), 1)
             m_i = m_new
-        m_i = _finite_max(m_i)
+        m_i = finite_max(m_i)
         # a row without a score has l = 0: NaN (0 / 0, -inf + inf) unless a mask says that it may be so
         if MASK != MASK_NONE:
             l_i = tl.where(l_i == 0.0, 1.0, l_i)
@@ -161,7 +133,7 @@ def softmax_fwd_kernel(
         s = _scores(x_rows, mask_rows, cols, ok, scale, stride_kn, MASK)
         m_i = tl.max(s, 1)
         if MASK != MASK_NONE:
-            m_i = _finite_max(m_i)
+            m_i = finite_max(m_i)
         s -= m_i[:, None]
         e = tl.exp(s)
         l_i = tl.sum(e, 1)
@@ -175,26 +147,6 @@ def softmax_fwd_kernel(
             keep = row_keep(rng_ptr, rows, 0, TAG, threshold, ROWS, BLOCK_N)
             out = tl.where(keep, out * keep_scale, 0.0)
         tl.store(out_rows[:, None] + cols[None, :], out.to(out_ptr.dtype.element_ty), mask=ok)
-
-
-@triton.jit
-def _ds(dout, out, total, LOG: tl.constexpr):
-    """Gradient of the scores from out = p or log p and the row's total."""
-    if LOG:
-        ds = dout - tl.exp(out) * total
-    else:
-        ds = out * (dout - total)
-    return ds
-
-
-@triton.jit
-def _out_and_dout(out_rows, dout_rows, cols, ok, LOG: tl.constexpr, MASK: tl.constexpr):
-    """out and dout as float32; dout is 0 where out is the constant of a masked element of a log row."""
-    out = tl.load(out_rows[:, None] + cols[None, :], mask=ok, other=0.0).to(tl.float32)
-    dout = tl.load(dout_rows[:, None] + cols[None, :], mask=ok, other=0.0).to(tl.float32)
-    if LOG and MASK != 0:
-        dout = tl.where(out == float("-inf"), 0.0, dout)
-    return out, dout
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -213,20 +165,23 @@ def softmax_bwd_kernel(
         for start in range(0, n_cols, BLOCK_N):
             cols = start + tl.arange(0, BLOCK_N)
             ok = row_ok[:, None] & (cols < n_cols)[None, :]
-            out, dout = _out_and_dout(out_rows, dout_rows, cols, ok, LOG, MASK)
+            of_out, of_dout = out_rows[:, None] + cols[None, :], dout_rows[:, None] + cols[None, :]
+            out, dout = out_and_dout(of_out, of_dout, ok, LOG, MASK)
             total += tl.sum(dout if LOG else dout * out, 1)
         for start in range(0, n_cols, BLOCK_N):
             cols = start + tl.arange(0, BLOCK_N)
             ok = row_ok[:, None] & (cols < n_cols)[None, :]
-            out, dout = _out_and_dout(out_rows, dout_rows, cols, ok, LOG, MASK)
-            dx = _ds(dout, out, total[:, None], LOG) * scale
+            of_out, of_dout = out_rows[:, None] + cols[None, :], dout_rows[:, None] + cols[None, :]
+            out, dout = out_and_dout(of_out, of_dout, ok, LOG, MASK)
+            dx = gradient_of_scores(dout, out, total[:, None], LOG) * scale
             tl.store(dx_rows[:, None] + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=ok)
     else:
         cols = tl.arange(0, BLOCK_N)
         ok = row_ok[:, None] & (cols < n_cols)[None, :]
-        out, dout = _out_and_dout(out_rows, dout_rows, cols, ok, LOG, MASK)
+        of_out, of_dout = out_rows[:, None] + cols[None, :], dout_rows[:, None] + cols[None, :]
+        out, dout = out_and_dout(of_out, of_dout, ok, LOG, MASK)
         total = tl.sum(dout if LOG else dout * out, 1)
-        dx = _ds(dout, out, total[:, None], LOG) * scale
+        dx = gradient_of_scores(dout, out, total[:, None], LOG) * scale
         tl.store(dx_rows[:, None] + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=ok)
 
 
@@ -254,7 +209,7 @@ def softmax_dropout_bwd_kernel(
     dx_rows = dx_ptr + rows.to(tl.int64) * n_cols
     mask_rows = x_rows
     if MASK != MASK_NONE:
-        mask_rows = _mask_rows(mask_ptr, rows, d1, d2, d3, stride_k0, stride_k1, stride_k2, stride_k3)
+        mask_rows = mask_of_rows(mask_ptr, rows, d1, d2, d3, stride_k0, stride_k1, stride_k2, stride_k3)
 
     if MULTI:
         m_i = tl.full([ROWS], float("-inf"), tl.float32)
@@ -266,13 +221,13 @@ def softmax_dropout_bwd_kernel(
             s = _scores(x_rows, mask_rows, cols, ok, scale, stride_kn, MASK)
             dp = _dropped_dout(dout_rows, cols, ok, rng_ptr, rows, start, threshold, keep_scale, ROWS, BLOCK_N)
             m_new = tl.maximum(m_i, tl.max(s, 1))
-            m_safe = _finite_max(m_new)
+            m_safe = finite_max(m_new)
             alpha = tl.exp(m_i - m_safe)
             e = tl.exp(s - m_safe[:, None])
             l_i = l_i * alpha + tl.sum(e, 1)
             d_i = d_i * alpha + tl.sum(e * dp, 1)
             m_i = m_new
-        m_i = _finite_max(m_i)
+        m_i = finite_max(m_i)
         if MASK != MASK_NONE:
             l_i = tl.where(l_i == 0.0, 1.0, l_i)
         inv_l = 1.0 / l_i
@@ -291,7 +246,7 @@ def softmax_dropout_bwd_kernel(
         s = _scores(x_rows, mask_rows, cols, ok, scale, stride_kn, MASK)
         m_i = tl.max(s, 1)
         if MASK != MASK_NONE:
-            m_i = _finite_max(m_i)
+            m_i = finite_max(m_i)
         e = tl.exp(s - m_i[:, None])
         l_i = tl.sum(e, 1)
         if MASK != MASK_NONE:
@@ -317,6 +272,17 @@ def _mask_arguments(mask: Tensor | None, shape: torch.Size) -> tuple[Tensor | No
     return (mask.view(torch.uint8), numbers, 1) if mask.dtype == torch.bool else (mask, numbers, 2)
 
 
+LEAST_LEADS = 1024
+"""Rows of more columns, which have a program each, are read from their first 16-byte boundary on where they begin
+elsewhere."""
+
+
+def _has_leads(rows: Tensor, dropout: bool) -> bool:
+    """Not with dropout: a call of Philox serves 16 columns from a multiple of 16 on, whatever the row's address is."""
+    unaligned = rows.stride(0) * rows.element_size() % 16 != 0
+    return unaligned and not dropout and rows.shape[0] > 1 and rows.shape[1] > LEAST_LEADS
+
+
 def softmax_fwd(
     out: Tensor, x: Tensor, mask: Tensor | None, rng_state: Tensor | None, scale: float, dropout_p: float, log: bool
 ) -> None:
@@ -326,6 +292,14 @@ def softmax_fwd(
     dropout = rng_state is not None
     block = config("fwd_dropout" if dropout else "fwd", n_cols)
     mask, numbers, kind = _mask_arguments(mask, x.shape)
+    vec = 16 // x.element_size()
+    if _has_leads(rows, dropout):
+        softmax_unaligned_fwd_kernel[(n_rows,)](
+            out, rows, mask, n_rows, n_cols, rows.stride(0), *numbers, scale,
+            BLOCK_N=block.block_n, VEC=vec, OUT_ALIGNED=(n_cols - rows.stride(0)) % vec == 0, MULTI=block.multi,
+            LOG=log, MASK=kind, num_warps=block.num_warps,
+        )  # fmt: skip
+        return
     softmax_fwd_kernel[(triton.cdiv(n_rows, block.rows),)](
         out, rows, mask, rng_state, n_rows, n_cols, rows.stride(0), *numbers,
         scale, threshold(dropout_p), keep_scale(dropout_p),
@@ -343,6 +317,15 @@ def softmax_bwd(
     n_rows, n_cols = rows.shape
     if rng_state is None:
         block = config("bwd", n_cols)
+        if _has_leads(rows, False):
+            vec, stride = 16 // rows.element_size(), rows.stride(0)
+            softmax_unaligned_bwd_kernel[(n_rows,)](
+                dx, dout_rows, rows, n_rows, n_cols, dout_rows.stride(0), stride, scale,
+                BLOCK_N=block.block_n, VEC=vec, DX_ALIGNED=(n_cols - stride) % vec == 0,
+                DOUT_ALIGNED=(dout_rows.stride(0) - stride) % vec == 0, MULTI=block.multi, LOG=log,
+                MASK=0 if mask is None else 1, num_warps=block.num_warps,
+            )  # fmt: skip
+            return
         softmax_bwd_kernel[(triton.cdiv(n_rows, block.rows),)](
             dx, dout_rows, rows, n_rows, n_cols, dout_rows.stride(0), rows.stride(0), scale,
             ROWS=block.rows, BLOCK_N=block.block_n, MULTI=block.multi, LOG=log, MASK=0 if mask is None else 1,

@@ -99,3 +99,20 @@ def test_odd_lengths_compile(arch: int) -> None:
         for call in ("fwd-bias-dropout", "bwd-bias-dropout", "bwd"):
             launch(call, 101, torch.float16)
     assert len(records) == 3 and all(r.spill_bytes == 0 for r in records), "\n".join(map(str, records))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_rows_that_begin_between_vectors(arch: int) -> None:
+    """A vocabulary of 30,522 in one block (forward), and in several: all but the tile at both ends moves 16 bytes."""
+    with dry_device(arch) as records:
+        for call in ("fwd", "fwd-log", "bwd", "bwd-log"):
+            for n_cols, dtype in ((30522, HALF), (50265, HALF), (50265, torch.float32)):
+                before = len(records)
+                launch(call, n_cols, dtype)
+                for record in records[before:]:
+                    assert "unaligned" in record.name and record.spill_bytes == 0, record
+                    loads, stores = wide_and_narrow(record, "LDG"), wide_and_narrow(record, "STG")
+                    print(call, n_cols, dtype, record, loads, stores)
+                    assert loads[0] >= 4 and loads[1] <= 1 + call.startswith("bwd"), (record, loads)
+                    assert stores[0] >= 4 and stores[1] <= 1, (record, stores)
+    assert len(records) >= 8
