@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
+import make_notebooks
 from models.test_pretrained import directory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,6 +59,14 @@ PROMISES: dict[str, tuple[str, Callable[..., bool]]] = {
     "recommend": (  # without learning ten of some hundred items would hit seldom
         r"the hidden import is one of ten guesses for # of # modules; one of the ten most popular for #",
         lambda right, n, popular: right > 0.75 * popular > 0.1 and n > 100,
+    ),
+    "translate": (
+        r"loss of the epochs # -> #; # of # names are exact",
+        lambda before, after, right, n: falls(before, after) and 0 <= right <= 1 and n == 4,
+    ),
+    "prune": (
+        r"loss of the epochs # -> # with # of the layers' weights 0",
+        lambda before, after, zeros: after < before and abs(zeros - 0.5) < 0.01,
     ),
 }
 """Example -> the form of its last line, where # is a number, and what holds of the numbers."""
@@ -110,3 +121,15 @@ def test_the_table_has_each_example() -> None:
         assert f"examples/{name}.py" in command
         text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
         assert all(f'"{option}"' in text for option in re.findall(r" (--\w[\w-]*)", command.split(".py", 1)[1]))
+
+
+@pytest.mark.parametrize("name", make_notebooks.NAMES)
+def test_a_notebook_is_the_example(name: str) -> None:
+    """Written anew by tests/scripts/make_notebooks.py; its code, one cell after another, is a program."""
+    written = (EXAMPLES / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert written == make_notebooks.notebook(name)
+    code = ["".join(cell["source"]) for cell in json.loads(written)["cells"] if cell["cell_type"] == "code"]
+    program = "\n".join(code)
+    ast.parse(program)
+    assert len(code) > 3 and "__file__" not in program and "parse_args([])" in program
+    assert all(ast.parse(part) for part in code)
