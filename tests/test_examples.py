@@ -20,7 +20,7 @@ from models.test_pretrained import directory
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-NAMES = ("sentence-transformers/all-MiniLM-L6-v2", "bert-base-uncased")
+NAMES = ("sentence-transformers/all-MiniLM-L6-v2", "bert-base-uncased", "distilbert/distilbert-base-uncased")
 """What the examples call their model: here a link to the local one."""
 
 
@@ -67,6 +67,14 @@ PROMISES: dict[str, tuple[str, Callable[..., bool]]] = {
     "prune": (
         r"loss of the epochs # -> # with # of the layers' weights 0",
         lambda before, after, zeros: after < before and abs(zeros - 0.5) < 0.01,
+    ),
+    "splade": (
+        r"loss of the epochs # -> #; # of the titles find their passage; # of # words have a weight",
+        lambda before, after, found, words, vocabulary: falls(before, after) and found > 0.2 and words < vocabulary,
+    ),
+    "distil": (
+        r"teacher: loss # -> #, accuracy #; half the layers: loss # -> #, accuracy #",
+        lambda *found: falls(*found[:2]) and found[4] < found[3],
     ),
 }
 """Example -> the form of its last line, where # is a number, and what holds of the numbers."""
