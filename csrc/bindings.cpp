@@ -74,6 +74,9 @@ void define_launchers(py::module_& m) {
 
 PYBIND11_MODULE(FASTTX_MODULE, m) {
   m.attr("ARCHS") = FASTTX_ARCHS;  // what the kernels were compiled for, "80,90a,ptx120"
+#ifdef CUDART_VERSION
+  m.attr("RUNTIME") = CUDART_VERSION;  // a driver of an older major version cannot run it
+#endif
   pybind11::dict dtypes;
   for (const auto& [name, dtype] : bindings::kDTypes) dtypes[name] = static_cast<int>(dtype);
   m.attr("DTYPES") = dtypes;

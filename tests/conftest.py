@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from bench.gpu import allowed  # the package `bench` also sets what Triton's cache is kept by
+from fasttx.ops.availability import able
 from fasttx.ops.cuda import launch as cuda
 from fasttx.testing import poisoned_outputs
 
@@ -111,6 +112,7 @@ def device() -> torch.device:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(1234)
+    able.clear()  # the GPU of one test may be able to run what that of another is not
 
 
 @pytest.fixture(autouse=True)

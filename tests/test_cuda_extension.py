@@ -64,6 +64,34 @@ def test_reason_on_a_gpu(gpu, compiled, reason, monkeypatch: pytest.MonkeyPatch)
     assert availability.cannot_run_on("cuda", gpu, 100) == "needs compute capability 100, the device has 90"
 
 
+@pytest.mark.parametrize(
+    "archs, runtime, driver, runs",
+    [
+        ("80,90a", 13000, 13000, True),
+        ("80,90a", 13020, 13000, True),
+        ("80,90a", 13000, 12090, False),
+        ("80,ptx90", 13020, 13000, False),
+        ("80,ptx90", 13020, 13020, True),
+        ("80,90a", 13000, 0, True),
+        ("80,90a", 0, 12000, True),
+    ],
+)
+def test_an_older_driver_is_a_reason(gpu, archs, runtime, driver, runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of machine code in an older major version, of PTX in an older minor one; what is not known is none."""
+    monkeypatch.setattr(cuda, "_compiled", lambda: (SimpleNamespace(ARCHS=archs, RUNTIME=runtime), ""))
+    monkeypatch.setattr(cuda, "driver_version", lambda: driver)
+    reason = availability.cannot_run_on("cuda", gpu, 80)
+    assert (reason is None) is runs
+    if reason is not None:
+        version = "13.0" if runtime == 13000 else "13.2"
+        assert reason.startswith(f"fasttx._C is built with CUDA {version}, and the driver is for ")
+
+
+def test_a_machine_without_a_driver_has_no_version() -> None:
+    if not torch.cuda.is_available():
+        assert cuda.driver_version() == 0
+
+
 def test_a_gpu_without_triton_takes_the_compiled_kernels(gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "_triton_present", lambda: False)
     monkeypatch.setattr(cuda, "_compiled", lambda: (SimpleNamespace(ARCHS="90a"), ""))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .padding import pad
+from .padding import IGNORED, pad
 
 FORMS = ("padded", "flat")
 
@@ -39,13 +39,14 @@ class PackingCollator:
             ERNIE, ``config.pad_token_id + 1`` in RoBERTa, XLM-RoBERTa, CamemBERT and Data2VecText.
 
     Returns:
-        A callable from a list of examples. With ``"padded"`` it gives the batch, of the collator's own type, with
-        ``seq_lens`` as its last item, a tuple of Python ints; multiple choice has batch * choices of them. With
-        ``"flat"`` it gives a dict of ``input_ids``, and whatever else has one value a token, (1, total, ...);
-        ``position_ids`` int64 (1, total), unless the batch has its own; ``cu_seq_lens_q``, ``cu_seq_lens_k`` int32
-        (batch + 1,) from 0; ``max_length_q``, ``max_length_k`` Python ints. There is no ``attention_mask``. Labels are
-        those of the collator: none is set to -100 at a sequence's start, and without labels there are none.
-        (transformers' DataCollatorWithFlattening, made for decoders, does both.)
+        A callable from a list of examples. With ``"padded"`` it gives the batch, of the collator's own type, and after
+        its own items ``seq_lens``, a tuple of Python ints; multiple choice has batch * choices of them. With ``"flat"``
+        it gives a dict of ``input_ids``, and whatever else has one value a token, (1, total, ...); ``position_ids``
+        int64 (1, total), unless the batch has its own; ``cu_seq_lens_q``, ``cu_seq_lens_k`` int32 (batch + 1,) from 0;
+        ``max_length_q``, ``max_length_k`` Python ints. There is no ``attention_mask``. Labels are those of the
+        collator: none is set to -100 at a sequence's start, and without labels there are none. (transformers'
+        DataCollatorWithFlattening, made for decoders, does both.) Where each token has a label or -100, either gives
+        ``label_counts`` last: how many of each row have one, so that no head has to read that from the GPU.
 
     Raises:
         ValueError: there are no examples; an option or a column is not as above; padding is not on the right for
@@ -106,6 +107,9 @@ class PackingCollator:
             return _flat(batch, mask, self.position_ids_start)
         # Last, because accelerate takes the first item of a batch for a tensor, whose size it reads.
         batch["seq_lens"] = _lengths(mask.reshape(-1, mask.shape[-1]))
+        counts = _label_counts(batch.get("labels"), mask)
+        if counts is not None:
+            batch["label_counts"] = counts
         return batch
 
 
@@ -142,6 +146,13 @@ def _lengths(mask: Tensor) -> tuple[int, ...]:
     return tuple(counts.tolist())
 
 
+def _label_counts(labels: Any, mask: Tensor) -> tuple[int, ...] | None:
+    """How many tokens of each row have a label; None unless each token has one, or -100."""
+    if not isinstance(labels, Tensor) or labels.shape != mask.shape or mask.dim() != 2 or labels.is_floating_point():
+        return None
+    return tuple(((labels != IGNORED) & mask).sum(-1).tolist())
+
+
 def _flat(batch: Mapping[str, Any], mask: Tensor, position_ids_start: int) -> dict[str, Any]:
     if mask.dim() != 2:
         raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}; allowed is (batch, seqlen) under form='flat'")
@@ -162,4 +173,7 @@ def _flat(batch: Mapping[str, Any], mask: Tensor, position_ids_start: int) -> di
     starts[1:] = counts.cumsum(0)
     flat["cu_seq_lens_q"] = flat["cu_seq_lens_k"] = starts
     flat["max_length_q"] = flat["max_length_k"] = int(counts.max())
+    labelled = _label_counts(batch.get("labels"), mask)
+    if labelled is not None:
+        flat["label_counts"] = (sum(labelled),)
     return flat

@@ -15,12 +15,12 @@ from torch.nn import _reduction
 from ..ops.backends import forced_backend
 from ..ops.binary_cross_entropy.op import BINARY_CROSS_ENTROPY
 from ..ops.checks import FLOATS, broadcasts
-from ..ops.exporting import called
+from ..ops.exporting import called, called_backward
 from ._cross_entropy import FASTER_ON_A_CPU, REDUCTIONS, composed_on_cpu, rounded
-from ._routing import records_gradients, refuse_if_forced, unsupported_reason
+from ._routing import applied, records_gradients, refuse_if_forced, unsupported_reason
 
 _bce_fwd = called(BINARY_CROSS_ENTROPY)
-_bce_bwd = torch.ops.fasttx.binary_cross_entropy_bwd.default
+_bce_bwd = called_backward(BINARY_CROSS_ENTROPY)
 
 
 class BinaryCrossEntropyFunction(torch.autograd.Function):
@@ -51,6 +51,9 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
             return (*torch.autograd.grad(loss, x, dloss, create_graph=True), None, None, None, None, None)
         dx = _bce_bwd(dloss, x, target, weight, pos_weight, ctx.reduction, ctx.backend)
         return dx, None, None, None, None, None
+
+
+_record = applied(BinaryCrossEntropyFunction)
 
 
 def _binary_cross_entropy_to_torch(backend: str, input: Tensor, *others: Tensor | None) -> str | None:
@@ -140,7 +143,7 @@ def _binary_cross_entropy(
         refuse_if_forced("binary_cross_entropy_with_logits", reason, input, backend)
         return loss
     if records_gradients(input):
-        loss = BinaryCrossEntropyFunction.apply(input, target, weight, pos_weight, number, backend)
+        loss = _record(input, target, weight, pos_weight, number, backend)
     else:
         loss = _bce_fwd(input, target, weight, pos_weight, number, backend)
     return rounded(loss, input)

@@ -16,12 +16,12 @@ from torch.nn import _reduction
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS, is_index, is_number
 from ..ops.cross_entropy.op import CROSS_ENTROPY
-from ..ops.exporting import called, exported_as_torch
+from ..ops.exporting import called, called_backward, exported_as_torch
 from ..ops.forms import OURS, TORCHS, WIDE
-from ._routing import EXPORTED, records_gradients, refuse_if_forced, unsupported_reason
+from ._routing import EXPORTED, applied, records_gradients, refuse_if_forced, unsupported_reason
 
 _ce_fwd = called(CROSS_ENTROPY)
-_ce_bwd = torch.ops.fasttx.cross_entropy_bwd.default
+_ce_bwd = called_backward(CROSS_ENTROPY)
 
 REDUCTIONS = ("none", "mean", "sum")  # by torch's numbers
 FASTER_ON_A_CPU = "torch's own function is faster on a CPU"
@@ -72,6 +72,9 @@ class CrossEntropyFunction(torch.autograd.Function):
             dloss, logits, target, weight, lse, total_weight, ignore_index, smoothing, reduction, ctx.backend
         )
         return dlogits, None, None, None, None, None, None
+
+
+_record = applied(CrossEntropyFunction)
 
 
 def rounded(loss: Tensor, input: Tensor, *others: Tensor | None) -> Tensor:
@@ -240,7 +243,7 @@ def _cross_entropy(
         logits = input.movedim(1, -1).reshape(-1, n_cols)
         labels = target.movedim(1, -1).reshape(-1, n_cols) if probs else target.reshape(-1)
     if records_gradients(logits):
-        loss = CrossEntropyFunction.apply(logits, labels, weight, ignore_index, smoothing, number, backend)
+        loss = _record(logits, labels, weight, ignore_index, smoothing, number, backend)
     else:
         loss = _ce_fwd(logits, labels, weight, ignore_index, smoothing, number, backend)[0]
     if input.dim() > 2 and number == 0:

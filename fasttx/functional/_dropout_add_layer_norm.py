@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ..ops.backends import forced_backend
-from ..ops.checks import described, wrong
+from ..ops.checks import FLOATS, described, wrong
 from ..ops.dropout.rows import keep_scale
 from ..ops.dropout.state import new_rng_state
 from ..ops.dropout_add_layer_norm.composed import exact_keep
 from ._checks import check_dropout_p, check_eps, check_mask
 from ._layer_norm import apply, result_is_float32
-from ._routing import overrides_functions, refuse_if_forced, unsupported_reason
+from ._routing import PLAIN, overrides_functions, refuse_if_forced, unsupported_reason
 
 
 def _check_tensors(
@@ -155,13 +155,27 @@ def _dropout_add_layer_norm(
     row_index: Tensor | None = None,
     rng_state: Tensor | None = None,
     backend: str | None = None,
+    sure: bool = False,
 ) -> Tensor:
-    """dropout_add_layer_norm in training, forced to `backend`; None stands for what is in force in the process."""
+    """dropout_add_layer_norm in training, forced to `backend`; None stands for what is in force in the process.
+
+    `sure` says that the caller has asked `unsupported_reason` about the residual, weight and bias, on a device where a
+    kernel is to run, and that the numbers are those of modules: the op, which checks them again, is left to find what
+    is wrong.
+    """
     tensors = (input, residual, weight, bias)
+    backend = backend or forced_backend()
+    if sure and backend == "auto" and residual is not None and type(input) in PLAIN and input.dtype in FLOATS:
+        out_dtype, device = input.dtype, input.device
+        if torch.is_autocast_enabled(device.type) and result_is_float32(input):
+            out_dtype = torch.float32
+        if residual.dtype != out_dtype:
+            out_dtype = torch.promote_types(out_dtype, residual.dtype)
+        state = new_rng_state(device) if dropout_p > 0.0 else None
+        return apply(*tensors, None, state, float(dropout_p), float(eps), out_dtype, backend)
     _check_tensors(*tensors, row_index, rng_state)
     check_dropout_p(dropout_p)
     check_eps(eps)
-    backend = backend or forced_backend()
     if dropout_p == 0.0:
         rng_state, row_index = None, None
     out_dtype = torch.float32 if result_is_float32(input) else input.dtype

@@ -15,13 +15,13 @@ from ..ops.dropout.rows import keep_scale
 from ..ops.dropout.state import new_rng_state
 from ..ops.embedding_layer_norm.composed import differentiable, exact_keep, table_gradient
 from ..ops.embedding_layer_norm.op import EMBEDDING_LAYER_NORM, MAX_TYPES, keep_of
-from ..ops.exporting import called
+from ..ops.exporting import called, called_backward
 from ._checks import check_dropout_p, check_eps
 from ._embedding_checks import NO_PADDING, check_tensors, padding_of
-from ._routing import overrides_functions, records_gradients, refuse_if_forced, unsupported_reason
+from ._routing import applied, overrides_functions, records_gradients, refuse_if_forced, unsupported_reason
 
 _fwd = called(EMBEDDING_LAYER_NORM)
-_bwd = torch.ops.fasttx.embedding_layer_norm_bwd.default
+_bwd = called_backward(EMBEDDING_LAYER_NORM)
 
 
 class EmbeddingLayerNormFunction(torch.autograd.Function):
@@ -72,6 +72,9 @@ class EmbeddingLayerNormFunction(torch.autograd.Function):
             dtoken_type[paddings[2]].zero_()
         grads = (None, dword, None, dposition, None, dtoken_type, dweight, dbias)
         return (*(grad if need else None for grad, need in zip(grads, needs)), *rest)
+
+
+_record = applied(EmbeddingLayerNormFunction)
 
 
 # -------------------------------------------------------------------------------------------------------------- calls
@@ -155,7 +158,7 @@ def embed(
     tables = (word, position, token_type, weight, bias)
     try:
         if records_gradients(*tables):
-            out = EmbeddingLayerNormFunction.apply(*arguments, *numbers, *paddings, backend)
+            out = _record(*arguments, *numbers, *paddings, backend)
         else:
             out = _fwd(*arguments, *numbers, backend)[0]
     except ValueError:

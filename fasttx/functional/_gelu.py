@@ -15,12 +15,12 @@ from ..ops.bias_gelu.op import BIAS_GELU, keep_of
 from ..ops.checks import FLOATS, described, wrong
 from ..ops.dropout.rows import keep_scale
 from ..ops.dropout.state import new_rng_state
-from ..ops.exporting import called
+from ..ops.exporting import called, called_backward
 from ._checks import check_dropout_p, check_mask
-from ._routing import overrides_functions, records_gradients, refuse_if_forced, unsupported_reason
+from ._routing import applied, overrides_functions, records_gradients, refuse_if_forced, unsupported_reason
 
 _fwd = called(BIAS_GELU)
-_bwd = torch.ops.fasttx.bias_gelu_bwd.default
+_bwd = called_backward(BIAS_GELU)
 
 
 class BiasGELUFunction(torch.autograd.Function):
@@ -53,8 +53,12 @@ class BiasGELUFunction(torch.autograd.Function):
             inputs = [t for t, need in zip((x, bias), needs) if need]
             found = iter(torch.autograd.grad(out, inputs, dout, create_graph=True))
             return (*(next(found) if need else None for need in needs), *rest)
-        grads = _bwd(dout, x, bias, row_index, rng_state, dropout_p, tanh, *needs, backend)
-        return (*(grad if need else None for grad, need in zip(grads, needs)), *rest)
+        needs_dx, needs_dbias = needs
+        dx, dbias = _bwd(dout, x, bias, row_index, rng_state, dropout_p, tanh, needs_dx, needs_dbias, backend)
+        return (dx if needs_dx else None, dbias if needs_dbias else None, *rest)
+
+
+_record = applied(BiasGELUFunction)
 
 
 def _apply(
@@ -68,7 +72,7 @@ def _apply(
 ) -> Tensor:
     arguments = (x, bias, row_index, rng_state, dropout_p, tanh, backend)
     if records_gradients(x, bias):
-        return BiasGELUFunction.apply(*arguments)
+        return _record(*arguments)
     return _fwd(*arguments)
 
 
@@ -277,17 +281,24 @@ def _linear_gelu(
     row_index: Tensor | None = None,
     rng_state: Tensor | None = None,
     backend: str | None = None,
+    sure: bool = False,
 ) -> Tensor:
-    """linear_gelu in training, forced to `backend`; None stands for what is in force in the process."""
+    """linear_gelu in training, forced to `backend`; None stands for what is in force in the process.
+
+    `sure` says that the caller has asked `unsupported_reason` about the tensors, which belong to a module.
+    """
     tensors = (input, weight, bias)
-    _check_tensors(*tensors, row_index, rng_state)
-    if approximate not in (approximation(False), approximation(True)):
-        raise ValueError(wrong("approximate", repr(approximate), "'none' or 'tanh'"))
-    check_dropout_p(dropout_p)
-    if dropout_p == 0.0:
-        rng_state, row_index = None, None
     backend = backend or forced_backend()
-    reason = unsupported_reason(*tensors)
+    if sure and backend == "auto":
+        reason = None
+    else:
+        _check_tensors(*tensors, row_index, rng_state)
+        if approximate not in (approximation(False), approximation(True)):
+            raise ValueError(wrong("approximate", repr(approximate), "'none' or 'tanh'"))
+        check_dropout_p(dropout_p)
+        if dropout_p == 0.0:
+            rng_state, row_index = None, None
+        reason = unsupported_reason(*tensors)
     if reason is None and backend == "auto" and rng_state is None and row_index is None:
         reason = (
             None

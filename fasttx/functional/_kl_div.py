@@ -16,14 +16,14 @@ from torch.nn import _reduction
 
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS
-from ..ops.exporting import called
+from ..ops.exporting import called, called_backward
 from ..ops.kl_div.composed import BATCHMEAN, gradient
 from ..ops.kl_div.op import KL_DIV
 from ._cross_entropy import composed_on_cpu, rounded
-from ._routing import records_gradients, refuse_if_forced, unsupported_reason
+from ._routing import applied, records_gradients, refuse_if_forced, unsupported_reason
 
 _fwd = called(KL_DIV)
-_bwd = torch.ops.fasttx.kl_div_bwd.default
+_bwd = called_backward(KL_DIV)
 
 
 class KLDivFunction(torch.autograd.Function):
@@ -42,6 +42,9 @@ class KLDivFunction(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: to be differentiated again
             return gradient(dloss, target, reduction, log_target, dtype), None, None, None, None
         return _bwd(dloss, target, reduction, log_target, dtype, backend), None, None, None, None
+
+
+_record = applied(KLDivFunction)
 
 
 def _to_torch(backend: str, input: Tensor, target: Tensor, reduction: str) -> str | None:
@@ -116,7 +119,7 @@ def kl_div(
         )
     number = BATCHMEAN if reduction == "batchmean" else _reduction.get_enum(reduction)
     if records_gradients(input):
-        loss = KLDivFunction.apply(input, target, number, log_target, backend)
+        loss = _record(input, target, number, log_target, backend)
     else:
         loss = _fwd(input, target, number, log_target, backend)
     return rounded(loss, input, target)

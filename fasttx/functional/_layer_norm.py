@@ -14,11 +14,11 @@ from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS
 from ..ops.dropout_add_layer_norm.composed import differentiable
 from ..ops.dropout_add_layer_norm.op import DROPOUT_ADD_LAYER_NORM, keep_of
-from ..ops.exporting import called
-from ._routing import records_gradients, refuse_if_forced, unsupported_reason
+from ..ops.exporting import called, called_backward
+from ._routing import applied, records_gradients, refuse_if_forced, unsupported_reason
 
 _fwd = called(DROPOUT_ADD_LAYER_NORM)
-_bwd = torch.ops.fasttx.dropout_add_layer_norm_bwd.default
+_bwd = called_backward(DROPOUT_ADD_LAYER_NORM)
 
 
 class DropoutAddLayerNormFunction(torch.autograd.Function):
@@ -74,8 +74,17 @@ class DropoutAddLayerNormFunction(torch.autograd.Function):
             needs_dbias,
             backend,
         )
-        grads = (dx, dx if one else dresidual, dweight, dbias)
-        return (*(grad if need else None for grad, need in zip(grads, needs)), *rest)
+        dresidual = dx if one else dresidual
+        return (
+            dx if needs_dx else None,
+            dresidual if needs_dresidual else None,
+            dweight if needs_dweight else None,
+            dbias if needs_dbias else None,
+            *rest,
+        )
+
+
+_record = applied(DropoutAddLayerNormFunction)
 
 
 def result_is_float32(x: Tensor) -> bool:
@@ -97,7 +106,7 @@ def apply(
 ) -> Tensor:
     arguments = (x, residual, weight, bias, row_index, rng_state, dropout_p, eps, out_dtype, backend)
     if records_gradients(*arguments[:4]):
-        return DropoutAddLayerNormFunction.apply(*arguments)
+        return _record(*arguments)
     return _fwd(*arguments)[0]
 
 

@@ -15,13 +15,13 @@ from torch.nn import _reduction
 
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS, is_index, is_number, values_are_known, wrong
-from ..ops.exporting import called, exported_as_torch
+from ..ops.exporting import called, called_backward, exported_as_torch
 from ..ops.forms import AGAIN, KEPT, LOGITS
 from ..ops.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY
-from ._routing import EXPORTED, records_gradients, refuse_if_forced, unsupported_reason
+from ._routing import EXPORTED, applied, records_gradients, refuse_if_forced, unsupported_reason
 
 _fwd = called(LINEAR_CROSS_ENTROPY)
-_bwd = torch.ops.fasttx.linear_cross_entropy_bwd.default
+_bwd = called_backward(LINEAR_CROSS_ENTROPY)
 _NAMES = ("none", "mean", "sum")  # by torch's numbers
 
 KEPT_ON_CPU = 1 << 28
@@ -64,6 +64,9 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
             dloss, x, weight, bias, target, class_weight, lse, total_weight, *needed, *ctx.options, ctx.backend
         )
         return (*(grad if need else None for grad, need in zip(grads, needed, strict=True)), *rest)
+
+
+_record = applied(LinearCrossEntropyFunction)
 
 
 def _as_torch_2_13(
@@ -257,7 +260,7 @@ def _linear_cross_entropy(
         dtype = torch.get_autocast_dtype(device)
         x, w, b = x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
     if with_grad:
-        loss = LinearCrossEntropyFunction.apply(x, w, b, target, weight, ignored, smoothing, number, backend)
+        loss = _record(x, w, b, target, weight, ignored, smoothing, number, backend)
     else:
         loss = _fwd(x, w, b, target, weight, ignored, smoothing, number, backend)[0]
     return loss if autocast or input.dtype is torch.float32 else loss.to(input.dtype)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
@@ -9,10 +12,9 @@ from torch._subclasses import FakeTensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ..ops import decisions
 from ..ops.backends import BackendError, forced_backend
 from ..ops.checks import FLOATS
-from ..ops.decisions import note
-from ..ops.exporting import exporting
 
 OWN = "torch's own"
 """The choice of a drop-in that hands a call to torch's function of its name."""
@@ -87,9 +89,23 @@ def unsupported_reason(*tensors: Tensor | None) -> str | None:
 
 def records_gradients(*tensors: Tensor | None) -> bool:
     """Whether autograd is to record a call of these; an exported program holds no backward."""
-    if not torch.is_grad_enabled() or exporting():
+    if not torch.is_grad_enabled() or torch.compiler._is_exporting_flag:
         return False
-    return any(t is not None and t.requires_grad for t in tensors)
+    for t in tensors:
+        if t is not None and t.requires_grad:
+            return True
+    return False
+
+
+def applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` for calls outside of torch.func transforms, without the frames in which it would unwrap their
+    tensors: two, and one more for every argument."""
+    direct = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+    def apply(*arguments: Any) -> Any:
+        return function.apply(*arguments) if torch.compiler.is_dynamo_compiling() else direct(*arguments)
+
+    return apply
 
 
 def refuse_if_forced(function: str, reason: str, input: Tensor, backend: str | None = None) -> None:
@@ -107,7 +123,8 @@ def refuse_if_forced(function: str, reason: str, input: Tensor, backend: str | N
     Raises:
         BackendError: ``"cuda"`` or ``"triton"`` is forced.
     """
-    note(function, OWN, reason)
+    if decisions._records:
+        decisions.note(function, OWN, reason)
     backend = backend or forced_backend()
     if backend in ("auto", "torch") or input.is_meta or input.numel() == 0:
         return

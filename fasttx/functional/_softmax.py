@@ -14,12 +14,12 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ..ops.backends import forced_backend
 from ..ops.checks import FLOATS, broadcasts, described, is_index, is_number, wrong
 from ..ops.dropout.state import new_rng_state
-from ..ops.exporting import called
+from ..ops.exporting import called, called_backward
 from ..ops.softmax.op import MAX_LEADING_DIMS, SOFTMAX, differentiable_bwd, is_composed
-from ._routing import overrides_functions, records_gradients, refuse_if_forced, unsupported_reason
+from ._routing import applied, overrides_functions, records_gradients, refuse_if_forced, unsupported_reason
 
 _fwd = called(SOFTMAX)
-_bwd = torch.ops.fasttx.softmax_bwd.default
+_bwd = called_backward(SOFTMAX)
 
 
 class SoftmaxFunction(torch.autograd.Function):
@@ -47,6 +47,9 @@ class SoftmaxFunction(torch.autograd.Function):
         function = differentiable_bwd if torch.is_grad_enabled() and not torch.compiler.is_compiling() else _bwd
         dx = function(dout, *ctx.saved_tensors, *ctx.options)
         return dx, None, None, None, None, None, None
+
+
+_record = applied(SoftmaxFunction)
 
 
 def _check_options(
@@ -177,7 +180,7 @@ def _probabilities(
 
     rng_state = new_rng_state(x.device) if dropout_p > 0.0 else None
     if records_gradients(x):
-        out = SoftmaxFunction.apply(x, mask, rng_state, float(scale), float(dropout_p), log, backend)
+        out = _record(x, mask, rng_state, float(scale), float(dropout_p), log, backend)
     else:
         out = _fwd(x, mask, rng_state, float(scale), float(dropout_p), log, backend)
     if out.shape != shape:

@@ -20,6 +20,7 @@ from torch import nn
 from ..ops import verdicts
 from .attention.interface import IMPLEMENTATION
 from .checked import are_checked_later, check_kernels, measured_choices
+from .dropout import places_of
 from .fusions.torch_nn import REPLACED
 from .heads.kinds import KINDS
 from .options import ModulePatch, Options
@@ -58,6 +59,8 @@ def _carry_out(plan: Plan, options: Options) -> None:
             module.__dict__.setdefault("_fasttx", plain)
         for module, cls in plan.classes:
             become(module, cls)
+            if hasattr(cls, "_fasttx_begins"):
+                module.__dict__["_fasttx_places"] = places_of(module)
     except BaseException:
         for module in done:
             _restore(module)
@@ -66,6 +69,7 @@ def _carry_out(plan: Plan, options: Options) -> None:
 
 def _restore(module: nn.Module) -> None:
     mark: ModulePatch | None = module.__dict__.pop("_fasttx", None)
+    module.__dict__.pop("_fasttx_places", None)
     if mark is None:
         return
     if mark.own_config is not None and module.__dict__.get("config") is mark.own_config:

@@ -16,6 +16,18 @@ _MATRICES = ("Linear", "Embedding")
 """Classes whose weight is a matrix, unless it was sharded."""
 
 
+def _asks_for_gradients_alone(state: dict[str, Any]) -> bool:
+    """Whether a module's hooks are the one with which transformers checkpoints layers, ``requires_grad_`` on what comes
+    out of an embedding, where that requires a gradient anyway."""
+    if state["_forward_pre_hooks"] or state["_backward_hooks"] or state["_backward_pre_hooks"]:
+        return False
+    for hook in state["_forward_hooks"].values():
+        if getattr(hook, "__name__", "") != "make_inputs_require_grads":
+            return False
+    weight = state["_parameters"].get("weight")
+    return weight is not None and bool(weight.requires_grad)
+
+
 def bypass_reason(module: Any, name: str, *, source: str = "torch.nn.modules", cls: str | None = None) -> str | None:
     """Why `module` must be called as it is, or None if nothing would be missed by using its parts instead.
 
@@ -38,7 +50,7 @@ def bypass_reason(module: Any, name: str, *, source: str = "torch.nn.modules", c
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
-    ):
+    ) and not _asks_for_gradients_alone(state):
         return f"{name} has hooks"
     if (
         every_module._global_forward_hooks

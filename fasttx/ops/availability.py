@@ -73,6 +73,10 @@ def _index(device: torch.device) -> int:
     return device.index if device.index is not None else torch.cuda.current_device()
 
 
+able: set[tuple[str, torch.device, int]] = set()
+"""Backends that a GPU was found to run, with the lowest capability that was asked for: that does not change."""
+
+
 def cannot_run_on(backend_name: str, device: torch.device, min_arch: int) -> str | None:
     """The reason why a compiled backend cannot run on `device`, or None."""
     if backend_name == "triton" and not _triton_present():
@@ -82,9 +86,12 @@ def cannot_run_on(backend_name: str, device: torch.device, min_arch: int) -> str
         if arch < min_arch:
             return f"needs compute capability {min_arch}, the device has {arch}"
         if backend_name == "cuda":
-            return cuda.why_not(device, arch)
-        reason = lacks_to_launch_triton() if backend_name == "triton" else None
-        return reason if reason is None or not _interpreting() else None
+            reason = cuda.why_not(device, arch)
+        else:
+            reason = None if _interpreting() else lacks_to_launch_triton()
+        if reason is None:
+            able.add((backend_name, device, min_arch))
+        return reason
     if backend_name == "triton" and device.type in ("cpu", "cuda") and _interpreting():
         return None
     if backend_name == "cuda" and cuda.why_not(device, None) is None:

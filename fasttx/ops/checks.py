@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,9 +42,21 @@ def is_index(x: object) -> bool:
     return isinstance(x, (int, torch.SymInt)) or hasattr(x, "__index__")
 
 
+def _variable(name: str, value: str) -> tuple[Any, Any, Any]:
+    """The environment as it is at any time, with a name and a value as they stand in it: os.environ takes four calls of
+    Python to look something up, and a step asks fifty times."""
+    encoded = getattr(os.environ, "_data", None)
+    if encoded is None:
+        return os.environ, name, value
+    return encoded, os.environ.encodekey(name), os.environ.encodevalue(value)
+
+
+_environment, _CHECK, _YES = _variable("FASTTX_CHECK", "1")
+
+
 def values_may_be_read(device: torch.device) -> bool:
     """Where checks may look at values: on a CPU; with FASTTX_CHECK=1 on a GPU too, which the host then waits for."""
-    return device.type == "cpu" or os.environ.get("FASTTX_CHECK") == "1"
+    return device.type == "cpu" or bool(_environment.get(_CHECK) == _YES)
 
 
 def values_are_known(x: Tensor) -> bool:

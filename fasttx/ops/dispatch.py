@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
-from . import verdicts
-from .decisions import note, recording
+from . import decisions, verdicts
 
 if TYPE_CHECKING:
     from .registry import Direction, Impl, Op
@@ -30,6 +29,9 @@ _knew: dict[str, int] = {}
 """Which verdicts the last forward of each op knew: :data:`fasttx.ops.verdicts.generation` then."""
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._is_torch_function_mode_enabled
+_tracing = torch._C._get_tracing_state
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def resolve(path: str) -> Callable[..., None]:
@@ -63,6 +65,41 @@ def alone(composition: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def shortened(
+    operator: Callable[..., Any], run: Callable[..., Any], exported: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """An operator as fasttx.functional calls it: without PyTorch's dispatcher, which takes longer than a launch.
+
+    The operator itself is called where a mode, a tracer, a compiler or a profiler is to see it. The caller has made
+    sure of plain tensors outside of transforms, and that autograd records nothing.
+
+    Args:
+        operator: takes a tensor first.
+        run: what it runs on every device.
+        exported: of the arguments, while a program is exported: what the program holds in its place, or None.
+    """
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler._is_exporting_flag and exported is not None:
+            composition = exported(arguments)
+            if composition is not None:
+                return composition(*arguments[:-1])
+        first = arguments[0]
+        if (
+            torch.compiler.is_dynamo_compiling()
+            or _modes()
+            or _function_modes()
+            or profiler._is_profiler_enabled
+            or _tracing() is not None
+            or type(first) not in _PLAIN
+            or first.is_meta
+        ):
+            return operator(*arguments)
+        return run(*arguments)
+
+    return call
+
+
 def without_backend(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` as an operator calls it: with ``backend`` as one more argument."""
 
@@ -82,15 +119,17 @@ def body(op: Op, name: str, direction: Direction) -> Callable[..., Any]:
     names = direction.argument_names()
     where = [names.index(key) for key in direction.keys]
     first = where[0]
-    keys_of = operator.itemgetter(*where) if len(where) > 1 else lambda args: (args[first],)
+    keys_of = operator.itemgetter(*where)
     check, fake, composition = direction.check, direction.fake, direction.torch
     launchers: dict[str, Callable[..., None]] = {}
     forward, knew = name == "fwd", _knew
+    several = len(where) > 1
+    composed = (full, "torch")
 
     def call(*args: Any) -> Any:
         requested, args = args[-1], args[:-1]
         check(*args)
-        tensors = keys_of(args)
+        tensors = keys_of(args) if several else (args[first],)
         if forward:
             impl = op.choice(requested, *tensors)
             knew[op.name] = verdicts.generation
@@ -101,8 +140,8 @@ def body(op: Op, name: str, direction: Direction) -> Callable[..., Any]:
                 impl = op.choice(requested, *tensors)
         if impl is None and requested == "auto" and tensors[0].device.type == "cuda":
             op.warn_once(*tensors)
-        if recording():
-            note(full, "torch" if impl is None else impl.backend, op.why(requested, *tensors))
+        if decisions._records:
+            decisions.note(full, "torch" if impl is None else impl.backend, op.why(requested, *tensors))
         if profiler._is_profiler_enabled or around:
             with contextlib.ExitStack() as stack:
                 for make in around:
@@ -114,15 +153,16 @@ def body(op: Op, name: str, direction: Direction) -> Callable[..., Any]:
 
     def run(impl: Impl | None, tensors: tuple[Tensor, ...], args: tuple[Any, ...]) -> Any:
         if impl is None:
-            LAUNCHES[full, "torch"] += 1
+            LAUNCHES[composed] += 1
             return composition(*args)
         launch = launchers.get(impl.backend)
         if launch is None:
             launch = launchers[impl.backend] = resolve(getattr(impl, name))
         outputs = fake(*args)
-        flat = as_tuple(outputs)
+        flat = outputs if isinstance(outputs, tuple) else (outputs,)
         device = tensors[0].device
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
+        # of torch.cuda.current_device the part that asks: tensors of a GPU say that CUDA is in use
+        if device.type == "cuda" and device.index != getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)():
             with torch.cuda.device(device):
                 launch(*flat, *args)
         else:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dispatch import shortened
 from .registry import Op
 
 
@@ -34,13 +35,16 @@ def called(op: Op, exported: Callable[..., Any] | None = None) -> Callable[..., 
     Args:
         exported: the composition for exported programs, where it is another than the row's: no value is read there.
     """
-    operator = getattr(torch.ops.fasttx, f"{op.name}_fwd").default
     direction = op.fwd
     composition: Callable[..., Any] = exported or direction.torch.__wrapped__  # type: ignore[attr-defined]
 
-    def call(*arguments: Any) -> Any:
-        if exported_as_torch(op, arguments[-1], *direction.key_tensors(arguments)):
-            return composition(*arguments[:-1])
-        return operator(*arguments)
+    def instead(arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
+        keys = direction.key_tensors(arguments)
+        return composition if exported_as_torch(op, arguments[-1], *keys) else None
 
-    return call
+    return shortened(getattr(torch.ops.fasttx, f"{op.name}_fwd").default, op.bodies["fwd"], instead)
+
+
+def called_backward(op: Op) -> Callable[..., Any]:
+    """The backward operator of `op`."""
+    return shortened(getattr(torch.ops.fasttx, f"{op.name}_bwd").default, op.bodies["bwd"])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import tuned, verdicts
-from .availability import cannot_run_on
+from .availability import able, cannot_run_on
 from .backends import BACKENDS, BackendError
 from .checks import wrong
 from .dispatch import LAUNCHES as LAUNCHES
@@ -59,7 +59,12 @@ class Impl:
 
     def why_not(self, *tensors: Tensor) -> str | None:
         """Why it cannot run tensors like these, or None."""
-        return cannot_run_on(self.backend, tensors[0].device, self.min_arch) or self.supports(*tensors)
+        device = tensors[0].device
+        if (self.backend, device, self.min_arch) not in able:  # or nothing need be asked again
+            reason = cannot_run_on(self.backend, device, self.min_arch)
+            if reason is not None:
+                return reason
+        return self.supports(*tensors)
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class Op:
     Attributes:
         impls: in the order in which "auto" tries them.
         about: what it computes and how far, for the table of `fasttx supported --markdown`.
+        bodies: what its operators run, by "fwd" and "bwd".
     """
 
     name: str
@@ -126,6 +132,7 @@ class Op:
     bwd: Direction | None
     impls: tuple[Impl, ...] = ()
     about: str = ""
+    bodies: dict[str, Callable[..., Any]] = field(init=False, default_factory=dict, compare=False)
 
     @property
     def directions(self) -> dict[str, Direction]:
@@ -139,7 +146,8 @@ class Op:
             if last != "backend":
                 raise ValueError(wrong(f"{full}", f"{last!r} as the last argument of the schema", "'str backend'"))
             LIB.define(full + direction.schema, tags=(torch.Tag.pt2_compliant_tag,))
-            LIB.impl(full, body(self, name, direction), "CompositeExplicitAutograd")
+            self.bodies[name] = body(self, name, direction)
+            LIB.impl(full, self.bodies[name], "CompositeExplicitAutograd")
             torch.library.register_fake(f"fasttx::{full}", without_backend(direction.fake), lib=LIB)
 
     # ------------------------------------------------------------------------------------------- which backend runs

@@ -113,6 +113,7 @@ def test_flat_is_one_row_of_real_tokens() -> None:
             "cu_seq_lens_k": starts,
             "max_length_q": 6,
             "max_length_k": 6,
+            "label_counts": (12,),
         },
     )
     assert type(batch["max_length_q"]) is int

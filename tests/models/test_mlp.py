@@ -28,9 +28,9 @@ def _count(monkeypatch: pytest.MonkeyPatch) -> None:
     """FUSED gets the backend and the form of GELU of each fused call."""
     FUSED.clear()
 
-    def counted(*tensors: Any, approximate: str, backend: str | None) -> Tensor:
+    def counted(*tensors: Any, approximate: str, backend: str | None, **rest: Any) -> Tensor:
         FUSED.append((backend, approximate))
-        return _linear_gelu(*tensors, approximate=approximate, backend=backend)
+        return _linear_gelu(*tensors, approximate=approximate, backend=backend, **rest)
 
     monkeypatch.setattr(mlp, "_linear_gelu", counted)
 

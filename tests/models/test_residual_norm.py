@@ -27,9 +27,9 @@ def _count(monkeypatch: pytest.MonkeyPatch) -> None:
     """FUSED gets the backend and the dropout probability of each fused call."""
     FUSED.clear()
 
-    def counted(*tensors: Any, dropout_p: float, eps: float, backend: str | None) -> Tensor:
+    def counted(*tensors: Any, dropout_p: float, backend: str | None, **rest: Any) -> Tensor:
         FUSED.append((backend, dropout_p))
-        return _dropout_add_layer_norm(*tensors, dropout_p=dropout_p, eps=eps, backend=backend)
+        return _dropout_add_layer_norm(*tensors, dropout_p=dropout_p, backend=backend, **rest)
 
     monkeypatch.setattr(residual_norm, "_dropout_add_layer_norm", counted)
 

@@ -12,11 +12,11 @@ from ...ops.attention.call import AttentionCall
 from ...ops.attention.double_backward import differentiable_forward
 from ...ops.attention.op import ATTENTION, MAX_TOKEN_STRIDE
 from ...ops.dropout.state import new_rng_state
-from ...ops.exporting import called
-from .._routing import records_gradients
+from ...ops.exporting import called, called_backward
+from .._routing import applied, records_gradients
 
 _fwd = called(ATTENTION, composed.forward)  # the composition for a CPU reads lengths
-_bwd = torch.ops.fasttx.attention_bwd.default
+_bwd = called_backward(ATTENTION)
 _TENSORS = 5
 """How many of an AttentionCall's members are tensors or None; they come first."""
 
@@ -58,6 +58,9 @@ class AttentionFunction(torch.autograd.Function):
         return dq, dk, dv, *nothing
 
 
+_record = applied(AttentionFunction)
+
+
 def _differentiable_backward(
     ctx: Any, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall
 ) -> list[Tensor | None]:
@@ -84,14 +87,15 @@ def run_attention(
     return_lse: bool = False,
 ) -> Any:
     """The op, with dropout drawn from a new state unless one is given; out, or (out, softmax_lse)."""
-    q, k, v = last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v)
+    if not q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:
+        q, k, v = last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v)
     bias = call.attn_bias
     if bias is not None and max(bias.stride()[-2:]) > MAX_TOKEN_STRIDE // 2:  # their offsets are added up
         call = call._replace(attn_bias=bias.contiguous())
     if call.rng_state is None and call.dropout_p > 0.0:
         call = call._replace(rng_state=new_rng_state(q.device))
     if records_gradients(q, k, v):
-        if torch.compiler.is_compiling():  # dynamo cannot trace a Function that gets one tensor twice
+        if torch.compiler.is_dynamo_compiling():  # which cannot trace a Function that gets one tensor twice
             if v is q or v is k:
                 v = v.view_as(v)
             if k is q:
@@ -99,6 +103,6 @@ def run_attention(
             starts_k = call.cu_seqlens_k
             if starts_k is not None and starts_k is call.cu_seqlens_q:
                 call = call._replace(cu_seqlens_k=starts_k.view_as(starts_k))
-        return AttentionFunction.apply(q, k, v, *call, backend, deterministic, return_lse)
+        return _record(q, k, v, *call, backend, deterministic, return_lse)
     both = _fwd(q, k, v, *call, backend)
     return both if return_lse else both[0]

@@ -106,14 +106,25 @@ def attention_packed(
     return_lse: bool = False,
     backend: str | None = None,
     deterministic: bool | None = None,
+    sure: bool = False,
 ) -> Any:
-    """attention_varlen with its arguments; backend and deterministic as of attention_padded."""
-    check_tensors(query, key, value, cu_seqlens_q, cu_seqlens_k, attn_bias, rng_state)
-    check_flags(is_causal=is_causal, return_lse=return_lse)
-    max_seqlen_q, max_seqlen_k, left, right = checked_numbers(max_seqlen_q, max_seqlen_k, dropout_p, scale, window_size)
+    """attention_varlen with its arguments; backend and deterministic as of attention_padded.
+
+    `sure` says that a module of transformers' calls, whose types and numbers need no check: that of the op follows.
+    """
+    if sure and window_size is not None:
+        left, right = window_size
+    else:
+        check_tensors(query, key, value, cu_seqlens_q, cu_seqlens_k, attn_bias, rng_state)
+        check_flags(is_causal=is_causal, return_lse=return_lse)
+        max_seqlen_q, max_seqlen_k, left, right = checked_numbers(
+            max_seqlen_q, max_seqlen_k, dropout_p, scale, window_size
+        )
     dtype = autocast_dtype(query)
     if dtype is not None:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if sure and 0.0 < dropout_p < 1.0:
+        rng_state = new_rng_state(query.device)
     call = AttentionCall(
         attn_bias=attn_bias,
         cu_seqlens_q=cu_seqlens_q,

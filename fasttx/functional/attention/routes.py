@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...ops import decisions
 from ...ops.attention.call import AttentionCall
 from ...ops.attention.op import ATTENTION, supports, worth_slicing
 from ...ops.checks import values_are_known
-from ...ops.decisions import note
 from ...ops.exporting import exported_as_torch
 from ...ops.forms import DROPOUT, FUNCTION, OURS, TORCHS
 from .._routing import EXPORTED, META, OWN, unsupported_reason
@@ -113,7 +113,8 @@ def attend(
         drawn_elsewhere = 0.0 if 0.0 <= call.dropout_p < 1.0 else call.dropout_p
         q1, k1, v1 = last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v)
         ATTENTION.fwd.check(q1, k1, v1, *call._replace(dropout_p=drawn_elsewhere))
-    note(name, OWN, reason)
+    if decisions._records:
+        decisions.note(name, OWN, reason)
     if on_cpu and _hides_nothing(call.attn_bias):
         call = call._replace(attn_bias=None)  # torch's kernel would add a zero to every score
     return call_torch(q, k, v, call, flash=reason is NO_GAIN)

@@ -98,8 +98,12 @@ def _may_be_flash(
     if type(mask) not in PLAIN or is_causal or mask.device != q.device or mask.requires_grad:
         return False
     full = (batch, heads, rows, keys)
-    fits = mask.dim() in (2, 4) and all(n in (1, m) for n, m in zip(mask.shape[::-1], full[::-1], strict=False))
-    return fits and mask.dtype in (torch.bool, q.dtype, torch.float32)
+    if mask.dim() not in (2, 4) or mask.dtype not in (torch.bool, q.dtype, torch.float32):
+        return False
+    for n, m in zip(mask.shape[::-1], full[::-1], strict=False):
+        if n not in (1, m):
+            return False
+    return True
 
 
 def torch_attention(

@@ -94,6 +94,24 @@ def fasttx_attention(
         ValueError: a mask of another form; an argument that would change the result and is not supported; weights of a
             packed batch.
     """
+    rows = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    return attention_of_rows(module, *rows, attention_mask, dropout, scaling, is_causal, position_bias, **kwargs)
+
+
+def attention_of_rows(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`fasttx_attention` of heads as a product gives them: (batch, seqlen, heads, head_dim), or packed
+    (total tokens, heads, head_dim), which is also the layout of the result."""
     for name in kwargs:
         if name in UNSUPPORTED and kwargs[name] is not None:
             raise ValueError(
@@ -154,24 +172,27 @@ def _attend(
                 "shape; allowed is False, or a padded batch with attention_mask"
             )
         return _packed(query, key, value, attention_mask, position_bias, dropout, scale, window, options, kwargs), None
+    (batch, rows, heads, _), keys = query.shape, key.shape[1]
+    scores = (batch, heads, rows, keys)
     if attention_mask is None and kwargs.get("seq_lens") is not None:
-        refuse_lengths_alone(kwargs["seq_lens"], key.shape[2])
-    causal = query.shape[2] > 1 and attention_mask is None and causal
-    if query.shape[2] != key.shape[2] or (attention_mask is not None and attention_mask.dim() != 2):
+        refuse_lengths_alone(kwargs["seq_lens"], keys)
+    causal = rows > 1 and attention_mask is None and causal
+    if rows != keys or (attention_mask is not None and attention_mask.dim() != 2):
         window = (-1, -1)  # as far as there is one, the mask knows it, and what transformers excepts from it
     window = (window[0], 0 if causal else window[0])
-    bias = as_bias(attention_mask, query, key)
+    bias = as_bias(attention_mask, scores)
     if position_bias is not None:
-        position_bias = checked_position_bias(position_bias, query, key)
+        position_bias = checked_position_bias(position_bias, scores)
     if weights_wanted:
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         weights = _visible_weights(query, key, bias, position_bias, window, scale, dropout, options.forced)
         groups = query.shape[1] // value.shape[1]
         out = torch.matmul(weights, value.repeat_interleave(groups, dim=1) if groups > 1 else value)
         return out.transpose(1, 2).contiguous(), weights
     out = attention_padded(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
+        query,
+        key,
+        value,
         attn_bias=bias if position_bias is None else with_position_bias(bias, position_bias),
         dropout_p=dropout,
         window=window,
@@ -194,18 +215,22 @@ def _packed(
     options: Options,
     kwargs: dict[str, Any],
 ) -> Tensor:
-    """Several sequences in one row: query, key, value (1, heads, total tokens, head_dim)."""
-    given = [name for name in ("cu_seq_lens_k", "max_length_q", "max_length_k") if kwargs.get(name) is None]
-    if given:
+    """Several sequences in one row: query, key, value ([1,] total tokens, heads, head_dim)."""
+    if kwargs.get("cu_seq_lens_k") is None or kwargs.get("max_length_q") is None or kwargs.get("max_length_k") is None:
+        given = [name for name in ("cu_seq_lens_k", "max_length_q", "max_length_k") if kwargs.get(name) is None]
         raise ValueError(f"{', '.join(given)}: got None; allowed is a value, as cu_seq_lens_q is given")
     for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
         if not isinstance(kwargs[name], Tensor):
             raise TypeError(f"{name}: got {type(kwargs[name]).__name__}; allowed is an integer tensor")
     for name in ("max_length_q", "max_length_k"):
-        if not is_index(kwargs[name]):
+        if type(kwargs[name]) is not int and not is_index(kwargs[name]):
             raise TypeError(f"{name}: got {type(kwargs[name]).__name__}; allowed is an int")
-    if query.shape[0] != 1:
-        raise ValueError(f"cu_seq_lens_q: got a batch of {query.shape[0]} rows; allowed is 1, as in a packed batch")
+    batched = query.dim() == 4
+    if batched:
+        if query.shape[0] != 1:
+            raise ValueError(f"cu_seq_lens_q: got a batch of {query.shape[0]} rows; allowed is 1, as in a packed batch")
+        # not query[0], whose backward fills a tensor with zeros and copies into it
+        query, key, value = query.squeeze(0), key.squeeze(0), value.squeeze(0)
     if mask is not None:
         raise ValueError(
             "attention_mask: got one with cu_seq_lens_q; allowed is None, as lengths describe a packed batch"
@@ -214,10 +239,10 @@ def _packed(
         raise ValueError(
             "position_bias: got one that requires a gradient; allowed is one that does not, or a padded batch"
         )
-    return attention_packed(
-        query.squeeze(0).transpose(0, 1),  # not query[0], whose backward fills a tensor with zeros and copies into it
-        key.squeeze(0).transpose(0, 1),
-        value.squeeze(0).transpose(0, 1),
+    out: Tensor = attention_packed(
+        query,
+        key,
+        value,
         kwargs["cu_seq_lens_q"].to(torch.int32),
         kwargs["cu_seq_lens_k"].to(torch.int32),
         int(kwargs["max_length_q"]),
@@ -228,7 +253,9 @@ def _packed(
         scale=scale,
         backend=options.forced,
         deterministic=options.deterministic,
-    )[None]
+        sure=True,
+    )
+    return out.unsqueeze(0) if batched else out
 
 
 AttentionInterface.register(IMPLEMENTATION, fasttx_attention)

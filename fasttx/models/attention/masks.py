@@ -110,7 +110,11 @@ def additive(real: Tensor, dtype: torch.dtype) -> Tensor:
     return zeros.masked_fill(~real.bool(), torch.finfo(dtype).min)[:, None, None]
 
 
-def as_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+Scores = tuple[int, int, int, int]
+"""The shape of a call's scores: (batch, heads, query length, key length)."""
+
+
+def as_bias(mask: Tensor | None, scores: Scores) -> Tensor | None:
     """`mask` as the four-dimensional attn_bias of fasttx's attention.
 
     Raises:
@@ -118,7 +122,7 @@ def as_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     """
     if mask is None:
         return None
-    batch, key_length = query.shape[0], key.shape[2]
+    batch, key_length = scores[0], scores[3]
     if mask.dim() == 2:
         if mask.shape not in ((batch, key_length), (1, key_length)):
             raise ValueError(
@@ -136,11 +140,11 @@ def as_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
             f"attention_mask: got dtype {mask.dtype} of four dimensions; allowed is bool (True = attend) or floating "
             "(added to the scores)"
         )
-    _check_shape("attention_mask", mask, query, key)
+    _check_shape("attention_mask", mask, scores)
     return mask
 
 
-def checked_position_bias(bias: Any, query: Tensor, key: Tensor) -> Tensor:
+def checked_position_bias(bias: Any, scores: Scores) -> Tensor:
     """`bias`, if it is numbers that can be added to the scores.
 
     Raises:
@@ -153,15 +157,14 @@ def checked_position_bias(bias: Any, query: Tensor, key: Tensor) -> Tensor:
             f"position_bias: got {bias.dtype} of {bias.dim()} dimensions; allowed is a floating tensor (batch, heads, "
             "query length, key length), each of which may be 1"
         )
-    _check_shape("position_bias", bias, query, key)
+    _check_shape("position_bias", bias, scores)
     return bias
 
 
-def _check_shape(name: str, bias: Tensor, query: Tensor, key: Tensor) -> None:
-    allowed = (*query.shape[:3], key.shape[2])
-    if any(n != 1 and n != m for n, m in zip(bias.shape, allowed, strict=True)):
+def _check_shape(name: str, bias: Tensor, scores: Scores) -> None:
+    if any(n != 1 and n != m for n, m in zip(bias.shape, scores, strict=True)):
         raise ValueError(
-            f"{name}: got shape {tuple(bias.shape)}; allowed is (batch, heads, query length, key length) = {allowed}, "
+            f"{name}: got shape {tuple(bias.shape)}; allowed is (batch, heads, query length, key length) = {scores}, "
             "or 1 in any dimension"
         )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..dropout import Layer
 from ..fusions.mlp import LINEAR_GELU
 from ..fusions.residual_norm import RESIDUAL_NORM, PostNorm, residual_norm
 from ..heads.role import heads
@@ -62,6 +63,7 @@ FAMILIES = tuple(
                 Stays("norm", "embeddings, norm, dropout", "they are multiplied by the mask between norm and dropout"),
             ),
             f"{prefix}Encoder": (Stays("unpad", "padded batch", "disentangled attention is made for padded rows"),),
+            f"{prefix}Layer": (Layer(),),
             "DisentangledSelfAttention": (
                 Stays("attention", "attention", "disentangled attention stays transformers' own"),
             ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..attention.role import InterfaceAttention
+from ..dropout import Layer
 from ..fusions.embeddings import UNTYPED_EMBEDDINGS
 from ..fusions.mlp import linear_gelu
 from ..fusions.qkv import Projections
@@ -46,7 +47,7 @@ DISTILBERT = Family(
                 config=lambda encoder: encoder.layer[0].attention.config,
             ),
         ),
-        "TransformerBlock": (LAYER_NORMS,),
+        "TransformerBlock": (LAYER_NORMS, Layer()),
         "DistilBertSelfAttention": (
             InterfaceAttention(),
             Projections(

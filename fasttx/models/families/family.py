@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ..attention.role import InterfaceAttention
+from ..dropout import Layer
 from ..fusions.embeddings import EMBEDDINGS
 from ..fusions.fusion import Fusion
 from ..fusions.mlp import LINEAR_GELU
@@ -90,6 +91,7 @@ def bert_like(
                 }
             ),
         ),
+        "Layer": (Layer(),),
         "SelfAttention": (InterfaceAttention(), Projections()),
         "CrossAttention": (InterfaceAttention(),),
         "SelfOutput": (RESIDUAL_NORM,),

@@ -20,6 +20,7 @@ from ...functional._embedding_checks import NO_PADDING
 from ...functional._embedding_layer_norm import embed
 from ...functional._routing import unsupported_reason
 from ...nn.bypass import bypass_reason
+from ...ops import decisions
 from ...ops.backends import forced_backend
 from ...ops.checks import broadcasts
 from ...ops.decisions import note
@@ -139,7 +140,8 @@ def fused_embeddings_class(original: type, module: str, tables: Sequence[str], p
         given = dict(zip(names, args)) | kwargs
         backend = patch.options.forced or forced_backend()
         reason = _unfused_reason_now(self, tables, given, backend, unfused)
-        note("embeddings", "one kernel" if reason is None else "unfused", reason or "")
+        if decisions._records:
+            note("embeddings", "one kernel" if reason is None else "unfused", reason or "")
         if reason is not None:
             return original_forward(self, *args, **kwargs)
         ids: Tensor = given["input_ids"]

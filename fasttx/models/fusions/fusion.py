@@ -97,5 +97,16 @@ def unfused_reason_now(
     reason = unfused_reason(module)
     if reason is not None or backend != "auto":  # a forced backend answers for itself
         return reason
-    child = getattr(module, weighted)
-    return unsupported_reason(x, child.weight, child.bias)
+    child = module._modules[weighted]
+    own = child._parameters
+    weight, bias = (own["weight"], own["bias"]) if "weight" in own and "bias" in own else weight_and_bias(child)
+    return unsupported_reason(x, weight, bias)
+
+
+def weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Both as they are now, without a call of Module.__getattr__ for each where they are parameters, as they are but in
+    the replicas of DataParallel and under FSDP."""
+    own = module._parameters
+    if "weight" in own:
+        return own["weight"], own.get("bias")
+    return module.weight, getattr(module, "bias", None)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ...functional._gelu import _linear_gelu
 from ...nn.bypass import bypass_reason
+from ...ops import decisions
 from ...ops.backends import forced_backend
 from ...ops.decisions import note
 from ..options import ModulePatch
 from ..subclass import subclass_of
-from .fusion import Fusion, unfused_reason_now
+from .fusion import Fusion, unfused_reason_now, weight_and_bias
 
 REPORTED_AS = "product, bias, GELU"
 APPROXIMATE = {"GELUActivation": "none", "NewGELUActivation": "tanh", "GELUTanh": "tanh"}
@@ -27,10 +28,10 @@ APPROXIMATE = {"GELUActivation": "none", "NewGELUActivation": "tanh", "GELUTanh"
 
 def _unfused_reason(module: Any, linear: str, activation: str) -> str | None:
     """Why product and activation of this module must be called unfused, or None."""
-    reason = bypass_reason(getattr(module, linear), linear, cls="Linear")
+    reason = bypass_reason(module._modules.get(linear), linear, cls="Linear")
     if reason is not None:
         return reason
-    function = getattr(module, activation)
+    function = module._modules[activation] if activation in module._modules else getattr(module, activation)
     if type(function).__name__ not in APPROXIMATE:
         name = getattr(function, "__name__", type(function).__name__)
         return f"the activation is {name}, no form of GELU that the kernel has"
@@ -64,14 +65,14 @@ def linear_gelu(
                 return unfused(self, hidden_states)
             backend = patch.options.forced or forced_backend()
             reason = unfused_reason_now(self, hidden_states, backend, unfused_reason, linear)
-            note(REPORTED_AS, "two calls" if reason else "one call", reason or "")
+            if decisions._records:
+                note(REPORTED_AS, "two calls" if reason else "one call", reason or "")
             if reason is not None:
                 return unfused(self, hidden_states)
-            product = getattr(self, linear)
-            approximate = APPROXIMATE[type(getattr(self, activation)).__name__]
-            wide = _linear_gelu(
-                hidden_states, product.weight, product.bias, approximate=approximate, backend=patch.options.forced
-            )
+            weight, bias = weight_and_bias(self._modules[linear])
+            approximate = APPROXIMATE[type(self._modules[activation]).__name__]
+            forced = patch.options.forced
+            wide = _linear_gelu(hidden_states, weight, bias, approximate=approximate, backend=forced, sure=True)
             return finish(self, wide)
 
         return subclass_of(original, fused, module, method)

@@ -18,14 +18,16 @@ from torch import Tensor
 
 from ...functional._routing import unsupported_reason
 from ...nn.bypass import bypass_reason
+from ...ops import decisions
 from ...ops.decisions import note
 from ...ops.forms import JOINT, QKV, SEPARATE
-from ..attention.interface import IMPLEMENTATION, fasttx_attention
+from ..attention.interface import IMPLEMENTATION, attention_of_rows
 from ..options import ModulePatch
 from ..role import Found, Role
 from ..subclass import subclass_of
 from ..transformers_names import CACHE, argument
 from . import fusion
+from .fusion import weight_and_bias
 from .joint_linear import joint_linear
 from .residual_norm import REPORTED_AS, PostNorm
 
@@ -73,16 +75,19 @@ class Projections(Role):
 def unfused_reason(attention: Any, names: Sequence[str]) -> str | None:
     """Why the layers of this self-attention, of these names, must be called unfused, or None."""
     first: Any = None
+    first_bias: Any = None
     for name in names:
-        layer: Any = getattr(attention, name, None)
+        layer = attention._modules.get(name)
         reason = bypass_reason(layer, name, cls="Linear")
         if reason is not None:
             return reason
-        first = layer if first is None else first
-        a, b = layer.weight, first.weight
-        if a.dtype != b.dtype or a.device != b.device or a.shape[1] != b.shape[1]:
+        own = layer._parameters
+        weight, bias = (own["weight"], own["bias"]) if "weight" in own else weight_and_bias(layer)
+        if first is None:
+            first, first_bias = weight, bias
+        elif weight.dtype != first.dtype or weight.device != first.device or weight.shape[1] != first.shape[1]:
             return "query, key and value differ in dtype, device or width"
-        if (layer.bias is None) != (first.bias is None):
+        elif (bias is None) != (first_bias is None):
             return "some of query, key and value have a bias, others none"
     return None
 
@@ -96,8 +101,11 @@ def unfused_reason_now(attention: Any, names: Sequence[str], hidden_states: Tens
     reason = unfused_reason(attention, names)
     if reason is not None:
         return reason
-    query, key, value = names
-    weights = getattr(attention, query).weight, getattr(attention, key).weight, getattr(attention, value).weight
+    weights = []
+    for name in names:
+        layer = attention._modules[name]
+        own = layer._parameters
+        weights.append(own["weight"] if "weight" in own else layer.weight)
     return unsupported_reason(hidden_states, *weights)
 
 
@@ -143,8 +151,9 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
             given.pop(name, None)
         if joins:
             reason = _unfused_reason_of_call(self, linear, hidden_states, cache)
-            why = QKV.measured(hidden_states, hidden_states.shape[:-1].numel()) if reason is None else reason
-            note("query, key, value", "one product" if reason is None else SEPARATELY, why)
+            if decisions._records:
+                why = QKV.measured(hidden_states, hidden_states.shape[:-1].numel()) if reason is None else reason
+                note("query, key, value", "one product" if reason is None else SEPARATELY, why)
             joins = reason is None
         if fuses:
             reason = post_norm.unfused_reason_now(self, hidden_states, patch) or _their_call(self, cache)
@@ -152,17 +161,22 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
             fuses = reason is None
         if not (joins or fuses):
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
-        query, key, value = getattr(self, linear[0]), getattr(self, linear[1]), getattr(self, linear[2])
-        if joins:
-            biases = None if query.bias is None else (query.bias, key.bias, value.bias)
-            q, k, v = joint_linear(hidden_states, (query.weight, key.weight, value.weight), biases)
-        else:
-            q, k, v = query(hidden_states), key(hidden_states), value(hidden_states)
         lead = hidden_states.shape[:-1]
-        heads = (*lead, -1, getattr(self, head_dim))
-        q, k, v = q.view(heads).transpose(1, 2), k.view(heads).transpose(1, 2), v.view(heads).transpose(1, 2)
+        packed = given.get("cu_seq_lens_q") is not None and lead[0] == 1
+        heads = (*(lead[1:] if packed else lead), -1, getattr(self, head_dim))
+        query, key, value = self._modules[linear[0]], self._modules[linear[1]], self._modules[linear[2]]
+        if joins:
+            weights, biases = [], []
+            for layer in (query, key, value):
+                own = layer._parameters
+                w, b = (own["weight"], own["bias"]) if "weight" in own else weight_and_bias(layer)
+                weights.append(w)
+                biases.append(b)
+            q, k, v = joint_linear(hidden_states, weights, None if biases[0] is None else biases, heads)
+        else:
+            q, k, v = (product(hidden_states).view(heads) for product in (query, key, value))
         dropout = dropout_of(self) if self.training else 0.0
-        out, weights = fasttx_attention(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **given)
+        out, weights = attention_of_rows(self, q, k, v, attention_mask, dropout, self.scaling, **given)
         out = finish(self, out.reshape(*lead, -1))
         if fuses:
             out = post_norm.fused(self, patch, out, hidden_states)

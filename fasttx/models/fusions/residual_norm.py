@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ...functional._dropout_add_layer_norm import _dropout_add_layer_norm
 from ...nn.bypass import bypass_reason
+from ...ops import decisions
 from ...ops.backends import forced_backend
 from ...ops.decisions import note
 from ..options import ModulePatch
 from ..subclass import subclass_of
-from .fusion import Fusion, unfused_reason_now
+from .fusion import Fusion, unfused_reason_now, weight_and_bias
 
 REPORTED_AS = "dropout, sum, layer norm"
 SUM = "sum, layer norm"
@@ -46,15 +47,16 @@ class PostNorm:
 
     def unfused_reason(self, module: Any) -> str | None:
         """Why dropout and norm of this module must be called unfused, or None."""
-        norm = getattr(module, self.norm)
+        children = module._modules
+        norm = children.get(self.norm)
         reason = bypass_reason(norm, self.norm, source=self.source, cls=self.kind)
         if reason is None and self.dropout is not None:
-            reason = bypass_reason(getattr(module, self.dropout), self.dropout, cls="Dropout")
+            reason = bypass_reason(children.get(self.dropout), self.dropout, cls="Dropout")
         if reason is not None:
             return reason
         if len(getattr(norm, "normalized_shape", (1,))) != 1:
             return f"{self.norm} is over several dimensions"
-        if self.dropout is not None and getattr(module, self.dropout).p >= 1.0:
+        if self.dropout is not None and children[self.dropout].p >= 1.0:
             return "dropout drops everything"
         return None
 
@@ -65,13 +67,13 @@ class PostNorm:
 
     def fused(self, module: Any, patch: ModulePatch, x: Tensor, residual: Tensor) -> Tensor:
         """The layer norm of dropout(x) + residual."""
-        norm, p = getattr(module, self.norm), 0.0
+        norm, p = module._modules[self.norm], 0.0
         if self.dropout is not None:
-            dropout = getattr(module, self.dropout)
+            dropout = module._modules[self.dropout]
             p = dropout.p if dropout.training else 0.0
-        return _dropout_add_layer_norm(
-            x, residual, norm.weight, norm.bias, dropout_p=p, eps=getattr(norm, self.eps), backend=patch.options.forced
-        )
+        weight, bias = weight_and_bias(norm)
+        eps, backend = getattr(norm, self.eps), patch.options.forced
+        return _dropout_add_layer_norm(x, residual, weight, bias, dropout_p=p, eps=eps, backend=backend, sure=True)
 
     def unfused(self, module: Any, x: Tensor, residual: Tensor) -> Tensor:
         """The same from the module's own children."""
@@ -103,10 +105,11 @@ def residual_norm_class(original: type, module: str, post_norm: PostNorm) -> typ
         if patch is None or not patch.options.norm:
             return original_forward(self, hidden_states, input_tensor)
         reason = post_norm.unfused_reason_now(self, input_tensor, patch)
-        note(REPORTED_AS, "three calls" if reason else "one call", reason or "")
+        if decisions._records:
+            note(REPORTED_AS, "three calls" if reason else "one call", reason or "")
         if reason is not None:
             return original_forward(self, hidden_states, input_tensor)
-        return post_norm.fused(self, patch, self.dense(hidden_states), input_tensor)
+        return post_norm.fused(self, patch, self._modules["dense"](hidden_states), input_tensor)
 
     return subclass_of(original, forward, module)
 

@@ -17,19 +17,46 @@ from ..attention.masks import for_batch
 IGNORE = -100
 """The label that transformers' data collators and Trainer's item count leave out."""
 
+LABEL_COUNTS = "label_counts"
+"""The argument that says how many tokens of each row have a label, so that nobody waits for a GPU to count them."""
 
-def tokens(arguments: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
-    """Which of (batch, seqlen) = `shape` are no padding, in bool, if the arguments of a call say so."""
+
+def counted(counts: Any, labels: Tensor) -> int | None:
+    """How many labels there are by the caller's ``label_counts``, ints for each row of labels (batch, seqlen); None if
+    the call has none.
+
+    Raises:
+        TypeError, ValueError: they are not that.
+    """
+    if counts is None:
+        return None
+    if not isinstance(counts, (list, tuple)) or any(type(n) is not int for n in counts):
+        found = type(counts).__name__ if not isinstance(counts, (list, tuple)) else repr(counts)
+        raise TypeError(f"{LABEL_COUNTS}: got {found}; allowed are ints, one for each row of labels")
+    if len(counts) != labels.shape[0]:
+        allowed = f"one for each of {labels.shape[0]} rows"
+        raise ValueError(f"{LABEL_COUNTS}: got {len(counts)} of them; allowed is {allowed}")
+    if min(counts, default=0) < 0 or max(counts, default=0) > labels[0:1].numel():
+        allowed = f"numbers of labels, from 0 to {labels[0:1].numel()}"
+        raise ValueError(f"{LABEL_COUNTS}: got {counts!r}; allowed are {allowed}")
+    return sum(counts)
+
+
+def tokens(arguments: Mapping[str, Any], shape: torch.Size, device: torch.device) -> Tensor | None:
+    """Which of (batch, seqlen) = `shape` are no padding, in bool, if the arguments of a call say so.
+
+    Lengths of the host's go to `device`, without a wait for what that is doing.
+    """
     mask, seq_lens = arguments.get("attention_mask"), arguments.get("seq_lens")
     if mask is not None:
         real = for_batch(mask, shape[0]) != 0
         return real if real.shape == shape else None
-    return None if seq_lens is None or len(shape) != 2 else first_tokens(seq_lens, shape[1])
+    return None if seq_lens is None or len(shape) != 2 else first_tokens(seq_lens, shape[1], device)
 
 
 def without_padding(labels: Tensor, arguments: Mapping[str, Any]) -> Tensor:
     """The labels, with :data:`IGNORE` at padding."""
-    shown = tokens(arguments, labels.shape)
+    shown = tokens(arguments, labels.shape, labels.device)
     if shown is None:
         return labels
     if labels.dtype == torch.uint8:  # has no -100

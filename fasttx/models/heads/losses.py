@@ -16,7 +16,7 @@ from ...functional._cross_entropy import _cross_entropy
 from ...functional._linear_cross_entropy import _linear_cross_entropy
 from ..attention.masks import for_batch
 from .kind import Call, Kind, LabelledCall
-from .labels import IGNORE, Named, shape_error, tokens
+from .labels import IGNORE, LABEL_COUNTS, Named, shape_error, tokens
 from .vocabulary import labelled, plain_linear
 
 
@@ -83,7 +83,7 @@ class Pair:
 def _labelled_rows(call: LabelledCall) -> Tensor:
     """The token loss, from the rows that are labelled, without a matrix of logits where nothing forbids it."""
     hidden, labels = call.output.last_hidden_state, call.arguments["labels"]
-    rows, target, missing = labelled(hidden, labels, call.capacity)
+    rows, target, missing = labelled(hidden, labels, call.capacity, call.arguments.get(LABEL_COUNTS))
     rows, decoder = call.head.features(call.model, rows), call.head.decoder(call.model)
     if not plain_linear(decoder):
         logits = decoder(rows)
@@ -185,7 +185,8 @@ def inferred_classification(call: Call) -> Tensor:
 
 def question_answering(call: Call, mean: Callable[..., Tensor] = _mean_cross_entropy) -> Tensor:
     length = call.output.start_logits.shape[1]
-    shown = tokens(call.arguments, call.output.start_logits.shape) if call.correct else None
+    starts = call.output.start_logits
+    shown = tokens(call.arguments, starts.shape, starts.device) if call.correct else None
     losses = []
     for name in ("start", "end"):
         argument = f"{name}_positions"
@@ -209,7 +210,7 @@ def replaced_token_detection(call: Call) -> Tensor:
     logits = call.output.logits
     logits = logits.view(-1, logits.shape[1])
     labels, mask = call.arguments["labels"].to(logits.device), call.arguments.get("attention_mask")
-    shown = tokens(call.arguments, logits.shape)
+    shown = tokens(call.arguments, logits.shape, logits.device)
     if mask is not None:  # 1 alone shows a token, in any shape of as many elements
         shown = for_batch(mask.view(-1, logits.shape[1]), logits.shape[0]) == 1
     shown = shown if shown is None else shown.to(logits.device)

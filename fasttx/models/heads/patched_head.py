@@ -18,7 +18,7 @@ from ..subclass import subclass_of
 from ..tracing import graph_in_the_making
 from .kind import Call, Kind, LabelledCall
 from .kinds import KINDS
-from .labels import IGNORE, any_at_padding, check_given, without_padding
+from .labels import IGNORE, LABEL_COUNTS, any_at_padding, check_given, without_padding
 from .vocabulary import NO_LOGITS, VocabularyHead, full_head_reason, plain_linear
 
 
@@ -81,6 +81,8 @@ def replacement_class(
         # `original_forward`, not super(): a bound forward that accelerate or a replica kept must outlive unpatch
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
         arguments = dict(zip(names, args)) | kwargs
+        if patch is not None:
+            kwargs.pop(LABEL_COUNTS, None)
         if patch is not None and not passes_on:
             refuse_lengths(arguments)
         if patch is not None and (mask := _mask_of_choices(arguments)) is not None:

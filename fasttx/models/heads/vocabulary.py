@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ...functional._packing import take_rows
 from ...nn.bypass import bypass_reason
+from ...ops.checks import values_may_be_read
 from ..tracing import graph_in_the_making
-from .labels import IGNORE
+from .labels import IGNORE, LABEL_COUNTS, counted
 
 NO_LOGITS = 'logits are not computed in training; a loss of your own on them needs mlm_head="full"'
 
@@ -105,23 +106,48 @@ def plain_linear(module: Any) -> bool:
     return isinstance(module, Decoder) or bypass_reason(module, "decoder", cls="Linear") is None
 
 
-def labelled(hidden: Tensor, labels: Tensor, capacity: int | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+def labelled(
+    hidden: Tensor, labels: Tensor, capacity: int | None = None, counts: Any = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The rows of hidden (batch, seqlen, width) that have a label, their labels (n,), and whether some are missing.
 
     In a graph these are all rows, or with `capacity` so many of each 1,024: the labelled ones first, then others,
     whose labels are to be ignored. More labels than that are missing, which the third result, a bool on
     the device, tells; it is None where nothing can be missing. Elsewhere, without any label there is one row, whose
     label is to be ignored: a loss over it has a gradient for every weight.
+
+    `counts` is the call's ``label_counts``: with it the host need not wait for the number of rows. Where it is wrong,
+    the third result says so; on a CPU, that is an error.
     """
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).to(hidden.device)
     if targets.shape[0] != rows.shape[0]:
         raise ValueError(f"labels: got shape {tuple(labels.shape)}; allowed is {tuple(hidden.shape[:-1])}")
     if graph_in_the_making(hidden):
         return (rows, targets, None) if capacity is None else _within(capacity, rows, targets)
+    known = counted(counts, labels)
+    if known is not None:
+        return _known(known, rows, targets)
     indices = (targets != IGNORE).nonzero().view(-1)
     if indices.shape[0] == 0 and rows.shape[0] > 0:
         indices = indices.new_zeros(1)
     return take_rows(rows, indices), targets.index_select(0, indices), None
+
+
+def _known(n: int, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """labelled() of n rows, which is a number of the host's."""
+    has_label, wrong = targets != IGNORE, None
+    if values_may_be_read(rows.device):
+        found = int(has_label.count_nonzero())
+        if found != n:
+            allowed = f"{found}, as many as labels has that are not {IGNORE} and stand at tokens"
+            raise ValueError(f"{LABEL_COUNTS}: got {n} in all; allowed is {allowed}")
+    else:
+        wrong = has_label.sum() != n
+    if n == 0 and rows.shape[0] > 0:  # one row, as above
+        indices = torch.zeros(1, dtype=torch.int64, device=rows.device)
+    else:
+        indices = torch.nonzero_static(has_label, size=n, fill_value=0).view(n)
+    return take_rows(rows, indices), targets.index_select(0, indices), wrong
 
 
 def _within(capacity: int, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,6 +32,7 @@ from ...ops.decisions import note, recording
 from ...ops.forms import PACKED, PADDED, PADDING
 from ..attention.interface import IMPLEMENTATION
 from ..attention.masks import for_batch
+from ..dropout import with_one_draw
 from ..options import ModulePatch, Options
 from ..role import Found, Role
 from ..subclass import original_of, subclass_of, without_fsdp
@@ -195,6 +196,16 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
         if patch is None or not patch.options.unpad:
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+        if self.training:
+            return with_one_draw(
+                padding_free, hidden_states.device, self, hidden_states, attention_mask, *rest, **kwargs
+            )
+        return padding_free(self, hidden_states, attention_mask, *rest, **kwargs)
+
+    def padding_free(
+        self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *rest: Any, **kwargs: Any
+    ) -> Any:
+        patch: ModulePatch = self._fasttx
         seq_lens, stay_padded = kwargs.pop("seq_lens", None), kwargs.pop(STAY_PADDED, False)
         config = config_of(self)
         if attention_mask is not None:
@@ -285,4 +296,6 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
         padded = put_rows(last, layout.indices.to(last.device), batch * seqlen).view(batch, seqlen, last.shape[-1])
         return type(output)(**{**output, "last_hidden_state": padded})
 
-    return subclass_of(original, forward, module)
+    made = subclass_of(original, forward, module)
+    made._fasttx_begins = True  # type: ignore[attr-defined]
+    return made

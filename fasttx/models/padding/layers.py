@@ -18,10 +18,14 @@ def _below(encoder: Any, steps: Sequence[str]) -> list[tuple[str, Any]]:
     """The modules at a path, with their names."""
     found = [("", encoder)]
     for step in steps:
-        if step == "*":
-            found = [(f"{name}.{i}", child) for name, module in found for i, child in enumerate(module)]
-        else:
-            found = [(f"{name}.{step}" if name else step, getattr(module, step)) for name, module in found]
+        below: list[tuple[str, Any]] = []
+        for name, module in found:
+            if step == "*":
+                for i, child in enumerate(module.children()):
+                    below.append((f"{name}.{i}", child))
+            else:
+                below.append((f"{name}.{step}" if name else step, module._modules[step]))
+        found = below
     return found
 
 
@@ -30,7 +34,10 @@ def strange_part(encoder: Any, forwards: Forwards) -> str | None:
     sequences start; a hook, which would see one row of all tokens."""
     for steps, forward in forwards:
         for name, module in _below(encoder, steps):
-            if not _has_forward(module, forward):
+            found = type(module).forward
+            # or one of ours that passes on where sequences start
+            right = found is forward or getattr(found, "_fasttx_packs", None) is forward
+            if not right or ("forward" in module.__dict__ and has_own_forward(module)):
                 return name
     if not torch.compiler.is_compiling():
         for name, layer in _below(encoder, forwards[0][0]):
@@ -42,11 +49,21 @@ def strange_part(encoder: Any, forwards: Forwards) -> str | None:
 def _has_foreign_hook(module: nn.Module) -> bool:
     """Whether a hook hangs on `module` or below that is not of torch.distributed (FSDP), torch.nn.utils (pruning
     and norms of weights) or transformers (output capture), which do not look at the batch."""
-    state = module.__dict__
-    for when in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
-        if state[when] and not all(map(_is_known, state[when].values())):
-            return True
-    return any(child is not None and _has_foreign_hook(child) for child in state["_modules"].values())
+    left = [module]
+    while left:  # each call of a model comes here: no function is called for a module without hooks
+        state = left.pop().__dict__
+        for hooks in (
+            state["_forward_pre_hooks"],
+            state["_forward_hooks"],
+            state["_backward_pre_hooks"],
+            state["_backward_hooks"],
+        ):
+            if hooks and not all(map(_is_known, hooks.values())):
+                return True
+        for child in state["_modules"].values():
+            if child is not None:
+                left.append(child)
+    return False
 
 
 def _is_known(hook: Any) -> bool:
@@ -54,9 +71,3 @@ def _is_known(hook: Any) -> bool:
     # That of pruning is an object, which may be of a user's class; its call is PyTorch's.
     origins = [getattr(of, "__module__", None) or "" for of in (hook, type(hook).__call__)]
     return any(origin.startswith(("torch.distributed.", "torch.nn.utils.", "transformers.")) for origin in origins)
-
-
-def _has_forward(module: Any, forward: Callable[..., Any]) -> bool:
-    found = type(module).forward
-    packs = getattr(found, "_fasttx_packs", None) is forward  # one of ours that passes on where sequences start
-    return (found is forward or packs) and not has_own_forward(module)

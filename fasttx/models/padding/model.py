@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ..attention.interface import refuse_lengths_alone
 from ..attention.masks import for_batch
+from ..dropout import with_one_draw
+from ..heads.labels import LABEL_COUNTS
 from ..options import ModulePatch
 from ..role import Found, Role
 from ..subclass import subclass_of
@@ -119,19 +121,25 @@ def model_class(original: type, module: str, packs: bool, passes_on: bool) -> ty
         patch: ModulePatch | None = getattr(self, "_fasttx", None)
         if patch is None:
             return original_forward(self, *args, **kwargs)
+        kwargs.pop(LABEL_COUNTS, None)  # of a collator, for a head that takes no notice
         arguments = dict(zip(names, args)) | kwargs
         if not passes_on:
             refuse_lengths(arguments)
         ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
         if ids is not None and mask is not None and mask.dim() == 2 and mask.shape[0] < ids.shape[0]:
             args, kwargs = with_arguments({"attention_mask": for_batch(mask, ids.shape[0])}, names, args, kwargs)
+        x, run = arguments.get("inputs_embeds") if ids is None else ids, original_forward
+        if self.training and isinstance(x, Tensor):
+            run = functools.partial(with_one_draw, original_forward, x.device)
         if not packs or ids is None or graph_in_the_making(ids):
-            return original_forward(self, *args, **kwargs)
+            return run(self, *args, **kwargs)
         padding = getattr(self.config, "pad_token_id", None)
         before, _CALLS.tokens = _CALLS.tokens, None if padding is None else Tokens(ids, padding)
         try:
-            return original_forward(self, *args, **kwargs)
+            return run(self, *args, **kwargs)
         finally:
             _CALLS.tokens = before
 
-    return subclass_of(original, forward, module)
+    made = subclass_of(original, forward, module)
+    made._fasttx_begins = True  # type: ignore[attr-defined]
+    return made

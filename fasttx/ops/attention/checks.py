@@ -141,8 +141,86 @@ def _check_bias(bias: Tensor, full: tuple[int, ...], device: torch.device, words
         words.bad("attn_bias's shape", shape, f"{full}, or 1 in any of these dims")
 
 
+def _are_right(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_bias: Tensor | None,
+    seqused_k: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    rng_state: Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float,
+    dropout_p: float,
+    window_left: int,
+    window_right: int,
+) -> bool:
+    """One look at arguments, of which most calls have right ones: False of what the whole check has to tell."""
+    dtype, device, q_shape, k_shape, v_shape = q.dtype, q.device, q.shape, k.shape, v.shape
+    dims = 4 if cu_seqlens_q is None else 3
+    if not (
+        dtype in FLOATS
+        and k.dtype is dtype
+        and v.dtype is dtype
+        and k.device == device == v.device
+        and len(q_shape) == len(k_shape) == dims
+        and k_shape[:-1] == v_shape[:-1]
+        and k_shape[-1] == q_shape[-1] > 0 < v_shape[-1]
+        and k_shape[-2] > 0 == q_shape[-2] % k_shape[-2]
+        and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+        and seqused_k is None
+        and window_left >= -1 <= window_right
+        and math.isfinite(softmax_scale)
+    ):
+        return False
+    if rng_state is None:
+        if dropout_p != 0.0:
+            return False
+    elif not (
+        0.0 < dropout_p < 1.0
+        and rng_state.dtype == torch.int64
+        and rng_state.shape == (2,)
+        and rng_state.device == device
+        and rng_state.is_contiguous()
+    ):
+        return False
+    if cu_seqlens_q is None:
+        if (
+            cu_seqlens_k is not None
+            or q_shape[0] != k_shape[0]
+            or (max_seqlen_q, max_seqlen_k)
+            != (
+                q_shape[1],
+                k_shape[1],
+            )
+        ):
+            return False
+        return attn_bias is None or (
+            attn_bias.dtype in BIAS_DTYPES
+            and attn_bias.device == device
+            and attn_bias.shape == (q_shape[0], 1, 1, max_seqlen_k)
+        )
+    return (
+        attn_bias is None
+        and cu_seqlens_k is not None
+        and cu_seqlens_q.dtype == torch.int32 == cu_seqlens_k.dtype
+        and len(cu_seqlens_q.shape) == 1
+        and cu_seqlens_q.shape == cu_seqlens_k.shape
+        and cu_seqlens_q.shape[0] > 0
+        and cu_seqlens_q.device == device == cu_seqlens_k.device
+        and cu_seqlens_q.is_contiguous()
+        and cu_seqlens_k.is_contiguous()
+        and max_seqlen_q >= 0 <= max_seqlen_k
+        and not values_may_be_read(device)
+    )
+
+
 def check_fwd(q: Tensor, k: Tensor, v: Tensor, *given: Any, words: Words = OPERATOR) -> None:
     """Raises ValueError, naming the argument, what was given and what is allowed; `given` is an AttentionCall."""
+    if _are_right(q, k, v, *given):
+        return
     call = AttentionCall(*given)
     varlen = call.cu_seqlens_q is not None
     if varlen != (call.cu_seqlens_k is not None):

@@ -31,7 +31,17 @@ def _check(
                 "x", f"{x.dtype} {tuple(x.shape)}", "float32, float16 or bfloat16 (..., n_cols) of at least one column"
             )
         )
-    n_cols = x.shape[-1]
+    n_cols, device = x.shape[-1], x.device
+    if (  # one pass for calls that are right; what is wrong with the others is found below
+        row_index is None
+        and rng_state is None
+        and dropout_p == 0.0
+        and (
+            bias is None
+            or (bias.shape == (n_cols,) and bias.dtype in (x.dtype, torch.float32) and bias.device == device)
+        )
+    ):
+        return
     if bias is not None and (bias.shape != (n_cols,) or bias.dtype not in (x.dtype, torch.float32)):
         raise ValueError(wrong("bias", f"{bias.dtype} {tuple(bias.shape)}", f"{x.dtype} or float32 ({n_cols},)"))
     row_dropout.check(row_index, rng_state, dropout_p, x.shape[:-1].numel())

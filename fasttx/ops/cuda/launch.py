@@ -6,9 +6,11 @@ Nothing here allocates; the caller has made the tensors' device current and hold
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -75,6 +77,30 @@ def compiles_when_loaded(device: torch.device, arch: int) -> bool:
     return not covers(",".join(name for name in module.ARCHS.split(",") if not name.startswith("ptx")), arch)
 
 
+@functools.cache
+def driver_version() -> int:
+    """The CUDA version of the driver as 1000 * major + 10 * minor; 0 where there is none, or none that tells."""
+    version = ctypes.c_int(0)
+    try:
+        failed = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuDriverGetVersion(
+            ctypes.byref(version)
+        )
+    except (OSError, AttributeError):
+        return 0
+    return 0 if failed else version.value
+
+
+def _too_old(module: ModuleType, arch: int) -> str | None:
+    """Why the driver cannot run what `module` was built with, or None: it must be of the major version of its CUDA, and
+    to compile PTX of the minor one, too."""
+    runtime, driver = getattr(module, "RUNTIME", 0), driver_version()
+    ptx = not covers(",".join(name for name in module.ARCHS.split(",") if not name.startswith("ptx")), arch)
+    if not runtime or not driver or (driver >= runtime if ptx else driver // 1000 >= runtime // 1000):
+        return None
+    has, needs = (f"{version // 1000}.{version % 1000 // 10}" for version in (driver, runtime))
+    return f"fasttx._C is built with CUDA {needs}, and the driver is for {has} (update it, or build with its nvcc)"
+
+
 def why_not(device: torch.device, arch: int | None) -> str | None:
     """The reason why the compiled kernels cannot run on `device`, of compute capability arch / 10, or None."""
     if arch is None:
@@ -83,7 +109,7 @@ def why_not(device: torch.device, arch: int | None) -> str | None:
     if module is None:
         return reason
     if covers(module.ARCHS, arch):
-        return None
+        return _too_old(module, arch)
     again = f"install again with FASTTX_CUDA_ARCHS={module.ARCHS},{arch}"
     return f"fasttx._C is built for {module.ARCHS}, the device has {arch} ({again})"
 

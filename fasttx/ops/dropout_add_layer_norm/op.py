@@ -42,8 +42,24 @@ def _check_tensors(
                 "x", f"{x.dtype} {tuple(x.shape)}", "float32, float16 or bfloat16 (..., n_cols) of at least one column"
             )
         )
-    n_cols = x.shape[-1]
-    for name, t, shape in (("residual", residual, x.shape), ("weight", weight, (n_cols,)), ("bias", bias, (n_cols,))):
+    shape, device = x.shape, x.device
+    row = shape[-1:]
+    if (  # one pass for calls that are right; what is wrong with the others is found below
+        row_index is None
+        and (residual is None or (residual.shape == shape and residual.dtype in FLOATS and residual.device == device))
+        and (weight is None or (weight.shape == row and weight.dtype in FLOATS and weight.device == device))
+        and (bias is None or (bias.shape == row and bias.dtype in FLOATS and bias.device == device))
+        and (
+            dropout_p == 0.0
+            if rng_state is None
+            else 0.0 < dropout_p < 1.0
+            and rng_state.dtype == torch.int64
+            and rng_state.shape == (2,)
+            and rng_state.device == device
+        )
+    ):
+        return
+    for name, t, shape in (("residual", residual, x.shape), ("weight", weight, row), ("bias", bias, row)):
         if t is not None and (t.shape != shape or t.dtype not in FLOATS):
             raise ValueError(wrong(name, f"{t.dtype} {tuple(t.shape)}", f"float32, float16 or bfloat16 {tuple(shape)}"))
     row_dropout.check(row_index, rng_state, dropout_p, x.shape[:-1].numel())
@@ -123,7 +139,7 @@ def _fake(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n_rows = x.shape[:-1].numel()
-    mean, rstd = (x.new_empty((n_rows,), dtype=torch.float32) for _ in range(2))
+    mean, rstd = x.new_empty((n_rows,), dtype=torch.float32), x.new_empty((n_rows,), dtype=torch.float32)
     return x.new_empty(x.shape, dtype=out_dtype), mean, rstd
 
 
@@ -143,14 +159,11 @@ def _fake_bwd(
     needs_dweight: bool,
     needs_dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    def like(t: Tensor | None, needed: bool) -> Tensor:
-        return x.new_empty((0,)) if t is None or not needed else t.new_empty(t.shape)
-
     return (
-        like(x, needs_dx),
-        like(residual, needs_dresidual),
-        like(weight, needs_dweight),
-        like(bias, needs_dbias),
+        x.new_empty(x.shape if needs_dx else (0,)),
+        residual.new_empty(residual.shape) if needs_dresidual and residual is not None else x.new_empty((0,)),
+        weight.new_empty(weight.shape) if needs_dweight and weight is not None else x.new_empty((0,)),
+        bias.new_empty(bias.shape) if needs_dbias and bias is not None else x.new_empty((0,)),
     )
 
 
@@ -202,7 +215,7 @@ def _cost_bwd(
 
 
 def supports(x: Tensor) -> str | None:
-    return row_too_long(x, MAX_COLS)
+    return None if x.shape[-1] <= MAX_COLS and x.numel() < 2**31 else row_too_long(x, MAX_COLS)
 
 
 _TENSORS = "Tensor x, Tensor? residual, Tensor? weight, Tensor? bias"
