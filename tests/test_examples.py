@@ -72,6 +72,12 @@ PROMISES: dict[str, tuple[str, Callable[..., bool]]] = {
         r"loss of the epochs # -> #; # of the titles find their passage; # of # words have a weight",
         lambda before, after, found, words, vocabulary: falls(before, after) and found > 0.2 and words < vocabulary,
     ),
+    "qa": (
+        r"loss of the epochs # -> #; # of # answers are exact",
+        lambda before, after, right, n: falls(before, after) and 0 <= right <= 1 and n > 5,
+    ),
+    "distributed": (r"loss of the epochs # -> # in # processes", lambda b, a, n: falls(b, a) and n == 2),
+    "accelerate_loop": (r"loss of the epochs # -> # in # process(es)", lambda b, a, n: falls(b, a) and n == 1),
     "distil": (
         r"teacher: loss # -> #, accuracy #; half the layers: loss # -> #, accuracy #",
         lambda *found: falls(*found[:2]) and found[4] < found[3],
@@ -79,9 +85,10 @@ PROMISES: dict[str, tuple[str, Callable[..., bool]]] = {
 }
 """Example -> the form of its last line, where # is a number, and what holds of the numbers."""
 QUICK = {"fine_tune", "int8", "pretrain", "vit", "speech"}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 NO_CHECKPOINT = {"recommend"}
 """They make a model of their own, as nobody publishes one for the task."""
-NEEDS = {"embeddings": ("sentence_transformers",), "trainer": ("accelerate",)}
+NEEDS = {"embeddings": ("sentence_transformers",), "trainer": ("accelerate",), "accelerate_loop": ("accelerate",)}
 
 
 def run(name: str, folder: Path, *arguments: str) -> list[str]:
@@ -91,7 +98,8 @@ def run(name: str, folder: Path, *arguments: str) -> list[str]:
         (folder / model).symlink_to(directory())
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "empty")}
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
+    by = TORCHRUN if name == "distributed" else []
+    command = [sys.executable, *by, str(EXAMPLES / f"{name}.py"), *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout.strip().splitlines()
@@ -106,6 +114,13 @@ def test_an_example_reaches_what_it_promises(name: str, tmp_path: Path) -> None:
     match = re.fullmatch(re.escape(form).replace(r"\#", r"(-?\d[\d.e-]*)"), last)
     assert match, last
     assert holds(*map(float, match.groups())), last
+
+
+@pytest.mark.slow
+def test_the_distributed_example_shards(tmp_path: Path) -> None:
+    last = run("distributed", tmp_path, "--tiny", "--fsdp")[-1]
+    before, after, world = map(float, re.findall(r"\d[\d.]*", last))
+    assert falls(before, after) and world == 2
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
