@@ -292,7 +292,7 @@ def test_a_graph_with_checkpoints_draws_within_them() -> None:
     model = patched(unpad=False)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     run, graphs = compiled(model)
-    out = run(**batch()).last_hidden_state
+    out = run(**batch(), use_cache=False).last_hidden_state  # or transformers warns, which breaks a graph
     assert sum(draws_in(graph) for graph in graphs) == PLACES
     out.square().sum().backward()
 

@@ -70,7 +70,8 @@ class _Call:
 
     def take(self, device: torch.device) -> Tensor | None:
         """The next state; None on another device, and where what runs may be run again without this call."""
-        if self.surroundings != _surroundings() or (self.device is not None and self.device != device):
+        surroundings = torch.is_grad_enabled(), _saved_tensors_hooks(True), _running_backward()
+        if self.surroundings != surroundings or (self.device is not None and self.device != device):
             return None
         if self.taken == len(self.states):
             self.draw(device)
