@@ -111,7 +111,7 @@ def test_an_example_reaches_what_it_promises(name: str, tmp_path: Path) -> None:
         pytest.importorskip(module)
     form, holds = PROMISES[name]
     last = run(name, tmp_path, "--tiny")[-1]
-    match = re.fullmatch(re.escape(form).replace(r"\#", r"(-?\d[\d.e-]*)"), last)
+    match = re.fullmatch(re.escape(form).replace(r"\#", r"(-?\d[\d.e+-]*)"), last)
     assert match, last
     assert holds(*map(float, match.groups())), last
 
