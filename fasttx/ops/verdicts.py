@@ -125,6 +125,14 @@ def key(device: torch.device) -> dict[str, str]:
     }
 
 
+def _of_a_kind(a: torch.device, b: torch.device) -> bool:
+    """Whether one record holds for both devices."""
+    try:
+        return a.type == b.type and key(a) == key(b)
+    except (RuntimeError, AssertionError):  # there is no such device
+        return a == b
+
+
 def record_path(device: torch.device) -> Path:
     """The file with the record of this kind of device, and of this user: nobody has to trust what another one wrote."""
     name = hashlib.sha256(json.dumps(key(device), sort_keys=True).encode()).hexdigest()[:16]
@@ -149,7 +157,7 @@ def add(device: torch.device, verdicts: Mapping[str, Verdict]) -> None:
     """Makes verdicts hold in this process, on every device of the kind."""
     global generation
     generation += 1
-    for each in {device, *(other for other in list(_rows) if key(other) == key(device))}:
+    for each in {device, *(other for other in list(_rows) if _of_a_kind(other, device))}:
         _hold(each, verdicts, generation)
 
 
@@ -166,7 +174,7 @@ def _hold(device: torch.device, verdicts: Mapping[str, Verdict], since: int) -> 
 def known(device: torch.device) -> dict[str, Verdict]:
     """The verdicts that hold in this process, from "op/backend/dtype"; the file is read at the first question."""
     if device not in _rows:
-        same = next((rows for other, rows in list(_rows.items()) if key(other) == key(device)), {})
+        same = next((rows for other, rows in list(_rows.items()) if _of_a_kind(other, device)), {})
         _hold(device, read(device) | same, 0)
     return _rows[device]
 
