@@ -17,12 +17,17 @@ import fasttx
 from fasttx.bench import corpus
 
 from .arms import ARMS, Arm
+from .captured import captured
 from .contenders import make_arm
 from .lengths import draw
 from .serving_cases import ServingCase
 from .settings import Settings, one_line
+from .timer import Call
 
 LIBRARY, LIBRARY_PATCHED = "sentence-transformers", "sentence-transformers + fasttx"
+GRAPHS = "fasttx as CUDA graphs"
+BUCKET = 32
+"""Tokens by which a graph's rows are longer than those of the next shorter graph."""
 
 Embed = Callable[[list[Any]], Tensor]
 """Requests (texts, or token ids where a case has no text) -> embeddings (n, hidden) in float32 on the CPU."""
@@ -81,24 +86,63 @@ def _made_up_tokenizer(words: list[str]) -> Any:
         return BertTokenizerFast(vocab=str(path), do_lower_case=True)
 
 
+def _encoded(requests: Requests, items: list[Any], limit: int) -> dict[str, Tensor]:
+    """A padded batch on the host."""
+    if requests.tokenizer is None:
+        ids = torch.tensor(items)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return dict(requests.tokenizer(items, padding=True, truncation=True, max_length=limit, return_tensors="pt"))
+
+
+def _answer(model: nn.Module, batch: dict[str, Tensor], **extra: Any) -> Tensor:
+    """The normalised mean of the hidden states, on the device."""
+    hidden = model(**batch, **extra).last_hidden_state
+    hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
+    mask = batch["attention_mask"][..., None].to(hidden.dtype)
+    return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+
 def embedder(model: nn.Module, requests: Requests, limit: int, device: torch.device, known: bool = False) -> Embed:
     """Answers by a transformers encoder; with `known` the lengths, which the host has at that point, go along."""
 
     def embed(items: list[Any]) -> Tensor:
-        if requests.tokenizer is None:
-            ids = torch.tensor(items)
-            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        else:
-            batch = dict(
-                requests.tokenizer(items, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-            )
+        batch = _encoded(requests, items, limit)
         extra = {"seq_lens": tuple(batch["attention_mask"].sum(1).tolist())} if known else {}
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         with torch.inference_mode():
-            hidden = model(**batch, **extra).last_hidden_state
-            hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
-            mask = batch["attention_mask"][..., None].to(hidden.dtype)
-            return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu()
+            return _answer(model, batch, **extra).cpu()
+
+    return embed
+
+
+def graph_embedder(model: nn.Module, requests: Requests, limit: int, device: torch.device) -> Embed:
+    """Answers by replaying a CUDA graph: one for each number of rows and each :data:`BUCKET` of lengths."""
+    made: dict[tuple[int, int], tuple[dict[str, Tensor], Call, list[Tensor]]] = {}
+
+    def capture(batch: dict[str, Tensor], length: int) -> tuple[dict[str, Tensor], Call, list[Tensor]]:
+        rows = next(iter(batch.values())).shape[0]
+        inputs = {name: torch.zeros(rows, length, dtype=x.dtype, device=device) for name, x in batch.items()}
+        inputs["attention_mask"].fill_(1)
+        found: list[Tensor] = []
+
+        def step() -> None:
+            with torch.no_grad():
+                found[:] = [_answer(model, inputs)]
+
+        return inputs, captured(step, device), found
+
+    def embed(items: list[Any]) -> Tensor:
+        batch = _encoded(requests, items, limit)
+        rows, length = batch["input_ids"].shape
+        bucket = min(limit, -(-length // BUCKET) * BUCKET)
+        if (rows, bucket) not in made:
+            made[rows, bucket] = capture(batch, bucket)
+        inputs, replay, found = made[rows, bucket]
+        for name, into in inputs.items():
+            into[:, :length].copy_(batch[name], non_blocking=True)
+            into[:, length:].zero_()
+        replay(0)
+        return found[0].cpu()
 
     return embed
 
@@ -141,9 +185,17 @@ def embedders(case: ServingCase, base: nn.Module, requests: Requests, settings: 
         model = make_arm(arm, base, unpad, settings.backend).eval()
         return embedder(model, requests, case.limit, device, arm.lengths_known)
 
+    def graphs() -> Embed:
+        model = make_arm(next(arm for arm in ARMS if arm.name == "fasttx"), base, unpad, settings.backend).eval()
+        return graph_embedder(model, requests, case.limit, device)
+
     for arm in ARMS:
         if arm.name in names:
             add(arm.name, partial(transformers, arm), bool(arm.mode))
+    if device.type == "cuda" or settings.where == "rehearsal":
+        add(GRAPHS, graphs)
+    else:
+        found[GRAPHS] = f"not run: a CUDA graph needs a GPU, and this is {device.type}"
     if case.text:
         add(LIBRARY, lambda: _library(base, requests, case.limit, device, None))
         add(LIBRARY_PATCHED, lambda: _library(base, requests, case.limit, device, unpad))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -11,6 +11,7 @@ from fasttx.ops import OPS
 from fasttx.ops.cases import case as smallest
 
 from .. import host
+from ..captured import captured
 from ..contenders import build, config_of, hidden_states, make_arm
 from ..model_cases import INFERENCE, ModelCase, make_batch
 from ..op_case import OpCase
@@ -23,22 +24,6 @@ CASES = {
     "one request of 128 tokens": (ModelCase("bert-base", 1, 128, "full", (INFERENCE,), "E3"), "8 x for a graph, E3"),
     "128 x 128": (ModelCase("bert-base", 128, 128, "full", (INFERENCE,), "E2"), "even: the device decides"),
 }
-
-
-def captured(step: Callable[[], object], device: torch.device) -> Call:
-    """The step as a CUDA graph that is replayed; on a CPU it is called again."""
-    if device.type != "cuda":
-        return lambda _: step()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):  # compiles the kernels, fills the caches
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return lambda _: graph.replay()
 
 
 def inference(case: ModelCase, expected: str, context: Context) -> Iterator[Line]:

@@ -15,6 +15,7 @@ from bench import serving_arms as arms_
 from bench.contenders import build, config_of
 from bench.model import failed
 from bench.serving import ARRIVAL, COLUMNS, SORTED, percentile, run, timed
+from bench.settings import Settings
 from bench.table import IDENTITY
 
 CPU = torch.device("cpu")
@@ -31,10 +32,10 @@ def test_rows_are_complete(tmp_path: Path) -> None:
     rows = rehearse(tmp_path, TEXT)
     with (tmp_path / "s.csv").open(encoding="utf-8") as file:
         written = list(csv.DictReader(file))
-    assert len(rows) == len(written) == 10 and set(written[0]) == {*COLUMNS, *IDENTITY}
+    assert len(rows) == len(written) == 12 and set(written[0]) == {*COLUMNS, *IDENTITY}
     for order in (ARRIVAL, SORTED):
         names = [row["arm"] for row in written if row["order"] == order]
-        assert names == ["fasttx", "sdpa", "fasttx, lengths known", arms_.LIBRARY, arms_.LIBRARY_PATCHED]
+        assert names == ["fasttx", "sdpa", "fasttx, lengths known", arms_.GRAPHS, arms_.LIBRARY, arms_.LIBRARY_PATCHED]
     for row in written:
         if not HAS_LIBRARY and "sentence" in row["arm"]:
             assert row["status"] == "not installed: sentence_transformers"
@@ -52,8 +53,36 @@ def test_rows_are_complete(tmp_path: Path) -> None:
 def test_a_single_request_of_ids(tmp_path: Path) -> None:
     """E3: every request of one length, also in eager attention and compiled; no order to choose."""
     rows = rehearse(tmp_path, IDS)
-    assert [row["arm"] for row in rows] == ["fasttx", "sdpa", "fasttx, lengths known", "eager", "sdpa + torch.compile"]
+    arms = ["fasttx", "sdpa", "fasttx, lengths known", "eager", "sdpa + torch.compile", arms_.GRAPHS]
+    assert [row["arm"] for row in rows] == arms
     assert all(row["status"] == "ok" and row["real"] == 1.0 and row["target"] == "E3" for row in rows)
+
+
+def test_a_graph_serves_every_batch_of_its_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is made for each number of rows and 32 tokens; what an earlier, longer batch left in it is not read."""
+    made = []
+
+    def captured(step: Any, device: torch.device) -> Any:
+        made.append(step)
+        return lambda _: step()
+
+    monkeypatch.setattr(arms_, "captured", captured)
+    requests = arms_.make_requests(TEXT, config_of("tiny").vocab_size, 8)
+    model = build(config_of("tiny"), "encoder", CPU, torch.float32).eval()
+    plain, graphs = arms_.embedder(model, requests, 64, CPU), arms_.graph_embedder(model, requests, 64, CPU)
+    longest = sorted(range(8), key=lambda i: -requests.lengths[i])
+    for few in (longest[:2], longest[2:4], longest[-2:], longest[:2], longest[:1]):
+        items = [requests.items[i] for i in few]
+        torch.testing.assert_close(graphs(items), plain(items), rtol=1e-5, atol=1e-6)
+    buckets = {(2, -(-max(requests.lengths[i] for i in longest[at : at + 2]) // 32)) for at in (0, 2, 6)}
+    assert len(made) == len(buckets) + 1
+
+
+def test_graphs_need_a_gpu(tmp_path: Path) -> None:
+    settings = Settings.of(CPU, 2, rehearsal=False, deadline=None)
+    requests = arms_.make_requests(IDS, config_of("tiny").vocab_size, 2)
+    found = arms_.embedders(IDS, build(config_of("tiny"), "encoder", CPU, torch.float32), requests, settings)
+    assert found[arms_.GRAPHS] == "not run: a CUDA graph needs a GPU, and this is cpu"
 
 
 @pytest.mark.slow
