@@ -176,13 +176,13 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
         else:
             q, k, v = (product(hidden_states).view(heads) for product in (query, key, value))
         dropout = dropout_of(self) if self.training else 0.0
-        out, weights = attention_of_rows(self, q, k, v, attention_mask, dropout, self.scaling, **given)
+        out, probabilities = attention_of_rows(self, q, k, v, attention_mask, dropout, self.scaling, **given)
         out = finish(self, out.reshape(*lead, -1))
         if fuses:
             out = post_norm.fused(self, patch, out, hidden_states)
         elif post_norm is not None:
             out = post_norm.unfused(self, out, hidden_states)
-        return out, weights
+        return out, probabilities
 
     forward._fasttx_packs = original_forward  # type: ignore[attr-defined]
     return subclass_of(original, forward, module)
