@@ -17,7 +17,7 @@ from torch.autograd import profiler
 from . import decisions, verdicts
 
 if TYPE_CHECKING:
-    from .registry import Direction, Impl, Op
+    from .registry import Direction, Op
 
 LAUNCHES: Counter[tuple[str, str]] = Counter()
 """How often each (operator, backend) ran in this process, e.g. ``LAUNCHES["softmax_fwd", "triton"]``."""
@@ -110,6 +110,15 @@ def without_backend(fn: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _within(range_of: str) -> contextlib.ExitStack:
+    """The contexts of :data:`around` and a profiler's range, entered."""
+    stack = contextlib.ExitStack()
+    for make in around:
+        stack.enter_context(make())
+    stack.enter_context(torch.profiler.record_function(range_of))
+    return stack
+
+
 def body(op: Op, name: str, direction: Direction) -> Callable[..., Any]:
     """The implementation of the operator ``fasttx::<op>_<name>``.
 
@@ -125,6 +134,7 @@ def body(op: Op, name: str, direction: Direction) -> Callable[..., Any]:
     forward, knew = name == "fwd", _knew
     several = len(where) > 1
     composed = (full, "torch")
+    current_device = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
     def call(*args: Any) -> Any:
         requested, args = args[-1], args[:-1]
@@ -142,49 +152,29 @@ def body(op: Op, name: str, direction: Direction) -> Callable[..., Any]:
             op.warn_once(*tensors)
         if decisions._records:
             decisions.note(full, "torch" if impl is None else impl.backend, op.why(requested, *tensors))
+        stack = None
         if profiler._is_profiler_enabled or around:
-            with contextlib.ExitStack() as stack:
-                for make in around:
-                    stack.enter_context(make())
-                range_of = f"fasttx::{full}[{'torch' if impl is None else impl.backend}]"
-                stack.enter_context(torch.profiler.record_function(range_of))
-                return run(impl, tensors, args)
-        # what `run` does, without a call of it
-        if impl is None:
-            LAUNCHES[composed] += 1
-            return composition(*args)
-        launch = launchers.get(impl.backend)
-        if launch is None:
-            launch = launchers[impl.backend] = resolve(getattr(impl, name))
-        outputs = fake(*args)
-        flat = outputs if isinstance(outputs, tuple) else (outputs,)
-        device = tensors[0].device
-        # of torch.cuda.current_device the part that asks: tensors of a GPU say that CUDA is in use
-        if device.type == "cuda" and device.index != getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)():
-            with torch.cuda.device(device):
+            stack = _within(f"fasttx::{full}[{'torch' if impl is None else impl.backend}]")
+        try:
+            if impl is None:
+                LAUNCHES[composed] += 1
+                return composition(*args)
+            launch = launchers.get(impl.backend)
+            if launch is None:
+                launch = launchers[impl.backend] = resolve(getattr(impl, name))
+            outputs = fake(*args)
+            flat = outputs if isinstance(outputs, tuple) else (outputs,)
+            device = tensors[0].device
+            # of torch.cuda.current_device the part that asks: tensors of a GPU say that CUDA is in use
+            if device.type == "cuda" and device.index != current_device():
+                with torch.cuda.device(device):
+                    launch(*flat, *args)
+            else:
                 launch(*flat, *args)
-        else:
-            launch(*flat, *args)
-        LAUNCHES[full, impl.backend] += 1
-        return outputs
-
-    def run(impl: Impl | None, tensors: tuple[Tensor, ...], args: tuple[Any, ...]) -> Any:
-        if impl is None:
-            LAUNCHES[composed] += 1
-            return composition(*args)
-        launch = launchers.get(impl.backend)
-        if launch is None:
-            launch = launchers[impl.backend] = resolve(getattr(impl, name))
-        outputs = fake(*args)
-        flat = outputs if isinstance(outputs, tuple) else (outputs,)
-        device = tensors[0].device
-        # of torch.cuda.current_device the part that asks: tensors of a GPU say that CUDA is in use
-        if device.type == "cuda" and device.index != getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)():
-            with torch.cuda.device(device):
-                launch(*flat, *args)
-        else:
-            launch(*flat, *args)
-        LAUNCHES[full, impl.backend] += 1
-        return outputs
+            LAUNCHES[full, impl.backend] += 1
+            return outputs
+        finally:
+            if stack is not None:
+                stack.close()
 
     return call
