@@ -112,6 +112,8 @@ def _call_of(
         dtype not in FLOATS
         or k.dtype is not dtype
         or v.dtype is not dtype
+        or k.device != device
+        or v.device != device
         or k_shape[0] != batch
         or k_shape[3] != head_dim
         or v_shape[:3] != k_shape[:3]
