@@ -14,22 +14,7 @@ from fasttx.ops.registry import Op
 
 from ..accuracy import judge
 from ..op_case import BF16, FP16, FP32, OpCase, Workload
-from ..workloads import (
-    WORKLOADS,
-    add_layer_norm_quantize,
-    attention,
-    bias_gelu,
-    bias_gelu_quantize,
-    binary_cross_entropy,
-    cross_entropy,
-    dropout_add_layer_norm,
-    embedding_layer_norm,
-    int8_linear,
-    kl_div,
-    linear_cross_entropy,
-    quantize_per_token,
-    softmax,
-)
+from ..workloads import WORKLOADS, around_boundaries, int8_around_boundaries
 from .item import Context, Item, Line
 from .launch import launch
 from .ops import line_of
@@ -40,44 +25,8 @@ DTYPES = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
 
 def cases() -> list[Workload]:
     """The benchmark's workloads, and each op in each dtype around its block boundaries."""
-    found = list(WORKLOADS)
-    for short, dtype in DTYPES.items():
-        for seqlen in (1, 63, 129, 257):
-            found.append(attention(f"attention-s{seqlen}-{short}", 3, seqlen, 2, 64, dtype))
-        found += [
-            attention(f"attention-d128-dropout-{short}", 2, 200, 2, 128, dtype, dropout_p=0.25),
-            attention(f"attention-d32-packed-{short}", 4, 130, 3, 32, dtype, ragged="packed"),
-            attention(f"attention-d80-mask-{short}", 4, 130, 3, 80, dtype, ragged="mask"),
-            attention(f"attention-d256-causal-{short}", 1, 150, 2, 256, dtype, causal=True),
-            softmax(f"softmax-odd-{short}", 37, 1025, dtype),
-            softmax(f"softmax-one-{short}", 5, 1, dtype),
-            softmax(f"softmax-long-{short}", 3, 100_003, dtype),
-            dropout_add_layer_norm(f"layer_norm-odd-{short}", 37, 1025, dtype, residual=False),
-            dropout_add_layer_norm(f"layer_norm-many-{short}", 5003, 384, dtype),
-            dropout_add_layer_norm(f"layer_norm-dropout-{short}", 37, 8192, dtype, dropout_p=0.25),
-            bias_gelu(f"bias_gelu-odd-{short}", 37, 1025, dtype, tanh=True),
-            bias_gelu(f"bias_gelu-many-{short}", 5003, 1536, dtype),
-            bias_gelu(f"bias_gelu-dropout-{short}", 37, 4096, dtype, dropout_p=0.25),
-            embedding_layer_norm(f"embedding_layer_norm-{short}", 7, 31, 384, 1000, dtype, dropout_p=0.25),
-            embedding_layer_norm(f"embedding_layer_norm-one-type-{short}", 3, 7, 1025, 1000, dtype, types=1),
-            cross_entropy(f"cross_entropy-odd-{short}", 37, 1025, dtype),
-            cross_entropy(f"cross_entropy-smoothed-{short}", 37, 30_522, dtype, smoothing=0.1),
-            linear_cross_entropy(f"linear_cross_entropy-odd-{short}", 37, 30_522, 61, dtype),
-            binary_cross_entropy(f"binary_cross_entropy-odd-{short}", 37, 1025, dtype),
-            kl_div(f"kl_div-odd-{short}", 37, 1025, dtype),
-            quantize_per_token(f"quantize_per_token-odd-{short}", 37, 1025, dtype),
-            quantize_per_token(f"quantize_per_token-long-{short}", 5, 16_384, dtype),
-            add_layer_norm_quantize(f"add_layer_norm_quantize-odd-{short}", 37, 1025, dtype),
-            add_layer_norm_quantize(f"add_layer_norm_quantize-long-{short}", 5, 8192, dtype),
-            bias_gelu_quantize(f"bias_gelu_quantize-odd-{short}", 37, 1025, dtype, tanh=True),
-            bias_gelu_quantize(f"bias_gelu_quantize-long-{short}", 5, 16_384, dtype),
-        ]
-    for n_rows, n_in, n_out in ((1, 768, 768), (63, 700, 130), (300, 33, 65), (400, 720, 3072), (3000, 1040, 999)):
-        for activation in ("none", "gelu", "gelu_tanh"):
-            found.append(
-                int8_linear(f"int8_linear-{n_rows}x{n_in}x{n_out}-{activation}", n_rows, n_in, n_out, activation)
-            )
-    return found
+    around = [w for short, dtype in DTYPES.items() for w in around_boundaries(short, dtype)]
+    return [*WORKLOADS, *around, *int8_around_boundaries()]
 
 
 def small_calls() -> list[Workload]:
