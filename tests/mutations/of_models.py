@@ -24,11 +24,16 @@ MODELS = [
     ),
     Mutation(
         "fasttx/models/fusions/mlp.py",
-        "approximate = APPROXIMATE[type(getattr(self, activation)).__name__]",
+        "approximate = APPROXIMATE[type(self._modules[activation]).__name__]",
         'approximate = "none"',
         ("tests/models/test_mlp.py",),
     ),
-    Mutation("fasttx/models/fusions/residual_norm.py", "eps=getattr(norm, self.eps)", "eps=1e-5", NORM),
+    Mutation(
+        "fasttx/models/fusions/residual_norm.py",
+        "eps, backend = getattr(norm, self.eps), patch",
+        "eps, backend = 1e-5, patch",
+        NORM,
+    ),
     Mutation(
         "fasttx/models/fusions/residual_norm.py",
         "p = dropout.p if dropout.training else 0.0",
@@ -44,7 +49,7 @@ MODELS = [
     Mutation("fasttx/models/fusions/fusion.py", 'if backend == "torch":', 'if backend == "none":', NORM),
     Mutation(
         "fasttx/models/fusions/fusion.py",
-        "return unsupported_reason(x, child.weight, child.bias)",
+        "return unsupported_reason(x, weight, bias)",
         "return None",
         NORM,
     ),
