@@ -138,7 +138,7 @@ def _fake(
     eps: float,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n_rows = x.shape[:-1].numel()
+    n_rows = math.prod(x.shape[:-1])  # numel() would make constants of sizes that a graph has as symbols
     mean, rstd = x.new_empty((n_rows,), dtype=torch.float32), x.new_empty((n_rows,), dtype=torch.float32)
     return x.new_empty(x.shape, dtype=out_dtype), mean, rstd
 
