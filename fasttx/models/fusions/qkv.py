@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -94,7 +95,8 @@ def unfused_reason(attention: Any, names: Sequence[str]) -> str | None:
 
 def unfused_reason_now(attention: Any, names: Sequence[str], hidden_states: Tensor) -> str | None:
     """Why the layers of these names are called unfused on such an input, or None."""
-    device, tokens = hidden_states.device.type, hidden_states.shape[:-1].numel()
+    # numel() would make constants of sizes that an exported program has as symbols
+    device, tokens = hidden_states.device.type, math.prod(hidden_states.shape[:-1])
     default = SEPARATE if device in fusion.UNFUSED_ON else JOINT
     if QKV.takes(hidden_states, default, tokens) == SEPARATE:
         return QKV.measured(hidden_states, tokens) or fusion.AS_FAST.format(device.upper())
@@ -152,7 +154,7 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
         if joins:
             reason = _unfused_reason_of_call(self, linear, hidden_states, cache)
             if decisions._records:
-                why = QKV.measured(hidden_states, hidden_states.shape[:-1].numel()) if reason is None else reason
+                why = QKV.measured(hidden_states, math.prod(hidden_states.shape[:-1])) if reason is None else reason
                 note("query, key, value", "one product" if reason is None else SEPARATELY, why)
             joins = reason is None
         if fuses:
