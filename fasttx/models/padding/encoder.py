@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,7 +108,7 @@ def _never_enough(config: Any, hidden: Tensor) -> bool:
     """Whether a CPU would not pack such a batch, however much of it were padding."""
     if hidden.device.type != "cpu" or PADDING.ever_takes(hidden.device, hidden.dtype, PACKED):
         return False
-    return not _enough_for_a_cpu(config, hidden, hidden.shape[:-1].numel())
+    return not _enough_for_a_cpu(config, hidden, math.prod(hidden.shape[:-1]))
 
 
 def _full_on_a_cpu(hidden: Tensor, mask: Tensor) -> bool:
@@ -229,7 +230,7 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
         elif lengths is None and graph_in_the_making(hidden_states):
             reason = "a graph without seq_lens must not depend on the mask"
         elif auto and _never_enough(config, hidden_states):
-            work = _saved_work(config, hidden_states, hidden_states.shape[:-1].numel())
+            work = _saved_work(config, hidden_states, math.prod(hidden_states.shape[:-1]))
             reason = PADDING.measured(hidden_states, work) or TOO_SMALL
         else:
             reason = _padded_call(config, hidden_states, keys, rest, kwargs) or strange_part(self, forwards)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,7 @@ def approximation(tanh: bool) -> str:
 def exact_keep(x: Tensor, row_index: Tensor | None, rng_state: Tensor, dropout_p: float) -> Tensor:
     """The mask of the kernels for x, bool."""
     if row_index is None:
-        row_index = torch.arange(x.shape[:-1].numel(), device=x.device)
+        row_index = torch.arange(math.prod(x.shape[:-1]), device=x.device)
     rows = row_index.to(torch.int64)
     return row_dropout.row_keep(rng_state, rows, x.shape[-1], GELU_TAG, dropout_p).reshape(x.shape)
 

@@ -10,6 +10,8 @@ count from 0.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,7 @@ def _check(
         return
     if bias is not None and (bias.shape != (n_cols,) or bias.dtype not in (x.dtype, torch.float32)):
         raise ValueError(wrong("bias", f"{bias.dtype} {tuple(bias.shape)}", f"{x.dtype} or float32 ({n_cols},)"))
-    row_dropout.check(row_index, rng_state, dropout_p, x.shape[:-1].numel())
+    row_dropout.check(row_index, rng_state, dropout_p, math.prod(x.shape[:-1]))
     check_one_device("x", x.device, bias=bias, row_index=row_index, rng_state=rng_state)
 
 

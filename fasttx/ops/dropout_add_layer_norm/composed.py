@@ -6,6 +6,8 @@ on every device (in half precision a CPU rounds them).  On a CPU float32 is copi
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ _native_backward = torch.ops.aten.native_layer_norm_backward.default
 def exact_keep(x: Tensor, row_index: Tensor | None, rng_state: Tensor, dropout_p: float) -> Tensor:
     """The mask of the kernels for x, bool."""
     if row_index is None:
-        row_index = torch.arange(x.shape[:-1].numel(), device=x.device)
+        row_index = torch.arange(math.prod(x.shape[:-1]), device=x.device)
     rows = row_index.to(torch.int64)
     return row_dropout.row_keep(rng_state, rows, x.shape[-1], LAYER_NORM_TAG, dropout_p).reshape(x.shape)
 

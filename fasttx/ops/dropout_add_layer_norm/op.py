@@ -62,7 +62,7 @@ def _check_tensors(
     for name, t, shape in (("residual", residual, x.shape), ("weight", weight, row), ("bias", bias, row)):
         if t is not None and (t.shape != shape or t.dtype not in FLOATS):
             raise ValueError(wrong(name, f"{t.dtype} {tuple(t.shape)}", f"float32, float16 or bfloat16 {tuple(shape)}"))
-    row_dropout.check(row_index, rng_state, dropout_p, x.shape[:-1].numel())
+    row_dropout.check(row_index, rng_state, dropout_p, math.prod(x.shape[:-1]))
     check_one_device(
         "x", x.device, residual=residual, weight=weight, bias=bias, row_index=row_index, rng_state=rng_state
     )
@@ -111,7 +111,7 @@ def _check_bwd(
                 f"float32, float16 or bfloat16 {tuple(x.shape)} on {x.device}",
             )
         )
-    n_rows = x.shape[:-1].numel()
+    n_rows = math.prod(x.shape[:-1])
     for name, t in (("mean", mean), ("rstd", rstd)):
         if t.shape != (n_rows,) or t.dtype != torch.float32 or t.device != x.device:
             raise ValueError(wrong(name, f"{t.dtype} {tuple(t.shape)}", f"float32 ({n_rows},) on {x.device}"))
@@ -182,7 +182,7 @@ def _cost(
     out_dtype: torch.dtype,
 ) -> tuple[float, float]:
     """Dropout, sum, mean, differences, squares, variance, scale, weight, bias: 10 per element; every tensor once."""
-    statistics = 8.0 * x.shape[:-1].numel()
+    statistics = 8.0 * math.prod(x.shape[:-1])
     return 10.0 * x.numel(), bytes_of(
         x, residual, weight, bias, row_index
     ) + x.numel() * out_dtype.itemsize + statistics
