@@ -165,8 +165,16 @@ def _dropout_add_layer_norm(
     """
     tensors = (input, residual, weight, bias)
     backend = backend or forced_backend()
-    if sure and backend == "auto" and residual is not None and type(input) in PLAIN and input.dtype in FLOATS:
-        out_dtype, device = input.dtype, input.device
+    device = input.device
+    if (
+        sure
+        and backend == "auto"
+        and device.type != "cpu"
+        and residual is not None
+        and type(input) in PLAIN
+        and input.dtype in FLOATS
+    ):
+        out_dtype = input.dtype
         if torch.is_autocast_enabled(device.type) and result_is_float32(input):
             out_dtype = torch.float32
         if residual.dtype != out_dtype:

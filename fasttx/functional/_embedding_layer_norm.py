@@ -18,7 +18,7 @@ from ..ops.embedding_layer_norm.op import EMBEDDING_LAYER_NORM, MAX_TYPES, keep_
 from ..ops.exporting import called, called_backward
 from ._checks import check_dropout_p, check_eps
 from ._embedding_checks import NO_PADDING, check_tensors, padding_of
-from ._routing import applied, overrides_functions, records_gradients, refuse_if_forced, unsupported_reason
+from ._routing import aliases, applied, overrides_functions, records_gradients, refuse_if_forced, unsupported_reason
 
 _fwd = called(EMBEDDING_LAYER_NORM)
 _bwd = called_backward(EMBEDDING_LAYER_NORM)
@@ -50,6 +50,7 @@ class EmbeddingLayerNormFunction(torch.autograd.Function):
         rest = (None,) * 9
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: to be differentiated again
             keep = None if rng_state is None else keep_of(ids, word, row_index, rng_state, dropout_p, backend)
+            tensors = aliases(*tensors)
             out = differentiable(*tensors, keep, dropout_p, eps, out_dtype, paddings)  # type: ignore[call-arg]
             inputs = [t for t, need in zip(tensors, needs) if need]
             found = iter(torch.autograd.grad(out, inputs, dout, create_graph=True))

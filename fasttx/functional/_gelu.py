@@ -17,7 +17,7 @@ from ..ops.dropout.rows import keep_scale
 from ..ops.dropout.state import new_rng_state
 from ..ops.exporting import called, called_backward
 from ._checks import check_dropout_p, check_mask
-from ._routing import applied, overrides_functions, records_gradients, refuse_if_forced, unsupported_reason
+from ._routing import aliases, applied, overrides_functions, records_gradients, refuse_if_forced, unsupported_reason
 
 _fwd = called(BIAS_GELU)
 _bwd = called_backward(BIAS_GELU)
@@ -49,6 +49,7 @@ class BiasGELUFunction(torch.autograd.Function):
         rest = (None,) * 5
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: to be differentiated again
             keep = None if rng_state is None else keep_of(x, row_index, rng_state, dropout_p, backend)
+            x, bias = aliases(x, bias)
             out = differentiable(x, bias, keep, dropout_p, tanh)
             inputs = [t for t, need in zip((x, bias), needs) if need]
             found = iter(torch.autograd.grad(out, inputs, dout, create_graph=True))

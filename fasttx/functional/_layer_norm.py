@@ -15,7 +15,7 @@ from ..ops.checks import FLOATS
 from ..ops.dropout_add_layer_norm.composed import differentiable
 from ..ops.dropout_add_layer_norm.op import DROPOUT_ADD_LAYER_NORM, keep_of
 from ..ops.exporting import called, called_backward
-from ._routing import applied, records_gradients, refuse_if_forced, unsupported_reason
+from ._routing import aliases, applied, records_gradients, refuse_if_forced, unsupported_reason
 
 _fwd = called(DROPOUT_ADD_LAYER_NORM)
 _bwd = called_backward(DROPOUT_ADD_LAYER_NORM)
@@ -51,6 +51,7 @@ class DropoutAddLayerNormFunction(torch.autograd.Function):
         rest = (None,) * 6
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: to be differentiated again
             keep = None if rng_state is None else keep_of(x, row_index, rng_state, dropout_p, backend)
+            x, residual, weight, bias = aliases(x, residual, weight, bias)
             out = differentiable(x, residual, weight, bias, keep, dropout_p, eps, out_dtype)
             inputs = [t for t, need in zip((x, residual, weight, bias), needs) if need]
             found = iter(torch.autograd.grad(out, inputs, dout, create_graph=True))

@@ -18,7 +18,7 @@ from ..ops.checks import FLOATS, is_index, is_number, values_are_known, wrong
 from ..ops.exporting import called, called_backward, exported_as_torch
 from ..ops.forms import AGAIN, KEPT, LOGITS
 from ..ops.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY
-from ._routing import EXPORTED, applied, records_gradients, refuse_if_forced, unsupported_reason
+from ._routing import EXPORTED, aliases, applied, records_gradients, refuse_if_forced, unsupported_reason
 
 _fwd = called(LINEAR_CROSS_ENTROPY)
 _bwd = called_backward(LINEAR_CROSS_ENTROPY)
@@ -52,6 +52,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         rest = (None,) * 6
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: to be differentiated again
             ignore_index, smoothing, reduction = ctx.options
+            x, weight, bias = aliases(x, weight, bias)
             loss = torch_functional.cross_entropy(
                 torch_functional.linear(x.float(), weight.float(), None if bias is None else bias.float()),
                 target, None if class_weight is None else class_weight.float(),

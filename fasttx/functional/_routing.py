@@ -108,6 +108,15 @@ def applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return apply
 
 
+def aliases(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The same tensors as inputs of their own, for a backward that is to be differentiated again.
+
+    One that is computed from another, or is the other, has a gradient for each use: x of a residual sum comes from the
+    residual, hidden states from the embeddings that a head is tied to.
+    """
+    return tuple([None if t is None else t.view_as(t) for t in tensors])
+
+
 def refuse_if_forced(function: str, reason: str, input: Tensor, backend: str | None = None) -> None:
     """Ends a call that torch's own function has computed, if a backend is forced that never ran.
 

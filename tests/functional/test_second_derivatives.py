@@ -221,3 +221,32 @@ def test_of_modules(case: str, dtype: torch.dtype, padded: bool) -> None:
         want = _orders(call(plain), [x.double().requires_grad_()])
     got = _orders(call(module), [x.clone().requires_grad_()])
     _compare(got, want, 1e-4 if dtype == torch.float32 else 1e-9)
+
+
+# ------------------------------------------------------------------------------- inputs that are computed from another
+
+
+def _of_residual(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    residual = x.sin() * bias
+    return fasttx.functional.dropout_add_layer_norm(residual * residual, residual, weight, bias, training=False)
+
+
+def _of_bias(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    added = bias.cos() * weight
+    return fasttx.functional.linear_gelu(x, torch.outer(added, weight), added)
+
+
+def _of_tied_weight(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    table = x * weight
+    target = torch.arange(len(x)) % len(table)
+    return fasttx.functional.linear_cross_entropy(table.sin() + bias, table, target)
+
+
+@pytest.mark.parametrize("function", [_of_residual, _of_bias, _of_tied_weight])
+def test_of_inputs_that_are_computed_from_another(function: Callable[..., Tensor]) -> None:
+    """In a sublayer what is normalised comes from the residual, and a head may be tied to the embeddings."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(6, 8, requires_grad=True), *(torch.randn(8, requires_grad=True) for _ in range(2))]
+    want = _orders(function, [x.detach().double().requires_grad_() for x in inputs])
+    with fasttx.backend("torch"):
+        _compare(_orders(function, inputs), want)
