@@ -12,7 +12,7 @@ from ...functional._routing import applied
 
 
 class _JointLinear(torch.autograd.Function):
-    """x (n, in), the shape of a result but for its last dim, w_1 .. w_m (out_i, in), b_1 .. b_m (out_i,) or None -> m
+    """x (n, in), the shape of a result with one -1, or None, w_1 .. w_m (out_i, in), b_1 .. b_m (out_i,) or None -> m
     views (*shape, out_i / shape[-1]) of one x W^T + b.
 
     Saved for backward: x and the weights, not the joined copy. Backward adds the m shares of dx up within the products,
@@ -20,7 +20,9 @@ class _JointLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: tuple[int, ...], *weights_and_biases: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, shape: tuple[int, ...] | None, *weights_and_biases: Tensor | None
+    ) -> tuple[Tensor, ...]:
         m = len(weights_and_biases) // 2
         weights: Any = weights_and_biases[:m]
         biases: Any = weights_and_biases[m:]
@@ -30,8 +32,11 @@ class _JointLinear(torch.autograd.Function):
         sizes = []
         for w in weights:
             sizes.append(w.shape[0])
+        views = out.split_with_sizes(sizes, 1)
+        if shape is None:
+            return tuple(views)
         found = []
-        for each in out.split_with_sizes(sizes, 1):
+        for each in views:
             found.append(each.view(shape))
         return tuple(found)
 
@@ -56,6 +61,7 @@ class _JointLinear(torch.autograd.Function):
 
 
 _record = applied(_JointLinear)
+_tracing = torch._C._get_tracing_state
 
 
 def joint_linear(
@@ -79,11 +85,16 @@ def joint_linear(
     shape = (*input.shape[:-1], -1) if shape is None else shape
     rows = input.reshape(-1, input.shape[-1])
     rest = (*weights, *biases) if biases else (*weights, *(None,) * len(weights))
+    # torch.jit.trace makes tensors of sizes, and a Function it traces may hold none that is no input of it
+    traced = not torch.compiler.is_dynamo_compiling() and _tracing() is not None
+    within = None if traced else shape
     if not torch.is_autocast_enabled(device):
-        return tuple(_record(rows, shape, *rest))
-    dtype = torch.get_autocast_dtype(device)
-    cast = []
-    for x in rest:
-        cast.append(x if x is None else x.to(dtype))
-    with torch.autocast(device, enabled=False):
-        return tuple(_record(rows.to(dtype), shape, *cast))
+        found = tuple(_record(rows, within, *rest))
+    else:
+        dtype = torch.get_autocast_dtype(device)
+        cast = []
+        for x in rest:
+            cast.append(x if x is None else x.to(dtype))
+        with torch.autocast(device, enabled=False):
+            found = tuple(_record(rows.to(dtype), within, *cast))
+    return tuple([x.view(shape) for x in found]) if traced else found
