@@ -44,14 +44,18 @@ def bias_gelu_quantize_kernel(
     TANH: tl.constexpr,
     STATIC: tl.constexpr,
 ):
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first, local = tl.program_id(0) * ROWS, tl.arange(0, ROWS)
+    rows = first + local
     cols = tl.arange(0, BLOCK_N)
     row_ok, col_ok = rows < n_rows, cols < n_cols
     ok = row_ok[:, None] & col_ok[None, :]
-    long_rows = rows.to(tl.int64)[:, None]
-    z = shifted(x_ptr, bias_ptr, long_rows * stride_xm + cols[None, :], cols, ok, col_ok, BIAS)
+    z = shifted(x_ptr, bias_ptr, rows.to(tl.int64)[:, None] * stride_xm + cols[None, :], cols, ok, col_ok, BIAS)
     rounded = gelu(z, TANH).to(x_ptr.dtype.element_ty).to(tl.float32)  # gelu(0) = 0 beyond the end of a row
-    at = long_rows * n_cols + cols[None, :]
+    if ROWS == 1:
+        at = rows.to(tl.int64)[:, None] * n_cols + cols[None, :]
+    else:  # offsets of 32 bits within the tile: those of 64 bits spill on sm_100 where rows are not aligned
+        x_q_ptr += first.to(tl.int64) * n_cols
+        at = local[:, None] * n_cols + cols[None, :]
     store_quantised(x_q_ptr, x_scale_ptr, scale_ptr, rounded, rows, at, row_ok, ok, ROWS, STATIC)
 
 

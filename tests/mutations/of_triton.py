@@ -257,5 +257,5 @@ TRITON = [
     Mutation("kernels/add_layer_norm_quantize.py", ".to(out_ptr.dtype.element_ty)\n", "\n", NORM_QUANTIZE),
     Mutation("kernels/add_layer_norm_quantize.py", "long_rows * stride_rm", "long_rows * stride_xm", NORM_QUANTIZE),
     Mutation("kernels/bias_gelu_quantize.py", ".to(x_ptr.dtype.element_ty)", "", GELU_QUANTIZE),
-    Mutation("kernels/bias_gelu_quantize.py", "long_rows * stride_xm", "long_rows * n_cols", GELU_QUANTIZE),
+    Mutation("kernels/bias_gelu_quantize.py", "[:, None] * stride_xm", "[:, None] * n_cols", GELU_QUANTIZE),
 ]
