@@ -165,16 +165,15 @@ def _dropout_add_layer_norm(
     """
     tensors = (input, residual, weight, bias)
     backend = backend or forced_backend()
-    device = input.device
     if (
         sure
         and backend == "auto"
-        and device.type != "cpu"
         and residual is not None
         and type(input) in PLAIN
+        and input.device.type != "cpu"
         and input.dtype in FLOATS
     ):
-        out_dtype = input.dtype
+        out_dtype, device = input.dtype, input.device
         if torch.is_autocast_enabled(device.type) and result_is_float32(input):
             out_dtype = torch.float32
         if residual.dtype != out_dtype:
