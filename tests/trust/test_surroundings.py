@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 from trust import probes
-from trust.test_first_use import CPU, RIGHT, check, machine, restart
+from trust.test_first_use import CPU, check, machine, restart
+from trust.test_record import RIGHT
 
 from fasttx.cli import check as child
 from fasttx.cli import judge
