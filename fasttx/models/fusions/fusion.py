@@ -107,6 +107,6 @@ def weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:
     """Both as they are now, without a call of Module.__getattr__ for each where they are parameters, as they are but in
     the replicas of DataParallel and under FSDP."""
     own = module._parameters
-    if "weight" in own:
-        return own["weight"], own.get("bias")
+    if "weight" in own and "bias" in own:
+        return own["weight"], own["bias"]
     return module.weight, getattr(module, "bias", None)

@@ -28,7 +28,7 @@ from ..subclass import subclass_of
 from ..tracing import graph_in_the_making
 from .fusion import Fusion
 from .joint_linear import joint_linear
-from .qkv import SEPARATELY, unfused_reason_now
+from .qkv import note_of_parts, parts_now
 from .residual_norm import BERT_NORM, REPORTED_AS, RESIDUAL_NORM
 
 LAYERS = ("q", "k", "v")
@@ -172,12 +172,11 @@ def _attend(
 
 
 def _products(module: Any, hidden: Tensor, joint: bool) -> list[Tensor]:
-    layers = [getattr(module, name) for name in LAYERS]
-    reason = unfused_reason_now(module, LAYERS, hidden) if joint else "qkv=False"
-    note("query, key, value", "one product" if reason is None else SEPARATELY, reason or "")
-    if reason is not None:
-        return [layer(hidden) for layer in layers]
-    return list(joint_linear(hidden, [layer.weight for layer in layers], [layer.bias for layer in layers]))
+    parts = parts_now(module, LAYERS, hidden) if joint else "qkv=False"
+    note_of_parts(parts, hidden)
+    if isinstance(parts, str):
+        return [getattr(module, name)(hidden) for name in LAYERS]
+    return list(joint_linear(hidden, *parts))
 
 
 def attended_norm_class(original: type, module: str) -> type:

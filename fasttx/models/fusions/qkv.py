@@ -59,11 +59,11 @@ class Projections(Role):
         if not found.has_attention:
             return False
         before, here = "three products for q, k, v", fusion.changes_here(found.module, None)
-        reason = found.fixed_reason or unfused_reason(found.module, self.layers)
-        if reason is not None:
-            found.leave(before, reason)
+        parts = found.fixed_reason or parts_of(found.module, self.layers)
+        if isinstance(parts, str):
+            found.leave(before, parts)
             return False
-        weight = getattr(found.module, self.layers[0]).weight
+        weight = parts[0][0]
         here = here or QKV.ever_takes(weight.device, weight.dtype, JOINT)
         where = fusion.WHERE
         found.replace(before, "one product", "torch", where, here)
@@ -73,42 +73,50 @@ class Projections(Role):
         return joint_qkv_class(original, module, self)
 
 
-def unfused_reason(attention: Any, names: Sequence[str]) -> str | None:
-    """Why the layers of this self-attention, of these names, must be called unfused, or None."""
-    first: Any = None
-    first_bias: Any = None
+Parts = tuple[list[Tensor], list[Any] | None]
+"""The weights of several linear layers, and their biases, if they have any."""
+
+
+def parts_of(attention: Any, names: Sequence[str]) -> Parts | str:
+    """The weights and biases of the layers of these names, or why they must be called unfused."""
+    weights: list[Tensor] = []
+    biases: list[Any] = []
     for name in names:
         layer = attention._modules.get(name)
         reason = bypass_reason(layer, name, cls="Linear")
         if reason is not None:
             return reason
         own = layer._parameters
-        weight, bias = (own["weight"], own["bias"]) if "weight" in own else weight_and_bias(layer)
-        if first is None:
-            first, first_bias = weight, bias
-        elif weight.dtype != first.dtype or weight.device != first.device or weight.shape[1] != first.shape[1]:
+        weight, bias = (own["weight"], own["bias"]) if "weight" in own and "bias" in own else weight_and_bias(layer)
+        weights.append(weight)
+        biases.append(bias)
+        first = weights[0]
+        if weight.dtype != first.dtype or weight.device != first.device or weight.shape[1] != first.shape[1]:
             return "query, key and value differ in dtype, device or width"
-        elif (bias is None) != (first_bias is None):
+        if (bias is None) != (biases[0] is None):
             return "some of query, key and value have a bias, others none"
-    return None
+    return weights, None if biases[0] is None else biases
 
 
-def unfused_reason_now(attention: Any, names: Sequence[str], hidden_states: Tensor) -> str | None:
-    """Why the layers of these names are called unfused on such an input, or None."""
+def parts_now(attention: Any, names: Sequence[str], hidden_states: Tensor) -> Parts | str:
+    """The same for a call on such an input, or why it runs unfused."""
     # numel() would make constants of sizes that an exported program has as symbols
     device, tokens = hidden_states.device.type, math.prod(hidden_states.shape[:-1])
     default = SEPARATE if device in fusion.UNFUSED_ON else JOINT
     if QKV.takes(hidden_states, default, tokens) == SEPARATE:
         return QKV.measured(hidden_states, tokens) or fusion.AS_FAST.format(device.upper())
-    reason = unfused_reason(attention, names)
-    if reason is not None:
-        return reason
-    weights = []
-    for name in names:
-        layer = attention._modules[name]
-        own = layer._parameters
-        weights.append(own["weight"] if "weight" in own else layer.weight)
-    return unsupported_reason(hidden_states, *weights)
+    parts = parts_of(attention, names)
+    if isinstance(parts, str):
+        return parts
+    return unsupported_reason(hidden_states, *parts[0]) or parts
+
+
+def note_of_parts(parts: Parts | str, hidden_states: Tensor) -> None:
+    """Notes what a call does, and why."""
+    if isinstance(parts, str):
+        note("query, key, value", SEPARATELY, parts)
+    else:
+        note("query, key, value", "one product", QKV.measured(hidden_states, math.prod(hidden_states.shape[:-1])))
 
 
 def _their_call(attention: Any, cache: Any) -> str | None:
@@ -118,11 +126,6 @@ def _their_call(attention: Any, cache: Any) -> str | None:
     if attention.config._attn_implementation != IMPLEMENTATION:
         return f"attn_implementation is {attention.config._attn_implementation!r}"
     return None
-
-
-def _unfused_reason_of_call(attention: Any, names: Sequence[str], hidden_states: Tensor, cache: Any) -> str | None:
-    """Why this call runs the three layers unfused, or None."""
-    return _their_call(attention, cache) or unfused_reason_now(attention, names, hidden_states)
 
 
 def joint_qkv_class(original: type, module: str, projections: Projections) -> type:
@@ -151,12 +154,12 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
         cache = argument(given, CACHE)
         for name in CACHE:
             given.pop(name, None)
+        parts: Parts | str = "qkv=False"
         if joins:
-            reason = _unfused_reason_of_call(self, linear, hidden_states, cache)
+            parts = _their_call(self, cache) or parts_now(self, linear, hidden_states)
+            joins = not isinstance(parts, str)
             if decisions._records:
-                why = QKV.measured(hidden_states, math.prod(hidden_states.shape[:-1])) if reason is None else reason
-                note("query, key, value", "one product" if reason is None else SEPARATELY, why)
-            joins = reason is None
+                note_of_parts(parts, hidden_states)
         if fuses:
             reason = post_norm.unfused_reason_now(self, hidden_states, patch) or _their_call(self, cache)
             note(REPORTED_AS, "three calls" if reason else "one call", reason or "")
@@ -166,17 +169,10 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
         lead = hidden_states.shape[:-1]
         packed = given.get("cu_seq_lens_q") is not None and lead[0] == 1
         heads = (*(lead[1:] if packed else lead), -1, getattr(self, head_dim))
-        query, key, value = self._modules[linear[0]], self._modules[linear[1]], self._modules[linear[2]]
-        if joins:
-            weights, biases = [], []
-            for layer in (query, key, value):
-                own = layer._parameters
-                w, b = (own["weight"], own["bias"]) if "weight" in own else weight_and_bias(layer)
-                weights.append(w)
-                biases.append(b)
-            q, k, v = joint_linear(hidden_states, weights, None if biases[0] is None else biases, heads)
+        if isinstance(parts, str):
+            q, k, v = (self._modules[name](hidden_states).view(heads) for name in linear)
         else:
-            q, k, v = (product(hidden_states).view(heads) for product in (query, key, value))
+            q, k, v = joint_linear(hidden_states, *parts, heads)
         dropout = dropout_of(self) if self.training else 0.0
         out, probabilities = attention_of_rows(self, q, k, v, attention_mask, dropout, self.scaling, **given)
         out = finish(self, out.reshape(*lead, -1))
