@@ -132,7 +132,7 @@ def refuse_if_forced(function: str, reason: str, input: Tensor, backend: str | N
     Raises:
         BackendError: ``"cuda"`` or ``"triton"`` is forced.
     """
-    if decisions._records:
+    if decisions.records:
         decisions.note(function, OWN, reason)
     backend = backend or forced_backend()
     if backend in ("auto", "torch") or input.is_meta or input.numel() == 0:

@@ -24,19 +24,15 @@ class Decision(NamedTuple):
     reason: str
 
 
-_records: tuple[tuple[list[Decision], list[Decision]], ...] = ()
+records: tuple[tuple[list[Decision], list[Decision]], ...] = ()
 """For whom decisions are kept: those of what runs, and those of a graph that is being compiled. The latter have a list
-of their own, because a compiled graph writes the whole of a list that changed in it, after its operators have run."""
+of their own, because a compiled graph writes the whole of a list that changed in it, after its operators have run.
+Where a reason costs something to find, ask first whether there is anybody."""
 _lock = threading.Lock()
 
 
-def recording() -> bool:
-    """Whether a reason that costs something to find is wanted."""
-    return len(_records) > 0
-
-
 def note(what: str, choice: str, reason: str = "") -> None:
-    for ran, traced in _records:
+    for ran, traced in records:
         (traced if torch.compiler.is_compiling() else ran).append(Decision(what, choice, reason))
 
 
@@ -46,14 +42,14 @@ def recorded() -> Iterator[list[Decision]]:
 
     Those of compiled graphs' Python come first, and when the block ends. Blocks may overlap, in several threads too.
     """
-    global _records
+    global records
     ran: list[Decision] = []
     mine: tuple[list[Decision], list[Decision]] = (ran, [])
     with _lock:
-        _records = (*_records, mine)
+        records = (*records, mine)
     try:
         yield ran
     finally:
         with _lock:
-            _records = tuple(record for record in _records if record is not mine)
+            records = tuple(record for record in records if record is not mine)
         ran[:0] = mine[1]

@@ -150,7 +150,7 @@ def body(op: Op, name: str, direction: Direction) -> Callable[..., Any]:
                 impl = op.choice(requested, *tensors)
         if impl is None and requested == "auto" and tensors[0].device.type == "cuda":
             op.warn_once(*tensors)
-        if decisions._records:
+        if decisions.records:
             decisions.note(full, "torch" if impl is None else impl.backend, op.why(requested, *tensors))
         stack = None
         if profiler._is_profiler_enabled or around:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.captured import captured
+
 REHEARSAL = os.environ.get("FASTTX_REHEARSAL") == "1"
 
 
@@ -42,26 +44,14 @@ def _free_memory() -> Iterator[None]:
 
 
 class Graph:
-    """torch.cuda.CUDAGraph where there is a GPU; in a rehearsal `replay` calls the function again."""
+    """A CUDA graph where there is a GPU; in a rehearsal `replay` calls the function again."""
 
     def __init__(self, step: Callable[[], None]) -> None:
-        self.step, self.graph = step, None
-        if torch.cuda.is_available():
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(2):  # compiles the kernels, fills the caches
-                    step()
-            torch.cuda.current_stream().wait_stream(side)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                step()
+        self.call = captured(step, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     def replay(self) -> None:
-        if self.graph is None:
-            self.step()
-        else:
-            self.graph.replay()
+        self.call(0)
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
 
 

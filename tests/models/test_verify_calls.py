@@ -11,7 +11,8 @@ from models import model_zoo as zoo
 from torch import Tensor, nn
 
 import fasttx
-from fasttx.ops.decisions import note, recorded, recording
+from fasttx.ops import decisions as kept
+from fasttx.ops.decisions import note, recorded
 
 HEAD = "BertForMaskedLM"
 
@@ -41,7 +42,7 @@ def test_records_that_overlap_in_two_threads() -> None:
     left.set()
     thread.join(60)
     assert [decision.what for decision in decisions] == ["both"] and found == ["both", "late"]
-    assert not recording()
+    assert not kept.records
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def attend(
         drawn_elsewhere = 0.0 if 0.0 <= call.dropout_p < 1.0 else call.dropout_p
         q1, k1, v1 = last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v)
         ATTENTION.fwd.check(q1, k1, v1, *call._replace(dropout_p=drawn_elsewhere))
-    if decisions._records:
+    if decisions.records:
         decisions.note(name, OWN, reason)
     if on_cpu and _hides_nothing(call.attn_bias):
         call = call._replace(attn_bias=None)  # torch's kernel would add a zero to every score

@@ -140,7 +140,7 @@ def fused_embeddings_class(original: type, module: str, tables: Sequence[str], p
         given = dict(zip(names, args)) | kwargs
         backend = patch.options.forced or forced_backend()
         reason = _unfused_reason_now(self, tables, given, backend, unfused)
-        if decisions._records:
+        if decisions.records:
             note("embeddings", "one kernel" if reason is None else "unfused", reason or "")
         if reason is not None:
             return original_forward(self, *args, **kwargs)

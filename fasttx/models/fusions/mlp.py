@@ -65,7 +65,7 @@ def linear_gelu(
                 return unfused(self, hidden_states)
             backend = patch.options.forced or forced_backend()
             reason = unfused_reason_now(self, hidden_states, backend, unfused_reason, linear)
-            if decisions._records:
+            if decisions.records:
                 note(REPORTED_AS, "two calls" if reason else "one call", reason or "")
             if reason is not None:
                 return unfused(self, hidden_states)

@@ -158,7 +158,7 @@ def joint_qkv_class(original: type, module: str, projections: Projections) -> ty
         if joins:
             parts = _their_call(self, cache) or parts_now(self, linear, hidden_states)
             joins = not isinstance(parts, str)
-            if decisions._records:
+            if decisions.records:
                 note_of_parts(parts, hidden_states)
         if fuses:
             reason = post_norm.unfused_reason_now(self, hidden_states, patch) or _their_call(self, cache)

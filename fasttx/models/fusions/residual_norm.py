@@ -105,7 +105,7 @@ def residual_norm_class(original: type, module: str, post_norm: PostNorm) -> typ
         if patch is None or not patch.options.norm:
             return original_forward(self, hidden_states, input_tensor)
         reason = post_norm.unfused_reason_now(self, input_tensor, patch)
-        if decisions._records:
+        if decisions.records:
             note(REPORTED_AS, "three calls" if reason else "one call", reason or "")
         if reason is not None:
             return original_forward(self, hidden_states, input_tensor)

@@ -29,7 +29,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ...functional._packing import Layout, first_tokens, layout_of, put_rows, take_rows
 from ...functional._routing import unsupported_reason
-from ...ops.decisions import note, recording
+from ...ops import decisions
+from ...ops.decisions import note
 from ...ops.forms import PACKED, PADDED, PADDING
 from ..attention.interface import IMPLEMENTATION
 from ..attention.masks import for_batch
@@ -280,7 +281,7 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
             )
             return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
         layout = layout_of(real, lengths, counts)
-        if recording():  # in a graph with symbolic lengths a text of them would make constants of them
+        if decisions.records:  # in a graph with symbolic lengths a text of them would make constants of them
             note(PART, "real tokens only", f"{layout.total} of {batch * seqlen} tokens")
         packed = take_rows(hidden_states.reshape(batch * seqlen, width), layout.indices)
         if encoder.run is None:
