@@ -81,7 +81,7 @@ Randn = Callable[..., Tensor]
 
 def _qkv(randn: Randn, tokens: int, few: bool) -> Arm:
     from fasttx.models.fusions.joint_linear import joint_linear
-    from fasttx.models.fusions.qkv import unfused_reason_now
+    from fasttx.models.fusions.qkv import parts_now
 
     names, attention, x = ("query", "key", "value"), nn.Module(), randn(tokens, WIDTH)
     for name in names:
@@ -89,20 +89,18 @@ def _qkv(randn: Randn, tokens: int, few: bool) -> Arm:
         layer.weight, layer.bias = nn.Parameter(randn(WIDTH, WIDTH) * WIDTH**-0.5), nn.Parameter(randn(WIDTH))
         attention.add_module(name, layer)
     layers: list[Any] = list(attention.children())
-    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    leaves = (x, *(layer.weight for layer in layers), *(layer.bias for layer in layers))
 
     def run() -> Tensor:
-        if unfused_reason_now(attention, names, x) is None:
-            q, k, v = joint_linear(x, weights, biases)
-        else:
-            q, k, v = (layer(x) for layer in layers)
+        parts = parts_now(attention, names, x)
+        q, k, v = (layer(x) for layer in layers) if isinstance(parts, str) else joint_linear(x, *parts)
         return q + 2 * k + 3 * v
 
     def exact(x: Tensor, *rest: Tensor) -> Tensor:
         q, k, v = (F.linear(x, weight, bias) for weight, bias in zip(rest[:3], rest[3:], strict=True))
         return q + 2 * k + 3 * v
 
-    return Arm(run, (x, *weights, *biases), exact)
+    return Arm(run, leaves, exact)
 
 
 def _padding(randn: Randn, saved: int, few: bool) -> Arm:
