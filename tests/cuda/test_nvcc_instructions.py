@@ -39,6 +39,10 @@ KERNELS = {
         "ldmatrix_kernelILb0E": ("LDSM.16.M88.4",),
         "ldmatrix_kernelILb1E": ("LDSM.16.MT88.4",),
         "cp_async_kernel": COPIES_SM80,
+        "exp2_kernel": ("MUFU.EX2",),
+        "permute_kernel": ("PRMT",),
+        "widen_kernel": ("LOP3.LUT",),
+        "uniform_kernel": ("SHFL.IDX",),
     },
     ("instructions_sm90", "90a"): {
         **{f"wgmma_kernel{name}": (*found, "FENCE.VIEW.ASYNC") for name, found in WGMMA.items()},
@@ -53,6 +57,9 @@ KERNELS = {
     },
 }
 
+WITHOUT = {"exp2_kernel": ("FMUL", "FSETP"), "widen_kernel": ("PRMT", "IMAD.U32")}
+"""What the plain functions of CUDA take besides, and these kernels have not."""
+
 
 @pytest.mark.parametrize("source, arch", KERNELS)
 def test_kernels_have_their_instructions_and_no_spill(source, arch):
@@ -64,6 +71,8 @@ def test_kernels_have_their_instructions_and_no_spill(source, arch):
         assert kernel.stack_bytes == 0, f"{name} spills"
         for instruction in instructions:
             assert any(i.startswith(instruction) for i in kernel.instructions), f"{name} has no {instruction}"
+        for instruction in next((without for part, without in WITHOUT.items() if part in name), ()):
+            assert not any(i.startswith(instruction) for i in kernel.instructions), f"{name} has {instruction}"
         products = sum("GMMA" in i for i in kernel.instructions)
         waits = sum(i.startswith("WARPGROUP.DEPBAR") for i in kernel.instructions)
         assert products == 4 * waits, f"{name}: the compiler waits between products of a group"

@@ -73,6 +73,42 @@ def check_cp_async(library: Library, shift: int) -> None:
     assert torch.equal(out.cpu(), expected.transpose(0, 1))
 
 
+def check_exp2(library: Library) -> None:
+    """Within 2^-22 of the result, and to the bit where it is 0, 1, infinity or NaN."""
+    exact = {-torch.inf: 0.0, -126.5: 0.0, -140.0: 0.0, 128.0: torch.inf, torch.inf: torch.inf, 0.0: 1.0, 1e-40: 1.0}
+    x = torch.cat([torch.tensor([*exact, torch.nan]), torch.tensor([-125.9, 127.9]), torch.randn(22) * 20])
+    out = torch.full((32,), -1.0, device=library.device)
+    library.run("run_exp2", out, {"a": x.to(library.device)})
+    assert out[: len(exact)].tolist() == list(exact.values()) and out[len(exact)].isnan()
+    found, right = out.cpu()[len(exact) + 1 :].double(), torch.exp2(x[len(exact) + 1 :].double())
+    assert torch.all((found - right).abs() <= right * 2**-22)
+
+
+def check_permute(library: Library) -> None:
+    words = torch.randint(-(2**31), 2**31, (32, 2), dtype=torch.int32)
+    selectors = torch.randint(0, 2**16, (32,), dtype=torch.int32)
+    out = torch.zeros(32, dtype=torch.int32, device=library.device)
+    library.run("run_permute", out, {"a": words.to(library.device), "b": selectors.to(library.device)})
+    chosen = selectors[:, None] >> torch.tensor([0, 4, 8, 12]) & 15
+    found = words.view(torch.int8).gather(1, (chosen & 7).long())
+    expected = torch.where(chosen >= 8, (found < 0) * -1, found).to(torch.int8)
+    assert torch.equal(out.cpu().view(torch.int8).view(32, 4), expected)
+
+
+def check_widen(library: Library) -> None:
+    bits = torch.randint(-(2**15), 2**15, (32, 2), dtype=torch.int16)
+    out = torch.zeros(32, 2, dtype=torch.int32, device=library.device)
+    library.run("run_widen", out, {"a": bits.view(torch.int32).to(library.device)})
+    assert torch.equal(out.cpu(), bits.int() << 16)
+
+
+def check_uniform(library: Library) -> None:
+    values = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32)
+    out = torch.zeros(2, 32, dtype=torch.int32, device=library.device)
+    library.run("run_uniform", out, {"a": values.to(library.device)}, 0)
+    assert torch.equal(out.cpu(), values[:, None].expand(2, 32))
+
+
 def check_mbarrier(library: Library, rows: int) -> None:
     data = torch.randint(-(2**31), 2**31, (rows, 32), dtype=torch.int32)
     out = torch.zeros_like(data, device=library.device)
@@ -134,6 +170,10 @@ SM80: dict[str, Case] = {
     "ldmatrix": functools.partial(check_ldmatrix, transposed=False),
     "ldmatrix_transposed": functools.partial(check_ldmatrix, transposed=True),
     **{f"cp_async-{shift}": functools.partial(check_cp_async, shift=shift) for shift in (0, 9)},
+    "exp2_ftz": check_exp2,
+    "permute_bytes": check_permute,
+    "widen_bf16": check_widen,
+    "warp_uniform": check_uniform,
 }
 SM90: dict[str, Case] = {
     **{f"mbarrier-{rows}": functools.partial(check_mbarrier, rows=rows) for rows in (1, 5)},

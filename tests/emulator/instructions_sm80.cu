@@ -2,7 +2,9 @@
 // as they are, so that a test can hold every bit to the documented layout.
 #include "arch/cp_async.cuh"
 #include "arch/ldmatrix.cuh"
+#include "arch/math.cuh"
 #include "arch/mma.cuh"
+#include "arch/warp.cuh"
 #include "gemm.cuh"
 
 using namespace fasttx;
@@ -11,6 +13,7 @@ namespace {
 enum Fault {
   kNone,
   kReadBeforeWait,  // bytes that held something else before, while a copy to them is under way
+  kLanesDiffer,     // in a value that is said to be of the warp
 };
 
 struct Params {
@@ -68,8 +71,31 @@ __global__ void cp_async_kernel(const __grid_constant__ Params p) {
   cp_async_wait<0>();
 }
 
-void start(void (*kernel)(Params), const Params& p) {
-  launch("instruction", "", kernel, dim3(1), dim3(32), nullptr, p);
+// out (lane) = 2^a (lane), as floats
+__global__ void exp2_kernel(const __grid_constant__ Params p) {
+  reinterpret_cast<float*>(p.out)[threadIdx.x] = exp2_ftz(reinterpret_cast<const float*>(p.a)[threadIdx.x]);
+}
+
+// out (lane) = bytes of the two words of a (lane, 2), chosen by b (lane)
+__global__ void permute_kernel(const __grid_constant__ Params p) {
+  const int lane = threadIdx.x;
+  p.out[lane] = permute_bytes(p.a[2 * lane], p.a[2 * lane + 1], p.b[lane]);
+}
+
+// out (lane, 2) = the floats of the pair of bfloat16 in a (lane)
+__global__ void widen_kernel(const __grid_constant__ Params p) {
+  float* out = reinterpret_cast<float*>(p.out) + 2 * threadIdx.x;
+  widen_bf16(p.a[threadIdx.x], out[0], out[1]);
+}
+
+// out (64) = a (warp) for each thread of two warps
+__global__ void uniform_kernel(const __grid_constant__ Params p) {
+  const uint32_t warp = warp_uniform(threadIdx.x / 32 + (has(p, kLanesDiffer) && threadIdx.x == 37 ? 1 : 0));
+  p.out[threadIdx.x] = p.a[warp];
+}
+
+void start(void (*kernel)(Params), const Params& p, int threads = 32) {
+  launch("instruction", "", kernel, dim3(1), dim3(threads), nullptr, p);
 }
 }  // namespace
 
@@ -90,4 +116,20 @@ FTX_EXPORT const char* run_ldmatrix(uint32_t* out, const uint32_t* a, int transp
 
 FTX_EXPORT const char* run_cp_async(uint32_t* out, const uint32_t* a, int shift, int fault) {
   return reported([&] { start(cp_async_kernel, Params{out, a, nullptr, shift, fault}); });
+}
+
+FTX_EXPORT const char* run_exp2(uint32_t* out, const uint32_t* a) {
+  return reported([&] { start(exp2_kernel, Params{out, a, nullptr, 0, 0}); });
+}
+
+FTX_EXPORT const char* run_permute(uint32_t* out, const uint32_t* a, const uint32_t* b) {
+  return reported([&] { start(permute_kernel, Params{out, a, b, 0, 0}); });
+}
+
+FTX_EXPORT const char* run_widen(uint32_t* out, const uint32_t* a) {
+  return reported([&] { start(widen_kernel, Params{out, a, nullptr, 0, 0}); });
+}
+
+FTX_EXPORT const char* run_uniform(uint32_t* out, const uint32_t* a, int fault) {
+  return reported([&] { start(uniform_kernel, Params{out, a, nullptr, 0, fault}, 64); });
 }

@@ -173,6 +173,15 @@ def test_a_copy_takes_away_what_its_target_held() -> None:
         assert "while an asynchronous copy into it is in flight at instructions_sm80.cu" in report
 
 
+def test_a_value_of_a_warp_is_the_same_in_all_its_lanes() -> None:
+    rows, out = torch.zeros(2, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
+    library, emulator = instruction_library.for_emulator("plain", "instructions_sm80")
+    for seed in SEEDS:
+        emulator.configure(seed)
+        report = library.call("run_uniform", out, {"a": rows}, 2)
+        assert "warp_uniform: lane 0 gave 1, and lane 5 gave 2" in report
+
+
 def test_dynamic_shared_memory_is_aligned_as_asked_and_no_better() -> None:
     report, _ = product("plain", "gemm_sm90", "TooFewBytes", 1)
     address = re.search(r"the mbarrier at 0x(\w+), in a phase", report)  # behind stages of a multiple of 2048 bytes

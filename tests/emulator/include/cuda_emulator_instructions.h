@@ -10,6 +10,7 @@ namespace emu {
 enum class Element { kF16, kBF16, kS8 };
 
 // ---- instructions.cpp
+uint32_t warp_uniform(uint32_t x);
 void mma_m16n8k16(Element element, float* d, const uint32_t* a, const uint32_t* b);
 void mma_m16n8k32(int* d, const uint32_t* a, const uint32_t* b);
 void ldmatrix_x4(uint32_t* r, uint32_t row, bool transposed);

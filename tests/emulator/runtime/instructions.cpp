@@ -1,4 +1,5 @@
-// Instructions of a warp: mma.sync and ldmatrix, and cp.async, whose data land at the thread's own wait.
+// Instructions of a warp: mma.sync and ldmatrix, values of a warp, and cp.async, whose data land at the thread's own
+// wait.
 #include "state.h"
 
 namespace emu {
@@ -69,6 +70,19 @@ struct Copies {
 };
 std::vector<Copies> copies;  // of each thread
 }  // namespace
+
+uint32_t warp_uniform(uint32_t x) {
+  collective(
+      "warp_uniform", ~0u, &x,
+      [](void** slots, unsigned) {
+        for (int i = 1; i < 32; i++) {
+          const uint32_t first = *static_cast<uint32_t*>(slots[0]), other = *static_cast<uint32_t*>(slots[i]);
+          if (other != first) fail("warp_uniform: lane 0 gave %u, and lane %d gave %u", first, i, other);
+        }
+      },
+      false);
+  return x;
+}
 
 float widened(Element element, uint16_t bits) {
   if (element == Element::kBF16) {
