@@ -35,6 +35,13 @@ void dispatch_float(DType dtype, const char* kernel, F&& f) {
   }
 }
 
+// f(Type<T>) for one of the types of 16 bits.
+template <class F>
+void dispatch_half(DType dtype, const char* kernel, F&& f) {
+  require(dtype == DType::kFloat16 || dtype == DType::kBFloat16, kernel, "tensors must be float16 or bfloat16");
+  dtype == DType::kFloat16 ? f(Type<__half>{}) : f(Type<__nv_bfloat16>{});
+}
+
 // f(Type<T>) for the element type that all these tensors have, f(Type<Any>) where they differ.
 template <class F>
 void dispatch_floats(std::initializer_list<DType> dtypes, const char* kernel, F&& f) {

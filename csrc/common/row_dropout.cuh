@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../arch/launch.cuh"
+#include "philox.cuh"
 
 namespace fasttx {
 
@@ -31,18 +32,7 @@ struct RowDropout {
     c[1] = row;
     c[2] = tag;
     c[3] = offset;
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-#pragma unroll
-    for (int round = 0; round < 7; round++) {
-      const uint32_t high0 = __umulhi(0xD2511F53u, c[0]), low0 = 0xD2511F53u * c[0];
-      const uint32_t high2 = __umulhi(0xCD9E8D57u, c[2]), low2 = 0xCD9E8D57u * c[2];
-      c[0] = high2 ^ c[1] ^ k0;
-      c[1] = low2;
-      c[2] = high0 ^ c[3] ^ k1;
-      c[3] = low0;
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }
+    philox(seed, c);
   }
 
   // Drops or scales values[0 .. 16), the columns from `col` on; col is a multiple of 16.
