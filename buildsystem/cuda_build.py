@@ -1,7 +1,8 @@
 """Builds fasttx._C: every .cu of csrc/ by nvcc, the bindings by the C++ compiler, linked with a static CUDA runtime.
 
 Nothing of torch is needed, and nothing of the driver: the module loads on a machine without CUDA.  Objects lie in
-build/cuda/ under a hash of all that goes into them, so that a second build compiles only what has changed.
+build/cuda/ under a hash of all that goes into them (compiling.py), so that a second build compiles only what has
+changed, each with ptxas's messages beside it.
 
 Environment:
     FASTTX_CUDA: "auto" (the default) compiles where nvcc and an NVIDIA GPU are found; "1" insists, without a GPU too,
@@ -14,26 +15,24 @@ Environment:
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import sysconfig
-import tempfile
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from announce import say
+from compiling import Job, made_all, made_once
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 USUAL_HOME = Path("/usr/local/cuda")
 DEFAULT_ARCHS = "80,86,89,90a,100,120,ptx120"
+ARCH_BY_NAME = {"_sm90": "90a"}
+"""Of the archs that a file is compiled for, by how its name ends: others have not got its instructions."""
 
 
 @dataclass(frozen=True)
@@ -166,77 +165,6 @@ def why_not() -> str | None:
     return None
 
 
-def run(command: Sequence[str]) -> str:
-    """Runs a compiler; what it printed.
-
-    Raises:
-        RuntimeError: it failed; the message has the command and the end of its output.
-    """
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{(done.stdout + done.stderr)[-8000:]}")
-    return done.stdout + done.stderr
-
-
-@dataclass(frozen=True)
-class Job:
-    """A compiler's call, `command -o FILE`.
-
-    Attributes:
-        command: without the output.
-        inputs: the files that it reads, or more.
-        name: of the output; the file on the disk has a hash of everything in it.
-        key: what stands for the command in that hash; None for the command itself.
-    """
-
-    command: Sequence[str]
-    inputs: Sequence[Path]
-    name: str
-    key: Sequence[str] | None = None
-
-    def path(self, folder: Path) -> Path:
-        """Where its output is, or is to be."""
-        digest = hashlib.sha256(repr(list(self.command if self.key is None else self.key)).encode())
-        for path in self.inputs:
-            digest.update(path.read_bytes())
-        stem, suffix = self.name.rsplit(".", 1)
-        return folder / f"{stem}-{digest.hexdigest()[:20]}.{suffix}"
-
-    def made(self, folder: Path) -> Path:
-        """The output, from `folder` if the very same thing was made before.
-
-        The file appears under its name when it is whole: another process never sees half of it.
-        """
-        found = self.path(folder)
-        if not found.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                out = Path(scratch) / found.name
-                run([*self.command, "-o", str(out)])
-                os.replace(out, found)
-        return found
-
-
-def made_once(command: Sequence[str], inputs: Sequence[Path], folder: Path, name: str) -> Path:
-    """What `command -o FILE` makes of the inputs, from `folder` if the very same thing was made before."""
-    return Job(command, inputs, name).made(folder)
-
-
-def made_all(jobs: Sequence[Job], folder: Path) -> list[Path]:
-    """The output of each job, MAX_JOBS at a time, with a line as each is there."""
-    began = time.monotonic()
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-        ahead = {pool.submit(job.made, folder): job for job in jobs}
-        try:
-            for done, job in enumerate(as_completed(ahead), 1):
-                job.result()
-                say(f"[{done}/{len(jobs)}] {ahead[job].inputs[0].name}, {time.monotonic() - began:.0f} s")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # of a build that fails nothing more begins
-            raise
-    return [job.result() for job in ahead]
-
-
 def gencode(names: Sequence[str]) -> list[str]:
     """nvcc's options for these archs."""
     options = []
@@ -246,12 +174,46 @@ def gencode(names: Sequence[str]) -> list[str]:
     return options
 
 
+def archs_of(source: Path, names: Sequence[str]) -> list[str]:
+    """Those of the archs that a file is compiled for: all, or, by its name, those that have its instructions."""
+    own = next((arch for ending, arch in ARCH_BY_NAME.items() if source.stem.endswith(ending)), None)
+    return [name for name in names if own in (None, name)]
+
+
 def kernel_command(toolkit: Toolkit, source: Path, names: Sequence[str]) -> list[str]:
-    """How one file of kernels is compiled."""
-    return [
-        str(toolkit.nvcc), "-std=c++20", "-O3", "-ccbin", str(compiler()), "-Xcompiler=-fPIC,-fvisibility=hidden",
-        f"-I{CSRC}", *gencode(names), "-c", str(source),
-    ]  # fmt: skip
+    """How one file of kernels is compiled for these archs; where it is for none of them, its launchers say so."""
+    command = [str(toolkit.nvcc), "-std=c++20", "-O3", "-ccbin", str(compiler()), f"-I{CSRC}"]
+    command.append("-Xcompiler=-fPIC,-fvisibility=hidden")
+    own = archs_of(source, names)
+    if own:
+        command += ["-lineinfo", "-Xptxas", "-v", *gencode(own)]
+    else:
+        lacking = next(arch for ending, arch in ARCH_BY_NAME.items() if source.stem.endswith(ending))
+        command += ["-x", "c++", f'-DFASTTX_ABSENT_ARCH="{lacking}"']
+    return [*command, "-c", str(source)]
+
+
+def kernel_job(
+    toolkit: Toolkit, source: Path, names: Sequence[str], suffix: str = "o", more: Sequence[str] = ()
+) -> Job:
+    """The same with what ptxas says of each kernel beside the output; `more` options, such as -cubin."""
+    command = [*kernel_command(toolkit, source, names), *more]
+    return Job(command, [source], f"{source.stem}.{suffix}", lists="-MD", keeps_messages=True)
+
+
+def jobs(toolkit: Toolkit, names: Sequence[str]) -> list[Job]:
+    """Everything that is compiled for the module."""
+    bindings = [
+        *(str(compiler()), "-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DFASTTX_MODULE=_C"),
+        *(f'-DFASTTX_ARCHS="{",".join(names)}"', f"-I{CSRC}", "-isystem", str(pybind11_headers())),
+        *(f"-I{sysconfig.get_paths()['include']}", "-c", str(CSRC / "bindings.cpp")),
+    ]
+    sources = sorted(CSRC.glob("*/*.cu"))
+    twice = {p.stem for p in sources if sum(q.stem == p.stem for q in sources) > 1}
+    if twice:
+        raise RuntimeError(f"csrc/: two files are called {min(twice)}.cu; objects are kept by that name")
+    found = [Job(bindings, [CSRC / "bindings.cpp"], "bindings.o", lists="-MD")]
+    return found + [kernel_job(toolkit, source, names) for source in sources]
 
 
 def _start(names: Sequence[str], files: int, toolkit: Toolkit) -> str:
@@ -279,18 +241,9 @@ def build(target: Path, folder: Path, names: Sequence[str] | None = None) -> Non
     """
     toolkit, names = find_toolkit(), archs() if names is None else names
     assert toolkit is not None
-    headers = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cuh"))
-    of_kernels = [p for p in headers if p.parent.name != "bindings"]
-    bindings = [
-        *(str(compiler()), "-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DFASTTX_MODULE=_C"),
-        *(f'-DFASTTX_ARCHS="{",".join(names)}"', f"-I{CSRC}", "-isystem", str(pybind11_headers())),
-        *(f"-I{sysconfig.get_paths()['include']}", "-c", str(CSRC / "bindings.cpp")),
-    ]
-    jobs = [Job(bindings, [CSRC / "bindings.cpp", *headers], "bindings.o")]
-    for source in sorted(CSRC.glob("*/*.cu")):
-        jobs.append(Job(kernel_command(toolkit, source, names), [source, *of_kernels], f"{source.stem}.o"))
-    say(_start(names, len(jobs), toolkit))
-    made = made_all(jobs, folder)
+    todo = jobs(toolkit, names)
+    say(_start(names, len(todo), toolkit))
+    made = made_all(todo, folder)
     link = [str(compiler()), "-shared", "-Wl,--exclude-libs,ALL", *map(str, made), str(toolkit.cudart)]
     module = made_once([*link, "-ldl", "-lrt", "-lpthread"], made, folder, "_C.so")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -15,14 +15,17 @@ from typing import Any
 
 import announce
 import backend
+import compiling
 import cuda_build
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = cuda_build.DEFAULT_ARCHS.split(",")
 COMPILER = """#!/bin/sh
-while [ $# -gt 1 ]; do [ "$1" = -o ] && echo made > "$2"; shift; done
+while [ $# -gt 1 ]; do [ "$1" = -o ] && echo made > "$2"; [ "$1" = -MF ] && echo "x.o : $0" > "$2"; shift; done
+exit 0
 """
+"""It says that it read itself."""
 
 
 @pytest.fixture
@@ -142,6 +145,54 @@ def test_a_build_ends_at_the_first_file_that_does_not_compile(toolkit, tmp_path,
     monkeypatch.setenv("MAX_JOBS", "1")
     with pytest.raises(RuntimeError, match="no such thing"):
         cuda_build.build(tmp_path / "_C.so", tmp_path / "objects")
+
+
+def test_of_the_sources_those_are_compiled_again_that_read_what_was_edited(toolkit, tmp_path, monkeypatch) -> None:
+    common, folder = tmp_path / "with space.cuh", tmp_path / "objects"
+    jobs = []
+    for name in ("one", "two"):
+        source = tmp_path / f"{name}.cu"
+        source.write_text(name)
+        jobs.append(cuda_build.kernel_job(cuda_build.find_toolkit(), source, ["80"]))
+    common.write_text("first")
+    ran: list[str] = []
+
+    def run(command: list[str]) -> str:
+        source = Path(command[command.index("-c") + 1])
+        ran.append(source.stem)
+        reads = f"{source} \\\n " + str(common).replace(" ", "\\ ") if source.stem == "two" else str(source)
+        Path(command[command.index("-MF") + 1]).write_text(f"{source.stem}.o : {reads}\n")
+        Path(command[-1]).write_text("made")
+        return "it said so"
+
+    monkeypatch.setattr(compiling, "run", run)
+    before = [job.made(folder) for job in jobs]
+    assert ran == ["one", "two"] and compiling.messages_of(before[0]).read_text() == "it said so"
+    assert [job.made(folder) for job in jobs] == before and len(ran) == 2
+    common.write_text("edited")
+    assert jobs[0].found(folder) == before[0] and jobs[1].found(folder) is None
+    after = jobs[1].made(folder)
+    assert after != before[1] and ran == ["one", "two", "two"] and jobs[1].found(folder) == after
+    common.write_text("first")
+    assert jobs[1].found(folder) == before[1]
+    common.unlink()
+    assert jobs[1].found(folder) is None and jobs[0].found(folder) == before[0]
+
+
+def test_for_which_archs_a_file_is_compiled() -> None:
+    names = ["80", "90a", "100", "ptx120"]
+    assert cuda_build.archs_of(Path("csrc/attention/attention_fwd_sm80.cu"), names) == names
+    assert cuda_build.archs_of(Path("csrc/attention/attention_fwd_sm90.cu"), names) == ["90a"]
+    assert cuda_build.archs_of(Path("csrc/attention/attention_fwd_sm90.cu"), ["80", "ptx90"]) == []
+
+
+def test_two_files_of_one_name_are_refused(toolkit, tmp_path, monkeypatch) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / "csrc" / folder).mkdir(parents=True)
+        (tmp_path / "csrc" / folder / "same.cu").touch()
+    monkeypatch.setattr(cuda_build, "CSRC", tmp_path / "csrc")
+    with pytest.raises(RuntimeError, match="two files are called same.cu"):
+        cuda_build.jobs(cuda_build.find_toolkit(), ["80"])
 
 
 def in_a_terminal(code: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import shutil
@@ -10,8 +11,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cuda_build
+from compiling import messages_of
 
 FOLDER = cuda_build.ROOT / "build" / "cuda"
+SERIALISED = re.compile(r"\(C75\d\d\)")
+"""ptxas says so where it made wgmma wait for each other (C7510), put in a warpgroup.arrive (C7519), or left out a
+setmaxnreg (C7508)."""
+SPILLED = re.compile(r"\b[1-9]\d* bytes (?:stack frame|spill stores|spill loads)")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A line of machine code, such as `@P0 LDG.E.128 R4, desc[UR4][R2.64]`."""
+
+    address: int
+    text: str
+
+    @functools.cached_property
+    def name(self) -> str:
+        return re.sub(r"^@!?U?P\w+\s+", "", self.text).split()[0].rstrip(",")
+
+    @functools.cached_property
+    def operands(self) -> list[str]:
+        return [part.strip() for part in self.text.partition(self.name)[2].split(",")]
+
+    @functools.cached_property
+    def registers(self) -> frozenset[int]:
+        """All that are named, and those that a wide access has besides."""
+        width = 4 if ".128" in self.name else 2 if ".64" in self.name else 1
+        product = re.match(r"[HI]GMMA\.64x(\d+)x", self.name)  # of the accumulators the first one is named
+        found = [int(number) for number in re.findall(r"\bR(\d+)\b", self.text.partition(self.name)[2])]
+        beyond = {found[0] + i for i in range(int(product[1]) // 2 if product else width)} if found else set()
+        return frozenset(beyond | set(found))
+
+    @property
+    def target(self) -> int | None:
+        """Where a branch goes."""
+        match = re.search(r"\b0x([0-9a-f]+)\b", self.text) if self.name.startswith("BRA") else None
+        return int(match[1], 16) if match else None
 
 
 @dataclass(frozen=True)
@@ -22,7 +59,33 @@ class Kernel:
     registers: int
     stack_bytes: int
     shared_bytes: int
-    instructions: tuple[str, ...]
+    code: tuple[Instruction, ...]
+
+    @functools.cached_property
+    def instructions(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(i.name for i in self.code)
+
+    @functools.cached_property
+    def highest_register(self) -> int:
+        """Of those that it uses; with setmaxnreg `registers` is what a launch gives, not what a warp has later."""
+        return max((max(i.registers, default=-1) for i in self.code), default=-1)
+
+    @functools.cached_property
+    def most_registers(self) -> int:
+        """That a thread may use: what setmaxnreg asks for, or what the launch gives."""
+        asked = [int(i.operands[-1], 16) for i in self.code if i.name.startswith("USETMAXREG")]
+        return max(asked, default=self.registers)
+
+    @functools.cached_property
+    def loops(self) -> list[tuple[Instruction, ...]]:
+        """The instructions from where a branch goes back to, to the branch; the shortest first."""
+        found = [
+            tuple(other for other in self.code if i.target <= other.address <= i.address)
+            for i in self.code
+            if i.target is not None and i.target < i.address
+        ]
+        return sorted(found, key=len)
 
 
 def cuobjdump() -> str | None:
@@ -35,14 +98,23 @@ def cuobjdump() -> str | None:
     return shutil.which("cuobjdump")
 
 
+def compiled(source: Path, arch: str) -> Path:
+    """The machine code of a file of kernels, with what ptxas said beside it."""
+    toolkit = cuda_build.find_toolkit()
+    assert toolkit is not None
+    return cuda_build.kernel_job(toolkit, source, [arch], "cubin", ["-cubin"]).made(FOLDER)
+
+
+def complaints(source: Path, arch: str) -> list[str]:
+    """Lines of ptxas's messages that no kernel may have: products that wait for each other, spills, a stack."""
+    lines = messages_of(compiled(source, arch)).read_text().splitlines()
+    return [line for line in lines if SERIALISED.search(line) or SPILLED.search(line)]
+
+
 def kernels(source: Path, arch: str) -> list[Kernel]:
     """Every instantiation in a file of kernels."""
-    toolkit, program = cuda_build.find_toolkit(), cuobjdump()
-    assert toolkit is not None and program is not None
-    folders = (cuda_build.CSRC, source.parent)
-    headers = sorted({p for folder in folders for p in folder.rglob("*") if p.suffix in (".h", ".cuh")})
-    command = [*cuda_build.kernel_command(toolkit, source, [arch]), "-cubin"]
-    cubin = cuda_build.made_once(command, [source, *headers], FOLDER, f"{source.stem}.cubin")
+    program, cubin = cuobjdump(), compiled(source, arch)
+    assert program is not None
 
     def dump(option: str) -> str:
         return subprocess.run([program, option, str(cubin)], capture_output=True, text=True, check=True).stdout
@@ -51,6 +123,6 @@ def kernels(source: Path, arch: str) -> list[Kernel]:
     usage = re.findall(r"Function (\w+):\n.*?REG:(\d+) STACK:(\d+) SHARED:(\d+)", dump("-res-usage"))
     bodies = {}
     for part in dump("-sass").split("Function : ")[1:]:
-        names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", part, re.MULTILINE)
-        bodies[part.split()[0]] = tuple(names)
+        lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+((?:@!?U?P\w+\s+)?[A-Z][^;]*?)\s*;", part, re.MULTILINE)
+        bodies[part.split()[0]] = tuple(Instruction(int(address, 16), text) for address, text in lines)
     return [Kernel(n, int(r), int(s), int(m), bodies[n]) for n, r, s, m in usage]

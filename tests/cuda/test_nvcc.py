@@ -71,6 +71,15 @@ class TestMachineCode:
             special = [want for name, want in VECTORS.items() if name in kernel.name]
             assert vectors == (special[0] if special else {"LDG", "STG"}), f"{kernel.name} has 16-byte {vectors}"
 
+    @pytest.mark.parametrize(
+        "arch", [name for name in cuda_build.DEFAULT_ARCHS.split(",") if not name.startswith("ptx")]
+    )
+    @pytest.mark.parametrize("source", sorted(cuda_build.CSRC.glob("*/*.cu")), ids=lambda p: p.stem)
+    def test_ptxas_complains_of_nothing(self, source, arch):
+        if not cuda_build.archs_of(source, [arch]):
+            pytest.skip(f"{source.name} is not compiled to machine code for {arch}")
+        assert machine_code.complaints(source, arch) == []
+
     @pytest.mark.parametrize("arch", ["100", "120"])
     def test_clusters_on_later_archs(self, arch):
         """Of the default archs the newest ones, for the file whose code differs most between archs."""

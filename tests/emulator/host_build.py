@@ -4,8 +4,9 @@
 
 builds what the tests load, of all variants or of some; `make test` begins with it, and so does a run of pytest that
 needs it, before its first test.  All is kept in build/emulator/ under a hash of everything that goes into it: a run
-that changes nothing compiles nothing.  Three variants: "plain"; "race", whose kernels are compiled with hooks at each
-access; "asan", under AddressSanitizer and UndefinedBehaviorSanitizer, for a process of its own.
+that changes nothing compiles nothing, and one that changes a header the files that include it.  Three variants:
+"plain"; "race", whose kernels are compiled with hooks at each access; "asan", under AddressSanitizer and
+UndefinedBehaviorSanitizer, for a process of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "buildsystem"))  # as a program; pytest has it there
 
 from announce import say  # noqa: E402
-from cuda_build import Job, compiler, made_all, pybind11_headers  # noqa: E402
+from compiling import Job, made_all  # noqa: E402
+from cuda_build import compiler, pybind11_headers  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 CACHE = ROOT / "build" / "emulator"
@@ -98,13 +100,6 @@ def _flags(*more: str, csrc: Path = ROOT / "csrc") -> list[str]:
     ]
 
 
-def inputs(source: Path) -> list[Path]:
-    """The source and every header of ours, those of the bindings for them alone: a superset of what it includes."""
-    headers = [p for folder in (_csrc(source), HERE) for p in folder.rglob("*") if p.suffix in (".h", ".cuh")]
-    headers = [p for p in headers if source == BINDINGS or p.parent.name != "bindings"]
-    return [source, HERE / "include" / "nv" / "target", *sorted(headers)]
-
-
 @functools.cache
 def _contents(folder: Path) -> str:
     """Stands for the headers in a folder, wherever that lies."""
@@ -124,7 +119,7 @@ def _key(command: Sequence[str]) -> list[str]:
 
 def _object(source: Path, flags: list[str]) -> Job:
     command = [str(compiler()), *flags, "-c", str(source)]
-    return Job(command, inputs(source), f"{source.stem}.o", _key(command))
+    return Job(command, [source], f"{source.stem}.o", _key(command), lists="-MMD")
 
 
 def _objects(variant: str, sources: Sequence[Path], bindings: bool) -> list[Job]:
@@ -150,7 +145,7 @@ def _alone() -> Iterator[None]:
 
 def _compile(jobs: Sequence[Job], what: str) -> None:
     """Compiles those of the jobs that were not done before, and says so if there are any."""
-    lacking = list({path: job for job in jobs if not (path := job.path(CACHE)).is_file()}.values())
+    lacking = list({job.list_in(CACHE): job for job in jobs if job.found(CACHE) is None}.values())
     if lacking:
         say(f"building the emulator ({what}): {len(lacking)} files by {compiler()}")
         made_all(lacking, CACHE)
@@ -170,7 +165,7 @@ def build_library(variant: str, sources: Sequence[Path], bindings: bool) -> Path
     with _alone():
         jobs = _objects(variant, sources, bindings)
         _compile(jobs, variant)
-        objects = [job.path(CACHE) for job in jobs]
+        objects = [job.made(CACHE) for job in jobs]
         link = [str(compiler()), *VARIANTS[variant][0], "-shared", *map(str, objects), "-ldl"]
         return Job(link, objects, f"{variant}.so").made(CACHE)
 

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import compiling
 import cuda_build
 import host_build
 import host_module
@@ -89,21 +90,14 @@ def for_emulator(variant: str, name: str) -> tuple[Library, host_module.Emulator
     return Library(path, torch.device("cpu"), emulator.watch, ROOM if emulator.has_hooks else 0), emulator
 
 
-def gpu_command(source: Path, arch: str) -> list[str]:
-    """How nvcc compiles a file of kernels of this folder."""
-    toolkit = cuda_build.find_toolkit()
-    assert toolkit is not None
-    return cuda_build.kernel_command(toolkit, source, [arch])
-
-
 @functools.cache
 def for_gpu(arch: str, name: str) -> Library:
     """For tensors on the first GPU, compiled by nvcc."""
-    toolkit, source, folder = cuda_build.find_toolkit(), SOURCES[name], host_build.ROOT / "build" / "cuda"
+    toolkit, folder = cuda_build.find_toolkit(), host_build.ROOT / "build" / "cuda"
     assert toolkit is not None
-    made = cuda_build.made_once(gpu_command(source, arch), host_build.inputs(source), folder, f"{name}.o")
+    made = cuda_build.kernel_job(toolkit, SOURCES[name], [arch]).made(folder)
     link = [str(cuda_build.compiler()), "-shared", str(made), str(toolkit.cudart), "-ldl", "-lrt", "-lpthread"]
-    return Library(cuda_build.made_once(link, [made], folder, f"{name}.so"), torch.device("cuda", 0), None)
+    return Library(compiling.made_once(link, [made], folder, f"{name}.so"), torch.device("cuda", 0), None)
 
 
 def padded(

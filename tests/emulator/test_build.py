@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cuda_build
+import compiling
 import host_build
 import instruction_library
 import pytest
@@ -21,7 +21,7 @@ def test_what_the_tests_load_is_built_before_them(monkeypatch: pytest.MonkeyPatc
     def compile_nothing(command: list[str]) -> str:
         raise AssertionError(f"within a test: {' '.join(command)}")
 
-    monkeypatch.setattr(cuda_build, "run", compile_nothing)
+    monkeypatch.setattr(compiling, "run", compile_nothing)
     for variant in ("plain", "race"):
         host_build.build_module(variant)
         for name in instruction_library.SOURCES:
@@ -33,7 +33,7 @@ def test_what_the_tests_load_is_built_before_them(monkeypatch: pytest.MonkeyPatc
 
 def test_environments_with_the_same_headers_share_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def jobs() -> list[Path]:
-        return [job.path(tmp_path) for job in host_build._objects("plain", host_build.KERNELS[:1], True)]
+        return [job.list_in(tmp_path) for job in host_build._objects("plain", host_build.KERNELS[:1], True)]
 
     before = jobs()
     copy = shutil.copytree(host_build.cuda_headers(), tmp_path / "headers")

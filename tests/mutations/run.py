@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 900
 """Seconds for one selection: a fault may also make a kernel run for ever, which counts as noticed."""
 COMPILER_FAILED = r"RuntimeError: \S*(g\+\+|nvcc) "
-"""What buildsystem/cuda_build.py raises."""
+"""What buildsystem/compiling.py raises."""
 GREEN, RED = 0, 1
 """pytest's exit statuses of tests that passed and of tests that failed; any other one is no answer."""
 

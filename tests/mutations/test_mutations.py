@@ -73,9 +73,9 @@ def test_a_fault_that_does_not_compile_inside_of_a_test_proves_nothing(tree):
     (tree / "g++").write_text("#!/bin/sh\nexit $1\n")
     (tree / "g++").chmod(0o755)
     (tree / "test_answer.py").write_text(
-        f"import answer, sys\nsys.path.insert(0, {str(ROOT / 'buildsystem')!r})\nimport cuda_build\n\n\n"
+        f"import answer, sys\nsys.path.insert(0, {str(ROOT / 'buildsystem')!r})\nimport compiling\n\n\n"
         "def test_it():\n"
-        f"    cuda_build.run([{str(tree / 'g++')!r}, str(answer.ANSWER - 42)])\n"
+        f"    compiling.run([{str(tree / 'g++')!r}, str(answer.ANSWER - 42)])\n"
     )
     assert run.run_tests(tree, ("test_answer.py",))[0] == run.GREEN
     status, why = run.mutated(tree, Mutation("answer.py", "6 * 7", "6 * 9", ("test_answer.py",)))
