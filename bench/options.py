@@ -14,12 +14,14 @@ from .progress import add_bound
 from .serving_cases import CASES as SERVING_CASES
 
 BACKENDS = ("triton", "cuda", "torch")
+OWN_TASKS = ("embed", "classify", "train")
 ABOUT = {
     "kernels": "Each op at the shapes people use, beside PyTorch, torch.compile and other kernels.",
     "model": "A step of BERT and MiniLM: fasttx beside transformers' attentions and torch.compile.",
     "serving": "Embedding requests in batches of 1, 8 and 64, beside transformers and sentence-transformers.",
     "host": "What a call costs in Python, before anything runs on the device.",
     "padding": "What skipping padding gains on this device, at several widths and shapes.",
+    "own": "Your own model on your own texts: verified, timed beside itself unpatched, and what to call.",
 }
 """The benchmarks by name, and what each measures."""
 
@@ -28,7 +30,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of a benchmark's options; what it reads has `seconds` for :func:`bench.progress.bound_of`."""
     parser = argparse.ArgumentParser(description=ABOUT[name])
     parser.add_argument("--out", type=Path, default=Path(f"{name}.csv"), help="the table that is written")
-    {"kernels": _kernels, "model": _model, "serving": _serving, "host": _host, "padding": _padding}[name](parser)
+    _OPTIONS[name](parser)
     add_bound(parser)
     return parser
 
@@ -83,3 +85,25 @@ def _host(parser: argparse.ArgumentParser) -> None:
 
 def _padding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="two widths, two shapes, two rounds")
+
+
+def _own(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder of a saved transformers model, or a name of the Hub")
+    parser.add_argument("--texts", type=Path, required=True, help="a text on each line, or label, tab and text")
+    _choice(parser, "--task", OWN_TASKS, "by default what the model's own head is for")
+    parser.add_argument("--batch", nargs="+", type=_positive, help="texts a batch (default: 1 8 32; training: 16)")
+    parser.add_argument("--max-length", type=_positive, default=512, help="tokens of the longest text (default: 512)")
+    parser.add_argument("--most", type=_positive, default=256, help="texts that are taken (default: the first 256)")
+    parser.add_argument("--int8", action="store_true", help="also with int8 weights, for inference")
+    parser.add_argument("--html", type=Path, help="also write a page that holds everything, to be sent on")
+    _device(parser)
+    parser.add_argument("--quick", action="store_true", help="32 texts, three rounds, no compilers")
+
+
+def _positive(given: str) -> int:
+    if not given.isdigit() or int(given) < 1:
+        raise argparse.ArgumentTypeError(f"got {given}; allowed are whole numbers from 1")
+    return int(given)
+
+
+_OPTIONS = {"kernels": _kernels, "model": _model, "serving": _serving, "host": _host, "padding": _padding, "own": _own}
