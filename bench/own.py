@@ -70,9 +70,7 @@ class Own:
         """What to call, and what it brings here."""
         found = self._sentence()
         if self.busy > BUSY:
-            found += (
-                f" But other work took {self.busy:.1f} cores: these times mean little, so measure again without it."
-            )
+            found += f" But other work took {self.busy:.1f} cores: the times mean little. Measure again without it."
         return found
 
     def _sentence(self) -> str:
