@@ -12,6 +12,7 @@
 #include "cross_entropy/cross_entropy.h"
 #include "dropout_add_layer_norm/dropout_add_layer_norm.h"
 #include "embedding_layer_norm/embedding_layer_norm.h"
+#include "int8_linear/int8_linear.h"
 #include "kl_div/kl_div.h"
 #include "quantize_per_token/quantize_per_token.h"
 #include "softmax/softmax.h"
@@ -53,6 +54,9 @@ void define_launchers(py::module_& m) {
                F(residual), F(weight), F(bias), F(scale), F(n_rows), F(n_cols), F(stride_xm), F(stride_rm), F(eps));
   FTX_LAUNCHER(m, bias_gelu_quantize_fwd, BiasGeluQuantizeParams, F(x_q), F(x_scale), F(x), F(bias), F(scale), F(dtype),
                F(n_rows), F(n_cols), F(stride_xm), F(tanh));
+  FTX_LAUNCHER(m, int8_linear_fwd, Int8LinearParams, F(out), F(x_q), F(w_q), F(x_scale), F(w_scale), F(bias),
+               F(residual), F(n_rows), F(n_out), F(n_in), F(stride_xm), F(stride_wn), F(stride_rm), F(activation),
+               F(tile));
 
   FTX_LAUNCHER(m, cross_entropy_fwd, CrossEntropyFwdParams, F(loss), F(lse), F(total_weight), F(partials), F(logits),
                F(labels), F(probabilities), F(weight), F(dtype), F(n_rows), F(n_cols), F(stride_xm), F(stride_tm),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from of_cuda import CUDA
 from of_emulator import ARCH, EMULATOR
+from of_int8_cuda import INT8
 from of_models import MODELS
 from of_triton import TRITON
 
-MUTATIONS = [*TRITON, *CUDA, *ARCH, *EMULATOR, *MODELS]
+MUTATIONS = [*TRITON, *CUDA, *INT8, *ARCH, *EMULATOR, *MODELS]

@@ -107,5 +107,8 @@ INT8_LINEAR = Op(
         _cost,
     ),
     bwd=None,
-    impls=(Impl("triton", "fasttx.kernels.int8_linear:int8_linear_fwd", "", _supports),),
+    impls=(
+        Impl("triton", "fasttx.kernels.int8_linear:int8_linear_fwd", "", _supports),
+        Impl("cuda", "fasttx.ops.int8_linear.cuda:int8_linear_fwd", "", _supports),
+    ),
 )
