@@ -42,10 +42,22 @@ FTX_DEVICE uint32_t cluster_size() {
 #endif
 }
 
+// Arrives at the cluster's barrier, to say that this block has started and no more. A wait has to follow. What the
+// thread wrote before is not seen by those who wait, and needs no fence of the whole GPU for it.
+FTX_DEVICE void cluster_arrive_started() {
+#ifdef FASTTX_EMULATE
+  ::emu::cluster_arrive(false);
+#elif defined(FTX_NO_CLUSTERS)
+  __trap();
+#else
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+
 // Arrives at the cluster's barrier: what this thread wrote before is seen by those who wait. A wait has to follow.
 FTX_DEVICE void cluster_arrive() {
 #ifdef FASTTX_EMULATE
-  ::emu::cluster_arrive();
+  ::emu::cluster_arrive(true);
 #elif defined(FTX_NO_CLUSTERS)
   __trap();
 #else

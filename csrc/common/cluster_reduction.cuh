@@ -14,7 +14,7 @@ struct ClusterExchange {
   float own[kCount];
 
   FTX_DEVICE explicit ClusterExchange(float* values) : values(values) {
-    if (size > 1) cluster_arrive();  // this block has started
+    if (size > 1) cluster_arrive_started();
   }
 
   // Sends `own`, which every thread of the block has.

@@ -16,6 +16,7 @@ enum Fault {
   kNoFirstWait,       // likewise
   kBarrierOfBlock,    // __syncthreads in place of the cluster's barrier
   kNoWait,            // words are read after the arrival
+  kArriveRelaxed,     // an arrival that says that the block has started, in place of one that releases its stores
   kReuse,             // words are written again while others still read them
   kSameWord,          // two blocks store to one word
   kLateStore,         // into a block that may have exited
@@ -48,7 +49,7 @@ __global__ void exchange_kernel(Params p) {
   const int t = threadIdx.x, i = blockIdx.x * kThreads + t;
   const uint32_t rank = cluster_rank(), size = cluster_size(), first = blockIdx.x - rank;
   if (has(p, kWaitFirst)) cluster_wait();
-  if (!has(p, kNoFirstBarrier)) cluster_arrive();
+  if (!has(p, kNoFirstBarrier)) cluster_arrive_started();
   if (has(p, kArriveTwice)) cluster_arrive();
   const float v = p.x[i];
   p.given[i] = v;
@@ -69,7 +70,7 @@ __global__ void exchange_kernel(Params p) {
   if (has(p, kBarrierOfBlock)) {
     __syncthreads();
   } else {
-    cluster_arrive();
+    has(p, kArriveRelaxed) ? cluster_arrive_started() : cluster_arrive();
     if (!has(p, kNoWait)) cluster_wait();
   }
   float sum = unordered;

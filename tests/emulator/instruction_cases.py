@@ -163,6 +163,63 @@ def check_wgmma(library: Library, dtype: torch.dtype, transposed_b: bool) -> Non
     assert torch.equal(matrix_of("wgmma d", d.cpu(), 64).long(), a @ b.t())
 
 
+FORMS = ("K-major", "MN-major b", "MN-major a", "registers", "registers, MN-major b")
+
+
+def wide_operands(dtype: torch.dtype, n: int, form: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """a times b over 128 bytes of k, and both as the kernel takes them: tiles of 64 rows or columns, or registers."""
+    bits, depth = NAMES[dtype], 128 // dtype.itemsize
+    a, b = small_integers(64, depth), small_integers(n, depth)
+    kind = "int8" if dtype == torch.int8 else "fp16"
+    rows = torch.cat([b, torch.zeros(-n % 64, depth, dtype=b.dtype)]).to(dtype)
+    of_b = f"wgmma {kind} {'MN' if form.endswith('b') else 'K'}-major"
+    tiles = torch.cat([tile(of_b, part) for part in rows.split(64)])
+    held = tile(f"wgmma {kind} {'MN' if form.endswith('a') else 'K'}-major", a.to(dtype))
+    if form.startswith("registers"):  # of each warp as for mma.sync
+        steps = a.to(dtype).split(32 // dtype.itemsize, 1)
+        held = torch.cat([registers(f"mma {bits} a", part) for step in steps for part in step.split(16)])
+    return a @ b.t(), {"a": held, "b": tiles}
+
+
+def wide_result(held: Tensor) -> Tensor:
+    """The matrix whose registers are (thread, n / 2): 64 columns as CuTe has them, and then the next ones."""
+    groups = [torch.nn.functional.pad(part, (0, 32 - part.shape[1])) for part in held.split(32, 1)]
+    return torch.cat([matrix_of("wgmma d", part, 64) for part in groups], 1)[:, : 2 * held.shape[1]]
+
+
+def check_wide(library: Library, dtype: torch.dtype, n: int, form: str) -> None:
+    expected, operands = wide_operands(dtype, n, form)
+    d = torch.full((128, n // 2), -77, dtype=sums(dtype), device=library.device)
+    operands = {name: t.to(library.device) for name, t in operands.items()}
+    library.run("run_wide", d, operands, TYPES[dtype], n, FORMS.index(form), 0)
+    assert torch.equal(wide_result(d.cpu()).long(), expected)
+
+
+def check_pipeline(library: Library) -> None:
+    a, b = small_integers(64, 64), small_integers(64, 64)
+    operands = {
+        "a": torch.cat([registers("mma fp16 a", part) for part in a[:, :16].half().split(16)]).to(library.device),
+        "b": tile("wgmma fp16 K-major", b.half()).to(library.device),
+    }
+    d = torch.full((128, 32), torch.nan, device=library.device)
+    library.run("run_pipeline", d, operands, 0)
+    assert torch.equal(wide_result(d.cpu()).long(), 4 * (a[:, :16] @ b[:, :16].t()))
+
+
+def check_copied(library: Library, function: str, size: int) -> None:
+    data = torch.randint(-(2**31), 2**31, (size,), dtype=torch.int32)
+    out = torch.zeros_like(data, device=library.device)
+    library.run(function, out, {"a": data.to(library.device)}, 0)
+    assert torch.equal(out.cpu(), data)
+
+
+def check_named_barrier(library: Library) -> None:
+    data = torch.randint(-(2**31), 2**31, (2, 32), dtype=torch.int32)
+    out = torch.zeros_like(data, device=library.device)
+    library.run("run_named_barrier", out, {"a": data.to(library.device)}, 0)
+    assert torch.equal(out.cpu(), data.flip(1))
+
+
 Case = Callable[[Library], None]
 FLOATS = (torch.float16, torch.bfloat16)
 SM80: dict[str, Case] = {
@@ -174,6 +231,7 @@ SM80: dict[str, Case] = {
     "permute_bytes": check_permute,
     "widen_bf16": check_widen,
     "warp_uniform": check_uniform,
+    "named_barrier": check_named_barrier,
 }
 SM90: dict[str, Case] = {
     **{f"mbarrier-{rows}": functools.partial(check_mbarrier, rows=rows) for rows in (1, 5)},
@@ -184,6 +242,21 @@ SM90: dict[str, Case] = {
     },
     **{f"wgmma-{NAMES[dtype]}": functools.partial(check_wgmma, dtype=dtype, transposed_b=False) for dtype in TYPES},
     **{f"wgmma-{NAMES[d]}-MN-major": functools.partial(check_wgmma, dtype=d, transposed_b=True) for d in FLOATS},
+    **{
+        f"wgmma-{NAMES[dtype]}-{n}-{form}": functools.partial(check_wide, dtype=dtype, n=n, form=form)
+        for dtype, form, sizes in (
+            (torch.bfloat16, "K-major", (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)),
+            (torch.float16, "MN-major b", (8, 64, 96, 128, 256)),
+            (torch.float16, "MN-major a", (64, 128)),
+            (torch.bfloat16, "registers", (64, 128)),
+            (torch.float16, "registers, MN-major b", (32, 64, 96, 128)),
+            (torch.int8, "K-major", (128, 256)),
+            (torch.int8, "registers", (64,)),
+        )
+        for n in sizes
+    },
+    "wgmma-pipeline": check_pipeline,
+    "setmaxnreg": functools.partial(check_copied, function="run_registers", size=384),
 }
 CLUSTER: dict[str, Case] = {f"cluster-{size}": functools.partial(check_cluster, size=size) for size in (1, 2, 4, 8)}
 SOURCES: dict[str, dict[str, Case]] = {

@@ -19,7 +19,7 @@ __global__ void cluster_kernel(const __grid_constant__ Params p) {
   const int lane = threadIdx.x;
   const uint32_t rank = cluster_rank(), size = cluster_size();
   float* out = reinterpret_cast<float*>(p.out) + blockIdx.x * kClusterRow;
-  cluster_arrive();  // this block has started
+  cluster_arrive_started();
   const float word = reinterpret_cast<const float*>(p.a)[blockIdx.x * 32 + lane];
   cluster_wait();  // and so have the others
   for (uint32_t r = 0; r < size; r++) cluster_store(cluster_address(shared_address(rows + 32 * rank + lane), r), word);

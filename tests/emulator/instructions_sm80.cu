@@ -4,6 +4,7 @@
 #include "arch/ldmatrix.cuh"
 #include "arch/math.cuh"
 #include "arch/mma.cuh"
+#include "arch/named_barrier.cuh"
 #include "arch/warp.cuh"
 #include "gemm.cuh"
 
@@ -14,6 +15,11 @@ enum Fault {
   kNone,
   kReadBeforeWait,  // bytes that held something else before, while a copy to them is under way
   kLanesDiffer,     // in a value that is said to be of the warp
+  // of numbered barriers
+  kNoSync,         // what another warp wrote is read without the barrier
+  kOtherNumber,    // it arrives at another one
+  kOtherThreads,   // or names another number of threads
+  kArriveForSync,  // it does not wait
 };
 
 struct Params {
@@ -94,6 +100,26 @@ __global__ void uniform_kernel(const __grid_constant__ Params p) {
   p.out[threadIdx.x] = p.a[warp];
 }
 
+// out (2, 32) = a (2, 32) reversed in each row: of four warps the first two write a row each, the others read one, and
+// each pair has a barrier of its own
+__global__ void named_barrier_kernel(const __grid_constant__ Params p) {
+  FTX_SHARED(uint32_t, rows, 64);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (warp < 2) {
+    rows[32 * warp + lane] = p.a[32 * warp + lane];
+    if (warp == 0 && !has(p, kOtherNumber)) named_barrier_arrive<1, 64>();
+    if (warp == 0 && has(p, kOtherNumber)) named_barrier_arrive<3, 64>();
+    if (warp == 1) named_barrier_arrive<2, 64>();
+    return;
+  }
+  const bool faulty = has(p, kNoSync) || has(p, kOtherThreads) || has(p, kArriveForSync);
+  if (warp == 2 && has(p, kOtherThreads)) named_barrier_sync<1, 96>();
+  if (warp == 2 && has(p, kArriveForSync)) named_barrier_arrive<1, 64>();
+  if (warp == 2 && !faulty) named_barrier_sync<1, 64>();
+  if (warp == 3) named_barrier_sync<2, 64>();
+  p.out[32 * (warp - 2) + lane] = rows[32 * (warp - 2) + 31 - lane];
+}
+
 void start(void (*kernel)(Params), const Params& p, int threads = 32) {
   launch("instruction", "", kernel, dim3(1), dim3(threads), nullptr, p);
 }
@@ -132,4 +158,8 @@ FTX_EXPORT const char* run_widen(uint32_t* out, const uint32_t* a) {
 
 FTX_EXPORT const char* run_uniform(uint32_t* out, const uint32_t* a, int fault) {
   return reported([&] { start(uniform_kernel, Params{out, a, nullptr, 0, fault}, 64); });
+}
+
+FTX_EXPORT const char* run_named_barrier(uint32_t* out, const uint32_t* a, int fault) {
+  return reported([&] { start(named_barrier_kernel, Params{out, a, nullptr, 0, fault}, 128); });
 }

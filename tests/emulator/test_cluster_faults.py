@@ -23,6 +23,7 @@ REPORTS = {
     "NoFirstWait": NOT_STARTED,
     "BarrierOfBlock": r"race: read of shared memory\+\d+, unordered with thread \d+ of rank \d|read of uninitialised",
     "NoWait": r"race: read of shared memory\+\d+, unordered with thread \d+ of rank \d|read of uninitialised",
+    "ArriveRelaxed": r"race: read of shared memory\+\d+, unordered with thread \d+ of rank \d",
     "Reuse": r"race: (read of|write to) shared memory\+\d+, unordered with thread \d+ of rank \d",
     "SameWord": r"race: write to shared memory\+\d+, unordered with thread \d+ of rank \d \[warp \d lane \d+\] at clu",
     "LateStore": r"the block of rank 0, which has exited|the block of rank 0 exits, unordered with an access to its",

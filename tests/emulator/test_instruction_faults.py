@@ -72,6 +72,19 @@ REPORTS = {
         "WarpExits": r"exited while its warpgroup waits for it in wgmma|wgmma.mma_async: thread \d+ .* has exited",
         "ThreeWarps": r"wgmma.mma_async: a warpgroup is four whole warps",
         "TooMuchShared": r"invalid launch: .* 233472 bytes of dynamic shared memory",
+        "NoFenceInPipeline": r"wgmma without wgmma.fence since the accumulators were last waited for at wgmma",
+        "NoFenceOfOperand": r"wgmma without wgmma.fence since registers of its operand were last waited for at wgmma",
+        "OperandOverwritten": r"registers of an operand were written while a wgmma in flight read them",
+        "RegistersDiffer": r"setmaxnreg: \d+ and \d+ registers in one warpgroup",
+        "TooManyRegisters": r"setmaxnreg: \d+ registers in a block, of 65536 there are",
+    },
+    "instructions_sm80": {
+        "ReadBeforeWait": r"while an asynchronous copy into it is in flight at instructions_sm80.cu",
+        "LanesDiffer": r"warp_uniform: lane 0 gave 1, and lane 5 gave 2",
+        "NoSync": r"race: (read of|write to) shared memory\+\d+|read of uninitialised shared memory",
+        "OtherNumber": r"deadlock: .*warp 2 lanes ffffffff: bar.sync|ends with 32 of 64 threads at barrier 3",
+        "OtherThreads": r"bar.(sync|arrive): barrier 1 is of \d\d threads here, and of \d\d where others came to it",
+        "ArriveForSync": r"race: (read of|write to) shared memory\+\d+|read of uninitialised shared memory",
     },
 }
 FAULTS = {name: faults_of(instruction_library.SOURCES[name]) for name in REPORTS}
@@ -128,14 +141,26 @@ def test_a_report_names_the_matrix_that_was_left_wherever_the_other_one_lies() -
 
 def instruction(fault: str, seed: int) -> str:
     """The report of a kernel of one instruction."""
-    library, emulator = instruction_library.for_emulator("race", "instructions_sm90")
+    kernel = "instructions_sm80" if fault in REPORTS["instructions_sm80"] else "instructions_sm90"
+    library, emulator = instruction_library.for_emulator("race", kernel)
     emulator.configure(seed)
-    number = FAULTS["instructions_sm90"].index(fault)
-    if number >= FAULTS["instructions_sm90"].index("NoProxyFence"):  # the first of wgmma's
+    number, later = FAULTS[kernel].index(fault), lambda first: FAULTS[kernel].index(first) <= number
+    rows = torch.zeros(12, 32, dtype=torch.int32)
+    if kernel == "instructions_sm80":
+        name = "run_named_barrier" if later("NoSync") else "run_uniform" if later("LanesDiffer") else "run_cp_async"
+        out = rows.flatten()[:256].clone()
+        return library.call(name, out, {"a": rows}, *((0, number) if name == "run_cp_async" else (number,)))
+    if later("RegistersDiffer"):
+        return library.call("run_registers", rows.clone(), {"a": rows}, number)
+    if later("NoFenceInPipeline"):
+        _, operands = instruction_cases.wide_operands(torch.float16, 64, "registers, MN-major b")
+        if fault == "OperandOverwritten":
+            return library.call("run_wide", torch.zeros(128, 32), operands, 0, 64, 4, number)
+        return library.call("run_pipeline", torch.zeros(128, 32), operands, number)
+    if later("NoProxyFence"):  # the first of wgmma's
         _, _, tiles = instruction_cases.wgmma_operands(torch.float16, False)
         return library.call("run_wgmma", torch.zeros(128, 32), tiles, 0, 0, number)
-    rows = torch.zeros(4, 32, dtype=torch.int32)
-    return library.call("run_mbarrier", rows.clone(), {"a": rows}, 4, number)
+    return library.call("run_mbarrier", rows[:4].clone(), {"a": rows[:4]}, 4, number)
 
 
 def test_every_fault_is_listed() -> None:
@@ -171,15 +196,6 @@ def test_a_copy_takes_away_what_its_target_held() -> None:
         emulator.configure(seed)
         report = library.call("run_cp_async", out, {"a": rows}, 0, 1)
         assert "while an asynchronous copy into it is in flight at instructions_sm80.cu" in report
-
-
-def test_a_value_of_a_warp_is_the_same_in_all_its_lanes() -> None:
-    rows, out = torch.zeros(2, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
-    library, emulator = instruction_library.for_emulator("plain", "instructions_sm80")
-    for seed in SEEDS:
-        emulator.configure(seed)
-        report = library.call("run_uniform", out, {"a": rows}, 2)
-        assert "warp_uniform: lane 0 gave 1, and lane 5 gave 2" in report
 
 
 def test_dynamic_shared_memory_is_aligned_as_asked_and_no_better() -> None:

@@ -36,15 +36,28 @@ void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int row, 
 // ---- cluster.cpp
 uint32_t cluster_rank();
 uint32_t cluster_size();
-void cluster_arrive();
+void cluster_arrive(bool releases);  // what the thread wrote before; if not, that it has started alone
 void cluster_wait();
 uint32_t cluster_address(uint32_t shared, uint32_t rank);
 void cluster_store(uint32_t address, const void* data, size_t bytes);
 
 // ---- wgmma.cpp
+struct Wgmma {
+  Element element;
+  void* d;
+  uint64_t a, b;  // descriptors
+  bool accumulate, transposed_a, transposed_b;
+  int columns;
+  const uint32_t* a_registers;  // nullptr: a is in shared memory
+};
+
 void wgmma_fence();
-void wgmma(Element element, void* d, uint64_t a, uint64_t b, bool accumulate, bool transposed_b);
+void wgmma(const Wgmma& product);
 void wgmma_commit();
 void wgmma_wait(int groups_left);
+
+// ---- rendezvous.cpp
+void named_barrier(unsigned number, unsigned threads, bool waits);
+void set_registers(unsigned count, bool more);
 
 }  // namespace emu

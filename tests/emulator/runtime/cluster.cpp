@@ -61,12 +61,12 @@ uint32_t cluster_size() {
   return static_cast<uint32_t>(blocks.size());
 }
 
-void cluster_arrive() {
+void cluster_arrive(bool releases) {
   collective("barrier.cluster.arrive", ~0u, nullptr, nullptr, false);
   Progress& mine = progress[running->thread];
   if (mine.arrivals != mine.waits) fail("barrier.cluster.arrive without a wait for the phase before");
   mine.arrivals++;
-  release(cluster_barrier.arriving, running->thread);
+  (releases ? release : release_start)(cluster_barrier.arriving, running->thread);
   cluster_barrier.missing--;
   end_phase_if_complete();
 }

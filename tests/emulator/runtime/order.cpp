@@ -3,7 +3,8 @@
 // Vector clocks (Flanagan and Freund, "FastTrack", 2009): a thread's clock holds the latest time of every other thread
 // that is ordered before it. A barrier joins the clocks of all its threads; __syncwarp those of its lanes; an mbarrier
 // those of the threads that arrive, and of copies, with those of the threads that wait; the barrier of a cluster those
-// of all who arrive with those of who waits; shuffles join none. Threads are those of all blocks of the cluster that
+// of all who arrive with those of who waits, or, of a relaxed arrival, that the thread has started (time 1, before its
+// first access); shuffles join none. Threads are those of all blocks of the cluster that
 // runs. After them a clock has an entry for each block's copy engine, and one for each warp's tensor core: how many of
 // its groups of wgmma have been waited for.
 #include "order.h"
@@ -12,6 +13,7 @@
 
 namespace emu {
 namespace {
+constexpr uint32_t kStarted = 1;           // a time before everything that a thread does
 constexpr uint16_t kTensorCores = 0x8000;  // plus the first thread of a warpgroup: a reader
 
 std::vector<Clock> clocks;
@@ -140,7 +142,7 @@ void order_of_cluster() {
   clocks.assign(fibers.size(), Clock(clock_size(), 0));
   fences.assign(fibers.size(), {});
   copies_landed.assign(blocks.size(), 0);
-  for (size_t t = 0; t < fibers.size(); t++) clocks[t][t] = 1;
+  for (size_t t = 0; t < fibers.size(); t++) clocks[t][t] = kStarted + 1;
 }
 
 bool checks_order() {
@@ -199,6 +201,12 @@ void release(Clock& clock, unsigned thread) {
   if (clock.empty()) clock.assign(clock_size(), 0);
   for (size_t i = 0; i < clock.size(); i++) clock[i] = std::max(clock[i], clocks[thread][i]);
   clocks[thread][thread]++;
+}
+
+void release_start(Clock& clock, unsigned thread) {
+  if (!racing) return;
+  if (clock.empty()) clock.assign(clock_size(), 0);
+  clock[thread] = std::max(clock[thread], kStarted);
 }
 
 void acquire(const Clock& clock, unsigned thread) {

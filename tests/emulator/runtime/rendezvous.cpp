@@ -1,4 +1,4 @@
-// Rendezvous: functions over a warp and over a warpgroup, which move values between lanes, and the barrier of a block.
+// Rendezvous: functions over a warp and over a warpgroup, which move values between lanes, and the barriers of a block.
 #include <algorithm>
 #include <utility>
 
@@ -21,7 +21,7 @@ struct Group {  // a function over a warpgroup
 };
 
 struct Barrier {
-  unsigned arrived = 0;
+  unsigned arrived = 0, threads = 0;  // `threads`: of a numbered one, how many the first to come has named
   std::vector<unsigned> waiting;
   Clock clock;
 };
@@ -29,6 +29,9 @@ struct Barrier {
 std::vector<std::vector<Collective>> collectives;  // of each warp
 std::vector<Group> groups;
 std::vector<Barrier> barriers;  // of each block
+constexpr unsigned kNumbers = 16;
+std::vector<Barrier> numbered;       // kNumbers of each block
+std::vector<unsigned> registers_of;  // of each thread, as setmaxnreg has set them; 0: as launched
 
 void open_barrier(Barrier& barrier) {
   Barrier done = std::exchange(barrier, Barrier{});
@@ -114,10 +117,47 @@ void barrier() {
   open_barrier(of_block);
 }
 
+void named_barrier(unsigned number, unsigned threads, bool waits) {
+  const char* name = waits ? "bar.sync" : "bar.arrive";
+  collective(name, ~0u, nullptr, nullptr, false);  // .aligned
+  Barrier& b = numbered[kNumbers * running->rank + number];
+  if (b.arrived == 0) b.threads = threads;
+  if (b.threads != threads) {
+    fail("%s: barrier %u is of %u threads here, and of %u where others came to it", name, number, threads, b.threads);
+  }
+  if (threads > block_fibers) fail("%s: barrier %u of %u threads, in a block of fewer", name, number, threads);
+  b.arrived++;
+  release(b.clock, running->thread);
+  if (b.arrived < threads) {
+    if (!waits) return;
+    b.waiting.push_back(running->thread);
+    return wait_in(name);
+  }
+  if (waits) acquire(b.clock, running->thread);
+  open_barrier(b);
+}
+
+void set_registers(unsigned count, bool more) {
+  constexpr unsigned kOfMultiprocessor = 64 << 10;
+  collective(more ? "setmaxnreg.inc" : "setmaxnreg.dec", ~0u, nullptr, nullptr, false);
+  registers_of[running->thread] = count;
+  const unsigned first = running->thread & ~127u, block = running->rank * block_fibers;
+  if (first - block + 128 > block_fibers) fail("setmaxnreg: a warpgroup is four whole warps");
+  for (unsigned t = first; t < first + 128; t++) {
+    if (registers_of[t] == 0 || registers_of[t] == count) continue;
+    fail("setmaxnreg: %u and %u registers in one warpgroup", registers_of[t], count);
+  }
+  unsigned sum = 0;
+  for (unsigned t = block; t < block + block_fibers; t++) sum += registers_of[t];
+  if (sum > kOfMultiprocessor) fail("setmaxnreg: %u registers in a block, of %u there are", sum, kOfMultiprocessor);
+}
+
 void rendezvous_of_cluster() {
   collectives.assign(fibers.size() / 32 + 1, {});
   groups.clear();
   barriers.assign(blocks.size(), {});
+  numbered.assign(kNumbers * blocks.size(), {});
+  registers_of.assign(fibers.size(), 0);
 }
 
 void rendezvous_of_exit() {
@@ -129,6 +169,11 @@ void rendezvous_of_exit() {
   }
   for (const Group& g : groups) {
     if (thread - g.first < 128) fail("thread exited while its warpgroup waits for it in %s", g.name);
+  }
+  const bool last = blocks[running->rank].alive == 0;
+  for (unsigned number = 0; last && number < kNumbers; number++) {
+    const Barrier& b = numbered[kNumbers * running->rank + number];
+    if (b.arrived != 0) fail("the block ends with %u of %u threads at barrier %u", b.arrived, b.threads, number);
   }
   // since Volta a barrier counts the threads that have not exited
   Barrier& of_block = barriers[running->rank];

@@ -101,6 +101,7 @@ void read_by_tensor_cores(const std::vector<uint32_t>& addresses, size_t bytes_a
 using Clock = std::vector<uint32_t>;  // a time for each thread of the cluster, copy engine and warp's tensor core
 bool checks_order();
 void release(Clock& clock, unsigned thread);
+void release_start(Clock& clock, unsigned thread);  // that it has started, and nothing that it did
 void acquire(const Clock& clock, unsigned thread);
 void copy_has_landed(Clock& clock,
                      unsigned rank);  // the engine's time moves on, and those who acquire the clock have seen it
