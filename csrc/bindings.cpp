@@ -5,6 +5,7 @@
 // DTYPES) or None, a struct as a dict. SIGNATURES says what each may be. The caller holds the tensors, has checked them
 // and has made their device current.
 #include "add_layer_norm_quantize/add_layer_norm_quantize.h"
+#include "attention/attention.h"
 #include "bias_gelu/bias_gelu.h"
 #include "bias_gelu_quantize/bias_gelu_quantize.h"
 #include "binary_cross_entropy/binary_cross_entropy.h"
@@ -22,12 +23,19 @@
 namespace bindings {
 using namespace fasttx;
 
+FTX_STRUCT(AttentionShape, F(batch), F(num_heads), F(num_heads_k), F(head_dim), F(head_dim_v), F(max_seqlen_q),
+           F(max_seqlen_k), F(total_q), F(total_k), F(seqused_k), F(cu_seqlens_q), F(cu_seqlens_k), F(attn_bias),
+           F(bias_dtype), F(bias_strides), F(window_left), F(window_right), F(softmax_scale), F(rng_state),
+           F(threshold));
 FTX_STRUCT(Dropout, F(rng_state), F(row_index), F(threshold), F(keep_scale));
 FTX_STRUCT(EmbeddingTable, F(rows), F(ids), F(period), F(n_rows));
 FTX_STRUCT(RepeatedWeight, F(values), F(period));
 FTX_STRUCT(SoftmaxMask, F(data), F(dtype), F(sizes), F(strides));
 
 void define_launchers(py::module_& m) {
+  FTX_LAUNCHER(m, attention_fwd, AttentionFwdParams, F(out), F(softmax_lse), F(q), F(k), F(v), F(q_strides),
+               F(k_strides), F(v_strides), F(dtype), F(shape));
+
   FTX_LAUNCHER(m, softmax_fwd, SoftmaxFwdParams, F(out), F(x), F(mask), F(rng_state), F(dtype), F(n_rows), F(n_cols),
                F(stride_xm), F(scale), F(threshold), F(keep_scale), F(log));
   FTX_LAUNCHER(m, softmax_bwd, SoftmaxBwdParams, F(dx), F(dout), F(saved), F(mask), F(rng_state), F(dtype), F(n_rows),

@@ -9,8 +9,8 @@ namespace fasttx {
 
 constexpr int kNoWindow = 1 << 29;  // farther than any key, and sums with it stay within 32 bits
 
-// What forward and backward are both asked, beside their tensors. Tensors by strides (batch, token, head), the last dim
-// at stride 1; a packed tensor has batch stride 0. `tokens` = max_seqlen where padded.
+// What forward and backward are both asked, beside their tensors. These have strides (batch, token, head), and stride 1
+// in the last dim; a packed one has batch stride 0.
 struct AttentionShape {
   int batch, num_heads, num_heads_k, head_dim, head_dim_v;
   int max_seqlen_q, max_seqlen_k;
@@ -29,24 +29,15 @@ struct AttentionShape {
 
 struct AttentionFwdParams {
   void* out;           // contiguous
-  float* softmax_lse;  // contiguous, (batch, num_heads, seqlen_q) or (num_heads, total_q)
-  const void *q, *k, *v;
+  float* softmax_lse;  // contiguous, (batch, num_heads, max_seqlen_q) or (num_heads, total_q)
+  const void* q;
+  const void* k;
+  const void* v;
   int64_t q_strides[3], k_strides[3], v_strides[3];
   DType dtype;
   AttentionShape shape;
 };
 
-struct AttentionBwdParams {
-  void *dq, *dk, *dv;  // contiguous
-  float* workspace;    // what the launcher's caller allocates for lse and delta pairs; see bwd
-  const void *dout, *q, *k, *v, *out;
-  const float* softmax_lse;
-  int64_t dout_strides[3], q_strides[3], k_strides[3], v_strides[3];
-  DType dtype;
-  AttentionShape shape;
-};
-
 void attention_fwd(const AttentionFwdParams& params, Stream stream);
-void attention_bwd(const AttentionBwdParams& params, Stream stream);
 
 }  // namespace fasttx

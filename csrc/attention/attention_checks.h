@@ -9,6 +9,8 @@
 namespace fasttx {
 
 inline void check_attention(const char* kernel, const AttentionShape& shape, DType dtype) {
+  require(shape.num_heads_k >= 1 && shape.num_heads >= 1 && shape.num_heads % shape.num_heads_k == 0, kernel,
+          "num_heads_k must lie in 1 .. num_heads, and divide it");
   require(dtype == DType::kFloat16 || dtype == DType::kBFloat16, kernel, "tensors must be float16 or bfloat16");
   require(
       shape.head_dim >= 1 && shape.head_dim <= kMaxHeadDim && shape.head_dim_v >= 1 && shape.head_dim_v <= kMaxHeadDim,
@@ -16,8 +18,6 @@ inline void check_attention(const char* kernel, const AttentionShape& shape, DTy
   require(shape.batch >= 1 && shape.max_seqlen_q >= 1 && shape.max_seqlen_k >= 0 && shape.max_seqlen_q < kNoWindow &&
               shape.max_seqlen_k < kNoWindow,
           kernel, "batch and max_seqlen_q must be at least 1, max_seqlen_k at least 0, lengths below 2^29");
-  require(shape.num_heads_k >= 1 && shape.num_heads >= 1 && shape.num_heads % shape.num_heads_k == 0, kernel,
-          "num_heads must be a multiple of num_heads_k");
   require(shape.total_q >= 0 && shape.total_q <= INT32_MAX && shape.total_k >= 0 && shape.total_k <= INT32_MAX, kernel,
           "total_q and total_k must lie below 2^31");
   require((shape.cu_seqlens_q == nullptr) == (shape.cu_seqlens_k == nullptr), kernel,

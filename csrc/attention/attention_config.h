@@ -17,6 +17,7 @@ struct FwdTile {
 };
 
 constexpr int kFwdWarps = 4, kFwdStages = 2;
+constexpr int kFwdBlocks = 2;  // that a multiprocessor has registers for: up to 255 a thread
 
 constexpr FwdTile fwd_tile(int head_dim) {
   return head_dim <= 64 ? FwdTile{2, 64} : head_dim <= 128 ? FwdTile{2, 32} : FwdTile{1, 32};

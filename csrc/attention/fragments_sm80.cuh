@@ -38,26 +38,33 @@ struct Tile {
     return aligned_at<uint32_t>(data + offset(row, column / 8) + column % 8 * 2);
   }
 
-  // A (16 x 16) from row `row` and column `column` on.
+  // Operands of 16 x 16 elements. Rows are multiples of 8 and columns of 16: then every place of an operand is one and
+  // the same address of the lane, with constants added and a constant XORed.
+  FTX_DEVICE static uint32_t moved(uint32_t address, int rows, int columns) {
+    constexpr int kLine = kChunks % 8 == 0 ? 128 : 64;  // within it chunks change places
+    return (address ^ 2 * columns % kLine) + rows * kChunks * 16 + 2 * columns / kLine * kLine;
+  }
+
+  // A from row `row` and column `column` on.
   FTX_DEVICE void load_a(uint32_t (&a)[4], int row, int column) const {
     const int lane = threadIdx.x % 32;
-    ldmatrix(a, at(row + lane % 16, column / 8 + lane / 16));
+    ldmatrix(a, moved(at(lane % 16, lane / 16), row, column));
   }
-  // A whose rows are the tile's columns: 16 x 16 from tile row `k` and tile column `row` on.
+  // A whose rows are the tile's columns, from tile row `k` and tile column `row` on.
   FTX_DEVICE void load_a_transposed(uint32_t (&a)[4], int k, int row) const {
     const int lane = threadIdx.x % 32;
-    ldmatrix_transposed(a, at(k + lane % 8 + lane / 16 * 8, row / 8 + lane / 8 % 2));
+    ldmatrix_transposed(a, moved(at(lane % 8 + lane / 16 * 8, lane / 8 % 2), k, row));
   }
-  // B (16 x 16) whose columns are the tile's rows, from tile row `n` and tile column `k` on: b[0], b[1] are the operand
-  // of the first eight columns, b[2], b[3] that of the others.
+  // B whose columns are the tile's rows, from tile row `n` and tile column `k` on: b[0], b[1] are the operand of the
+  // first eight columns, b[2], b[3] that of the others.
   FTX_DEVICE void load_b(uint32_t (&b)[4], int n, int k) const {
     const int lane = threadIdx.x % 32;
-    ldmatrix(b, at(n + lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2));
+    ldmatrix(b, moved(at(lane % 8 + lane / 16 * 8, lane / 8 % 2), n, k));
   }
-  // B (16 x 16) as it lies, from tile row `k` and tile column `n` on; likewise.
+  // B as it lies, from tile row `k` and tile column `n` on; likewise.
   FTX_DEVICE void load_b_transposed(uint32_t (&b)[4], int k, int n) const {
     const int lane = threadIdx.x % 32;
-    ldmatrix_transposed(b, at(k + lane % 16, n / 8 + lane / 16));
+    ldmatrix_transposed(b, moved(at(lane % 16, lane / 16), k, n));
   }
 };
 
@@ -82,17 +89,34 @@ struct Matrix {
   // at once, by plain loads, and the same barrier is for them.
   template <int kThreads, int kRows, int kColumns>
   FTX_DEVICE void load(const Tile<kRows, kColumns>& tile, int row) const {
-    constexpr int kChunks = kColumns / 8, kCopies = kRows * kChunks / kThreads;
-    static_assert(kRows * kChunks % kThreads == 0);
+    constexpr int kChunks = kColumns / 8, kGroup = kChunks % 16 == 0 ? 16 : kChunks % 8 == 0 ? 8 : 4;
+    constexpr int kAtOnce = kThreads / kGroup;  // rows; each is copied by kGroup threads
+    static_assert(kAtOnce % 8 == 0 && kRows % kAtOnce == 0);
+    const int tile_row = threadIdx.x / kGroup, chunk = threadIdx.x % kGroup;
+    const uint32_t to = tile.at(tile_row, chunk);
+    const T* from = data + (row + tile_row) * stride + 8 * chunk;
+    auto valid = [&](int r, int c) {  // elements of a chunk that exist
+      const int left = columns - 8 * (chunk + c);
+      return row + tile_row + r < rows && left > 0 ? (left < 8 ? left : 8) : 0;
+    };
+    if (aligned) {
 #pragma unroll
-    for (int i = 0; i < kCopies; i++) {
-      const int chunk = (threadIdx.x + i * kThreads) % kChunks, tile_row = (threadIdx.x + i * kThreads) / kChunks;
-      const int left = columns - 8 * chunk, valid = row + tile_row < rows && left > 0 ? (left < 8 ? left : 8) : 0;
-      const T* from = valid > 0 ? data + (row + tile_row) * stride + 8 * chunk : data;
-      if (aligned) {
-        cp_async(tile.at(tile_row, chunk), from, 2 * valid);
-      } else {
-        tile.chunk(tile_row, chunk) = copied(from, valid);
+      for (int r = 0; r < kRows; r += kAtOnce) {
+#pragma unroll
+        for (int c = 0; c < kChunks; c += kGroup) {
+          const int n = valid(r, c);
+          cp_async(tile.moved(to, r, 8 * c), n > 0 ? from + 8 * c : data, 2 * n);
+        }
+        from += kAtOnce * stride;
+      }
+    } else {
+#pragma unroll 1  // the elements of few chunks in registers at a time
+      for (int r = 0; r < kRows; r += kAtOnce) {
+#pragma unroll 1
+        for (int c = 0; c < kChunks; c += kGroup) {
+          tile.chunk(tile_row + r, chunk + c) = copied(from + 8 * c, valid(r, c));
+        }
+        from += kAtOnce * stride;
       }
     }
   }

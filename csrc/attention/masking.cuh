@@ -142,21 +142,26 @@ struct HeadMask {
     if (stride_q == 0) {  // one element for all queries
 #pragma unroll
       for (int k = 0; k < S::kKeys; k++) {
-        if (first_key + S::key(k) >= n_k) continue;
-        const B element = first[S::key(k) * stride_k];
+        if (first_key + S::key(k) < n_k) {
+          const B element = *first;
 #pragma unroll
-        for (int q = 0; q < S::kQueries; q++) S::at(s, q, k) = biased(S::at(s, q, k), element);
+          for (int q = 0; q < S::kQueries; q++) S::at(s, q, k) = biased(S::at(s, q, k), element);
+        }
+        first += (S::key(k + 1) - S::key(k)) * stride_k;
       }
       return;
     }
 #pragma unroll
     for (int q = 0; q < S::kQueries; q++) {
-      if (first_query + S::query(q) >= n_q) continue;
-      const B* row = first + S::query(q) * stride_q;
+      if (first_query + S::query(q) < n_q) {
+        const B* at = first;
 #pragma unroll
-      for (int k = 0; k < S::kKeys; k++) {
-        if (first_key + S::key(k) < n_k) S::at(s, q, k) = biased(S::at(s, q, k), row[S::key(k) * stride_k]);
+        for (int k = 0; k < S::kKeys; k++) {  // from one to the next: all their addresses do not fit the registers
+          if (first_key + S::key(k) < n_k) S::at(s, q, k) = biased(S::at(s, q, k), *at);
+          at += (S::key(k + 1) - S::key(k)) * stride_k;
+        }
       }
+      first += (S::query(q + 1) - S::query(q)) * stride_q;
     }
   }
 };

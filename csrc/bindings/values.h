@@ -124,9 +124,10 @@ struct Convert<M*> {
   using Element = std::remove_const_t<M>;
   static constexpr DType kElement = std::is_same_v<Element, float>    ? DType::kFloat32
                                     : std::is_same_v<Element, int8_t> ? DType::kInt8
+                                    : std::is_same_v<Element, int>    ? DType::kInt32
                                                                       : DType::kInt64;
   static_assert(std::is_void_v<M> || std::is_same_v<Element, float> || std::is_same_v<Element, int8_t> ||
-                std::is_same_v<Element, int64_t>);
+                std::is_same_v<Element, int> || std::is_same_v<Element, int64_t>);
   static py::object kind() {
     const std::string element = std::is_void_v<M> ? "any" : kDTypes[static_cast<int>(kElement)].first;
     return py::str((std::is_const_v<M> ? "in " : "out ") + element);

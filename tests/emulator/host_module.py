@@ -69,7 +69,7 @@ def harmless(module: ModuleType, kinds: dict[str, Any]) -> dict[str, Any]:
 
     For calls in which `altered` changes a member that the launcher then refuses, before it launches.
     """
-    likewise = {"int": 1, "float": 1.0, "bool": False, "dtype": 0, "int[3]": (1,) * 3, "int[5]": (1,) * 5}
+    likewise = {"int": 1, "float": 1.0, "bool": False, "dtype": 0, **{f"int[{n}]": (1,) * n for n in (3, 4, 5)}}
 
     def of(kind: Any) -> Any:
         if isinstance(kind, dict):

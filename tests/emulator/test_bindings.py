@@ -46,7 +46,7 @@ def declared_members(struct: str, header: Path) -> list[str]:
 
 def test_every_launcher_takes_the_members_of_its_struct(module):
     """In the order of the struct; `tiles` is what a launcher finds out for itself."""
-    assert len(launchers()) == 18
+    assert len(launchers()) == 19
     functions = {name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_")}
     assert functions == set(module.SIGNATURES) == set(launchers())
     for name, (struct, header) in launchers().items():
@@ -67,8 +67,9 @@ def test_signatures_say_what_is_written(module):
 
 
 def members(module, name: str) -> dict[str, Any]:
-    """Of a call that would be refused for its n_rows of 0, were it not for what a test changes."""
-    first = "n" if "n" in module.SIGNATURES[name] else "n_rows"
+    """Of a call that would be refused for an extent of 0, were it not for what a test changes."""
+    kinds = module.SIGNATURES[name]
+    first = "shape.num_heads_k" if "shape" in kinds else "n" if "n" in kinds else "n_rows"
     return host_module.altered(host_module.harmless(module, module.SIGNATURES[name]), {first: 0})
 
 
@@ -124,6 +125,7 @@ WRONG = {
         ([1, 1, 1], "list; allowed is a tuple of 3"),
         ((1, 1, 1.0), "float; allowed is int"),
     ],
+    "int[4]": [((1,) * 5, "a tuple of 5; allowed is a tuple of 4")],
     "int[5]": [(1, "int; allowed is a tuple of 5")],
     "any": [
         (16, r"int; allowed is \(address, dtype\) or None"),
@@ -133,6 +135,7 @@ WRONG = {
         (torch.ones(1), r"Tensor; allowed is \(address, dtype\)"),
     ],
     "float32": [((16, 1), "a tensor of float16; allowed is float32")],
+    "int32": [((16, 7), "a tensor of int64; allowed is int32")],
     "int64": [((16, 6), "a tensor of int32; allowed is int64")],
     "int8": [((16, 4), "a tensor of bool; allowed is int8")],
     "int32 or int64": [((16, 5), "a tensor of int8; allowed is int32 or int64")],

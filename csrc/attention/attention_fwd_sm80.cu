@@ -1,0 +1,35 @@
+// Launcher of attention's forward: checks, the tile by head_dim, and every instantiation.
+#include "fwd_sm80.cuh"
+
+#include "../common/dispatch.h"
+#include "attention_checks.h"
+
+namespace fasttx {
+namespace {
+
+template <class T, int kDim>
+void start(const AttentionFwdParams& p, Stream stream) {
+  using F = Fwd<kDim>;
+  const AttentionShape& shape = p.shape;
+  const int64_t tiles = (static_cast<int64_t>(shape.max_seqlen_q) + F::kQueries - 1) / F::kQueries;
+  const int64_t blocks = tiles * shape.batch * shape.num_heads;
+  require(blocks <= INT32_MAX, "attention_fwd", "tiles of queries times heads must lie below 2^31");
+  launch("attention_fwd", shape_of(shape), attention_fwd_sm80_kernel<T, kDim>, dim3(static_cast<unsigned>(blocks)),
+         dim3(F::kThreads), stream, p, fwd_shared_bytes(kDim));
+}
+
+}  // namespace
+
+void attention_fwd(const AttentionFwdParams& p, Stream stream) {
+  const char* kernel = "attention_fwd";
+  check_attention(kernel, p.shape, p.dtype);
+  require(p.out != nullptr && p.softmax_lse != nullptr && p.q != nullptr && p.k != nullptr && p.v != nullptr, kernel,
+          "out, softmax_lse, q, k and v must be given");
+  const int head_dim = p.shape.head_dim > p.shape.head_dim_v ? p.shape.head_dim : p.shape.head_dim_v;
+  dispatch_half(p.dtype, kernel, [&](auto type) {
+    dispatch_at_least<32, 64, 96, 128, 192, kMaxHeadDim>(
+        head_dim, [&](auto dim) { start<typename decltype(type)::type, decltype(dim)::value>(p, stream); });
+  });
+}
+
+}  // namespace fasttx
