@@ -39,6 +39,7 @@ from .attention import (
     visible_only,
     window_limits,
 )
+from .attention_bwd_dbias import attention_bwd_dbias
 from .attention_bwd_dq import attention_bwd_dq_kernel, lowered, probabilities, score_gradient
 from .attention_config import Config, config, costs_registers, power_of_two
 from .attention_tiles import (
@@ -279,6 +280,7 @@ def attention_bwd(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
+    dbias: Tensor,
     dout: Tensor,
     q: Tensor,
     k: Tensor,
@@ -297,11 +299,13 @@ def attention_bwd(
     window_left: int,
     window_right: int,
     deterministic: bool,
+    needs_dbias: bool,
 ) -> None:
-    """Gradients of attention_fwd with respect to q, k and v.
+    """Gradients of attention_fwd with respect to q, k, v and an additive attn_bias.
 
     Args:
         dq, dk, dv: contiguous, shaped as q, k, v; written.
+        dbias: as attn_bias, contiguous; written if needs_dbias.
         dout: gradient of out, any strides.
         out, softmax_lse: what attention_fwd wrote.
         deterministic: bitwise the same on every run, at the price of computing the scores twice.
@@ -320,7 +324,7 @@ def attention_bwd(
     tile = config("dkdv", *size, masked=masked)
     blocks_k = triton.cdiv(max_seqlen_k, tile.block_n)
     if batch == 0 or max_seqlen_q == 0:
-        for grad in (dq, dk, dv):
+        for grad in (dq, dk, dv, dbias):
             grad.zero_()
         return
     limits = window_limits(window_left, window_right)
@@ -339,10 +343,9 @@ def attention_bwd(
         "PRECISION": precision_of(q), "PAIR_ROWS": pair_rows,
     }  # fmt: skip
 
-    if direct:
-        mode, lse_delta, dq_sum = DQ_DIRECT.value, None, dq
-    else:
-        mode = DQ_NONE.value if deterministic else DQ_ATOMIC.value
+    mode = DQ_DIRECT.value if direct else DQ_NONE.value if deterministic else DQ_ATOMIC.value
+    lse_delta, dq_sum = None, dq
+    if not direct or needs_dbias:
         rows = num_heads * head_blocks * (1 if varlen else batch) * pair_rows
         lse_delta = torch.empty(2 * rows + load, dtype=torch.float32, device=q.device)
         attention_bwd_delta_kernel[(batch * num_heads * triton.cdiv(max_seqlen_q, pair_rows),)](
@@ -350,11 +353,11 @@ def attention_bwd(
             q.shape[0], head_blocks, HEAD_DIM_V=head_dim_v, BLOCK_DV=power_of_two(head_dim_v),
             FOLD_SCALE=constants["FOLD_SCALE"], THRESHOLD=constants["THRESHOLD"], BLOCK_M=pair_rows, num_warps=4,
         )  # fmt: skip
-        dq_sum = dq
-        if mode == DQ_ATOMIC.value:
-            dq_sum = dq.zero_() if dq.dtype == torch.float32 else torch.zeros_like(dq, dtype=torch.float32)
+    if mode == DQ_ATOMIC.value:
+        dq_sum = dq.zero_() if dq.dtype == torch.float32 else torch.zeros_like(dq, dtype=torch.float32)
     attention_bwd_dkdv_kernel[(batch * heads_k * max(blocks_k, 1),)](
-        dq_sum, dk, dv, dout, q, k, v, softmax_lse, lse_delta, *masks, *by_stride, *shape, head_blocks, **constants,
+        dq_sum, dk, dv, dout, q, k, v, softmax_lse, None if direct else lse_delta, *masks, *by_stride, *shape,
+        head_blocks, **constants,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, TRANSPOSED=tile.transposed, DQ=mode, LOAD=load,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
         maxnreg=tile.max_registers,
@@ -368,3 +371,7 @@ def attention_bwd(
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
         maxnreg=tile.max_registers,
         )  # fmt: skip
+    if needs_dbias:
+        del constants["FOLD_SCALE"]  # an additive bias is added to scores that are scaled
+        arguments = (dout, q, k, v, lse_delta, *masks, *by_stride, *shape, head_blocks)
+        attention_bwd_dbias(dbias, batch, num_heads, max_seqlen_q, arguments, constants, config("dbias", *size))

@@ -27,7 +27,7 @@ class Config(NamedTuple):
 
 
 # (kernel, arch, widest head dim up to) -> tile, for 2-byte types. kernel: fwd; dkdv: one key block at a time, with dq
-# by atomics or written directly; dq: the second pass of the deterministic backward.
+# by atomics or written directly; dq: the second pass of the deterministic backward; dbias: the gradient of the bias.
 TABLE: dict[tuple[str, int, int], Config] = {
     ("fwd", 80, 32): Config(128, 64, 8, 3),
     ("fwd", 80, 64): Config(128, 64, 8, 3),
@@ -65,6 +65,18 @@ TABLE: dict[tuple[str, int, int], Config] = {
     ("dq", 100, 64): Config(128, 64, 8, 2),
     ("dq", 100, 128): Config(128, 64, 8, 1),
     ("dq", 100, 256): Config(64, 32, 8, 1),
+    ("dbias", 80, 32): Config(64, 32, 4, 1),
+    ("dbias", 80, 64): Config(64, 32, 4, 1),
+    ("dbias", 80, 128): Config(32, 64, 8, 1),
+    ("dbias", 80, 256): Config(32, 32, 4, 1),
+    ("dbias", 90, 32): Config(64, 64, 8, 1),
+    ("dbias", 90, 64): Config(64, 64, 8, 1),
+    ("dbias", 90, 128): Config(64, 64, 8, 1),
+    ("dbias", 90, 256): Config(64, 64, 8, 1),
+    ("dbias", 100, 32): Config(64, 64, 8, 1),
+    ("dbias", 100, 64): Config(64, 64, 8, 1),
+    ("dbias", 100, 128): Config(64, 64, 8, 1),
+    ("dbias", 100, 256): Config(64, 64, 8, 1),
 }
 
 # Where a score costs more registers (forward: any mask or window;
@@ -105,6 +117,9 @@ TABLE_FP32: dict[tuple[str, int], Config] = {
     ("dq", 64): Config(32, 32, 4, 1),
     ("dq", 128): Config(16, 32, 4, 1),
     ("dq", 256): Config(16, 32, 4, 1),
+    ("dbias", 64): Config(32, 32, 4, 1),
+    ("dbias", 128): Config(32, 32, 4, 1),
+    ("dbias", 256): Config(16, 32, 4, 1),
 }
 
 
@@ -129,7 +144,7 @@ def config(
     """Tile of a kernel.
 
     Args:
-        kernel: "fwd", "dkdv" or "dq".
+        kernel: "fwd", "dkdv", "dq" or "dbias".
         head_dim: the larger of head_dim and head_dim_v, at most 256.
         itemsize: bytes of an element of q.
         arch: compute capability, times ten.

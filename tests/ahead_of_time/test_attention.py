@@ -48,6 +48,8 @@ CASES = (
     Case("full mask, causal, packed, deterministic", mask="full", window=(-1, 0), varlen=True, deterministic=True),
     Case("full mask, window, dropout", dtype=torch.float16, mask="full", window=(64, 64), archs=(90,)),
     Case("short, dropout", length=128),
+    Case("shared bias, packed", mask="shared", varlen=True, dropout_p=0.0),
+    Case("bias of keys", mask="of keys"),
 )
 
 
@@ -66,12 +68,16 @@ def launch(case: Case, arch: int, head_dim: int) -> list[Record]:
         "": None,
         "key": meta(batch, 1, 1, n, dtype=torch.bool),
         "full": meta(batch, heads, n, n),
+        "shared": meta(1, heads, n, n, dtype=torch.float32),
+        "of keys": meta(batch, 1, 1, n),
     }[case.mask]
     rng_state = meta(2, dtype=torch.int64) if case.dropout_p else None
     args = (bias, None, cu, cu, rng_state, n, n, head_dim**-0.5, case.dropout_p, *case.window)
+    needs = case.mask in ("full", "shared", "of keys")
+    dbias = meta(*bias.shape) if needs else meta(0)
     with dry_device(arch, *ARCH_FUNCTIONS) as records:
         attention_fwd(out, lse, q, k, v, *args)
-        attention_bwd(dq, dk, dv, dout, q, k, v, out, lse, *args, case.deterministic)
+        attention_bwd(dq, dk, dv, dbias, dout, q, k, v, out, lse, *args, case.deterministic, needs)
     return records
 
 

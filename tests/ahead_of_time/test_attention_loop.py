@@ -38,7 +38,7 @@ def compile_backward(arch: int, dropout_p: float, length: int = 512, tile: Confi
     with pytest.MonkeyPatch.context() as patch, dry_device(arch, "fasttx.kernels.attention_bwd.arch_of") as records:
         patch.setattr(module, "config", chosen)
         forget()  # what another test compiled is recorded again
-        module.attention_bwd(dq, dk, dv, dout, q, k, v, out, lse, *args, False)
+        module.attention_bwd(dq, dk, dv, meta(0), dout, q, k, v, out, lse, *args, False, False)
     return next(record for record in records if "dkdv" in record.name)
 
 

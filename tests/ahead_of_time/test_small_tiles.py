@@ -27,10 +27,11 @@ def test_no_spill(transposed: bool, mask: str, monkeypatch: pytest.MonkeyPatch) 
     q, k, v, out, dout, dq, dk, dv = (torch.empty(2, 70, 1, 32, dtype=dtype, device="meta") for _ in range(8))
     lse = torch.empty(2, 1, 70, device="meta")
     bias = torch.empty(2, 1, 70, 70, dtype=dtype, device="meta") if mask else None
+    dbias = torch.empty(2 if mask else 0, 1, 70, 70, dtype=dtype, device="meta")
     call = (bias, None, None, None, None, 70, 70, 0.2, 0.0, -1, -1)
     with dry_device(90) as records:
         attention.attention_fwd(out, lse, q, k, v, *call)
-        attention_bwd.attention_bwd(dq, dk, dv, dout, q, k, v, out, lse, *call, True)
+        attention_bwd.attention_bwd(dq, dk, dv, dbias, dout, q, k, v, out, lse, *call, True, bool(mask))
     assert records
     for record in records:
         assert record.spill_bytes == 0 and record.registers < 255, str(record)

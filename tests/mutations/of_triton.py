@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutation import Mutation
 from selections import (
     ATTENTION,
+    BIAS_GRADIENT,
     BINARY,
     CROSS_ENTROPY,
     EMBEDDING,
@@ -145,6 +146,32 @@ TRITON = [
         "kept = p",
         ATTENTION,
     ),
+    Mutation(
+        "kernels/attention_bwd_dbias.py",
+        "b = own_b + reader // reading_blocks // reading_heads",
+        "b = own_b + reader // reading_blocks",
+        BIAS_GRADIENT,
+    ),
+    Mutation("kernels/attention_bwd_dbias.py", "shift = n_k - n_q", "shift = 0", BIAS_GRADIENT),
+    Mutation(
+        "kernels/attention_bwd_dbias.py",
+        "n_k = tl.minimum(n_k, tl.load(seqused_k + b))",
+        "n_k = tl.minimum(n_k, tl.load(seqused_k))",
+        BIAS_GRADIENT,
+    ),
+    Mutation(
+        "kernels/attention_bwd_dbias.py",
+        "first = owner // bias_heads // bias_batch * share",
+        "first = owner // bias_heads // bias_batch",
+        BIAS_GRADIENT,
+    ),
+    Mutation(
+        "kernels/attention_bwd_dbias.py",
+        "(n0 < m0 + BLOCK_M + shift + window_right)",
+        "(n0 < m0 + shift + window_right)",
+        BIAS_GRADIENT,
+    ),
+    Mutation("kernels/attention_bwd_dbias.py", "dbias.copy_(into.sum(0))", "dbias.copy_(into[0])", BIAS_GRADIENT),
     Mutation(
         "kernels/dropout.py",
         "tl.reshape(two, [1, 1, 1, 1, 1, 1, 2, 1, 1]) * 16 + tl.reshape(two, [1, 1, 1, 1, 1, 1, 1, 1, 2]) * 8",

@@ -134,22 +134,26 @@ def make_inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tenso
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, args: tuple[Any, ...], deterministic: bool) -> list[Tensor]:
-    """out, softmax_lse, dq, dk, dv from the kernels."""
+    """out, softmax_lse, dq, dk, dv from the kernels, and dbias of an additive mask."""
     rows = (q.shape[0], q.shape[2], q.shape[1]) if q.dim() == 4 else (q.shape[1], q.shape[0])
     out, m0 = guarded((*q.shape[:-1], v.shape[-1]), q.dtype, q.device)
     lse, m1 = guarded(rows, torch.float32, q.device)
     (dq, m2), (dk, m3), (dv, m4) = (guarded(tuple(x.shape), x.dtype, x.device) for x in (q, k, v))
+    bias = args[0]
+    needed = bias is not None and bias.is_floating_point()
+    dbias, m5 = guarded(tuple(bias.shape), bias.dtype, q.device) if needed else guarded((0,), q.dtype, q.device)
     attention_fwd(out, lse, q, k, v, *args)
     check_guards(m0, m1)
-    attention_bwd(dq, dk, dv, dout, q, k, v, out, lse, *args, deterministic)
-    check_guards(m0, m1, m2, m3, m4)
-    return [out, lse, dq, dk, dv]
+    attention_bwd(dq, dk, dv, dbias, dout, q, k, v, out, lse, *args, deterministic, needed)
+    check_guards(m0, m1, m2, m3, m4, m5)
+    return [out, lse, dq, dk, dv, *([dbias] if needed else [])]
 
 
 def composition(
     q: Tensor, k: Tensor, v: Tensor, dout: Tensor, args: tuple[Any, ...], dtype: torch.dtype
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """out, softmax_lse, dq, dk, dv by PyTorch's operators in `dtype`, one sequence at a time; and the sizes of terms.
+    """out, softmax_lse, dq, dk, dv (and dbias) by PyTorch's operators in `dtype`, one sequence at a time; and the sizes
+    of terms.
 
     A row of dq is scale * sum_j p_ij (dp_ij - delta_i) k_j with dp = dout v^T and delta = dout out. Where a query sees
     one key, and nearly so where it sees few, dp and delta cancel; what the rounding of out has lost in delta is left,
@@ -159,15 +163,18 @@ def composition(
     threshold = 0 if p == 0 else min(max(round(256 * p), 1), 255)
     heads, group = q.shape[-2], q.shape[-2] // k.shape[-2]
     full = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+    if bias is not None and bias.is_floating_point():
+        full.append(bias.detach().to(dtype).requires_grad_())
     batch = q.shape[0] if cu_q is None else len(cu_q) - 1
     outs, lses = [], []
     sizes: dict[str, list[Tensor]] = {"out": [], "dq": [], "dk": [], "dv": []}
+    read = torch.zeros(batch, heads, sq, sk, dtype=dtype, device=q.device)
     for b in range(batch):
         if cu_q is None:
-            qs, ks, vs = (x[b] for x in full)
+            qs, ks, vs = (x[b] for x in full[:3])
             shift, used = 0, sk if seqused is None else int(seqused[b])
         else:
-            qs, ks, vs = (x[cu[b] : cu[b + 1]] for x, cu in zip(full, (cu_q, cu_k, cu_k), strict=True))
+            qs, ks, vs = (x[cu[b] : cu[b + 1]] for x, cu in zip(full[:3], (cu_q, cu_k, cu_k), strict=True))
             shift, used = len(ks) - len(qs), len(ks)
         m, n = len(qs), len(ks)
         i, j = torch.arange(m, device=q.device)[:, None] + shift, torch.arange(n, device=q.device)[None, :]
@@ -186,7 +193,7 @@ def composition(
             if part.dtype == torch.bool:
                 seen = seen & part
             else:
-                s = s + part.to(dtype)
+                s = s + full[3].expand(batch, heads, sq, sk)[b, :, :m, :n]
                 seen = seen & (part > (-65504 if part.dtype == torch.float16 else -1e30))  # the lowest stands for -inf
         s = s.masked_fill(~seen, float("-inf"))
         blind = s.isneginf().all(-1, keepdim=True)
@@ -203,7 +210,8 @@ def composition(
             upstream = (dout[b] if cu_q is None else dout[cu_q[b] : cu_q[b + 1]]).to(dtype).abs()
             dp = torch.einsum("qhd,khd->hqk", upstream, vs.abs()) * kept
             delta = torch.einsum("qhd,qhd->hq", upstream, outs[-1].abs())
-            terms = scale * (prob * (dp + delta[..., None]))[..., :used]
+            read[b, :, :m, :n] = prob * (dp + delta[..., None])
+            terms = scale * read[b, :, :m, :used]
             sizes["out"].append(torch.einsum("hqk,khd->qhd", prob * kept, vs.abs()).amax(-1))
             sizes["dq"].append(torch.einsum("hqk,khd->qhd", terms, ks.abs()).amax(-1))
             for name, weights, rows in (("dk", terms, qs.abs()), ("dv", (prob * kept)[..., :used], upstream)):
@@ -214,12 +222,21 @@ def composition(
     out.backward(dout.to(dtype))
     grads = [x.grad if x.grad is not None else torch.zeros_like(x) for x in full]
     join = torch.stack if cu_q is None else torch.cat
-    return [out.detach(), lse.detach(), *grads], {name: join(found) for name, found in sizes.items()}
+    found = {name: join(of_each) for name, of_each in sizes.items()}
+    if bias is not None:
+        found["dbias"] = read.sum_to_size(bias.shape).amax(-1)
+    return [out.detach(), lse.detach(), *grads], found
 
 
-def check(case: Case, device: torch.device) -> None:
-    """Forward and backward of a case are as accurate as PyTorch's own operators in the same dtype."""
+def check(case: Case, device: torch.device, bias: tuple[int, ...] = ()) -> None:
+    """Forward and backward of a case are as accurate as PyTorch's own operators in the same dtype.
+
+    Args:
+        bias: shape of an additive mask that hides nothing, in place of the case's.
+    """
     q, k, v, dout, args = make_inputs(case, device)
+    if bias:
+        args = (torch.randn(bias, device=device).to(case.dtype), *args[1:])
     found = run(q, k, v, dout, args, case.deterministic)
     if args[1] is not None:  # gradients of keys that were never read
         for b, n in enumerate(case.seqused):
@@ -227,5 +244,7 @@ def check(case: Case, device: torch.device) -> None:
     exact, terms = composition(q, k, v, dout, args, torch.float64)
     same, _ = composition(q, k, v, dout, args, case.dtype)
     same[1] = same[1].float()
-    for name, a, b, c in zip(("out", "softmax_lse", "dq", "dk", "dv"), found, same, exact, strict=True):
+    names = ("out", "softmax_lse", "dq", "dk", "dv", "dbias")[: len(found)]
+    same[5:] = [grad.to(found[5].dtype) for grad in same[5:]]
+    for name, a, b, c in zip(names, found, same, exact, strict=True):
         assert_as_accurate(a, b, c, name, least=terms.get(name, 0.0))

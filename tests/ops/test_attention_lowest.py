@@ -43,7 +43,7 @@ def make(dtype: torch.dtype, p: float, window: tuple[int, int], varlen: bool, us
 
 def both(module: Any, qkv: Any, bias: torch.Tensor, rest: Any, dout: torch.Tensor) -> list[torch.Tensor]:
     out, lse = module.forward(*qkv, bias, *rest)
-    return [out, lse, *module.backward(dout, *qkv, out.to(dout.dtype), lse.float(), bias, *rest, False)]
+    return [out, lse, *module.backward(dout, *qkv, out.to(dout.dtype), lse.float(), bias, *rest, False, False)]
 
 
 class Triton:

@@ -10,7 +10,7 @@ import torch
 
 from fasttx.ops.attention import composed as attention_composed
 from fasttx.ops.attention import reference as attention_reference
-from fasttx.ops.attention.call import AttentionCall
+from fasttx.ops.attention.call import AttentionCall, has_dbias
 from fasttx.ops.attention.checks import check_bwd, check_fwd
 from fasttx.ops.attention.cpu import chunks as attention_chunks
 from fasttx.ops.attention.cpu import dispatch as attention_cpu
@@ -19,7 +19,7 @@ from fasttx.ops.backends import backend
 from fasttx.ops.dropout.attention import attention_keep, dropout_threshold
 from fasttx.testing import assert_as_accurate
 
-NAMES = ("out", "softmax_lse", "dq", "dk", "dv")
+NAMES = ("out", "softmax_lse", "dq", "dk", "dv", "dbias")
 LENGTHS_Q, LENGTHS_K = (7, 0, 12), (9, 3, 11)  # an empty sequence, and more keys than queries and the other way round
 
 
@@ -69,6 +69,9 @@ CASES: dict[str, dict[str, Any]] = {
     "bias-window-v": {"bias": dead_rows(1, 4, 19, 23), "window": (2, 1), "dv": 8},
     "bias-bf16": {"bias": torch.randn(1, 4, 1, 23).bfloat16()},
     "bias-one-column": {"bias": torch.randn(1, 1, 19, 1)},
+    "bias-shared": {"bias": dead_rows(1, 1, 19, 23), "heads_k": 2},
+    "bias-of-keys": {"bias": torch.randn(2, 1, 1, 23), "window": (4, -1)},
+    "bias-seqused": {"used": (5, 23), "bias": dead_rows(1, 4, 19, 23), "d": 256, "dv": 256},
     "key-mask-prefix": {"bias": key_mask(23, 9)},
     "key-mask-empty": {"bias": key_mask(0, 9), "d": 256, "dv": 256},
     "key-mask-shared": {"bias": key_mask(9)},
@@ -83,6 +86,7 @@ CASES: dict[str, dict[str, Any]] = {
     "varlen-causal": {"varlen": True, "window": (-1, 0)},
     "varlen-window-grouped": {"varlen": True, "window": (2, 1), "heads_k": 2},
     "varlen-bias": {"varlen": True, "bias": torch.randn(3, 1, 12, 11)},
+    "varlen-bias-shared": {"varlen": True, "bias": dead_rows(1, 4, 12, 11), "window": (-1, 2)},
     "varlen-key-mask": {"varlen": True, "bias": torch.arange(11)[None, None, None] < 4},
     "no-keys": {"keys": 0},
     "no-rows": {"rows": 0},
@@ -91,7 +95,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def results(module: Any, args: tuple[Any, ...], dout: torch.Tensor) -> tuple[torch.Tensor, ...]:
     out, lse = module.forward(*args)
-    grads = module.backward(dout, *args[:3], out.to(dout.dtype), lse.float(), *args[3:], False)
+    grads = module.backward(dout, *args[:3], out.to(dout.dtype), lse.float(), *args[3:], False, has_dbias(args[3]))
     return (out, lse, *grads)
 
 
@@ -107,11 +111,14 @@ def test_composition_against_float64(case: str, module: Any, dtype: torch.dtype)
         if dtype is not torch.float32 and module is attention_cpu:  # PyTorch's kernel multiplies in `dtype`
             scale = float(ref.nan_to_num(neginf=0.0).abs().max().clamp(min=1.0)) if ref.numel() else 1.0
             same = torch.where(ref.isfinite(), ref + scale * torch.finfo(dtype).eps, ref).to(got.dtype)
-        least = 1.0 if ref.numel() and not bool(ref.any()) else 0.0  # of one key: what terms about 1 left over
+        nothing = ref.numel() and float(ref.abs().nan_to_num(posinf=1.0).max()) < 1e-12
+        least = 1.0 if nothing else 0.0  # of one key, or a bias of one column: what terms about 1 left over
         assert_as_accurate(got, same.to(got.dtype), ref, f"{case} {name}", least=least)
 
 
-@pytest.mark.parametrize("case", ["plain", "grouped", "bool-mask", "varlen", "varlen-causal", "no-keys"])
+@pytest.mark.parametrize(
+    "case", ["plain", "grouped", "bool-mask", "bias-shared", "varlen", "varlen-causal", "varlen-bias-shared", "no-keys"]
+)
 def test_exact_dropout_of_the_device_composition(case: str) -> None:
     args = make(p=0.3, **CASES[case])
     dout = torch.randn(*args[0].shape[:-1], args[2].shape[-1])
@@ -120,15 +127,29 @@ def test_exact_dropout_of_the_device_composition(case: str) -> None:
         assert_as_accurate(got, ref.to(got.dtype), ref, name)
 
 
-@pytest.mark.parametrize("case", ["plain", "causal", "bias-and-dead-rows", "varlen-window-grouped", "head-dim-of-v"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "plain",
+        "causal",
+        "bias-and-dead-rows",
+        "bias-shared",
+        "bias-of-keys",
+        "bias-one-column",
+        "varlen-window-grouped",
+        "varlen-bias-shared",
+        "head-dim-of-v",
+    ],
+)
 def test_reference_gradients_are_those_of_autograd(case: str) -> None:
     args = make(p=0.25, **CASES[case])
-    q, k, v = (x.double().requires_grad_() for x in args[:3])
-    out, lse = attention_reference.forward(q, k, v, *args[3:])
+    inputs = [x.double().requires_grad_() for x in (*args[:3], *([args[3]] if has_dbias(args[3]) else []))]
+    q, k, v, bias = (*inputs, None)[:4]
+    out, lse = attention_reference.forward(q, k, v, bias, *args[4:])
     dout = torch.randn_like(out)
-    wanted = torch.autograd.grad(out, (q, k, v), dout)
-    got = attention_reference.backward(dout, q, k, v, out, lse, *args[3:], False)
-    for g, w in zip(got, wanted, strict=True):
+    wanted = torch.autograd.grad(out, inputs, dout)
+    got = attention_reference.backward(dout, q, k, v, out, lse, bias, *args[4:], False, bias is not None)
+    for g, w in zip(got[: len(inputs)], wanted, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-11, atol=1e-11)
 
 
@@ -184,12 +205,23 @@ def test_cpu_dropout_drops_p_hat_and_backward_draws_the_same_mask() -> None:
     torch.testing.assert_close(factor[out != 0], torch.full_like(factor[out != 0], 1 / (1 - p)), rtol=1e-4, atol=1e-4)
     assert abs(float((out == 0).double().mean()) - p) < 4 * (p * (1 - p) / out.numel()) ** 0.5
     dout = torch.randn_like(out)
-    _, _, dv = attention_cpu.backward(dout, q, k, v, out, lse, *rest, False)
+    dv = attention_cpu.backward(dout, q, k, v, out, lse, *rest, False, False).dv
     torch.testing.assert_close(dv, torch.einsum("bqhk,bqhd->bkhd", out, dout), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "case", ["plain", "grouped", "key-mask-prefix", "bias-and-dead-rows", "varlen-causal", "head-dim-of-v"]
+    "case",
+    [
+        "plain",
+        "grouped",
+        "key-mask-prefix",
+        "bias-and-dead-rows",
+        "bias-shared",
+        "bias-of-keys",
+        "varlen-causal",
+        "varlen-bias-shared",
+        "head-dim-of-v",
+    ],
 )
 @pytest.mark.parametrize("chunk", [1, 1 << 10, 1 << 20], ids=["head", "heads", "sequences"])
 def test_cpu_dropout_gradients(case: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,15 +230,15 @@ def test_cpu_dropout_gradients(case: str, chunk: int, monkeypatch: pytest.Monkey
     q, k, v, *rest = make(p=0.2, **CASES[case])
     out, lse = attention_cpu.forward(q, k, v, *rest)
     dout = torch.randn_like(out)
-    grads = attention_cpu.backward(dout, q, k, v, out, lse, *rest, False)
-    inputs = [q, k, v]
-    for n, grad in enumerate(grads):
+    grads = attention_cpu.backward(dout, q, k, v, out, lse, *rest, False, has_dbias(rest[0]))
+    inputs = [q, k, v, rest[0]]
+    for n, grad in enumerate(grads if has_dbias(rest[0]) else grads[:3]):
         step = torch.randn_like(inputs[n]) * 1e-2
         values = []
         for sign in (1, -1):
             moved = list(inputs)
             moved[n] = inputs[n] + sign * step
-            values.append(float((attention_cpu.forward(*moved, *rest)[0].double() * dout).sum()))
+            values.append(float((attention_cpu.forward(*moved, *rest[1:])[0].double() * dout).sum()))
         expected = (values[0] - values[1]) / 2
         assert float((grad.double() * step).sum()) == pytest.approx(expected, rel=2e-2, abs=2e-3), NAMES[2 + n]
 
@@ -225,14 +257,14 @@ def test_cpu_ignores_what_is_masked() -> None:
 # ---------------------------------------------------------------------------------------------- the op as a whole
 
 
-@pytest.mark.parametrize("case", ["plain", "key-mask-prefix", "varlen", "grouped"])
+@pytest.mark.parametrize("case", ["plain", "key-mask-prefix", "varlen", "varlen-bias-shared", "grouped"])
 @pytest.mark.parametrize("p", [0.0, 0.2])
 def test_opcheck(case: str, p: float) -> None:
     args = make(p=p, **CASES[case])
     torch.library.opcheck(torch.ops.fasttx.attention_fwd.default, (*args, "torch"))
     out, lse = torch.ops.fasttx.attention_fwd(*args, "torch")
     dout = torch.randn_like(out)
-    backward = (dout, *args[:3], out, lse, *args[3:], False, "torch")
+    backward = (dout, *args[:3], out, lse, *args[3:], False, has_dbias(args[3]), "torch")
     torch.library.opcheck(torch.ops.fasttx.attention_bwd.default, backward)
 
 
@@ -241,7 +273,7 @@ def test_outputs_are_contiguous_whatever_the_strides() -> None:
     for order in ((0, 2, 1, 3), (1, 0, 2, 3)):
         q, k, v = (x.permute(order).contiguous().permute(order) for x in args[:3])
         out, lse = torch.ops.fasttx.attention_fwd(q, k, v, *args[3:], "torch")
-        grads = torch.ops.fasttx.attention_bwd(out, q, k, v, out, lse, *args[3:], False, "torch")
+        grads = torch.ops.fasttx.attention_bwd(out, q, k, v, out, lse, *args[3:], False, False, "torch")
         assert all(x.is_contiguous() for x in (out, lse, *grads))
 
 
@@ -345,7 +377,7 @@ def test_errors_of_packed_calls(changes: dict[str, Any], message: str) -> None:
 def test_errors_of_backward() -> None:
     args = make()
     out, lse = torch.ops.fasttx.attention_fwd(*args, "torch")
-    check_bwd(out, *args[:3], out, lse, *args[3:], False)
+    check_bwd(out, *args[:3], out, lse, *args[3:], False, False)
     for wrong, message in (
         ((out[:1], out, lse), "dout"),
         ((out, out.half(), lse), "out"),
@@ -354,14 +386,19 @@ def test_errors_of_backward() -> None:
         ((out, out, lse[:, :, :-1]), "softmax_lse"),
     ):
         with pytest.raises(ValueError, match=message):
-            check_bwd(wrong[0], *args[:3], *wrong[1:], *args[3:], False)
+            check_bwd(wrong[0], *args[:3], *wrong[1:], *args[3:], False, False)
+    for bias, given in ((None, "None"), (torch.ones(1, 1, 1, 23) > 0, "torch.bool")):
+        with pytest.raises(
+            ValueError, match=f"needs_dbias: got True with attn_bias {given}; allowed is True only with"
+        ):
+            check_bwd(out, *args[:3], out, lse, bias, *args[4:], False, True)
 
 
 # -------------------------------------------------------------------------------------------------------- kernels
 
 
 @pytest.mark.parametrize("p", [0.0, 0.2])
-@pytest.mark.parametrize("case", ["plain", "varlen-causal", "seqused-bool"])
+@pytest.mark.parametrize("case", ["plain", "varlen-causal", "seqused-bool", "bias-seqused", "varlen-bias-shared"])
 def test_triton_through_the_op(case: str, p: float, device: torch.device) -> None:
     """The op finds the launchers and they agree with the reference, dropout bit for bit."""
     pytest.importorskip("triton")
@@ -370,6 +407,6 @@ def test_triton_through_the_op(case: str, p: float, device: torch.device) -> Non
     same = results(attention_composed, args, dout)
     with backend("triton"):
         out, lse = torch.ops.fasttx.attention_fwd(*args, "triton")
-        grads = torch.ops.fasttx.attention_bwd(dout, *args[:3], out, lse, *args[3:], True, "triton")
+        grads = torch.ops.fasttx.attention_bwd(dout, *args[:3], out, lse, *args[3:], True, has_dbias(args[3]), "triton")
     for name, got, plain, ref in zip(NAMES, (out, lse, *grads), same, refs, strict=True):
         assert_as_accurate(got, plain, ref, name)

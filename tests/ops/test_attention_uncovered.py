@@ -14,8 +14,9 @@ import fasttx.functional as F
 from fasttx.kernels.attention_config import Config
 from fasttx.ops.attention import composed as attention_composed
 from fasttx.ops.attention import reference as attention_reference
+from fasttx.ops.attention.call import has_dbias
 
-NAMES = ("out", "softmax_lse", "dq", "dk", "dv")
+NAMES = ("out", "softmax_lse", "dq", "dk", "dv", "dbias")
 TAIL = (40, 9)  # tokens of no sequence in q (more than a tile of 32) and in k
 
 
@@ -30,7 +31,7 @@ def packed(device: torch.device, tail: tuple[int, int] = TAIL, **options: Any) -
 
 
 def expect_nothing_after(results: list[torch.Tensor], n_q: int, n_k: int) -> None:
-    out, lse, dq, dk, dv = results
+    out, lse, dq, dk, dv = results[:5]
     assert not bool(out[n_q:].any()) and bool(lse[:, n_q:].isneginf().all())
     for name, grad, n in (("dq", dq, n_q), ("dk", dk, n_k), ("dv", dv, n_k)):
         assert not bool(grad[n:].any()), name
@@ -62,7 +63,7 @@ def test_tokens_of_no_sequence_in_the_kernels(
     found = run(q, k, v, dout, args, deterministic)
     expect_nothing_after(found, n_q, n_k)
     alone = run(q[:n_q], k[:n_k], v[:n_k], dout[:n_q], args, deterministic)
-    for name, got, same in zip(NAMES, found, alone, strict=True):
+    for name, got, same in zip(NAMES[:5], found, alone, strict=True):
         got = got[:, :n_q] if name == "softmax_lse" else got[: same.shape[0]]
         torch.testing.assert_close(got, same, rtol=0 if deterministic or tile is None else 1e-2, atol=1e-5, msg=name)
 
@@ -109,11 +110,11 @@ def test_tokens_of_no_sequence_in_the_compositions(options: dict[str, Any], dtyp
     n_q, n_k = (sum(x) for x in zip(*PACKED, strict=True))
     q, k, v, dout, args = packed(torch.device("cpu"), dtype=dtype, **options)
     out, lse = torch.ops.fasttx.attention_fwd(q, k, v, *args, "torch")
-    grads = torch.ops.fasttx.attention_bwd(dout, q, k, v, out, lse, *args, False, "torch")
+    grads = torch.ops.fasttx.attention_bwd(dout, q, k, v, out, lse, *args, False, has_dbias(args[0]), "torch")
     ref_out, ref_lse = attention_reference.forward(q, k, v, *args)
-    refs = (ref_out, ref_lse, *attention_reference.backward(dout, q, k, v, out, lse, *args, False))
+    refs = (ref_out, ref_lse, *attention_reference.backward(dout, q, k, v, out, lse, *args, False, has_dbias(args[0])))
     out2, lse2 = attention_composed.forward(q, k, v, *args)
-    others = (out2, lse2, *attention_composed.backward(dout, q, k, v, out2, lse2, *args, False))
+    others = (out2, lse2, *attention_composed.backward(dout, q, k, v, out2, lse2, *args, False, has_dbias(args[0])))
     for results in ((out, lse, *grads), others, refs):
         expect_nothing_after(list(results), n_q, n_k)
     tolerance = 1e-4 if dtype is F32 else 3e-2
@@ -130,12 +131,12 @@ def test_no_token_has_a_sequence_in_the_compositions(module: str, starts: list[i
     args = (*args[:2], cu, cu, None, 0, 0, *args[7:])
     if module == "op":
         out, lse = torch.ops.fasttx.attention_fwd(q, k, v, *args, "torch")
-        grads = torch.ops.fasttx.attention_bwd(dout, q, k, v, out, lse, *args, False, "torch")
+        grads = torch.ops.fasttx.attention_bwd(dout, q, k, v, out, lse, *args, False, False, "torch")
     else:
         out, lse = attention_composed.forward(q, k, v, *args)
-        grads = attention_composed.backward(dout, q, k, v, out, lse, *args, False)
+        grads = attention_composed.backward(dout, q, k, v, out, lse, *args, False, False)
     expect_nothing_after([out, lse, *grads], 0, 0)
-    assert all(grad.shape == x.shape for grad, x in zip(grads, (q, k, v), strict=True))
+    assert all(grad.shape == x.shape for grad, x in zip(grads[:3], (q, k, v), strict=True))
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])

@@ -13,7 +13,7 @@ from ...ops.attention.double_backward import differentiable_forward
 from ...ops.attention.op import ATTENTION, MAX_TOKEN_STRIDE
 from ...ops.dropout.state import new_rng_state
 from ...ops.exporting import called, called_backward
-from .._routing import applied, records_gradients
+from .._routing import aliases, applied, records_gradients
 
 _fwd = called(ATTENTION, composed.forward)  # the composition for a CPU reads lengths
 _bwd = called_backward(ATTENTION)
@@ -22,7 +22,9 @@ _TENSORS = 5
 
 
 class AttentionFunction(torch.autograd.Function):
-    """The op with its gradient: q, k, v, the members of an AttentionCall, backend, deterministic, return_lse.
+    """The op with its gradients, of q, k, v and the call's attn_bias.
+
+    Arguments: q, k, v, the members of an AttentionCall, backend, deterministic, return_lse.
 
     deterministic=None leaves it to torch.are_deterministic_algorithms_enabled() at the time of backward.
 
@@ -45,17 +47,20 @@ class AttentionFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 14
+        nothing = (None,) * 13
         if dout is None:
-            return None, None, None, *nothing
+            return None, None, None, None, *nothing
         q, k, v, out, lse, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return *_differentiable_backward(ctx, dout, q, k, v, AttentionCall(*tensors, *ctx.numbers)), *nothing
         if dout.stride(-1) != 1 or dout.stride(-3) > MAX_TOKEN_STRIDE:
             dout = dout.contiguous()
         deterministic = torch.are_deterministic_algorithms_enabled() if ctx.deterministic is None else ctx.deterministic
-        dq, dk, dv = _bwd(dout, q, k, v, out, lse, *tensors, *ctx.numbers, deterministic, ctx.backend)
-        return dq, dk, dv, *nothing
+        needs_dbias = ctx.needs_input_grad[3]
+        dq, dk, dv, dbias = _bwd(
+            dout, q, k, v, out, lse, *tensors, *ctx.numbers, deterministic, needs_dbias, ctx.backend
+        )
+        return dq, dk, dv, dbias if needs_dbias else None, *nothing
 
 
 _record = applied(AttentionFunction)
@@ -65,11 +70,12 @@ def _differentiable_backward(
     ctx: Any, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall
 ) -> list[Tensor | None]:
     """The gradients as a graph of PyTorch's own operators, for create_graph=True."""
-    q, k, v = (x.view_as(x) for x in (q, k, v))  # one tensor given twice has a gradient for each use
-    wanted = [x for x, needed in zip((q, k, v), ctx.needs_input_grad, strict=False) if needed]
-    out = differentiable_forward(ctx.backend, q, k, v, call)
+    needs = ctx.needs_input_grad[:4]
+    q, k, v, attn_bias = inputs = aliases(q, k, v, call.attn_bias)
+    wanted = [x for x, needed in zip(inputs, needs, strict=True) if needed]
+    out = differentiable_forward(ctx.backend, q, k, v, call._replace(attn_bias=attn_bias))
     found = iter(torch.autograd.grad(out, wanted, dout, create_graph=True))
-    return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
+    return [next(found) if needed else None for needed in needs]
 
 
 def last_dim_contiguous(x: Tensor) -> Tensor:
@@ -94,7 +100,7 @@ def run_attention(
         call = call._replace(attn_bias=bias.contiguous())
     if call.rng_state is None and call.dropout_p > 0.0:
         call = call._replace(rng_state=new_rng_state(q.device))
-    if records_gradients(q, k, v):
+    if records_gradients(q, k, v, call.attn_bias):
         if torch.compiler.is_dynamo_compiling():  # which cannot trace a Function that gets one tensor twice
             if v is q or v is k:
                 v = v.view_as(v)

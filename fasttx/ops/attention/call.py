@@ -7,6 +7,20 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class Gradients(NamedTuple):
+    """What ``fasttx::attention_bwd`` returns; dbias has no element where nobody asked for it."""
+
+    dq: Tensor
+    dk: Tensor
+    dv: Tensor
+    dbias: Tensor
+
+
+def has_dbias(attn_bias: Tensor | None) -> bool:
+    """Whether a bias can have a gradient: numbers that are added to the scores, not a bool mask."""
+    return attn_bias is not None and attn_bias.is_floating_point()
+
+
 class AttentionCall(NamedTuple):
     """The arguments that ``fasttx::attention_fwd`` and ``attention_bwd`` share, in their order; shapes: docs/design.md.
 

@@ -13,7 +13,8 @@ REPEATED = ("plain", "one_head_of_keys", "packed")
 def cases(draw: Draw) -> Cases:
     q, k, v = draw.randn(2, 70, 2, 96).split(32, dim=-1)
     lengths = draw.tensor([33, 70], torch.int32)
-    yield "check", (q, k, v, None, lengths, None, None, None, 70, 70, 32**-0.5, 0.0, -1, -1)
+    bias = draw.randn(1, 2, 70, 70)
+    yield "check", (q, k, v, bias, lengths, None, None, None, 70, 70, 32**-0.5, 0.0, -1, -1)
     q, k, v = draw.randn(2, 19, 2, 96).split(32, dim=-1)
     lengths = draw.tensor([19, 7], torch.int32)
     bias = draw.randn(1, 2, 19, 19)
@@ -23,8 +24,13 @@ def cases(draw: Draw) -> Cases:
     one_head = k[:, :, :1], v[:, :, :1]
     yield "one_head_of_keys", (q, *one_head, None, None, None, None, None, 19, 19, 0.2, 0.0, 3, 3)
     cu_seqlens = draw.tensor([0, 12, 38], torch.int32)
-    packed = (x.reshape(38, 2, 32) for x in (q, k, v))
+    packed = [x.reshape(38, 2, 32) for x in (q, k, v)]
     yield "packed", (*packed, None, None, cu_seqlens, cu_seqlens, None, 26, 26, 0.2, 0.0, -1, -1)
+    yield (
+        "packed-bias",
+        (*packed, draw.randn(1, 2, 26, 26), None, cu_seqlens, cu_seqlens, None, 26, 26, 0.2, 0.0, -1, -1),
+    )
+    yield "bias_of_keys", (q, k, v, draw.randn(2, 1, 1, 19), None, None, None, None, 19, 19, 0.2, 0.0, -1, -1)
     empty = q.new_empty(0, 19, 2, 32)  # not q[:0]: opcheck cannot copy an empty view with strides of its own
     yield "empty", (empty, empty, empty, None, None, None, None, None, 19, 19, 0.2, 0.0, -1, -1)
     q, k, v = (draw.randn(1, 4, 2, 8) for _ in range(3))

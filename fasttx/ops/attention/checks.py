@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, values_may_be_read, wrong
-from .call import AttentionCall
+from .call import AttentionCall, has_dbias
 
 BIAS_DTYPES = (torch.bool, *FLOATS)
 
@@ -248,8 +248,9 @@ def check_fwd(q: Tensor, k: Tensor, v: Tensor, *given: Any, words: Words = OPERA
 
 
 def check_bwd(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *given: Any) -> None:
-    """As the forward's, and that dout, out and softmax_lse are what the forward gave; `given` ends in deterministic."""
-    check_fwd(q, k, v, *given[:-1])
+    """As the forward's, and that dout, out and softmax_lse are what the forward gave; `given` ends in deterministic
+    and needs_dbias."""
+    check_fwd(q, k, v, *given[:-2])
     words, shape = OPERATOR, (*q.shape[:-1], v.shape[-1])
     for name, x in (("dout", dout), ("out", out)):
         if x.shape != shape or x.dtype != q.dtype or x.device != q.device:
@@ -263,3 +264,6 @@ def check_bwd(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softma
     if softmax_lse.shape != rows or softmax_lse.dtype != torch.float32 or softmax_lse.device != q.device:
         found = f"{softmax_lse.dtype} of shape {tuple(softmax_lse.shape)} on {softmax_lse.device}"
         words.bad("softmax_lse", found, f"float32 of shape {rows} on {q.device}")
+    if given[-1] and not has_dbias(given[0]):
+        found = "None" if given[0] is None else f"{given[0].dtype}"
+        words.bad("needs_dbias", f"True with attn_bias {found}", "True only with a floating attn_bias")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..dropout.attention import attention_keep, dropout_scale
-from .call import AttentionCall
+from .call import AttentionCall, Gradients
 from .masks import hides
 
 
@@ -119,11 +119,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *given: Any, keep: Tensor | None = 
     return _unpad(out, call.cu_seqlens_q, total), lse.t().contiguous()
 
 
-def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *given: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv of ops/attention/op.py; `given` ends in deterministic."""
-    call = AttentionCall(*given[:-1])
+def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *given: Any) -> Gradients:
+    """The gradients of ops/attention/op.py; `given` ends in deterministic and needs_dbias."""
+    call, bias = AttentionCall(*given[:-2]), given[0] if given[-1] else None
     x = _padded(q, k, v, call)
     p, _, factor = _probabilities(x, call)
     starts_q, starts_k = call.starts or (None, None)
@@ -134,7 +132,9 @@ def backward(
     z = p
     if factor is not None:
         z, dp = p * factor, dp * factor
-    ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * call.softmax_scale
+    ds = p * (dp - (dp * p).sum(-1, keepdim=True))
+    dbias = q.new_empty(0) if bias is None else ds.sum_to_size(bias.shape).to(bias.dtype).contiguous()
+    ds = ds * call.softmax_scale
     grads: list[Any] = []
     for grad, like, starts in (
         (ds @ x.k, q, starts_q),
@@ -147,4 +147,4 @@ def backward(
             grad = grad.view(batch, heads // group, group, rows, head_dim).sum(2)
         grad = grad.transpose(1, 2).to(like.dtype)
         grads.append(grad.contiguous() if starts is None else _unpad(grad, starts, like.shape[0]))
-    return grads[0], grads[1], grads[2]
+    return Gradients(grads[0], grads[1], grads[2], dbias)

@@ -19,7 +19,7 @@ from ..checks import FLOATS
 from ..cost import bytes_of
 from ..registry import Direction, Impl, Op
 from . import composed, reference
-from .call import AttentionCall
+from .call import AttentionCall, Gradients, has_dbias
 from .checks import check_bwd, check_fwd, lse_shape
 from .cpu import dispatch as cpu
 from .cpu.dispatch import worth_slicing as worth_slicing
@@ -40,7 +40,7 @@ _INPUTS = (
 _FWD = f"(Tensor q, Tensor k, Tensor v, {_INPUTS}, str backend) -> (Tensor out, Tensor softmax_lse)"
 _BWD = (
     f"(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor softmax_lse, {_INPUTS}, bool deterministic, "
-    "str backend) -> (Tensor dq, Tensor dk, Tensor dv)"
+    "bool needs_dbias, str backend) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)"
 )
 
 
@@ -51,8 +51,18 @@ def fake_fwd(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tenso
     return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(lse_shape(q), dtype=torch.float32)
 
 
-def fake_bwd(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+def fake_bwd(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    softmax_lse: Tensor,
+    attn_bias: Tensor | None,
+    *args: Any,
+) -> Gradients:
+    dbias = attn_bias.new_empty(attn_bias.shape) if attn_bias is not None and args[-1] else q.new_empty(0)
+    return Gradients(q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias)
 
 
 def visible_pairs(q: Tensor, k: Tensor, call: AttentionCall) -> int:
@@ -82,10 +92,12 @@ def cost_fwd(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[float, float
 def cost_bwd(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *given: Any
 ) -> tuple[float, float]:
-    call = AttentionCall(*given[:-1])
+    call = AttentionCall(*given[:-2])
     pairs = visible_pairs(q, k, call)
     flop = 2.0 * pairs * q.shape[-2] * (3 * q.shape[-1] + 2 * v.shape[-1])  # q k^T again, dq, dk; dout v^T, dv
-    return flop, bytes_of(dout, q, k, v, out, softmax_lse, call.attn_bias, q, k, v)
+    return flop, bytes_of(
+        dout, q, k, v, out, softmax_lse, call.attn_bias, *fake_bwd(dout, q, k, v, out, softmax_lse, *given)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ the row
@@ -135,14 +147,14 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[Tensor, 
 
 def _cpu_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *given: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    used = _used(q, k, AttentionCall(*given[:-1]))
+) -> Gradients:
+    used = _used(q, k, AttentionCall(*given[:-2]))
     if used is None:
         return cpu.backward(dout, q, k, v, out, softmax_lse, *given)
     m, n = used
     rows = (dout[:m], q[:m], k[:n], v[:n], out[:m], softmax_lse[:, :m].contiguous())
-    dq, dk, dv = cpu.backward(*rows, *given)
-    return _whole(dq, q.shape[0]), _whole(dk, k.shape[0]), _whole(dv, k.shape[0])
+    dq, dk, dv, dbias = cpu.backward(*rows, *given)
+    return Gradients(_whole(dq, q.shape[0]), _whole(dk, k.shape[0]), _whole(dv, k.shape[0]), dbias)
 
 
 def _used(q: Tensor, k: Tensor, call: AttentionCall) -> tuple[int, int] | None:
@@ -172,7 +184,7 @@ ATTENTION = Op(
         reference.backward,
         ("q", "k", "v"),
         cost_bwd,
-        derived={"deterministic": lambda known: False},
+        derived={"deterministic": lambda known: False, "needs_dbias": lambda known: has_dbias(known["attn_bias"])},
     ),
     (Impl("triton", "fasttx.kernels.attention:attention_fwd", "fasttx.kernels.attention_bwd:attention_bwd", supports),),
     about="padded or packed, bool or additive masks, causal, windows, grouped heads, dropout, head_dim up to 256",

@@ -2,6 +2,7 @@
 
 S = softmax_scale q k^T + attn_bias;  P = softmax(S);  Z = P * M / (1 - p_hat);  out = Z v
 dv = Z^T dout;  dP = (dout v^T) * M / (1 - p_hat);  dS = P * (dP - rowsum(dP * P));  dq = scale dS k;  dk = scale dS^T q
+dbias = dS, summed over the dims in which attn_bias has one element
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..dropout.attention import attention_keep, dropout_scale
-from .call import AttentionCall
+from .call import AttentionCall, Gradients
 from .masks import hides
 
 
@@ -86,18 +87,22 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[Tensor, Tenso
     return out, softmax_lse
 
 
-def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *given: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv in float64; out and softmax_lse are computed anew."""
+def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *given: Any) -> Gradients:
+    """dq, dk, dv and dbias in float64; out and softmax_lse are computed anew."""
     dq, dk, dv = (torch.zeros(x.shape, dtype=torch.float64, device=x.device) for x in (q, k, v))
-    call = AttentionCall(*given[:-1])
-    for at_q, at_k, h, h_k, scores, factor in _heads(q, k, call):
+    call, bias = AttentionCall(*given[:-2]), given[0] if given[-1] else None
+    dbias = torch.zeros((0,) if bias is None else bias.shape, dtype=torch.float64, device=q.device)
+    for number, (at_q, at_k, h, h_k, scores, factor) in enumerate(_heads(q, k, call)):
         p, _ = _softmax(scores)
         do = dout[at_q][:, h].double()
         dv[at_k][:, h_k] += (p * factor).T @ do
         dp = (do @ v[at_k][:, h_k].double().T) * factor
-        ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * call.softmax_scale
+        ds = p * (dp - (dp * p).sum(-1, keepdim=True))
+        if bias is not None:
+            of_b, of_h = number // q.shape[-2] if bias.shape[0] > 1 else 0, h if bias.shape[1] > 1 else 0
+            into = dbias[of_b, of_h, : ds.shape[0], : ds.shape[1]]
+            into += ds.sum_to_size(into.shape)
+        ds = ds * call.softmax_scale
         dq[at_q][:, h] = ds @ k[at_k][:, h_k].double()
         dk[at_k][:, h_k] += ds.T @ q[at_q][:, h].double()
-    return dq, dk, dv
+    return Gradients(dq, dk, dv, dbias)

@@ -76,9 +76,7 @@ class Chunks:
         heads, rows, keys = q.shape[0], q.shape[1], k.shape[1]
         s = self.buffer("scores", heads * rows * keys).view(heads, rows, keys)
         if bias is not None:
-            b, h = at
-            bias = bias[b if bias.shape[0] > 1 else slice(None), h if bias.shape[1] > 1 else slice(None)]
-            s.view(*count, rows, keys).copy_(bias)
+            s.view(*count, rows, keys).copy_(_share(bias, *at))
         return torch.baddbmm(
             s, q, k.transpose(1, 2), beta=0.0 if bias is None else 1.0, alpha=self.call.softmax_scale, out=s
         )
@@ -115,7 +113,9 @@ class Chunks:
         dq: Tensor,
         dk: Tensor,
         dv: Tensor,
+        dbias: Tensor | None = None,
     ) -> None:
+        """Writes dq, dk and dv, and adds to dbias, which has float32 and the dims of the bias, 1 where it has 1."""
         bias = self._bias(part, q, k)
         group, keys = q.shape[2] // k.shape[2], k.shape[1]
         dk_all, dv_all = dk, dv
@@ -140,11 +140,29 @@ class Chunks:
                 _product(dv_all[b, :, h], torch.mul(p, factor, out=z).transpose(1, 2), do, self.keep_scale)
                 dp = torch.baddbmm(z, do, vh.transpose(1, 2), beta=0.0, alpha=self.keep_scale, out=z).mul_(factor)
             ds = _softmax_backward(dp, p, -1, torch.float32, grad_input=dp)
+            if dbias is not None:
+                _add(dbias, (b, h), ds)
             _product(dq[b, :, h], ds, kh, scale)
             _product(dk_all[b, :, h], ds.transpose(1, 2), qh, scale)
         if group > 1:
             dk.copy_(dk_all.view(*dk.shape[:3], group, dk.shape[3]).sum(3))
             dv.copy_(dv_all.view(*dv.shape[:3], group, dv.shape[3]).sum(3))
+
+    def bias_gradient(
+        self, part: Part, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dbias: Tensor
+    ) -> None:
+        """Adds to dbias, as `backward` does, without dropout: where a flash kernel computes the other gradients."""
+        bias = self._bias(part, q, k)
+        if q.shape[2] > k.shape[2]:
+            k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
+        lse = lse.masked_fill(lse == -INF, INF)  # of rows without keys: their probabilities are 0
+        for b, h in self.walk(q.shape[0], q.shape[2], q.shape[1], k.shape[1]):
+            qh, kh, vh, do, oh = (_heads_of(x[b, :, h]) for x in (q, k, v, dout, out))
+            count = (b.stop - b.start, h.stop - h.start)
+            p = self.scores(qh, kh, bias, (b, h), count)
+            p.sub_(lse[b, h].reshape(-1, q.shape[1], 1)).exp_()
+            dp = torch.bmm(do, vh.transpose(1, 2), out=self.buffer("z", p.numel()).view(p.shape))
+            _add(dbias, (b, h), dp.sub_((do * oh).sum(-1, keepdim=True)).mul_(p))
 
     @staticmethod
     def _bias(part: Part, q: Tensor, k: Tensor) -> Tensor | None:
@@ -155,6 +173,17 @@ class Chunks:
                 torch.zeros(hidden.shape).masked_fill_(hidden, -INF) if bias is None else bias.masked_fill(hidden, -INF)
             )
         return bias
+
+
+def _share(bias: Tensor, b: slice, h: slice) -> Tensor:
+    """What sequences `b` and heads `h` read of a bias, or add to its gradient."""
+    return bias[b if bias.shape[0] > 1 else slice(None), h if bias.shape[1] > 1 else slice(None)]
+
+
+def _add(dbias: Tensor, at: tuple[slice, slice], ds: Tensor) -> None:
+    into = _share(dbias, *at)
+    b, h = at
+    into += ds.view(b.stop - b.start, h.stop - h.start, *ds.shape[1:]).sum_to_size(into.shape)
 
 
 def _product(into: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:

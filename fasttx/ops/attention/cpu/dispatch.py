@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..call import AttentionCall
+from ..call import AttentionCall, Gradients
 from . import packed as packed_batch
 from .chunks import Chunks
 from .flash import FLASH, FLASH_BACKWARD, flash_backward, flash_forward
@@ -79,11 +79,28 @@ def _results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out, q.new_empty(rows, dtype=torch.float32)
 
 
-def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *given: Any
+def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, *given: Any) -> Gradients:
+    """The gradients of ops/attention/op.py; `given` ends in deterministic, which they are anyway, and needs_dbias."""
+    call, bias = AttentionCall(*given[:-2]), given[0] if given[-1] else None
+    if bias is None:
+        return Gradients(*_backward(dout, q, k, v, out, softmax_lse, call, None), q.new_empty(0))
+    dbias = torch.zeros(bias.shape, dtype=torch.float32)
+    one_column = bias.shape[-1] == 1  # added to all scores of a row, it changes no probability: its gradient is 0
+    grads = _backward(dout, q, k, v, out, softmax_lse, call, None if one_column else dbias)
+    return Gradients(*grads, dbias.to(bias.dtype))
+
+
+def _backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    softmax_lse: Tensor,
+    call: AttentionCall,
+    dbias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv of ops/attention/op.py; `given` ends in deterministic, which it is anyway."""
-    call = AttentionCall(*given[:-1])
+    """dq, dk and dv; adds to dbias, of which PyTorch's flash kernel knows nothing."""
     flash = call.rng_state is None and q.shape[-1] == v.shape[-1]
     if flash and _whole(q, k, call):
         dout, q, k, v, out = (x.transpose(1, 2) for x in (dout, q, k, v, out))
@@ -105,8 +122,13 @@ def backward(
         q4, k4, v4 = (part.of(x, where) for x, where in zip((q, k, v), at, strict=True))
         do, lse = part.of(dout, part.rows), part.of_lse(softmax_lse)
         empty = q4.numel() == 0 or k4.numel() == 0
+        own = None if dbias is None or empty else part.of_bias(dbias)
         if flash and not empty:
-            found = flash_backward(part, do, q4, k4, v4, part.of(out, part.rows), lse, call.softmax_scale)
+            out4 = part.of(out, part.rows)
+            if own is not None:
+                chunks = chunks or Chunks(call)
+                chunks.bias_gradient(part, do, q4, k4, v4, out4, lse, own)
+            found = flash_backward(part, do, q4, k4, v4, out4, lse, call.softmax_scale)
             if q.dim() == 4 and found[0].shape == q.shape and found[1].shape == k.shape:
                 return found[0].contiguous(), found[1].contiguous(), found[2].contiguous()
         if grads is None:
@@ -123,7 +145,7 @@ def backward(
                 g.copy_(f)
         else:
             chunks = chunks or Chunks(call)
-            chunks.backward(part, do, q4, k4, v4, lse, into[0], into[1], into[2])
+            chunks.backward(part, do, q4, k4, v4, lse, into[0], into[1], into[2], own)
     if grads is None:
         return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     return grads[0], grads[1], grads[2]

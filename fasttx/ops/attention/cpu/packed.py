@@ -163,7 +163,11 @@ def _groups(q: Tensor, lengths: Lengths) -> Iterator[tuple[_Rows, _Rows, Part]]:
         bias = None
         if keys.view is None and not bool(keys.real.all()):
             bias = keys.real[:, None, None, :]
-        return rows, keys, Part(slice(0, len(members)), slice(0, m), slice(0, n), bias, lengths.causal)
+        return (
+            rows,
+            keys,
+            Part(slice(0, len(members)), slice(0, m), slice(0, n), bias, lengths.causal, slice(0, len(members))),
+        )
 
     whole = [b for b in range(len(lengths.q)) if lengths.q[b] and lengths.k[b]]
     for b in sorted(whole, key=lambda b: (-lengths.q[b] * lengths.k[b], b)):  # the largest buffers first

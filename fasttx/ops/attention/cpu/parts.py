@@ -38,10 +38,16 @@ class Part(NamedTuple):
     keys: slice
     bias: Tensor | None  # additive or bool, (batch | 1, heads | 1, rows | 1, keys)
     causal: bool  # key j visible iff j <= i, without a bias that says so
+    sequences: slice  # which of the call's, packed or padded
 
     def of(self, x: Tensor, at: slice) -> Tensor:
         """(batch, len(at), heads, head_dim) of a padded or packed tensor."""
         return x[at].unsqueeze(0) if x.dim() == 3 else x[self.batch, at]
+
+    def of_bias(self, dbias: Tensor) -> Tensor:
+        """Where the gradient of its share of the bias belongs, in that of the whole."""
+        m, n = self.rows.stop - self.rows.start, self.keys.stop - self.keys.start
+        return dbias[self.sequences if dbias.shape[0] > 1 else slice(None), :, :m, :n]
 
     def of_lse(self, softmax_lse: Tensor) -> Tensor:
         """(batch, heads, rows)."""
@@ -68,7 +74,15 @@ def window(rows: int, keys: int, shift: int, left: int, right: int) -> Tensor:
     return seen[None, None]
 
 
-def _part(call: AttentionCall, batch: slice, rows: slice, keys: slice, bias: Tensor | None, shift: int) -> Part:
+def _part(
+    call: AttentionCall,
+    batch: slice,
+    rows: slice,
+    keys: slice,
+    bias: Tensor | None,
+    shift: int,
+    packed: int | None = None,
+) -> Part:
     """Decides whether the window is the flash kernel's own causal flag or a mask."""
     left, right = call.window_left, call.window_right
     causal = left < 0 and right == 0 and shift == 0
@@ -78,7 +92,7 @@ def _part(call: AttentionCall, batch: slice, rows: slice, keys: slice, bias: Ten
             bias = seen
         else:
             bias = bias & seen if bias.dtype == torch.bool else widened(bias).masked_fill(~seen, -INF)
-    return Part(batch, rows, keys, bias, causal)
+    return Part(batch, rows, keys, bias, causal, batch if packed is None else slice(packed, packed + 1))
 
 
 def parts(q: Tensor, k: Tensor, call: AttentionCall) -> Iterator[Part]:
@@ -91,7 +105,7 @@ def parts(q: Tensor, k: Tensor, call: AttentionCall) -> Iterator[Part]:
             own = None if bias is None else bias[b : b + 1] if bias.shape[0] > 1 else bias
             if own is not None:
                 own = own.expand(-1, -1, -1, call.max_seqlen_k)[:, :, :m, :n]
-            yield _part(call, slice(0, 1), rows, keys, own, n - m)
+            yield _part(call, slice(0, 1), rows, keys, own, n - m, b)
         return
     batch, m, n = q.shape[0], q.shape[1], k.shape[1]
     lengths = None if call.seqused_k is None else call.seqused_k.tolist()
