@@ -15,6 +15,7 @@
 #include "embedding_layer_norm/embedding_layer_norm.h"
 #include "int8_linear/int8_linear.h"
 #include "kl_div/kl_div.h"
+#include "linear_cross_entropy/linear_cross_entropy.h"
 #include "quantize_per_token/quantize_per_token.h"
 #include "softmax/softmax.h"
 
@@ -72,6 +73,8 @@ void define_launchers(py::module_& m) {
   FTX_LAUNCHER(m, cross_entropy_bwd, CrossEntropyBwdParams, F(dlogits), F(dloss), F(logits), F(labels),
                F(probabilities), F(weight), F(weight_sum), F(lse), F(total_weight), F(dtype), F(n_rows), F(n_cols),
                F(stride_dloss), F(stride_dxm), F(stride_xm), F(stride_tm), F(ignore_index), F(smoothing));
+  FTX_LAUNCHER(m, linear_cross_entropy_fwd, LinearCrossEntropyFwdParams, F(loss), F(total_weight), F(row_losses),
+               F(labels), F(weight), F(n_rows), F(n_cols), F(ignore_index), F(mean));
   FTX_LAUNCHER(m, binary_cross_entropy_fwd, BinaryCrossEntropyFwdParams, F(loss), F(partials), F(x), F(target),
                F(weight), F(pos_weight), F(dtype), F(n), F(n_partials), F(mean));
   FTX_LAUNCHER(m, binary_cross_entropy_bwd, BinaryCrossEntropyBwdParams, F(dx), F(dloss), F(x), F(target), F(weight),

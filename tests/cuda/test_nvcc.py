@@ -31,6 +31,7 @@ COUNT = {
     "embedding_layer_norm": 4 * 3 * 2,
     "bias_gelu": 3 + 3 * 2,  # forward; backward with dout of that dtype, and of another
     "dropout_add_layer_norm": 4 * 4 * 2,  # of three dtypes, and of several
+    "linear_cross_entropy": 1,
     "int8_linear_sm80": 5 + 1,  # tiles, and rows that are not aligned
 }
 # bytes of shared memory: 128 a reduction, sums of the rows of a block, 32 a value that the blocks of a cluster exchange
@@ -48,12 +49,14 @@ SHARED = {
     "embedding_layer_norm": 3 * 128 + 4 * 512,
     "bias_gelu": 8 * 128 * 4,
     "dropout_add_layer_norm": 2 * 128 + 4 * 1024,
+    "linear_cross_entropy": 2 * 128,
     "int8_linear_sm80": 0,  # all of it is dynamic
 }
 # 16-byte accesses of some kernels: neighbouring floats for neighbouring threads; 8 int8 side by side; two floats a row
 VECTORS: dict[str, set[str]] = {
     "column_sum_kernel": set(),
     "loss_sum_kernel": set(),
+    "31linear_cross_entropy_fwd_kernel": set(),
     "quantize_per_token_kernel": {"LDG"},
     "bias_gelu_quantize_kernel": {"LDG"},
     "6fasttx24cross_entropy_fwd_kernel": {"LDG"},

@@ -13,6 +13,7 @@ import host_module
 import pytest
 import torch
 
+from fasttx.kernels import logit_chunks
 from fasttx.ops.binary_cross_entropy import cuda as binary_cross_entropy_cuda
 from fasttx.ops.binary_cross_entropy.op import BINARY_CROSS_ENTROPY
 from fasttx.ops.checks import MEAN, NONE, SUM
@@ -21,6 +22,7 @@ from fasttx.ops.cross_entropy.op import CROSS_ENTROPY
 from fasttx.ops.cuda import launch as cuda
 from fasttx.ops.kl_div import cuda as kl_div_cuda
 from fasttx.ops.kl_div.op import KL_DIV
+from fasttx.ops.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY
 from fasttx.testing import assert_as_accurate
 
 pytestmark = pytest.mark.skipif(host_build.lacks() is not None, reason=str(host_build.lacks()))
@@ -42,6 +44,18 @@ def run(race, op, direction, *arguments):
     for x, reference in zip(first, references if isinstance(references, tuple) else (references,), strict=True):
         assert_as_accurate(x, reference.to(x.dtype), reference, by=half.compared_by)
     return first
+
+
+# More rows than the last kernel has threads; chunks of 200 rows, each overwritten by its gradient, and a part of one.
+@pytest.mark.parametrize("reduction", [NONE, MEAN])
+def test_linear_cross_entropy_has_no_race(race, monkeypatch, reduction):
+    monkeypatch.setattr(logit_chunks, "rows_at_a_time", lambda *_: 200)
+    x, weight, bias = torch.randn(530, 4), torch.randn(9, 4), torch.randn(9)
+    target, class_weight = torch.randint(9, (530,)), torch.rand(9) + 0.5
+    target[1::3] = -100
+    given, options = (x, weight, bias, target, class_weight), (-100, 0.1, reduction)
+    loss, lse, total = run(race, LINEAR_CROSS_ENTROPY, "fwd", *given, *options)
+    run(race, LINEAR_CROSS_ENTROPY, "bwd", torch.rand(loss.shape), *given, lse, total, *(True,) * 3, *options)
 
 
 # a thread a row and a warp, the last block partly beyond the rows; a block of 256; a row of several tiles and parts.
@@ -215,6 +229,24 @@ def test_what_would_corrupt_memory_is_refused_again(device, op, changed, message
         launcher, given = recorded(name, call)
         with pytest.raises(ValueError, match=f"^{name}: .*{message}"):
             launcher(0, **host_module.altered(given, changed))
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"n_rows": 0}, "n_rows must lie in"),
+        ({"n_cols": 0}, "n_cols must be positive"),
+        ({"loss": None}, "loss and total_weight must be given"),
+        ({"labels": None}, "row_losses and labels must be given"),
+        ({"weight": (16, 7)}, "weight must be float32"),
+    ],
+    ids=str,
+)
+def test_the_sum_of_row_losses_refuses_it_too(changed, message):
+    module, _ = host_module.load("plain")
+    given = host_module.altered(host_module.harmless(module, module.SIGNATURES["linear_cross_entropy_fwd"]), changed)
+    with pytest.raises(ValueError, match=f"^linear_cross_entropy_fwd: .*{message}"):
+        module.linear_cross_entropy_fwd(0, **given)
 
 
 def test_rows_too_many_are_stopped_at_the_first_byte_outside(race):

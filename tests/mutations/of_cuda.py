@@ -14,6 +14,7 @@ from selections import (
     HELD_RACES,
     KL_DIV,
     LAYER_NORM,
+    LINEAR,
     NORM_QUANTIZE,
     QUANTIZE,
     RACES,
@@ -21,6 +22,7 @@ from selections import (
     SOFTMAX,
 )
 
+ROW_LOSSES = "csrc/linear_cross_entropy/linear_cross_entropy.cuh"
 CUDA = [
     Mutation(
         "csrc/common/reductions.cuh",
@@ -212,4 +214,12 @@ CUDA = [
         "z[item + i] = bias[i]",
         GELU_QUANTIZE,
     ),
+    Mutation(
+        ROW_LOSSES,
+        "y >= 0 && y < p.n_cols",
+        "y < p.n_cols",
+        LINEAR,
+    ),
+    Mutation(ROW_LOSSES, "    if (y == p.ignore_index) continue;\n", "", LINEAR),
+    Mutation(ROW_LOSSES, "i += kRowLossThreads", "i += 2 * kRowLossThreads", LINEAR),
 ]

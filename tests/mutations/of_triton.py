@@ -88,6 +88,12 @@ TRITON = [
     ),
     Mutation(
         "kernels/linear_cross_entropy.py",
+        "tl.store(loss_ptr, tl.sum(acc, 0) / total)",
+        "tl.store(loss_ptr, tl.sum(acc, 0))",
+        LINEAR,
+    ),
+    Mutation(
+        "kernels/logit_chunks.py",
         "_add_product(dweight_sum, d.t(), x_rows, first == 0)",
         "_add_product(dweight_sum, d.t(), x_rows, True)",
         LINEAR,

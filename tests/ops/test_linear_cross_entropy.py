@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fasttx.cli.check import DTYPES
+from fasttx.kernels import logit_chunks
 from fasttx.ops.checks import MEAN, NONE, SUM
+from fasttx.ops.dispatch import resolve
 from fasttx.ops.linear_cross_entropy import composed
 from fasttx.ops.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY
 from fasttx.ops.registry import LAUNCHES
@@ -28,7 +30,7 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=["triton", "torch"])
+@pytest.fixture(params=["triton", "cuda", "torch"])
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -41,11 +43,15 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     return request.param
 
 
-def cut_into(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    from fasttx.kernels import linear_cross_entropy as kernels
+def launchers(backend: str):
+    """Of forward and backward."""
+    (row,) = [impl for impl in LINEAR_CROSS_ENTROPY.impls if impl.backend == backend]
+    return resolve(row.fwd), resolve(row.bwd)
 
-    for module in (kernels, composed):
-        monkeypatch.setattr(module, "rows_at_a_time", lambda n_rows, n_cols, itemsize: min(rows, n_rows))
+
+def cut_into(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    for module in (logit_chunks, composed):
+        monkeypatch.setattr(module, "rows_at_a_time", lambda n_rows, *_: min(rows, n_rows))
 
 
 def make(n_rows: int, n_cols: int, in_features: int, dtype: torch.dtype, device: torch.device, options: bool = False):
@@ -174,17 +180,16 @@ class Largest(TorchDispatchMode):
 
 
 def test_no_more_logits_than_a_chunk(backend: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fasttx.kernels import linear_cross_entropy as kernels
-
     cut_into(monkeypatch, 4)
     given, options, one = make(64, 304, 2, torch.float32, device), (-100, 0.0, MEAN), torch.ones((), device=device)
     forward, backward = LINEAR_CROSS_ENTROPY.fwd, LINEAR_CROSS_ENTROPY.bwd
     with Largest(given) as largest:
-        if backend == "triton":
+        if backend != "torch":
+            forward_of, backward_of = launchers(backend)
             outs = forward.fake(*given, *options)
-            kernels.linear_cross_entropy_fwd(*outs, *given, *options)
+            forward_of(*outs, *given, *options)
             rest = (one, *given, *outs[1:], *ALL, *options)
-            kernels.linear_cross_entropy_bwd(*backward.fake(*rest), *rest)
+            backward_of(*backward.fake(*rest), *rest)
         else:
             outs = forward.torch(*given, *options)
             backward.torch(one, *given, *outs[1:], *ALL, *options)
@@ -206,12 +211,14 @@ def test_all_ignored(n_cols: int, chunk: int, backend: str, device: torch.device
             assert torch.equal(grad, torch.zeros_like(grad))
 
 
+@pytest.mark.parametrize("kernels", ["triton", "cuda"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weight"])
 @pytest.mark.parametrize("bad", [-1, 5_000_000_000], ids=["negative", "beyond int32"])
-def test_index_out_of_range_is_an_error_or_nan(bad: int, weighted: bool, chunk: int, device: torch.device) -> None:
+def test_index_out_of_range_is_an_error_or_nan(
+    bad: int, weighted: bool, kernels: str, chunk: int, device: torch.device
+) -> None:
     """On a CPU torch's error; a kernel that is not stopped gives NaN for that row and reads nothing outside."""
-    from fasttx.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
-
+    forward_of, backward_of = launchers(kernels)
     given = make(9, 37, 4, torch.float32, device, weighted)
     given[3][0] = bad
     if device.type == "cpu":
@@ -219,14 +226,14 @@ def test_index_out_of_range_is_an_error_or_nan(bad: int, weighted: bool, chunk: 
             fwd(*given, -100, 0.0, MEAN, "auto")
     for options in ((-100, 0.0, NONE), (-100, 0.1, MEAN)):
         outs = LINEAR_CROSS_ENTROPY.fwd.fake(*given, *options)
-        linear_cross_entropy_fwd(*outs, *given, *options)
+        forward_of(*outs, *given, *options)
         ref = LINEAR_CROSS_ENTROPY.fwd.reference(*given, *options)
         for out, expected in zip(outs[::2], ref[::2], strict=True):
             assert error(out, expected) < 1e-4  # NaN where it belongs, nowhere else
         one = torch.ones_like(outs[2])
         dx, dweight, dbias = LINEAR_CROSS_ENTROPY.bwd.fake(outs[0], *given, *outs[1:], *ALL, *options)
         dloss = torch.ones_like(outs[0])
-        linear_cross_entropy_bwd(dx, dweight, dbias, dloss, *given, outs[1], one, *ALL, *options)
+        backward_of(dx, dweight, dbias, dloss, *given, outs[1], one, *ALL, *options)
         assert bool(dx[0].isnan().all()) and bool(dx[1:].isfinite().all())
 
 
@@ -237,42 +244,14 @@ def test_fasttx_check_reads_values_on_any_device(monkeypatch: pytest.MonkeyPatch
         fwd(x, w, None, torch.tensor([1, 9], device=device), None, -100, 0.0, MEAN, "auto")
 
 
-def test_bitwise_deterministic(chunk: int, device: torch.device) -> None:
+@pytest.mark.parametrize("kernels", ["triton", "cuda"])
+def test_bitwise_deterministic(kernels: str, chunk: int, device: torch.device) -> None:
     given = make(1030, 7, 3, torch.bfloat16, device, True)
     runs = []
     for _ in range(2):
-        outs = fwd(*given, -100, 0.1, MEAN, "triton")
-        runs.append((*outs, *bwd(torch.ones_like(outs[0]), *given, *outs[1:], *ALL, -100, 0.1, MEAN, "triton")))
+        outs = fwd(*given, -100, 0.1, MEAN, kernels)
+        runs.append((*outs, *bwd(torch.ones_like(outs[0]), *given, *outs[1:], *ALL, -100, 0.1, MEAN, kernels)))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-
-
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_rows_of_logits_start_at_16_bytes(dtype: torch.dtype, device: torch.device) -> None:
-    """In the last chunk too, which is part of the same memory."""
-    from fasttx.kernels import linear_cross_entropy as kernels
-
-    x, weight, bias, _, _ = make(3, 297, 5, dtype, device)
-    workspace = kernels._workspace(4, 297, x)
-    logits = kernels._logits(workspace, x, weight, bias)
-    assert workspace.shape == (4, 297) and workspace.stride(0) * workspace.element_size() % 16 == 0
-    assert logits.shape == (3, 297) and logits.stride() == workspace.stride()
-    assert logits.data_ptr() == workspace.data_ptr()
-
-
-def test_chunks_are_bounded_and_even() -> None:
-    from fasttx.kernels import linear_cross_entropy as kernels
-
-    assert kernels.rows_at_a_time(4096, 30522, 2) == 2048  # two halves, not 2,176 and 1,920
-    assert kernels.rows_at_a_time(2100, 30522, 2) == 2100  # no second chunk below the bound
-    assert kernels.rows_at_a_time(5000, 30522, 2) == 1792  # thirds of 1,667 rows, up to a multiple of 128
-    assert kernels.rows_at_a_time(4096, 250002, 2) == kernels.LEAST_ROWS
-    assert composed.rows_at_a_time(600, 30522, 4) == 300
-    assert composed.rows_at_a_time(1000, 250002, 4) == 125
-    for module in (kernels, composed):
-        for n_rows in (1, 2, 1023, 1024, 1025, 4390, 5000):  # 4,390 are two chunks, but for the multiples of 128
-            for n_cols in (1, 30522, 250002):
-                most = max(module.LEAST_ROWS, module.CHUNK_BYTES // (2 * n_cols))
-                assert 1 <= module.rows_at_a_time(n_rows, n_cols, 2) <= min(n_rows, most)
 
 
 def test_any_shape_and_options(device) -> None:

@@ -183,5 +183,11 @@ LINEAR_CROSS_ENTROPY = Op(
             "fasttx.kernels.linear_cross_entropy:linear_cross_entropy_bwd",
             _supports,
         ),
+        Impl(
+            "cuda",
+            "fasttx.ops.linear_cross_entropy.cuda:linear_cross_entropy_fwd",
+            "fasttx.ops.linear_cross_entropy.cuda:linear_cross_entropy_bwd",
+            _supports,
+        ),
     ),
 )
