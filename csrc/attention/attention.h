@@ -38,6 +38,23 @@ struct AttentionFwdParams {
   AttentionShape shape;
 };
 
+struct AttentionBwdParams {
+  void* dq;  // contiguous, as are dk and dv
+  void* dk;
+  void* dv;
+  float* workspace;  // two floats for each row of each head, in blocks of 64 rows that begin with a sequence
+  const void* dout;
+  const void* q;
+  const void* k;
+  const void* v;
+  const void* out;           // what attention_fwd wrote
+  const float* softmax_lse;  // likewise
+  int64_t dout_strides[3], q_strides[3], k_strides[3], v_strides[3];
+  DType dtype;
+  AttentionShape shape;
+};
+
 void attention_fwd(const AttentionFwdParams& params, Stream stream);
+void attention_bwd(const AttentionBwdParams& params, Stream stream);
 
 }  // namespace fasttx

@@ -17,6 +17,8 @@ needs_nvcc = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str
 # instantiations of each file: dtypes x (lengths of a row) x (forward and backward)
 COUNT = {
     "attention_fwd_sm80": 2 * 6,  # of two dtypes, and head_dim to 32, 64, 96, 128, 192, 256
+    "attention_bwd_sm80": 2 * (1 + 7),  # delta; head_dim to 32, 64, 128 with dropout and without, to 256
+    "attention_bwd_dq_sm80": 2 * 7,
     "softmax": 3 * 5 * (2 * 2),  # resident rows of three lengths, held and streamed; with dropout and without
     "binary_cross_entropy": 3 * 2,
     "kl_div": 3 * 2 * 2,  # probabilities and logarithms
@@ -37,6 +39,8 @@ COUNT = {
 # bytes of shared memory: 128 a reduction, sums of the rows of a block, 32 a value that the blocks of a cluster exchange
 SHARED = {
     "attention_fwd_sm80": 0,
+    "attention_bwd_sm80": 0,
+    "attention_bwd_dq_sm80": 0,
     "softmax": 3 * 128 + 3 * 8 * 4,
     "column_sum": 8 * 32 * 4,
     "loss_sum": 2 * 128,
@@ -54,6 +58,7 @@ SHARED = {
 }
 # 16-byte accesses of some kernels: neighbouring floats for neighbouring threads; 8 int8 side by side; two floats a row
 VECTORS: dict[str, set[str]] = {
+    "attention_bwd_": {"LDG"},  # gradients leave the accumulators by pairs
     "column_sum_kernel": set(),
     "loss_sum_kernel": set(),
     "31linear_cross_entropy_fwd_kernel": set(),

@@ -211,7 +211,7 @@ def composition(
             dp = torch.einsum("qhd,khd->hqk", upstream, vs.abs()) * kept
             delta = torch.einsum("qhd,qhd->hq", upstream, outs[-1].abs())
             read[b, :, :m, :n] = prob * (dp + delta[..., None])
-            terms = scale * read[b, :, :m, :used]
+            terms = abs(scale) * read[b, :, :m, :used]
             sizes["out"].append(torch.einsum("hqk,khd->qhd", prob * kept, vs.abs()).amax(-1))
             sizes["dq"].append(torch.einsum("hqk,khd->qhd", terms, ks.abs()).amax(-1))
             for name, weights, rows in (("dk", terms, qs.abs()), ("dv", (prob * kept)[..., :used], upstream)):

@@ -1,0 +1,133 @@
+// Attention backward by mma.sync: dq by tiles of queries, where no block of bwd_dkdv_sm80.cuh walks over all keys.
+//
+// Mathematics
+//   dQ = softmax_scale dS K, with P, dP and dS as there, computed again: three products, two of them for the second
+//   time. That is the price of dq without atomics, the same bits every time.
+//
+// Contract
+//   A block is the only one that writes its kBlockM queries of one head. It walks over the keys as the forward does;
+//   queries are rows, 16 a warp, so that dS is the left operand of dQ in the registers where it is computed. No warp
+//   waits for another but for the tiles that all of them load.
+#pragma once
+#include "bwd_sm80.cuh"
+#include "dropout.cuh"
+
+namespace fasttx {
+
+template <int kD>
+struct QueryBlock {
+  static constexpr BwdTile kTile = bwd_tile(kD);
+  static constexpr int kWarps = kTile.warps, kThreads = 32 * kWarps, kBlockM = 16 * kWarps, kBlockN = kTile.streamed;
+  static constexpr bool kHeld = kD <= 64;  // the operands Q and dO, in registers
+  using Queries = Tile<kBlockM, kD>;
+  using Keys = Tile<kBlockN, kD>;
+};
+
+template <class T, int kD, bool kDropout>
+__global__ void __launch_bounds__(QueryBlock<kD>::kThreads)
+    attention_bwd_dq_kernel(const __grid_constant__ BwdLaunch a) {
+  using Of = QueryBlock<kD>;
+  constexpr int kBlockM = Of::kBlockM, kBlockN = Of::kBlockN, kN8 = kBlockN / 8;
+  FTX_DYNAMIC_SHARED(shared, 128);
+  const AttentionShape& shape = a.p.shape;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const HeadWork work(shape, blockIdx.x / a.blocks);
+  // under a causal mask the last rows have most keys: they start first
+  const int m0 = (a.blocks - 1 - static_cast<int>(blockIdx.x % a.blocks)) * kBlockM, warp_row = m0 + 16 * warp;
+  const GradientRows<T> dq(a.p.dq, shape.num_heads, shape.head_dim, work.h);
+  if (shape.cu_seqlens_q != nullptr && m0 == 0) {
+    dq.zero_uncovered(work.b, shape.batch, work.q, shape.total_q);
+  }
+  if (m0 >= work.n_q) return;
+
+  HeadMask mask(shape, work);
+  if (mask.is_key_mask()) {
+    mask.n_k = mask.last_key(reinterpret_cast<int*>(shared));
+    __syncthreads();  // read by all; tiles take this memory next
+  }
+  const int last_query = m0 + kBlockM < work.n_q ? m0 + kBlockM : work.n_q;
+  const int first = m0 + work.shift - shape.window_left, last = last_query + work.shift + shape.window_right;
+  const int first_key = first > 0 ? first / kBlockN * kBlockN : 0;
+  mask.n_k = last < mask.n_k ? last : mask.n_k;
+
+  const Matrix<T> q(work.tokens<T>(a.p.q, a.p.q_strides, work.q, work.h), a.p.q_strides[1], work.n_q, shape.head_dim);
+  const Matrix<T> dout(work.tokens<T>(a.p.dout, a.p.dout_strides, work.q, work.h), a.p.dout_strides[1], work.n_q,
+                       shape.head_dim_v);
+  const Matrix<T> k(work.tokens<T>(a.p.k, a.p.k_strides, work.k, work.h_k), a.p.k_strides[1], mask.n_k, shape.head_dim);
+  const Matrix<T> v(work.tokens<T>(a.p.v, a.p.v_strides, work.k, work.h_k), a.p.v_strides[1], mask.n_k,
+                    shape.head_dim_v);
+  const typename Of::Queries q_tile(shared), dout_tile(shared + Of::Queries::kBytes);
+  auto k_tile = [&](int n0) {
+    const int stage = n0 / kBlockN % kBwdStages;
+    return typename Of::Keys(shared + 2 * Of::Queries::kBytes + 2 * stage * Of::Keys::kBytes);
+  };
+  auto v_tile = [&](int n0) { return typename Of::Keys(k_tile(n0).data + Of::Keys::kBytes); };
+  auto load = [&](int n0) {
+    if (n0 < mask.n_k) {
+      k.template load<Of::kThreads>(k_tile(n0), n0);
+      v.template load<Of::kThreads>(v_tile(n0), n0);
+    }
+    cp_async_commit();
+  };
+  q.template load<Of::kThreads>(q_tile, m0);
+  dout.template load<Of::kThreads>(dout_tile, m0);
+  load(first_key);
+
+  float lse[2], delta[2];  // of rows g and g + 8
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    const int row = warp_row + lane / 4 + 8 * r;
+    lse[r] = row < work.n_q ? a.lse[stat_row(a, work) + row] : INFINITY;
+    delta[r] = row < work.n_q ? a.delta[stat_row(a, work) + row] : 0.0f;
+  }
+  const ScoreUnits units(shape);
+  LeftOperand<kD, Of::kHeld> q_operand, dout_operand;
+  float sum[kD / 8][4] = {};
+  for (int n0 = first_key; n0 < mask.n_k; n0 += kBlockN) {
+    cp_async_wait<0>();
+    __syncthreads();  // this stage, of all threads, is there; and all have left the other one
+    load(n0 + kBlockN);
+    if (n0 == first_key) {
+      q_operand.hold(q_tile, 16 * warp);
+      dout_operand.hold(dout_tile, 16 * warp);
+    }
+    float s[1][kN8][4] = {}, dp[kN8][4] = {};
+    add_product_transposed<T>(s[0], q_operand.of(q_tile, 16 * warp), k_tile(n0));
+    add_product_transposed<T>(dp, dout_operand.of(dout_tile, 16 * warp), v_tile(n0));
+    if (!units.folds) {
+#pragma unroll
+      for (int x = 0; x < 4 * kN8; x++) s[0][x / 4][x % 4] *= units.scale;
+    }
+    mask.template apply<false>(s, warp_row, n0);
+    [[maybe_unused]] uint32_t kept[4] = {~0u, ~0u, ~0u, ~0u};
+#pragma unroll
+    for (int half = 0; half < kBlockN / 16; half++) {  // 16 keys; a call of Philox has 32
+      if (kDropout && shape.rng_state != nullptr && half % 2 == 0) {
+        AttentionDropout(shape.rng_state, shape.threshold, work.head)
+            .draw(warp_row + lane / 4, n0 + 16 * half + lane % 4 * 2, kept);
+      }
+      const bool upper = kBlockN == 16 ? n0 / 16 % 2 != 0 : half % 2 != 0;
+#pragma unroll
+      for (int x = 0; x < 8; x++) {
+        const int j = 2 * half + x / 4, e = x % 4, r = e / 2;
+        const float score = s[0][j][e];
+        const float p = exp2_ftz(units.folds ? score * units.to_log2 - lse[r] : (score - lse[r]) * units.to_log2);
+        if constexpr (kDropout) {
+          const uint32_t of_row = upper ? kept[2 * r + 1] : kept[2 * r];
+          const bool keeps = (of_row >> (8 * (x / 4 * 2 + e % 2) + 7) & 1) != 0;
+          dp[j][e] = (keeps ? p : 0.0f) * dp[j][e] - p * delta[r];
+        } else {
+          dp[j][e] = p * (dp[j][e] - delta[r]);
+        }
+      }
+    }
+    uint32_t ds_operand[kN8 / 2][4];
+#pragma unroll
+    for (int j = 0; j < kN8; j += 2) as_a_operand<T>(ds_operand[j / 2], dp[j], dp[j + 1]);
+    add_product<T>(sum, from_registers(ds_operand), k_tile(n0), 0);
+  }
+  cp_async_wait<0>();
+  dq.store(static_cast<int>(work.out_row(shape)), work.n_q, warp_row, 0, sum, shape.softmax_scale);
+}
+
+}  // namespace fasttx
