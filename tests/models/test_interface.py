@@ -217,11 +217,11 @@ def test_position_bias(causal: bool, mask: str | None, weights: bool) -> None:
 
 
 def test_position_bias_of_a_packed_batch() -> None:
-    """Read within each sequence; one that requires a gradient is refused, as the op has none."""
+    """Read within each sequence, over which its gradient is summed."""
     module = nn.Module()
     module.is_causal = False
     q, k, v = (torch.randn(1, 4, 7, 8) for _ in range(3))
-    bias = torch.randn(1, 4, 5, 5)
+    bias = torch.randn(1, 4, 5, 5, requires_grad=True)
     starts = torch.tensor([0, 5, 7], dtype=torch.int32)
     packed: dict[str, Any] = dict(cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=5, max_length_k=5)
     attention: Callable[..., Any] = fasttx.models.fasttx_attention
@@ -230,12 +230,12 @@ def test_position_bias_of_a_packed_batch() -> None:
         attention(module, *(x[:, :, a:b] for x in (q, k, v)), None, position_bias=bias[..., : b - a, : b - a])[0]
         for a, b in ((0, 5), (5, 7))
     ]
-    torch.testing.assert_close(got, torch.cat(parts, 1))
-    with pytest.raises(
-        ValueError,
-        match="^position_bias: got one that requires a gradient; allowed is one that does not, or a padded batch$",
-    ):
-        attention(module, q, k, v, None, position_bias=bias.requires_grad_(), **packed)
+    want = torch.cat(parts, 1)
+    torch.testing.assert_close(got, want)
+    grad, expected = (torch.autograd.grad(x.square().sum(), bias)[0] for x in (got, want))
+    torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(attention(module, q, k, v, None, position_bias=bias, **packed)[0], got)
 
 
 @pytest.mark.parametrize(

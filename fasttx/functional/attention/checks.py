@@ -50,8 +50,7 @@ def _int(name: str, x: Any) -> Any:
 def check_tensors(
     query: Any, key: Any, value: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, attn_bias: Any, rng_state: Any
 ) -> None:
-    """Raises TypeError for what is no tensor; ValueError for several devices, a query without a head_dim, a bias that
-    requires a gradient."""
+    """Raises TypeError for what is no tensor; ValueError for several devices, a query without a head_dim."""
     _tensor("query", query, None)
     device = query.device
     _tensor("key", key, device)
@@ -62,8 +61,6 @@ def check_tensors(
     _tensor("rng_state", rng_state, device, optional=True)
     if query.dim() != 3:
         _bad(ValueError, "query's shape", tuple(query.shape), "(total_q, heads, head_dim)")
-    if attn_bias is not None and attn_bias.requires_grad and torch.is_grad_enabled():
-        _bad(ValueError, "attn_bias", "a Tensor that requires a gradient", "one that does not (detach it)")
 
 
 def checked_numbers(

@@ -41,7 +41,7 @@ def attention_padded(
     Args:
         q, k, v: (batch, seqlen_q, heads, head_dim), (batch, seqlen_k, heads_k, head_dim), (batch, seqlen_k, heads_k,
             head_dim_v).
-        attn_bias: bool or floating, (batch, heads, seqlen_q, seqlen_k) or 1 in any dim.
+        attn_bias: bool or floating, (batch, heads, seqlen_q, seqlen_k) or 1 in any dim. A floating one gets a gradient.
         seqused_k: int32 (batch,), valid keys of each sequence.
         dropout_p, window, softmax_scale: as attention_varlen's dropout_p, window_size and scale; aligned at the top
             left.
@@ -54,9 +54,9 @@ def attention_padded(
     Raises:
         ValueError: an argument is not as above.  TypeError: a tensor is none; q, k, v and attn_bias in torch's words.
 
-    float64, subclasses, torch.func transforms, forward AD and a bias that needs a gradient go to torch's own function,
-    and raise BackendError where a backend is forced.  On a device without a kernel every call goes there, as torch's
-    fused attention is faster than the op's composition; but not with deterministic=True, which it does not promise.
+    float64, subclasses, torch.func transforms and forward AD go to torch's own function, and raise BackendError where a
+    backend is forced.  On a device without a kernel every call goes there, as torch's fused attention is faster than
+    the op's composition; but not with deterministic=True, which it does not promise.
     """
     backend = backend or forced_backend()
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):

@@ -11,7 +11,7 @@ from ...ops.attention.op import ATTENTION, supports, worth_slicing
 from ...ops.checks import values_are_known
 from ...ops.exporting import exported_as_torch
 from ...ops.forms import DROPOUT, FUNCTION, OURS, TORCHS
-from .._routing import EXPORTED, META, OWN, unsupported_reason
+from .._routing import EXPORTED, META, OWN, records_gradients, unsupported_reason
 from .autograd import last_dim_contiguous, run_attention
 from .torch_fn import call_torch
 
@@ -25,8 +25,6 @@ _SMALL_SEQUENCE = 45_000
 
 def unsupported_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str | None:
     """Why the op may not get these tensors; None where it may."""
-    if isinstance(mask, Tensor) and mask.requires_grad and torch.is_grad_enabled():
-        return "the mask requires a gradient"
     reason = unsupported_reason(q, k, v, mask)
     return None if reason == META else reason  # the op has a shape for it, as torch's function has
 
@@ -117,4 +115,5 @@ def attend(
         decisions.note(name, OWN, reason)
     if on_cpu and _hides_nothing(call.attn_bias):
         call = call._replace(attn_bias=None)  # torch's kernel would add a zero to every score
-    return call_torch(q, k, v, call, flash=reason is NO_GAIN)
+    # for a mask's gradient torch takes its composition, in which rows without keys are no zeros
+    return call_torch(q, k, v, call, flash=reason is NO_GAIN and not records_gradients(call.attn_bias))

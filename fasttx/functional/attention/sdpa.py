@@ -49,9 +49,11 @@ def scaled_dot_product_attention(
         BackendError: a forced backend cannot run the call.
         Every wrong call raises torch's own error.
 
-    Torch's own function runs wrong calls, and those that the kernels do not cover: float64, a mask that needs a
-    gradient, tensor subclasses, torch.func transforms, forward AD, empty tensors, broadcast batches, is_causal with
-    attn_mask.
+    Torch's own function runs wrong calls, and those that the kernels do not cover: float64, tensor subclasses,
+    torch.func transforms, forward AD, empty tensors, broadcast batches, is_causal with attn_mask.
+
+    A floating attn_mask gets a gradient, summed over what reads each of its elements: a kernel computes the scores once
+    more for it, and writes none of them.
 
     Saved for backward: query, key, value, the output and one float per row. Gradients can be differentiated again
     (create_graph=True, torch.func). Then PyTorch's own operators run, which hold the scores of every head in memory. On
@@ -195,7 +197,7 @@ def attention_varlen(
         is_causal: query i of a sequence sees keys j <= i + seqlen_k - seqlen_q (aligned at the bottom right).
         scale: 1 / sqrt(head_dim) by default.
         attn_bias: bool or floating, (batch, heads, max_seqlen_q, max_seqlen_k) or 1 in any dim, indexed within each
-            sequence. It gets no gradient.
+            sequence. A floating one gets a gradient, summed over what reads each of its elements.
         window_size: (left, right), the keys that are visible on each side of the diagonal; -1 is unlimited.
         rng_state: int64 (2,), the (seed, offset) of the dropout mask. None draws a new one.
         return_lse: also return softmax_lse, float32 (heads, total_q), which gets no gradient.

@@ -79,8 +79,7 @@ def fasttx_attention(
         scaling: multiplies QK'; head_dim ** -0.5 by default.
         is_causal: used where there is no mask and more than one query, as transformers' sdpa does; aligned top left.
         position_bias: None or floating (batch, num_heads, seqlen_q, seqlen_k) or 1 in any dim, of a packed batch
-            (sequences, num_heads, max_length_q, max_length_k), indexed within each sequence. Where it needs a gradient,
-            PyTorch's own attention runs, which has one; of a packed batch, that is an error.
+            (sequences, num_heads, max_length_q, max_length_k), indexed within each sequence. It gets a gradient.
         **kwargs: ``output_attentions`` (or ``module.config.output_attentions``) returns the weights;
             ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q``, ``max_length_k`` mark a packed batch of one row.
             ``sliding_window`` n: a query sees keys less than n away (before it alone where causal); with a
@@ -234,10 +233,6 @@ def _packed(
     if mask is not None:
         raise ValueError(
             "attention_mask: got one with cu_seq_lens_q; allowed is None, as lengths describe a packed batch"
-        )
-    if position_bias is not None and position_bias.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            "position_bias: got one that requires a gradient; allowed is one that does not, or a padded batch"
         )
     out: Tensor = attention_packed(
         query,

@@ -2,8 +2,7 @@
 
 A patched encoder computes the bias once for all sequences of a batch. On a packed batch it does so for the longest
 sequence, and the layers hand on, in place of a mask, where sequences start: the packed kernel reads the bias within
-each. It has no gradient for the bias. Where one is wanted, query, key and value are put back into padded rows around
-attention, which is PyTorch's own there and has one; all else in a layer runs on real tokens still.
+each, and sums its gradient over them.
 """
 
 from __future__ import annotations
@@ -13,16 +12,14 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from ...functional._packing import Layout, first_tokens, put_rows, take_rows
+from ...functional._packing import Layout
 from ...nn.bypass import bypass_reason
 from ...ops.attention.masks import hides
 from ...ops.checks import values_may_be_read
 from ...ops.decisions import note
 from ..attention.interface import fasttx_attention
-from ..attention.masks import with_position_bias
 from ..options import ModulePatch
 from ..subclass import subclass_of
 from ..tracing import graph_in_the_making
@@ -40,13 +37,10 @@ class Starts(NamedTuple):
     Attributes:
         cu_seqlens: int32 (batch + 1,).
         max_seqlen: the longest sequence.
-        rows: int64 (total,), row of each token in a flattened (batch * max_seqlen) batch padded on the right; None
-            where the packed kernel computes attention.
     """
 
     cu_seqlens: Tensor
     max_seqlen: int
-    rows: Tensor | None
 
 
 def key_mask(mask: Tensor) -> Tensor | None:
@@ -65,12 +59,7 @@ def key_mask(mask: Tensor) -> Tensor | None:
 def run_layers(encoder: Any, packed: Tensor, layout: Layout) -> Tensor:
     """The last hidden states (total, width) of a packed batch (total, width)."""
     bias: Tensor = encoder.compute_position_bias(packed.new_empty(1, layout.max_seqlen, 1))
-    rows = None
-    if bias.requires_grad and torch.is_grad_enabled():
-        real = first_tokens(layout.cu_seqlens.diff(), layout.max_seqlen, packed.device)
-        rows = torch.nonzero_static(real.reshape(-1), size=layout.total).view(-1)
-        bias = with_position_bias(real[:, None, None], bias)
-    starts, hidden = Starts(layout.cu_seqlens, layout.max_seqlen, rows), packed[None]
+    starts, hidden = Starts(layout.cu_seqlens, layout.max_seqlen), packed[None]
     for layer in encoder.layer:
         hidden = layer(hidden, starts, bias)[0]
     return hidden.squeeze(0)
@@ -154,20 +143,11 @@ def _attend(
         "position_bias": position_bias,
         "output_attentions": output_attentions,
     }
-    rows = mask.rows if isinstance(mask, Starts) else None
     if isinstance(mask, Starts):
-        starts, longest, mask = mask.cu_seqlens, mask.max_seqlen, None
-        if rows is None:
-            arguments |= dict(cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=longest, max_length_k=longest)
-        else:
-            batch = starts.shape[0] - 1
-            products = [
-                put_rows(x.squeeze(0), rows, batch * longest).view(batch, longest, *x.shape[2:]) for x in products
-            ]
+        (starts, longest), mask = mask, None
+        arguments |= dict(cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=longest, max_length_k=longest)
     q, k, v = (x.transpose(1, 2) for x in products)
     out, weights = fasttx_attention(module, q, k, v, mask, **arguments)
-    if rows is not None:
-        out = take_rows(out.flatten(0, 1), rows)
     return out.reshape(*lead, -1), weights
 
 
@@ -211,7 +191,7 @@ BIASED_ATTENTION = Fusion(
     before="attention: transformers' own",
     after="attention: fasttx",
     op="attention",
-    where="PyTorch's own in training, where the position bias has a gradient",
+    where="",
     unfused_reason=unfused_reason,
     replace=biased_attention_class,
 )
