@@ -24,7 +24,10 @@ INT8 = [
     ),
     Mutation(EPILOGUE, "k < Shape::kOf.warps_k; k++", "k < 1; k++", INT8_CUDA),
     Mutation(
-        EPILOGUE, "warp * Shape::kWarpM + pass * 16 * kFragments + within", "warp * Shape::kWarpM + within", INT8_CUDA
+        EPILOGUE,
+        "warp * Shape::kWarpM + pass * 16 * kFragments + within",
+        "warp * Shape::kWarpM + pass * kFragments + within",
+        INT8_CUDA,
     ),
     Mutation(
         EPILOGUE,

@@ -29,8 +29,8 @@ from of_triton import TRITON
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 900
 """Seconds for one selection: a fault may also make a kernel run for ever, which counts as noticed."""
-COMPILER_FAILED = r"RuntimeError: \S*(g\+\+|nvcc) "
-"""What buildsystem/compiling.py raises."""
+COMPILER_FAILED = r"RuntimeError: \S*(g\+\+|nvcc) |^the emulator cannot be built$"
+"""What buildsystem/compiling.py raises inside of a test, and what tests/conftest.py says where a build fails before."""
 GREEN, RED = 0, 1
 """pytest's exit statuses of tests that passed and of tests that failed; any other one is no answer."""
 
@@ -60,7 +60,7 @@ def run_tests(tree: Path, tests: tuple[str, ...]) -> tuple[int | None, str]:
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         return None, f"took more than {LIMIT} s"
-    if re.search(COMPILER_FAILED, done.stdout):  # in a fixture or inside of a test
+    if re.search(COMPILER_FAILED, done.stdout, re.M):  # in a fixture or inside of a test
         return done.returncode, "ERROR the sources do not compile"
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     lines.sort(key=lambda line: line.startswith("FAILED"))  # last, and returned, if there is one

@@ -80,3 +80,13 @@ def test_a_fault_that_does_not_compile_inside_of_a_test_proves_nothing(tree):
     assert run.run_tests(tree, ("test_answer.py",))[0] == run.GREEN
     status, why = run.mutated(tree, Mutation("answer.py", "6 * 7", "6 * 9", ("test_answer.py",)))
     assert status == run.RED and why == "ERROR the sources do not compile" and not run.is_noticed(status, why)
+
+
+def test_a_build_that_fails_before_the_tests_proves_nothing(tree):
+    (tree / "test_answer.py").write_text(
+        "import answer\nimport pytest\n\n\ndef test_it():\n    if answer.ANSWER != 42:\n"
+        "        pytest.fail('the emulator cannot be built\\nerror: unused parameter', pytrace=False)\n"
+    )
+    assert run.run_tests(tree, ("test_answer.py",))[0] == run.GREEN
+    status, why = run.mutated(tree, Mutation("answer.py", "6 * 7", "6 * 9", ("test_answer.py",)))
+    assert status == run.RED and why == "ERROR the sources do not compile" and not run.is_noticed(status, why)
