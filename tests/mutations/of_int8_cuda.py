@@ -37,7 +37,12 @@ INT8 = [
     ),
     Mutation(EPILOGUE, "|| col + kRowRun > p.n_out) return;", "|| col > p.n_out) return;", RACES_OF_INT8),
     Mutation(EPILOGUE, "whole = is_vector_aligned(at);", "whole = true;", INT8_CUDA),
-    Mutation(KERNEL, "blocks_m - first_m < kGroup ? blocks_m - first_m : kGroup", "kGroup", INT8_CUDA),
+    Mutation(
+        KERNEL,
+        "blocks_m - first_m < kGroup ? blocks_m - first_m : kGroup",
+        "blocks_m < kGroup ? blocks_m : kGroup",
+        INT8_CUDA,
+    ),
     Mutation(
         KERNEL,
         "const int64_t row0 = (first_m + within % rows_of_group)",
