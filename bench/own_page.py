@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .own_arms import FASTTX, PLAIN
@@ -19,7 +20,7 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #8886; white-space: nowrap; }
 th:first-child, td:first-child, td.note { text-align: left; } td.note { white-space: normal; }
 tr.ours { font-weight: 600; } td.bar { width: 30%; min-width: 6rem; } .bar div { background: #2a7ae2; height: .8rem; }
-tr.plain .bar div { background: #888; } small, dl { color: #888; } dt { float: left; min-width: 9rem; }
+tr.plain .bar div { background: #888; } small, dl { color: #888; } dt { float: left; clear: left; min-width: 13rem; }
 """
 NOTE = (
     "Texts are tokenised beforehand and keep their order. A time is the median of rounds in which all take turns, over "
@@ -29,12 +30,17 @@ NOTE = (
 
 def page(found: Own) -> str:
     """The whole page."""
-    parts = [f"<h1>{escape(found.model)}: what fasttx brings</h1>", f'<p class="answer">{escape(found.sentence)}</p>']
+    name = Path(found.model).name if Path(found.model).is_dir() else found.model  # a folder is nobody else's business
+    parts = [f"<h1>{escape(name)}: what fasttx brings</h1>", f'<p class="answer">{escape(found.sentence)}</p>']
     for size in dict.fromkeys(row["batch"] for row in found.rows):
         parts += _table(size, [row for row in found.rows if row["batch"] == size])
     parts.append(f"<p><small>{escape(NOTE)}</small></p><h2>Machine</h2><dl>")
-    parts += [f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in found.machine.items()]
-    title = escape(f"fasttx: {found.model}")
+    parts += [
+        f"<dt>{escape(what)}</dt><dd>{escape(value)}</dd>"
+        for what, value in found.machine.items()
+        if value != "missing"
+    ]
+    title = escape(f"fasttx: {name}")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     lines = [
         "<!doctype html>",

@@ -76,6 +76,14 @@ PROMISES: dict[str, tuple[str, Callable[..., bool]]] = {
         r"loss of the epochs # -> #; # of # answers are exact",
         lambda before, after, right, n: falls(before, after) and 0 <= right <= 1 and n > 5,
     ),
+    "rerank": (
+        r"loss of the epochs # -> #; the right text is first for # -> #",
+        lambda before, after, *shares: falls(before, after) and all(0 <= share <= 1 for share in shares),
+    ),
+    "dialogue": (
+        r"loss # -> #; the right reply of ten for # -> #",
+        lambda before, after, start, end: falls(before, after) and 0.3 < end <= 1 and end >= start - 0.1,
+    ),
     "distributed": (r"loss of the epochs # -> # in # processes", lambda b, a, n: falls(b, a) and n == 2),
     "accelerate_loop": (r"loss of the epochs # -> # in # process(es)", lambda b, a, n: falls(b, a) and n == 1),
     "distil": (
