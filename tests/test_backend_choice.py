@@ -17,6 +17,7 @@ from fasttx.ops.decisions import recorded
 from fasttx.ops.registry import LAUNCHES, Op
 
 GPU = torch.device("cuda", 0)
+DTYPE = torch.float16  # which every kernel takes
 TABLE = [pytest.param(op, id=name) for name, op in OPS.items()]
 
 
@@ -35,7 +36,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 
 def module(op: Op) -> nn.Module:
     """Something to report on, with what tells the width of a row."""
-    found = nn.LayerNorm(384, device=GPU)
+    found = nn.LayerNorm(384, device=GPU, dtype=DTYPE)
     found.head_dim = 32
     return found
 
@@ -44,7 +45,7 @@ def answers(op: Op, requested: str) -> dict[str, str]:
     """Who says that which backend runs a small call."""
     from fasttx.cli import supported
 
-    forward = cases.case(op, "check", GPU, torch.float32)
+    forward = cases.case(op, "check", GPU, DTYPE)
     called = dispatch.body(op, "fwd", replace(op.fwd, torch=op.fwd.fake))  # nothing computes there
     LAUNCHES.clear()
     with recorded() as decisions:
@@ -53,8 +54,8 @@ def answers(op: Op, requested: str) -> dict[str, str]:
     found = {"dispatch": launched, "explain": decisions[0].choice}
     found["report"] = expected_backend(op.name, requested, module(op))
     if requested == "auto":
-        found["supported"] = supported.taken(GPU, torch.float32)[op.name]
-        found["has_kernel"] = launched if op.has_kernel(GPU, torch.float16) else "torch"
+        found["supported"] = supported.taken(GPU, DTYPE)[op.name]
+        found["has_kernel"] = launched if op.has_kernel(GPU, DTYPE) else "torch"
     return found
 
 

@@ -42,6 +42,8 @@ struct AttentionBwdParams {
   void* dq;  // contiguous, as are dk and dv
   void* dk;
   void* dv;
+  Out dbias;  // contiguous, of the sizes of attn_bias, which has several columns; data is nullptr: not wanted
+  int dbias_sizes[4];
   float* workspace;  // two floats for each row of each head, in blocks of 64 rows that begin with a sequence
   const void* dout;
   const void* q;

@@ -9,6 +9,7 @@ namespace fasttx {
 struct BwdLaunch;
 
 void attention_bwd_dq(const BwdLaunch& launch, Stream stream);
+void attention_bwd_dbias(const BwdLaunch& launch, Stream stream);
 
 // f(Type<T>, head_dim, dropout) of the instantiation for a call. Larger heads have one for calls with dropout and
 // without.

@@ -34,6 +34,7 @@ void start(BwdLaunch a, Stream stream) {
          dim3(static_cast<unsigned>(a.blocks * shape.batch * shape.num_heads_k), kD / Of::kColumns), dim3(Of::kThreads),
          stream, a, shared_bytes);
   if (!a.computes_dq) attention_bwd_dq(a, stream);
+  if (a.p.dbias.data != nullptr) attention_bwd_dbias(a, stream);
 }
 
 }  // namespace
@@ -48,6 +49,15 @@ void attention_bwd(const AttentionBwdParams& p, Stream stream) {
   const int64_t longest = shape.max_seqlen_q > shape.max_seqlen_k ? shape.max_seqlen_q : shape.max_seqlen_k;
   require((longest / kStatRows + 1) * shape.batch * shape.num_heads <= INT32_MAX, kernel,
           "tiles of 64 tokens times heads must lie below 2^31");
+  if (p.dbias.data != nullptr) {
+    require_float(p.dbias.dtype, kernel);
+    require(shape.attn_bias != nullptr && shape.bias_dtype == p.dbias.dtype, kernel, "dbias must be as attn_bias");
+    const int full[4] = {shape.batch, shape.num_heads, shape.max_seqlen_q, shape.max_seqlen_k};
+    for (int i = 0; i < 4; i++) {
+      require(p.dbias_sizes[i] == full[i] || (p.dbias_sizes[i] == 1 && i < 3), kernel,
+              "dbias_sizes must be batch, num_heads, max_seqlen_q or 1, and max_seqlen_k");
+    }
+  }
   BwdLaunch a = {};
   a.p = p;
   const bool packed = shape.cu_seqlens_q != nullptr;

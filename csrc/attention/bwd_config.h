@@ -19,6 +19,11 @@ constexpr BwdTile bwd_tile(int head_dim) {
   return head_dim <= 64 ? BwdTile{8, 64} : head_dim <= 128 ? BwdTile{4, 32} : BwdTile{4, 16};
 }
 
+// Blocks of a multiprocessor: with them a thread may have 255 registers, and ptxas spills none for a third block.
+constexpr int bwd_blocks(int head_dim) {
+  return 8 / bwd_tile(head_dim).warps;
+}
+
 // Columns of dk and dv that a block adds up: 16 keys x 128 columns of both are 128 registers a lane.
 constexpr int bwd_columns(int head_dim) {
   return head_dim <= 128 ? head_dim : 128;

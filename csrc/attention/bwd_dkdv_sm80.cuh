@@ -67,7 +67,7 @@ FTX_DEVICE void score_gradients(uint32_t (&p_operand)[kM8 / 2][4], uint32_t (&ds
 #pragma unroll
     for (int e = 0; e < 4; e++) {
       const float lowered = e % 2 == 0 ? of_lse.x : of_lse.y, mean = e % 2 == 0 ? of_delta.x : of_delta.y;
-      const float p = exp2_ftz(units.folds ? s[j][e] * units.to_log2 - lowered : (s[j][e] - lowered) * units.to_log2);
+      const float p = probability(s[j][e], lowered, units);
       if constexpr (kDropout) {
         s[j][e] = keep.kept(j, e) ? p : 0.0f;
         dp[j][e] = s[j][e] * dp[j][e] - p * mean;
@@ -85,7 +85,7 @@ FTX_DEVICE void score_gradients(uint32_t (&p_operand)[kM8 / 2][4], uint32_t (&ds
 }
 
 template <class T, int kD, bool kDropout>
-__global__ void __launch_bounds__(KeyBlock<kD>::kThreads)
+__global__ void __launch_bounds__(KeyBlock<kD>::kThreads, bwd_blocks(kD))
     attention_bwd_dkdv_kernel(const __grid_constant__ BwdLaunch a) {
   using Of = KeyBlock<kD>;
   constexpr int kBlockM = Of::kBlockM, kBlockN = Of::kBlockN, kM8 = kBlockM / 8;
@@ -202,10 +202,7 @@ __global__ void __launch_bounds__(KeyBlock<kD>::kThreads)
           keep.all();
         }
       }
-      if (!units.folds) {
-#pragma unroll
-        for (int x = 0; x < 4 * kM8; x++) s[0][x / 4][x % 4] *= units.scale;
-      }
+      units_of_scores(s, units);
       mask.offset = first_offset + head * shape.bias_strides[1];
       mask.template apply<true>(s, m0, warp_key);
       uint32_t p_operand[kM8 / 2][4], ds_operand[kM8 / 2][4];

@@ -9,28 +9,18 @@
 //   queries are rows, 16 a warp, so that dS is the left operand of dQ in the registers where it is computed. No warp
 //   waits for another but for the tiles that all of them load.
 #pragma once
-#include "bwd_sm80.cuh"
-#include "dropout.cuh"
+#include "bwd_rows_sm80.cuh"
 
 namespace fasttx {
 
-template <int kD>
-struct QueryBlock {
-  static constexpr BwdTile kTile = bwd_tile(kD);
-  static constexpr int kWarps = kTile.warps, kThreads = 32 * kWarps, kBlockM = 16 * kWarps, kBlockN = kTile.streamed;
-  static constexpr bool kHeld = kD <= 64;  // the operands Q and dO, in registers
-  using Queries = Tile<kBlockM, kD>;
-  using Keys = Tile<kBlockN, kD>;
-};
-
 template <class T, int kD, bool kDropout>
-__global__ void __launch_bounds__(QueryBlock<kD>::kThreads)
+__global__ void __launch_bounds__(QueryBlock<kD>::kThreads, bwd_blocks(kD))
     attention_bwd_dq_kernel(const __grid_constant__ BwdLaunch a) {
   using Of = QueryBlock<kD>;
   constexpr int kBlockM = Of::kBlockM, kBlockN = Of::kBlockN, kN8 = kBlockN / 8;
   FTX_DYNAMIC_SHARED(shared, 128);
   const AttentionShape& shape = a.p.shape;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
   const HeadWork work(shape, blockIdx.x / a.blocks);
   // under a causal mask the last rows have most keys: they start first
   const int m0 = (a.blocks - 1 - static_cast<int>(blockIdx.x % a.blocks)) * kBlockM, warp_row = m0 + 16 * warp;
@@ -73,13 +63,7 @@ __global__ void __launch_bounds__(QueryBlock<kD>::kThreads)
   dout.template load<Of::kThreads>(dout_tile, m0);
   load(first_key);
 
-  float lse[2], delta[2];  // of rows g and g + 8
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-    const int row = warp_row + lane / 4 + 8 * r;
-    lse[r] = row < work.n_q ? a.lse[stat_row(a, work) + row] : INFINITY;
-    delta[r] = row < work.n_q ? a.delta[stat_row(a, work) + row] : 0.0f;
-  }
+  const RowStats stats(a, work, warp_row);
   const ScoreUnits units(shape);
   LeftOperand<kD, Of::kHeld> q_operand, dout_operand;
   float sum[kD / 8][4] = {};
@@ -94,33 +78,9 @@ __global__ void __launch_bounds__(QueryBlock<kD>::kThreads)
     float s[1][kN8][4] = {}, dp[kN8][4] = {};
     add_product_transposed<T>(s[0], q_operand.of(q_tile, 16 * warp), k_tile(n0));
     add_product_transposed<T>(dp, dout_operand.of(dout_tile, 16 * warp), v_tile(n0));
-    if (!units.folds) {
-#pragma unroll
-      for (int x = 0; x < 4 * kN8; x++) s[0][x / 4][x % 4] *= units.scale;
-    }
+    units_of_scores(s, units);
     mask.template apply<false>(s, warp_row, n0);
-    [[maybe_unused]] uint32_t kept[4] = {~0u, ~0u, ~0u, ~0u};
-#pragma unroll
-    for (int half = 0; half < kBlockN / 16; half++) {  // 16 keys; a call of Philox has 32
-      if (kDropout && shape.rng_state != nullptr && half % 2 == 0) {
-        AttentionDropout(shape.rng_state, shape.threshold, work.head)
-            .draw(warp_row + lane / 4, n0 + 16 * half + lane % 4 * 2, kept);
-      }
-      const bool upper = kBlockN == 16 ? n0 / 16 % 2 != 0 : half % 2 != 0;
-#pragma unroll
-      for (int x = 0; x < 8; x++) {
-        const int j = 2 * half + x / 4, e = x % 4, r = e / 2;
-        const float score = s[0][j][e];
-        const float p = exp2_ftz(units.folds ? score * units.to_log2 - lse[r] : (score - lse[r]) * units.to_log2);
-        if constexpr (kDropout) {
-          const uint32_t of_row = upper ? kept[2 * r + 1] : kept[2 * r];
-          const bool keeps = (of_row >> (8 * (x / 4 * 2 + e % 2) + 7) & 1) != 0;
-          dp[j][e] = (keeps ? p : 0.0f) * dp[j][e] - p * delta[r];
-        } else {
-          dp[j][e] = p * (dp[j][e] - delta[r]);
-        }
-      }
-    }
+    row_gradients<kDropout>(s[0], dp, stats, units, shape, work.head, warp_row, n0);
     uint32_t ds_operand[kN8 / 2][4];
 #pragma unroll
     for (int j = 0; j < kN8; j += 2) as_a_operand<T>(ds_operand[j / 2], dp[j], dp[j + 1]);

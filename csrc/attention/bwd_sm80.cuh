@@ -67,6 +67,19 @@ FTX_DEVICE void add_product(float (&d)[kBlocks][4], A&& a_of, const Tile<kRows, 
   }
 }
 
+// Scores as a mask and `probability` want them: raw or scaled.
+template <int kN8>
+FTX_DEVICE void units_of_scores(float (&s)[1][kN8][4], const ScoreUnits& units) {
+  if (units.folds) return;
+#pragma unroll
+  for (int x = 0; x < 4 * kN8; x++) s[0][x / 4][x % 4] *= units.scale;
+}
+
+// P / (1 - p_hat); lse is what the workspace has of the row.
+FTX_DEVICE float probability(float score, float lse, const ScoreUnits& units) {
+  return exp2_ftz(units.folds ? score * units.to_log2 - lse : (score - lse) * units.to_log2);
+}
+
 // A for the two above: 16 rows of a tile. kHeld: from registers, which hold() has filled once.
 template <int kColumns, bool kHeld>
 struct LeftOperand {

@@ -19,6 +19,7 @@ COUNT = {
     "attention_fwd_sm80": 2 * 6,  # of two dtypes, and head_dim to 32, 64, 96, 128, 192, 256
     "attention_bwd_sm80": 2 * (1 + 7),  # delta; head_dim to 32, 64, 128 with dropout and without, to 256
     "attention_bwd_dq_sm80": 2 * 7,
+    "attention_bwd_dbias_sm80": 2 * 4,
     "softmax": 3 * 5 * (2 * 2),  # resident rows of three lengths, held and streamed; with dropout and without
     "binary_cross_entropy": 3 * 2,
     "kl_div": 3 * 2 * 2,  # probabilities and logarithms
@@ -41,6 +42,7 @@ SHARED = {
     "attention_fwd_sm80": 0,
     "attention_bwd_sm80": 0,
     "attention_bwd_dq_sm80": 0,
+    "attention_bwd_dbias_sm80": 0,
     "softmax": 3 * 128 + 3 * 8 * 4,
     "column_sum": 8 * 32 * 4,
     "loss_sum": 2 * 128,

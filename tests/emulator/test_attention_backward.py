@@ -13,6 +13,7 @@ from ops.attention_cases import Case, check_guards, composition, guarded, make_i
 from torch import Tensor
 
 from fasttx.ops.attention import composed
+from fasttx.ops.attention.call import has_dbias
 from fasttx.ops.attention.cuda import attention_bwd
 from fasttx.testing import assert_as_accurate
 
@@ -27,23 +28,33 @@ DQ_KERNEL_BYTES = {32: 32768, 64: 65536, 128: 65536, 256: 98304}
 
 
 def gradients(case: Case, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """dq, dk, dv by the kernels, after a forward of PyTorch's operators; nothing else is written."""
+    """dq, dk, dv, and dbias of an additive mask, after a forward of PyTorch's operators; nothing else is written."""
     q, k, v, dout, args = inputs
     out, lse = composed.forward(q, k, v, *args)
     (dq, m0), (dk, m1), (dv, m2) = (guarded(tuple(x.shape), x.dtype, x.device) for x in (q, k, v))
-    attention_bwd(dq, dk, dv, dout, q, k, v, out, lse, *args, case.deterministic)
-    check_guards(m0, m1, m2)
-    return [dq, dk, dv]
+    bias = args[0]
+    needed = has_dbias(bias)
+    dbias, m3 = guarded(tuple(bias.shape), bias.dtype, q.device) if needed else guarded((0,), q.dtype, q.device)
+    attention_bwd(dq, dk, dv, dbias, dout, q, k, v, out, lse, *args, case.deterministic, needed)
+    check_guards(m0, m1, m2, m3)
+    return [dq, dk, dv, *([dbias] if needed else [])]
 
 
-def check(case: Case, device: torch.device) -> list[Tensor]:
-    """The gradients, which are as accurate as those of PyTorch's own operators in the same dtype."""
+def check(case: Case, device: torch.device, bias: tuple[int, ...] = ()) -> list[Tensor]:
+    """The gradients, which are as accurate as those of PyTorch's own operators in the same dtype.
+
+    Args:
+        bias: shape of an additive mask that hides nothing, in place of the case's.
+    """
     inputs = make_inputs(case, device)
+    if bias:
+        of_case = inputs[4]
+        inputs = (*inputs[:4], (torch.randn(bias, device=device).to(case.dtype), *of_case[1:]))
     found = gradients(case, inputs)
     exact, terms = composition(*inputs, torch.float64)
     same, _ = composition(*inputs, case.dtype)
-    for name, a, b, c in zip(("dq", "dk", "dv"), found, same[2:5], exact[2:5], strict=True):
-        assert_as_accurate(a, b, c, name, least=terms[name])
+    for name, a, b, c in zip(("dq", "dk", "dv", "dbias"), found, same[2:], exact[2:]):
+        assert_as_accurate(a, b.to(a.dtype), c, name, least=terms[name])
     for b, n in enumerate(case.seqused):
         assert not found[1][b, n:].any() and not found[2][b, n:].any(), "gradients of keys that nobody reads"
     return found
@@ -108,6 +119,24 @@ def test_features(plain, device, name: str, arch: int) -> None:
     check(case, device)
 
 
+@pytest.mark.parametrize("dim", [32, 128, 160])
+@pytest.mark.parametrize(
+    "bias",
+    [(1, 1, 140, 150), (2, 4, 140, 150), (1, 4, 1, 150), (2, 1, 1, 150), (1, 1, 140, 1)],
+    ids=str,
+)
+def test_gradient_of_a_bias(plain, device, bias: tuple[int, ...], dim: int) -> None:
+    """All its dims, and each in which it has one element; heads that share keys, and windows that leave tiles out."""
+    case = Case(140, 150, 2, heads=4, heads_k=2, dim=dim, dim_v=dim, dtype=BF16, window=(40, 5), dropout_p=0.2)
+    found = check(case, device, bias)
+    assert len(found) == 4 and bool(found[3].any()) == (bias[3] > 1)
+
+
+@pytest.mark.parametrize("bias", [(1, 2, 70, 164), (1, 1, 1, 164)])
+def test_gradient_of_a_bias_of_packed_sequences(plain, device, bias: tuple[int, ...]) -> None:
+    check(Case(lengths=((33, 34), (0, 5), (70, 164), (20, 3)), heads=2, heads_k=2, dtype=F16), device, bias)
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_same_bits_in_any_order(plain, device, arch: int) -> None:
     """Threads and blocks run in another order with each seed."""
@@ -145,7 +174,7 @@ def test_tokens_of_no_tile_get_zeros(plain, device, arch: int, longest: int) -> 
     args = (None, None, starts, starts, None, 20, longest, 0.2, 0.0, -1, -1)
     out, lse = torch.zeros_like(q), torch.zeros(1, 60, device=device)
     (dq, m0), (dk, m1), (dv, m2) = (guarded(tuple(x.shape), x.dtype, device) for x in (q, k, v))
-    attention_bwd(dq, dk, dv, dout, q, k, v, out, lse, *args, False)
+    attention_bwd(dq, dk, dv, dq[:0], dout, q, k, v, out, lse, *args, False, False)
     check_guards(m0, m1, m2)
     covered = torch.zeros(60, dtype=torch.bool)
     covered[3:30] = covered[40:50] = True
@@ -163,7 +192,7 @@ def test_what_padding_holds_reaches_no_gradient(plain, device) -> None:
     args = (keep, None, None, None, None, 40, 70, 0.2, 0.0, -1, -1)
     out, lse = composed.forward(q, k.nan_to_num(), v.nan_to_num(), *args)
     found = [torch.empty_like(x) for x in (q, k, v)]
-    attention_bwd(*found, dout, q, k, v, out, lse, *args, False)
+    attention_bwd(*found, q[:0], dout, q, k, v, out, lse, *args, False, False)
     assert all(bool(x.isfinite().all()) for x in found) and not found[1][:, 40:].any() and found[1][:, 30:40, 0].any()
 
 
@@ -173,6 +202,7 @@ RACES = [
     (Case(lengths=((40, 70), (3, 2)), dim=64, dim_v=64, dtype=BF16, mask="key-bool"), 86),
     (Case(40, 70, 1, dim=160, dim_v=160, dtype=BF16, dropout_p=0.1), 86),
     (Case(40, 70, 1, heads=2, dim=128, dim_v=128, dtype=F16, mask="full-add", heads_k=1), 90),
+    (Case(140, 70, 2, dtype=BF16, mask="head_key-fp32"), 90),
 ]
 
 
@@ -201,4 +231,5 @@ def test_what_the_launcher_refuses(plain, monkeypatch, change: dict[str, int], m
     q, k, v, dout, args = make_inputs(Case(4, 4, 1, heads=2, heads_k=2, dtype=BF16), torch.device("cpu"))
     out, lse = composed.forward(q, k, v, *args)
     with pytest.raises(ValueError, match=f"attention_bwd: .*{message}"):
-        attention_bwd(*(torch.empty(x.shape, dtype=BF16) for x in (q, k, v)), dout, q, k, v, out, lse, *args, False)
+        grads = [torch.empty(x.shape, dtype=BF16) for x in (q, k, v, q[:0])]
+        attention_bwd(*grads, dout, q, k, v, out, lse, *args, False, False)

@@ -15,15 +15,6 @@ _FAR = 1 << 29
 """kNoWindow of csrc/attention/attention.h."""
 
 
-def supports(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Why the kernels cannot run tensors like these, or None."""
-    from .op import supports as limits
-
-    if q.dtype == torch.float32:
-        return "float32 is multiplied by the Triton kernel: tensor cores would round it"
-    return limits(q, k, v)
-
-
 def strides(x: Tensor, packed: bool) -> tuple[int, ...]:
     """(batch, token, head) strides; a packed tensor has no batch."""
     return (0, *x.stride()[:2]) if packed else x.stride()[:3]
@@ -94,6 +85,7 @@ def attention_bwd(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
+    dbias: Tensor,
     dout: Tensor,
     q: Tensor,
     k: Tensor,
@@ -102,14 +94,20 @@ def attention_bwd(
     softmax_lse: Tensor,
     *given: Any,
 ) -> None:
-    """Writes dq, dk and dv; arguments as of the op. The same bits every time, whether that is asked for or not."""
-    call = AttentionCall(*given[:-1])
+    """Writes dq, dk, dv and, where it is asked for, dbias; arguments as of the op.
+
+    The bits are the same every time, whether that is asked for or not.
+    """
+    call, needs_dbias = AttentionCall(*given[:-2]), given[-1]
     packed = call.starts is not None
     of_call = shape(q, k, v, call)
     if 0 in (of_call["batch"], of_call["num_heads"], call.max_seqlen_q):
-        for grad in (dq, dk, dv):
+        for grad in (dq, dk, dv, dbias):
             grad.zero_()
         return
+    if needs_dbias and (dbias.shape[3] == 1 or dbias.numel() == 0):  # one number added to a whole row changes nothing
+        dbias.zero_()
+        needs_dbias = False
     if dout.stride(-1) != 1:
         dout = dout.contiguous()
     if packed:
@@ -121,6 +119,8 @@ def attention_bwd(
         dq=dq,
         dk=dk,
         dv=dv,
+        dbias=dbias if needs_dbias else None,
+        dbias_sizes=tuple(dbias.shape) if needs_dbias else (0,) * 4,
         workspace=torch.empty(2 * STAT_ROWS * blocks, dtype=torch.float32, device=q.device),
         dout=dout,
         q=q,

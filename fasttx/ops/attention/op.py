@@ -128,6 +128,13 @@ def supports(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return None
 
 
+def cuda_supports(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the kernels in CUDA C++ cannot run tensors like these, or None."""
+    if q.dtype == torch.float32:
+        return "float32 is multiplied by the Triton kernel: tensor cores would round it"
+    return supports(q, k, v)
+
+
 def _whole(x: Tensor, total: int, value: float = 0.0) -> Tensor:
     """x (used, ...) as (total, ...), `value` after its rows."""
     whole = x.new_full((total, *x.shape[1:]), value)
@@ -186,6 +193,13 @@ ATTENTION = Op(
         cost_bwd,
         derived={"deterministic": lambda known: False, "needs_dbias": lambda known: has_dbias(known["attn_bias"])},
     ),
-    (Impl("triton", "fasttx.kernels.attention:attention_fwd", "fasttx.kernels.attention_bwd:attention_bwd", supports),),
+    (
+        Impl(
+            "triton", "fasttx.kernels.attention:attention_fwd", "fasttx.kernels.attention_bwd:attention_bwd", supports
+        ),
+        Impl(
+            "cuda", "fasttx.ops.attention.cuda:attention_fwd", "fasttx.ops.attention.cuda:attention_bwd", cuda_supports
+        ),
+    ),
     about="padded or packed, bool or additive masks, causal, windows, grouped heads, dropout, head_dim up to 256",
 )
