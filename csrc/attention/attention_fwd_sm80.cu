@@ -23,8 +23,9 @@ void start(const AttentionFwdParams& p, Stream stream) {
 void attention_fwd(const AttentionFwdParams& p, Stream stream) {
   const char* kernel = "attention_fwd";
   check_attention(kernel, p.shape, p.dtype);
-  require(p.out != nullptr && p.softmax_lse != nullptr && p.q != nullptr && p.k != nullptr && p.v != nullptr, kernel,
-          "out, softmax_lse, q, k and v must be given");
+  require(p.shape.total_q == 0 || (p.out != nullptr && p.softmax_lse != nullptr && p.q != nullptr), kernel,
+          "out, softmax_lse and q must be given");
+  require(p.shape.total_k == 0 || (p.k != nullptr && p.v != nullptr), kernel, "k and v must be given");
   const int head_dim = p.shape.head_dim > p.shape.head_dim_v ? p.shape.head_dim : p.shape.head_dim_v;
   dispatch_half(p.dtype, kernel, [&](auto type) {
     dispatch_at_least<32, 64, 96, 128, 192, kMaxHeadDim>(

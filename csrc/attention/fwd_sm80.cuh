@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(Fwd<kDim>::kThreads, kFwdBlocks)
       for (int i = 0; i < F::kM * F::kN * 4; i++) s[i / 4 / F::kN][i / 4 % F::kN][i % 4] *= units.scale;
     }
     mask.template apply<false>(s, m0 + warp_row, n0);
-    softmax.add(s, units, alpha);
+    units.folds ? softmax.template add<true>(s, units, alpha) : softmax.template add<false>(s, units, alpha);
 #pragma unroll
     for (int i = 0; i < F::kM * kDim / 2; i++) {
       const int block16 = i / (kDim / 2), e = i % 4;

@@ -37,8 +37,9 @@ struct OnlineSoftmax {
     }
   }
 
-  // Makes exponentials of scores; alpha: what the rows' earlier sums are to be multiplied by.
-  template <int kN>
+  // Makes exponentials of scores; alpha: what the rows' earlier sums are to be multiplied by. kFolds: units.folds, one
+  // branch for a tile: asked for each score, it would cost two instructions more.
+  template <bool kFolds, int kN>
   FTX_DEVICE void add(float (&s)[kM][kN][4], const ScoreUnits& units, float (&alpha)[2 * kM]) {
 #pragma unroll
     for (int r = 0; r < 2 * kM; r++) {
@@ -56,7 +57,7 @@ struct OnlineSoftmax {
       for (int i = 0; i < 2 * kN; i++) {
         float& score = s[r / 2][i / 2][r % 2 * 2 + i % 2];
         // added masks: subtract first, as the lowest finite number times log2(e) is -inf
-        score = exp2_ftz(units.folds ? score * units.to_log2 - base : (score - m_ref) * units.to_log2);
+        score = exp2_ftz(kFolds ? score * units.to_log2 - base : (score - m_ref) * units.to_log2);
         sum += score;
       }
       l[r] = l[r] * alpha[r] + sum;

@@ -7,10 +7,11 @@ file, and the options that a patch has to pass on.
 
 from __future__ import annotations
 
+from of_attention_cuda import ATTENTION
 from of_cuda import CUDA
 from of_emulator import ARCH, EMULATOR
 from of_int8_cuda import INT8
 from of_models import MODELS
 from of_triton import TRITON
 
-MUTATIONS = [*TRITON, *CUDA, *INT8, *ARCH, *EMULATOR, *MODELS]
+MUTATIONS = [*TRITON, *CUDA, *ATTENTION, *INT8, *ARCH, *EMULATOR, *MODELS]

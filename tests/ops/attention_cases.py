@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,10 @@ UNNAMED, SMALL = quick(torch.cuda.is_available())
 
 @dataclass(frozen=True)
 class Case:
-    """One call; lengths of sequences instead of a batch make it a packed one. mask: a key of `make_bias`."""
+    """One call; lengths of sequences instead of a batch make it a packed one. mask: a key of `make_bias`.
+
+    aligned: rows of q, k, v and dout begin at multiples of 16 bytes; else none does.
+    """
 
     sq: int = 40
     sk: int = 70
@@ -53,6 +57,7 @@ class Case:
     scale: float | None = None
     deterministic: bool = False
     dout: str = "strided"
+    aligned: bool = False
 
     @property
     def varlen(self) -> bool:
@@ -87,10 +92,14 @@ def make_bias(
     return torch.randn(keep.shape, device=device).to(wide).masked_fill(~keep, low)
 
 
-def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random values whose neighbours in memory, along every dim, are NaN; the last dim is contiguous."""
-    room = torch.full(tuple(n + 2 for n in shape[:-1]) + (shape[-1] + 5,), float("nan"), dtype=dtype, device=device)
-    inner = room[tuple(slice(1, 1 + n) for n in shape[:-1]) + (slice(2, 2 + shape[-1]),)]
+def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, aligned: bool = False) -> Tensor:
+    """Random values whose neighbours in memory, along every dim, are NaN; the last dim is contiguous.
+
+    Rows begin 4 bytes (of 16-bit elements) after a multiple of 8, or at multiples of 16 if `aligned`.
+    """
+    before, row = (8, -(-(shape[-1] + 9) // 8) * 8) if aligned else (2, shape[-1] + 5)
+    room = torch.full(tuple(n + 2 for n in shape[:-1]) + (row,), float("nan"), dtype=dtype, device=device)
+    inner = room[tuple(slice(1, 1 + n) for n in shape[:-1]) + (slice(before, before + shape[-1]),)]
     return inner.copy_(torch.randn(shape, device=device))
 
 
@@ -114,10 +123,10 @@ def make_inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tenso
     else:
         cu_q = cu_k = None
         batch, sq, sk, lead_q, lead_k = case.batch, case.sq, case.sk, (case.batch, case.sq), (case.batch, case.sk)
-    q = poisoned((*lead_q, case.heads, case.dim), case.dtype, device)
-    k = poisoned((*lead_k, case.heads_k, case.dim), case.dtype, device)
-    v = poisoned((*lead_k, case.heads_k, case.dim_v), case.dtype, device)
-    dout = poisoned((*lead_q, case.heads, case.dim_v), case.dtype, device)
+    q = poisoned((*lead_q, case.heads, case.dim), case.dtype, device, case.aligned)
+    k = poisoned((*lead_k, case.heads_k, case.dim), case.dtype, device, case.aligned)
+    v = poisoned((*lead_k, case.heads_k, case.dim_v), case.dtype, device, case.aligned)
+    dout = poisoned((*lead_q, case.heads, case.dim_v), case.dtype, device, case.aligned)
     if case.dout == "expanded":
         dout = torch.ones((), dtype=case.dtype, device=device).expand(dout.shape)
     elif case.dout == "permuted":
@@ -247,4 +256,27 @@ def check(case: Case, device: torch.device, bias: tuple[int, ...] = ()) -> None:
     names = ("out", "softmax_lse", "dq", "dk", "dv", "dbias")[: len(found)]
     same[5:] = [grad.to(found[5].dtype) for grad in same[5:]]
     for name, a, b, c in zip(names, found, same, exact, strict=True):
+        assert_as_accurate(a, b, c, name, least=terms.get(name, 0.0))
+
+
+Forward = Callable[..., None]
+
+
+def run_forward(forward: Forward, q: Tensor, k: Tensor, v: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """out and softmax_lse from one launcher."""
+    rows = (q.shape[0], q.shape[2], q.shape[1]) if q.dim() == 4 else (q.shape[1], q.shape[0])
+    out, m0 = guarded((*q.shape[:-1], v.shape[-1]), q.dtype, q.device)
+    lse, m1 = guarded(rows, torch.float32, q.device)
+    forward(out, lse, q, k, v, *args)
+    check_guards(m0, m1)
+    return out, lse
+
+
+def check_forward(forward: Forward, case: Case, device: torch.device) -> None:
+    """The forward of a case is as accurate as PyTorch's own operators in the same dtype."""
+    q, k, v, dout, args = make_inputs(case, device)
+    found = run_forward(forward, q, k, v, args)
+    exact, terms = composition(q, k, v, dout, args, torch.float64)
+    same, _ = composition(q, k, v, dout, args, case.dtype)
+    for name, a, b, c in zip(("out", "softmax_lse"), found, (same[0], same[1].float()), exact[:2], strict=True):
         assert_as_accurate(a, b, c, name, least=terms.get(name, 0.0))
