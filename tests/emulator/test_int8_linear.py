@@ -124,3 +124,38 @@ def test_clocks_of_a_layer_of_bert():
     """16,384 x 768 -> 3,072 on an H100: 3,072 blocks of 128 x 128, 24 rounds of 768 x 8 clocks of products and 2,048 of
     outputs; two blocks wait at a time."""
     assert config().run_int8_clocks(LARGEST, 16384, 3072, 768, 90) == 24 * (768 * 8 + 2048) + 12 * 2000
+
+
+# ---------------------------------------------------------------------------------------------------------- banks
+
+
+def conflict_free(places, width):
+    """Whether accesses of `width` bytes that are served together meet each of the 32 banks once."""
+    assert len(places) * width == 128 and all(place % width == 0 for place in places)
+    return len({place % 128 for place in places}) == len(places)
+
+
+@pytest.mark.parametrize("tile", range(len(TILES)))
+def test_copies_and_ldmatrix_meet_each_bank_once(tile):
+    block_m, block_n, block_k, *_ = TILES[tile]
+    chunks = block_k // 16
+    for row in range(0, block_m + block_n, 8):
+        for chunk in range(chunks):  # eight rows of one chunk are a matrix
+            assert conflict_free([config().run_int8_ring(tile, row + i, chunk) for i in range(8)], 16)
+    for thread in range(0, 128, 8):  # eight threads copy neighbouring chunks
+        at = [divmod(thread + i, chunks) for i in range(8)]
+        assert conflict_free([config().run_int8_ring(tile, row, chunk) for row, chunk in at], 16)
+
+
+@pytest.mark.parametrize("tile", range(len(TILES)))
+def test_sums_on_their_way_to_the_outputs_meet_each_bank_once(tile):
+    block_n = TILES[tile][1]
+    for first in (0, 4, 8, 12):  # half a warp stores two columns of four rows
+        for fragment in range(block_n // 8):
+            lanes = [(first + g, 2 * fragment + t // 2, t % 2 * 8) for g in range(4) for t in range(4)]
+            assert conflict_free([config().run_int8_staging(tile, row, c) + half for row, c, half in lanes], 8)
+    runs = block_n // 8
+    for thread in range(0, 128, 8):  # eight threads load the same half of neighbouring runs of eight columns
+        for half in range(2):
+            at = [divmod(thread + i, runs) for i in range(8)]
+            assert conflict_free([config().run_int8_staging(tile, row, 2 * run + half) for row, run in at], 16)
