@@ -57,7 +57,7 @@ FTX_DEVICE void reduce_over_cluster(ClusterExchange<kCount>& exchange, OnlineSum
   for (uint32_t rank = 0; rank < exchange.size; rank++) sum.m = fmaxf(sum.m, exchange.of(rank, 0));
   sum.m = finite_max(sum.m);
   for (uint32_t rank = 0; rank < exchange.size; rank++) {
-    const float m = exchange.of(rank, 0), alpha = __expf(m - sum.m);
+    const float m = exchange.of(rank, 0), alpha = exp_ftz(m - sum.m);
     sum.l += exchange.of(rank, 1) * alpha;
     each(rank, m, alpha);
   }

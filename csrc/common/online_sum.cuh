@@ -3,6 +3,7 @@
 // Each thread keeps (m, l) of the scores that it sees and multiplies l by exp(m_old - m_new) where its maximum moves
 // (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018); its group's follow by the same rule.
 #pragma once
+#include "../arch/math.cuh"
 #include "reductions.cuh"
 
 namespace fasttx {
@@ -19,16 +20,23 @@ struct OnlineSum {
   // by, then each(i, exp(s[i] - m)).
   template <int kItems, class Rescale, class Each>
   FTX_DEVICE void add(const float* s, Rescale rescale, Each each) {
-    float m_new = m;
+    add_scaled<kItems>(s, 1.0f, rescale, each);
+  }
+
+  // Likewise the scores factor * s[i], which are rounded once with the difference from m; factor is positive.
+  template <int kItems, class Rescale, class Each>
+  FTX_DEVICE void add_scaled(const float* s, float factor, Rescale rescale, Each each) {
+    float largest = s[0];
 #pragma unroll
-    for (int i = 0; i < kItems; i++) m_new = fmaxf(m_new, s[i]);
-    const float m_safe = finite_max(m_new), alpha = __expf(m - m_safe);
+    for (int i = 1; i < kItems; i++) largest = fmaxf(largest, s[i]);
+    const float m_new = fmaxf(m, factor * largest);
+    const float m_safe = finite_max(m_new), alpha = exp_ftz(m - m_safe);
     m = m_new;
     l *= alpha;
     rescale(alpha);
 #pragma unroll
     for (int i = 0; i < kItems; i++) {
-      const float e = __expf(s[i] - m_safe);
+      const float e = exp_ftz(fmaf(s[i], factor, -m_safe));
       l += e;
       each(i, e);
     }
@@ -40,7 +48,7 @@ struct OnlineSum {
   FTX_DEVICE float reduce_part(float* partials) {
     const float own = m;
     m = group_reduce<Max, kGroup>(own, partials);
-    const float alpha = __expf(own - finite_max(m));
+    const float alpha = exp_ftz(own - finite_max(m));
     l = group_reduce<Sum, kGroup>(l * alpha, partials + kMaxWarps);
     return alpha;
   }

@@ -10,8 +10,7 @@
 
 #include "../arch/aligned.cuh"
 #include "../arch/cluster.cuh"
-#include "rows.cuh"
-#include "vectors.cuh"
+#include "row_tile.cuh"
 
 namespace fasttx {
 
@@ -45,35 +44,29 @@ struct RowSection {
     }
   }
 
-  template <class F>
-  FTX_DEVICE void each_tile(F&& f) const {  // f(its first column)
+  // f(whole, its first column); `whole` as in each_tile_of, whose kOneLoop it takes.
+  template <bool kOneLoop = false, class F>
+  FTX_DEVICE void each_tile(bool aligned, F&& f) const {
     if constexpr (kForm == Form::kResident) {
-      f(0u);
+      f(aligned && end == kTile, 0u);
     } else {
-      for (uint32_t start = first; start < end; start += kTile) f(start);
+      each_tile_of<kTile, kOneLoop>(first, kTile, 0, end, aligned, f);
     }
   }
 
-  // values = a run of a tensor whose first column in the tile is `item` of this thread: read(values) in a first pass;
-  // in a second one what was read then, if it is held. The conversion from float is exact, since they were of that
-  // type.
-  template <int kRun, int kTensor = 0, bool kAgain, class Read>
-  FTX_DEVICE void load(std::bool_constant<kAgain>, uint32_t start, int item, float* values, Read&& read) const {
-    constexpr int kWidth = kVectorWidth<T>;
-    if constexpr (!kHolds || !kAgain) read(values);
+  // A tile of a tensor: read(tile) in a first pass; in a second one what was read then, if it is held.
+  template <int kTensor = 0, bool kAgain, int kRun, class Read>
+  FTX_DEVICE void load(std::bool_constant<kAgain>, uint32_t start, RowTile<T, kGroup, kItems, kRun>& tile,
+                       Read&& read) const {
+    if constexpr (!kHolds || !kAgain) read(tile);
     if constexpr (kHolds) {
 #pragma unroll
-      for (int i = 0; i < kRun; i += kWidth) {
-        Vector<T>& place = shared_vector<kTensor>(start, item + i);
+      for (int item = 0; item < kItems; item += kVectorWidth<T>) {
+        auto& vector = tile.runs[item / kRun].vectors[item % kRun / kVectorWidth<T>];
         if constexpr (kAgain) {
-          const Vector<T> vector = place;
-#pragma unroll
-          for (int j = 0; j < kWidth; j++) values[i + j] = to_float(vector.values[j]);
+          vector = shared_vector<kTensor>(start, item);
         } else {
-          Vector<T> vector;
-#pragma unroll
-          for (int j = 0; j < kWidth; j++) from_float(values[i + j], &vector.values[j]);
-          place = vector;
+          shared_vector<kTensor>(start, item) = vector;
         }
       }
     }

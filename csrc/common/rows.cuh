@@ -7,9 +7,9 @@
 
 namespace fasttx {
 
-// Threads of a block: 128 where a group is smaller, so that several groups share it.
+// Threads of a block: 128 where a group is a warp or less, so that several groups share it; a larger one has barriers.
 constexpr int block_threads(int group) {
-  return group < 128 ? 128 : group;
+  return group <= 32 ? 128 : group;
 }
 
 // The row of this thread's group, and which of its threads this one is.

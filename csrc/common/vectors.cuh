@@ -2,8 +2,10 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../arch/aligned.cuh"
+#include "../arch/math.cuh"
 #include "../arch/store.cuh"
 
 namespace fasttx {
@@ -35,6 +37,43 @@ struct alignas(sizeof(T) * kWidth) Vector {
   T values[kWidth];
 };
 
+// kRun elements as they lie in memory: those of several tensors are read before the first is converted, so that all
+// loads are on their way at once.
+template <class T, int kRun>
+struct RawRun {
+  static constexpr int kWidth = kRun < kVectorWidth<T> ? kRun : kVectorWidth<T>;
+  static_assert(kRun % kWidth == 0, "a run is made of whole vectors");
+  Vector<T, kWidth> vectors[kRun / kWidth];
+
+  // p lies at a multiple of 16 bytes, or of the run's where it has less.
+  FTX_DEVICE void read(const T* p) {
+#pragma unroll
+    for (int v = 0; v < kRun / kWidth; v++) vectors[v] = aligned_at<Vector<T, kWidth>>(p + v * kWidth);
+  }
+
+  // p[i] for low <= i < high, element by element.
+  FTX_DEVICE void read_part(const T* p, uint32_t low, uint32_t high) {
+#pragma unroll
+    for (uint32_t i = 0; i < kRun; i++) {
+      if (i >= low && i < high) vectors[i / kWidth].values[i % kWidth] = p[i];
+    }
+  }
+
+  FTX_DEVICE void widen(float* out) const {
+#pragma unroll
+    for (int i = 0; i < kRun; i++) {
+      if constexpr (std::is_same_v<T, __nv_bfloat16> && kWidth % 2 == 0) {
+        if (i % 2 != 0) continue;
+        uint32_t pair;
+        memcpy(&pair, &vectors[i / kWidth].values[i % kWidth], sizeof pair);
+        widen_bf16(pair, out[i], out[i + 1]);
+      } else {
+        out[i] = to_float(vectors[i / kWidth].values[i % kWidth]);
+      }
+    }
+  }
+};
+
 FTX_DEVICE bool is_vector_aligned(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
@@ -43,15 +82,10 @@ FTX_DEVICE bool is_vector_aligned(const void* p) {
 // bytes, or of the run's where it has less.
 template <int kRun, class T>
 FTX_DEVICE void load_part(const T* p, uint32_t low, uint32_t high, bool aligned, float other, float* out) {
-  constexpr int kWidth = kRun < kVectorWidth<T> ? kRun : kVectorWidth<T>;
-  static_assert(kRun % kWidth == 0, "a run is made of whole vectors");
   if (aligned && low == 0 && high >= kRun) {
-#pragma unroll
-    for (int v = 0; v < kRun; v += kWidth) {
-      const auto vector = aligned_at<Vector<T, kWidth>>(p + v);
-#pragma unroll
-      for (int i = 0; i < kWidth; i++) out[v + i] = to_float(vector.values[i]);
-    }
+    RawRun<T, kRun> raw;
+    raw.read(p);
+    raw.widen(out);
   } else {
 #pragma unroll
     for (uint32_t i = 0; i < kRun; i++) out[i] = i >= low && i < high ? to_float(p[i]) : other;

@@ -26,8 +26,7 @@
 #include "../common/cluster_reduction.cuh"
 #include "../common/elements.cuh"
 #include "../common/online_sum.cuh"
-#include "../common/rows.cuh"
-#include "../common/vectors.cuh"
+#include "../common/row_tile.cuh"
 #include "cross_entropy.h"
 
 namespace fasttx {
@@ -101,13 +100,13 @@ __global__ void __launch_bounds__(block_threads(kGroup), loss_blocks(kGroup))
 
     OnlineSum sum;
     float s = 0.0f, c = 0.0f;
-    for (uint32_t start = rank * kTile; start < row.end; start += blocks * kTile) {
+    const uint32_t step = blocks * kTile;
+    each_tile_of<kTile, kWithSum>(rank * kTile, step, row.shift, row.end, true, [&](auto whole, uint32_t start) {
       float x[kLossItems], t[kLossItems];
-#pragma unroll
-      for (int item = 0; item < kLossItems; item += kRun) {
-        const uint32_t position = at.template column<kRun>(start, item);
-        load_part<kRun>(row.origin + position, row.low(position), row.high(position), true, -INFINITY, x + item);
-      }
+      RowTile<T, kGroup, kLossItems> tile;
+      tile.read(whole, at, row.origin, start, row.shift, row.end, true);
+      tile.widen(x);
+      fill_outside<kRun>(whole, at, start, row.shift, row.end, -INFINITY, x);
       if constexpr (kWithSum) {
 #pragma unroll
         for (int item = 0; item < kLossItems; item += kRun) {
@@ -124,10 +123,10 @@ __global__ void __launch_bounds__(block_threads(kGroup), loss_blocks(kGroup))
         for (int i = 0; i < kLossItems; i++) {
           const uint32_t position = at.template column<kRun>(start, i / kRun * kRun) + i % kRun;
           c += t[i];
-          if (position >= row.shift && position < row.end) s += t[i] * (x[i] - after);  // elsewhere 0 times -inf
+          if (whole || (position >= row.shift && position < row.end)) s += t[i] * (x[i] - after);  // else 0 times -inf
         }
       }
-    }
+    });
 
     const float own = finite_max(sum.m);
     sum.reduce_part<kGroup>(scratch);
@@ -215,20 +214,18 @@ __global__ void __launch_bounds__(block_threads(kGroup), loss_blocks(kGroup))
   const float scale = ignored ? 0.0f : p.dloss[at.row * p.stride_dloss] / *p.total_weight;
   const float lse = ignored ? 0.0f : p.lse[at.row];
 
-  for (uint32_t start = first; start < row.end; start += step) {
+  const uint32_t read_end = ignored ? 0 : row.end;  // of an ignored row nothing is read
+  each_tile_of<kTile>(first, step, row.shift, row.end, !ignored && dx_aligned, [&](auto whole, uint32_t start) {
     float d[kLossItems];
+    RowTile<T, kGroup, kLossItems> tile;
+    tile.read(whole, at, row.origin, start, row.shift, read_end, true);
+    tile.widen(d);
 #pragma unroll
     for (int item = 0; item < kLossItems; item += kRun) {
       const uint32_t position = at.template column<kRun>(start, item);
-      const uint32_t high = ignored ? 0 : row.high(position);
-      load_part<kRun>(row.origin + position, row.low(position), high, true, 0.0f, d + item);
-    }
+      const uint32_t low = whole ? 0 : row.low(position), high = whole ? kRun : row.high(position);
 #pragma unroll
-    for (int item = 0; item < kLossItems; item += kRun) {
-      const uint32_t position = at.template column<kRun>(start, item);
-      const uint32_t low = row.low(position), high = row.high(position);
-#pragma unroll
-      for (int i = item; i < item + kRun; i++) d[i] = a * __expf(d[i] - lse);
+      for (int i = item; i < item + kRun; i++) d[i] = a * exp_ftz(d[i] - lse);
       if (kProbabilities || p.smoothing > 0.0f) {
         float t[kRun];
         coefficients.load<kRun>(position, low, high, t);
@@ -238,11 +235,11 @@ __global__ void __launch_bounds__(block_threads(kGroup), loss_blocks(kGroup))
 #pragma unroll
       for (int i = 0; i < kRun; i++) {
         const float own = d[item + i] - (position + i == label ? at_label : 0.0f);
-        d[item + i] = ignored ? 0.0f : own * scale;
+        d[item + i] = !whole && ignored ? 0.0f : own * scale;
       }
-      store_part<kRun>(dx + position, low, high, dx_aligned, d + item);
+      store_part<kRun>(dx + position, low, high, whole || dx_aligned, d + item);
     }
-  }
+  });
 }
 
 }  // namespace fasttx

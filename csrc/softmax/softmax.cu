@@ -13,9 +13,10 @@ namespace {
 // are those of all tensors that are read.
 template <class Params, class KernelOf>
 void start(const char* name, const Params& p, int column_bytes, Stream stream, KernelOf&& kernel_of) {
-  const bool resident =
-      dispatch_at_least<32 * kSoftmaxItems, 128 * kSoftmaxItems, 512 * kSoftmaxItems>(p.n_cols, [&](auto columns) {
-        std::integral_constant<int, columns / kSoftmaxItems> group;
+  constexpr int kItems = kSoftmaxItems;
+  const bool resident = dispatch_at_least<32 * kItems, 64 * kItems, 128 * kItems, 256 * kItems, 512 * kItems>(
+      p.n_cols, [&](auto columns) {
+        std::integral_constant<int, columns / kItems> group;
         launch_rows(name, p, kernel_of(group, std::integral_constant<Form, Form::kResident>{}), group, stream);
       });
   if (resident) return;

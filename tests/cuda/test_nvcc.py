@@ -20,7 +20,7 @@ COUNT = {
     "attention_bwd_sm80": 2 * (1 + 7),  # delta; head_dim to 32, 64, 128 with dropout and without, to 256
     "attention_bwd_dq_sm80": 2 * 7,
     "attention_bwd_dbias_sm80": 2 * 4,
-    "softmax": 3 * 5 * (2 * 2),  # resident rows of three lengths, held and streamed; with dropout and without
+    "softmax": 3 * 7 * (2 * 2),  # resident rows of five lengths, held and streamed; with dropout and without
     "binary_cross_entropy": 3 * 2,
     "kl_div": 3 * 2 * 2,  # probabilities and logarithms
     "cross_entropy": 3
@@ -120,7 +120,9 @@ class TestMachineCode:
             found = {i for i in kernel.instructions if "CGABAR" in i or i.startswith(("ST.E", "BPT"))}
             expected = {"UCGABAR_ARV", "UCGABAR_WAIT", "ST.E"} if held and arch == "90a" else set()
             assert found == expected, kernel.name
-            assert kernel.registers <= (64 if held else 80)  # held: two blocks of 512 threads on a multiprocessor
+            # held: two blocks of 512 threads on a multiprocessor; of streamed rows with dropout one, of 128 registers
+            one_block = "FormE1" in kernel.name and "dropout_bwd" in kernel.name
+            assert kernel.registers <= (64 if held else 128 if one_block else 80)
             vectors = sorted(i[:3] for i in kernel.instructions if i.startswith(("LDS", "STS")) and ".128" in i)
             assert not held or {*vectors} == {"LDS", "STS"}, f"{kernel.name} keeps what it reads by {vectors}"
 

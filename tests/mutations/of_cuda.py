@@ -32,7 +32,16 @@ CUDA = [
     ),
     Mutation("csrc/common/row_dropout.cuh", "c[i / 4] >> (8 * (i % 4))", "c[i % 4] >> (8 * (i / 4))", SOFTMAX),
     Mutation("csrc/common/row_dropout.cuh", "second ? c[2] : c[0]", "c[0]", LAYER_NORM),
-    Mutation("csrc/common/vectors.cuh", "out[i] = i >= low && i < high ?", "out[i] = i < high ?", CROSS_ENTROPY),
+    Mutation("csrc/common/vectors.cuh", "if (i >= low && i < high) vectors", "if (i < high) vectors", CROSS_ENTROPY),
+    Mutation("csrc/common/row_tile.cuh", "position < low || position >= high", "position >= high", CROSS_ENTROPY),
+    Mutation("csrc/common/row_tile.cuh", "first < low ? low - first : 0, high", "0, high", CROSS_ENTROPY),
+    Mutation("csrc/common/row_tile.cuh", "f(aligned && start >= low &&", "f(aligned &&", CROSS_ENTROPY),
+    Mutation("csrc/common/row_tile.cuh", "      runs[r] = {};\n", "", SOFTMAX),
+    Mutation(
+        "csrc/softmax/softmax.cuh", "if (!kMasked && whole) return scale;", "if (!kMasked) return scale;", SOFTMAX
+    ),
+    Mutation("csrc/softmax/softmax.cuh", "is_factor(scale > 0.0f)", "is_factor(true)", SOFTMAX),
+    Mutation("csrc/arch/math.cuh", "const float y = exp2f(x);", "const float y = expf(x);", SOFTMAX),
     Mutation("csrc/common/vectors.cuh", "(p) % 16 == 0;", "(p) % 4 == 0;", SOFTMAX),  # x86 forgives it, no GPU does
     Mutation("csrc/common/row_parts.cuh", "if (is_vector_aligned(row) && n_cols", "if (n_cols", LAYER_NORM),
     Mutation("csrc/common/online_sum.cuh", "    l *= alpha;\n", "", SOFTMAX),
@@ -89,7 +98,7 @@ CUDA = [
     Mutation("csrc/common/cluster_reduction.cuh", "values + cluster_rank() * kCount", "values", HELD),
     Mutation(
         "csrc/common/cluster_reduction.cuh",
-        "alpha = __expf(m - sum.m);",
+        "alpha = exp_ftz(m - sum.m);",
         "alpha = 1.0f;",
         HELD,
     ),
@@ -99,7 +108,7 @@ CUDA = [
         "(sum.m - finite_max(m)) * exchange.of(rank, 3)",
         CLUSTER_LOSSES,
     ),
-    Mutation("csrc/cross_entropy/cross_entropy.cuh", "start += blocks * kTile", "start += kTile", CLUSTER_LOSSES),
+    Mutation("csrc/cross_entropy/cross_entropy.cuh", "step = blocks * kTile;", "step = kTile;", CLUSTER_LOSSES),
     Mutation("csrc/arch/launch.cuh", "if (code < device.arch) device.arch = code;", "static_cast<void>(code);", HELD),
     Mutation("csrc/common/cluster_size.h", "n_rows * 2 * cluster", "n_rows * cluster", CLUSTER_LOSSES),
     Mutation(

@@ -47,8 +47,17 @@ EMULATOR = [
     Mutation("tests/emulator/runtime/sm90.cpp", "if (b.pending == 0) {", "if (b.arrivals == 0) {", WITHOUT_HOOKS),
     Mutation(
         "tests/emulator/runtime/wgmma.cpp",
-        "if (!threads[running->thread].fenced) {",
+        "if (!is_fenced(product.d)) {",
         "if (running == nullptr) {",
         INSTRUCTION_FAULTS,
+    ),
+    Mutation(
+        "tests/emulator/runtime/wgmma.cpp",
+        "mine.last_wait.end() || waited->second < mine.fences",
+        "mine.last_wait.end() || true",
+        INSTRUCTION_FAULTS,
+    ),
+    Mutation(
+        "tests/emulator/runtime/rendezvous.cpp", "if (b.threads != threads) {", "if (false) {", INSTRUCTION_FAULTS
     ),
 ]
