@@ -1,5 +1,5 @@
-// Tiles of the attention kernels, as a pure function of the shape. docs/kernels/attention.md has their registers and
-// shared memory.
+// Tiles of the attention kernels, as a pure function of the shape. docs/kernels/attention_cuda.md has their registers
+// and shared memory.
 #pragma once
 #include <cstddef>
 
