@@ -26,10 +26,9 @@ def cases(draw: Draw) -> Cases:
     cu_seqlens = draw.tensor([0, 12, 38], torch.int32)
     packed = [x.reshape(38, 2, 32) for x in (q, k, v)]
     yield "packed", (*packed, None, None, cu_seqlens, cu_seqlens, None, 26, 26, 0.2, 0.0, -1, -1)
-    yield (
-        "packed-bias",
-        (*packed, draw.randn(1, 2, 26, 26), None, cu_seqlens, cu_seqlens, None, 26, 26, 0.2, 0.0, -1, -1),
-    )
+    starts = draw.tensor([0, 20, 38], torch.int32)  # of keys: more and fewer than queries
+    bias = draw.randn(1, 2, 26, 20)
+    yield "packed-bias", (*packed, bias, None, cu_seqlens, starts, None, 26, 20, 0.2, 0.0, -1, 16)
     yield "bias_of_keys", (q, k, v, draw.randn(2, 1, 1, 19), None, None, None, None, 19, 19, 0.2, 0.0, -1, -1)
     empty = q.new_empty(0, 19, 2, 32)  # not q[:0]: opcheck cannot copy an empty view with strides of its own
     yield "empty", (empty, empty, empty, None, None, None, None, None, 19, 19, 0.2, 0.0, -1, -1)
@@ -38,9 +37,13 @@ def cases(draw: Draw) -> Cases:
 
 
 def large(draw: Draw) -> Cases:
-    """Several tiles of queries and of keys, of which a window leaves some out; the least dropout that there is."""
+    """Several tiles of queries and of keys, of which a window leaves some out; the least dropout that there is; a bias
+    of more sequences than a kernel has programs for."""
     q, k, v = draw.randn(1, 200, 4, 32), draw.randn(1, 200, 2, 32), draw.randn(1, 200, 2, 32)
     yield "window-grouped", (q, k, v, None, None, None, None, None, 200, 200, 0.2, 0.0, 37, 5)
     starts = draw.tensor([0, 70, 70, 200], torch.int32)
     q, k, v = draw.randn(200, 2, 96).split(32, dim=-1)
     yield "packed-dropout", (q, k, v, None, None, starts, starts, draw.rng_state(), 130, 130, 0.2, 0.001, -1, -1)
+    q, k, v = draw.randn(600, 2, 1, 24).split(8, dim=-1)
+    bias = draw.randn(1, 1, 2, 2)
+    yield "bias-of-many", (q, k, v, bias, None, None, None, None, 2, 2, 0.2, 0.0, -1, -1)
