@@ -141,6 +141,7 @@ def test_the_tests_of_the_ops_pass_in_every_variant(variant):
     environment["FASTTX_EMULATOR"] = variant
     tests = [
         "tests/test_ops.py",
+        "tests/ops/test_attention_cuda_fwd.py",
         "tests/ops/test_softmax.py",
         "tests/ops/test_dropout_add_layer_norm.py",
         "tests/ops/test_dropout_add_layer_norm_memory.py",
