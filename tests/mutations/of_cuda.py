@@ -32,11 +32,9 @@ CUDA = [
     ),
     Mutation("csrc/common/row_dropout.cuh", "c[i / 4] >> (8 * (i % 4))", "c[i % 4] >> (8 * (i / 4))", SOFTMAX),
     Mutation("csrc/common/row_dropout.cuh", "second ? c[2] : c[0]", "c[0]", LAYER_NORM),
-    Mutation("csrc/common/vectors.cuh", "if (i >= low && i < high) vectors", "if (i < high) vectors", CROSS_ENTROPY),
+    Mutation("csrc/common/vectors.cuh", "out[i] = i >= low && i < high ?", "out[i] = i < high ?", CROSS_ENTROPY),
     Mutation("csrc/common/row_tile.cuh", "position < low || position >= high", "position >= high", CROSS_ENTROPY),
-    Mutation("csrc/common/row_tile.cuh", "first < low ? low - first : 0, high", "0, high", CROSS_ENTROPY),
-    Mutation("csrc/common/row_tile.cuh", "f(aligned && start >= low &&", "f(aligned &&", CROSS_ENTROPY),
-    Mutation("csrc/common/row_tile.cuh", "      runs[r] = {};\n", "", SOFTMAX),
+    Mutation("csrc/common/row_tile.cuh", "first >= low && first + kRun <= high;", "first >= low;", SOFTMAX),
     Mutation(
         "csrc/softmax/softmax.cuh", "if (!kMasked && whole) return scale;", "if (!kMasked) return scale;", SOFTMAX
     ),

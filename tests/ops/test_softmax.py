@@ -186,6 +186,17 @@ def test_masks(device, backend, name):
     hold(backend, x, mask, log=True)
 
 
+@pytest.mark.parametrize("backend", WRITTEN)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_negative_scale_makes_the_smallest_element_the_largest_score(backend, dtype, device):
+    """Over a range whose exponentials overflow, relative to any other score; in whole vectors, which kernels may scale
+    later, and in a row with an end."""
+    for n_cols in (512, 500):
+        x = (torch.randn(3, n_cols, device=device) * 60).to(dtype)
+        hold(backend, x, scale=-3.0)
+        hold(backend, x, scale=-3.0, p=0.2)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_masks_in_every_dtype(device, backend, dtype):
