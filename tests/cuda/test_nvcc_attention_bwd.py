@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 import cuda_build
 import pytest
 from cuda import machine_code
+from cuda.test_nvcc_attention import named, shortest_way
 
 LACKS = cuda_build.lacks() or (None if machine_code.cuobjdump() else "no cuobjdump was found (Triton brings one)")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str(LACKS)), pytest.mark.timeout(900)]
@@ -48,3 +52,30 @@ def test_a_call_of_philox_is_not_made_twice(file: str, calls: tuple[int, int, in
             for dropout in (0, 1)
         }
         assert 12 * least <= wide[1] - wide[0] <= 14 * least, f"{head_dim}: {wide}"
+
+
+# docs/kernels/attention.md: instructions of a thread and score on sm_90a, without dropout and with it
+MOST = {32: (23, 34), 64: (30, 42), 128: (55, 69)}
+
+
+@pytest.mark.parametrize("dropout", [0, 1])
+@pytest.mark.parametrize("head_dim", list(MOST))
+def test_a_tile_of_queries_with_dq(head_dim: int, dropout: int) -> None:
+    """On the way of a tile without a mask: five products, an exponential a score, and two barriers."""
+    warps, queries = (8, 64) if head_dim <= 64 else (4, 32)
+    scores, steps = 16 * queries // 32, head_dim // 16
+    through = [named("LDGSTS.E.BYPASS.128.ZFILL")] * (2 * queries * head_dim // 8 // (32 * warps)) + [named("HMMA")]
+    if dropout:
+        through.append(lambda i: re.search(r"0xd2511f53|-0x2daee0ad", i.text) is not None)
+    through += [named("STS"), named("BAR"), named("STS.128")]  # dS, and the sums of dq
+    for kernel in machine_code.kernels(cuda_build.CSRC / "attention" / "attention_bwd_sm80.cu", "90a"):
+        if f"Li{head_dim}ELb{dropout}E" not in kernel.name:
+            continue
+        loop = min((x for x in kernel.loops if any(i.name.startswith("HMMA") for i in x)), key=len)
+        way = shortest_way(loop, through)
+        counted = Counter(i.name.split(".")[0] for i in way)
+        # 16 keys of S and of dP, 16 k of dV and of dK; a share of dQ as large: 16 queries of 16 keys a warp
+        assert counted["HMMA"] == 5 * (queries // 8) * steps
+        assert counted["MUFU"] == scores and counted["BAR"] == 2
+        assert counted["SHFL"] == (queries // 16 if dropout else 0)
+        assert len(way) <= MOST[head_dim][dropout] * scores, len(way) / scores

@@ -7,6 +7,7 @@ file, and the options that a patch has to pass on.
 
 from __future__ import annotations
 
+from of_attention_bwd_cuda import ATTENTION_BWD
 from of_attention_cuda import ATTENTION
 from of_cuda import CUDA
 from of_emulator import ARCH, EMULATOR
@@ -14,4 +15,4 @@ from of_int8_cuda import INT8
 from of_models import MODELS
 from of_triton import TRITON
 
-MUTATIONS = [*TRITON, *CUDA, *ATTENTION, *INT8, *ARCH, *EMULATOR, *MODELS]
+MUTATIONS = [*TRITON, *CUDA, *ATTENTION, *ATTENTION_BWD, *INT8, *ARCH, *EMULATOR, *MODELS]
