@@ -35,7 +35,7 @@ ATTENTION = [
         "aligned(is_vector_aligned(data))",
         ATTENTION_CUDA,
     ),
-    Mutation(TILES, "row + tile_row + r < rows && left > 0", "left > 0", ATTENTION_CUDA),
+    Mutation(TILES, "row + tile_row + r < rows && left > 0", "row + tile_row + r <= rows && left > 0", ATTENTION_CUDA),
     Mutation(WORK, "h_k(h / (shape.num_heads / shape.num_heads_k)),", "h_k(h % shape.num_heads_k),", ATTENTION_CUDA),
     Mutation(WORK, "at.first + at.length, at.end, lost);", "at.first + at.length, at.end, none);", ATTENTION_CUDA),
 ]
