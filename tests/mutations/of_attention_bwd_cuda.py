@@ -26,6 +26,8 @@ ATTENTION_BWD = [
     Mutation(f"{FOLDER}/bwd_delta.cuh", "= delta / a.keep_scale;", "= delta;", ATTENTION_BWD_CUDA),
     Mutation(f"{FOLDER}/bwd_delta.cuh", "-INFINITY ? INFINITY : lse", "-INFINITY ? lse : lse", ATTENTION_BWD_CUDA),
     Mutation(f"{FOLDER}/bwd_dq_sm80.cuh", "    cp_async_wait<0>();\n    __sync", "    __sync", ATTENTION_BWD_CUDA),
+    Mutation(f"{FOLDER}/bwd_dq_sm80.cuh", "sum, shape.softmax_scale);", "sum, 1.0f);", ATTENTION_BWD_CUDA),
+    Mutation(f"{FOLDER}/bwd_dbias_sm80.cuh", " + sum[x / 2][x % 2 + 2];", ";", ATTENTION_BWD_CUDA),
     Mutation(
         f"{FOLDER}/bwd_dbias_sm80.cuh", "for (int w = 0; w < kWarps", "for (int w = 1; w < kWarps", ATTENTION_BWD_CUDA
     ),
