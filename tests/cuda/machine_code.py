@@ -106,9 +106,13 @@ def compiled(source: Path, arch: str) -> Path:
 
 
 def complaints(source: Path, arch: str) -> list[str]:
-    """Lines of ptxas's messages that no kernel may have: products that wait for each other, spills, a stack."""
-    lines = messages_of(compiled(source, arch)).read_text().splitlines()
-    return [line for line in lines if SERIALISED.search(line) or SPILLED.search(line)]
+    """Kernels, and lines of ptxas's messages that none may have: products that wait for each other, spills, a stack."""
+    found, kernel = [], ""
+    for line in messages_of(compiled(source, arch)).read_text().splitlines():
+        kernel = line.split("'")[1] if "Compiling entry function" in line else kernel
+        if SERIALISED.search(line) or SPILLED.search(line):
+            found.append(f"{kernel}: {line.strip()}")
+    return found
 
 
 def kernels(source: Path, arch: str) -> list[Kernel]:
