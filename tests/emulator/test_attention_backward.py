@@ -220,7 +220,7 @@ def test_no_race(race, device, case: Case, arch: int) -> None:
     [
         ({"threshold": 3}, "threshold must"),
         ({"head_dim": 257}, "head_dim"),
-        ({"num_heads": 3}, "num_heads must be a multiple"),
+        ({"num_heads": 3}, "num_heads_k must lie in 1 .. num_heads, and divide it"),
     ],
 )
 def test_what_the_launcher_refuses(plain, monkeypatch, change: dict[str, int], message: str) -> None:
