@@ -30,7 +30,7 @@ assert not heavy, heavy
 COMMANDS = ("doctor", "supported", "tune", "demo", "verify", "plot", "bench")
 
 
-BENCHMARKS = ("kernels", "model", "serving", "host", "padding")
+BENCHMARKS = ("kernels", "model", "serving", "host", "padding", "own")
 CALLS = [
     ("--help",),
     ("--version",),
