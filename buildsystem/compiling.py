@@ -44,6 +44,14 @@ def _contents(path: Path, changed: int, size: int) -> bytes:
     return hashlib.sha256(path.read_bytes()).digest()
 
 
+def _changed_since(began: int, path: Path) -> bool:
+    """Whether the file was written, or taken away, between `began` and now; a clock ahead of this one's is no edit."""
+    try:
+        return began <= path.stat().st_mtime_ns <= time.time_ns()
+    except FileNotFoundError:
+        return True
+
+
 @dataclass(frozen=True)
 class Job:
     """A compiler's call, `command -o FILE`.
@@ -96,7 +104,8 @@ class Job:
     def made(self, folder: Path) -> Path:
         """The output, from `folder` if the very same thing was made before.
 
-        The file appears under its name when it is whole: another process never sees half of it.
+        The file appears under its name when it is whole: another process never sees half of it. What was edited
+        meanwhile is compiled once more, as nobody knows which text the compiler has read.
         """
         found = self.found(folder)
         if found is not None:
@@ -104,8 +113,13 @@ class Job:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             out, listed = Path(scratch) / self.name, Path(scratch) / "list.d"
-            messages = run([*self.command, *([self.lists, "-MF", str(listed)] if self.lists else []), "-o", str(out)])
-            path = self._at(folder, read_list(listed.read_text()) if self.lists else self.inputs)
+            command = [*self.command, *([self.lists, "-MF", str(listed)] if self.lists else []), "-o", str(out)]
+            files, began, messages = self.inputs, 0, ""
+            while began == 0 or any(_changed_since(began, path) for path in files):
+                began = time.time_ns()
+                messages = run(command)
+                files = read_list(listed.read_text()) if self.lists else self.inputs
+            path = self._at(folder, files)
             if self.keeps_messages:
                 (Path(scratch) / "log").write_text(messages)
                 os.replace(Path(scratch) / "log", messages_of(path))

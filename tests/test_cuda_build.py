@@ -179,6 +179,29 @@ def test_of_the_sources_those_are_compiled_again_that_read_what_was_edited(toolk
     assert jobs[1].found(folder) is None and jobs[0].found(folder) == before[0]
 
 
+def test_what_is_edited_while_it_is_compiled_is_compiled_once_more(toolkit, tmp_path, monkeypatch) -> None:
+    """Else an object of the old text would be kept under the hash of the new one, and found by every later build."""
+    source, header, folder = tmp_path / "one.cu", tmp_path / "one.cuh", tmp_path / "objects"
+    source.write_text("source")
+    header.write_text("old")
+    job = cuda_build.kernel_job(cuda_build.find_toolkit(), source, ["80"])
+    ran: list[str] = []
+
+    def run(command: list[str]) -> str:
+        ran.append(header.read_text())
+        Path(command[command.index("-MF") + 1]).write_text(f"one.o : {source} {header}\n")
+        Path(command[-1]).write_text(ran[-1])
+        if len(ran) == 1:
+            header.write_text("new")
+        return ""
+
+    monkeypatch.setattr(compiling, "run", run)
+    assert job.made(folder).read_text() == "new" and ran == ["old", "new"]
+    assert job.found(folder) == job.made(folder) and len(ran) == 2
+    header.write_text("old")
+    assert job.found(folder) is None
+
+
 def test_for_which_archs_a_file_is_compiled() -> None:
     names = ["80", "90a", "100", "ptx120"]
     assert cuda_build.archs_of(Path("csrc/attention/attention_fwd_sm80.cu"), names) == names

@@ -110,11 +110,14 @@ def _contents(folder: Path) -> str:
 
 
 def _key(command: Sequence[str]) -> list[str]:
-    """The command with headers by what they hold: environments with the same ones share what is built."""
+    """The command with headers by what they hold: environments with the same ones share what is built.
+
+    And those of ours that CUDA's headers include: the compiler's list of what it read leaves them out.
+    """
     cuda, pybind11 = cuda_headers(), pybind11_headers()
     assert cuda is not None and pybind11 is not None
     same = {str(cuda): _contents(cuda), str(pybind11): _contents(pybind11 / "pybind11")}
-    return [same.get(part, part) for part in command]
+    return [*(same.get(part, part) for part in command), _contents(HERE / "include" / "nv")]
 
 
 def _object(source: Path, flags: list[str]) -> Job:

@@ -46,6 +46,26 @@ def test_environments_with_the_same_headers_share_a_build(tmp_path: Path, monkey
     assert not set(jobs()) & set(before)
 
 
+def test_every_header_of_ours_is_in_the_key_or_in_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler's list leaves out what is included from headers of a system, as CUDA's are here."""
+    source = host_build.ROOT / "csrc" / "linear_cross_entropy" / "linear_cross_entropy.cu"
+    (job,) = [job for job in host_build._objects("plain", [source], False) if job.inputs == [source]]
+    words = [word for word in job.command if word not in ("-c", "-O1")]
+    done = subprocess.run([*words, "-E", "-MMD", "-MF", str(tmp_path / "list.d")], capture_output=True, text=True)
+    listed = {path.resolve() for path in compiling.read_list((tmp_path / "list.d").read_text())}
+    read = {Path(name).resolve() for name in re.findall(r'^# \d+ "(/[^"]+)"', done.stdout, re.MULTILINE)}
+    left_out = {path for path in read - listed if path.is_relative_to(host_build.HERE)}
+    assert left_out == {(host_build.HERE / "include" / "nv" / "target").resolve()}
+    before = job.list_in(tmp_path)
+    include = shutil.copytree(host_build.HERE / "include", tmp_path / "include")
+    contents = host_build._contents
+    monkeypatch.setattr(host_build, "_contents", lambda f: contents(include / "nv" if f.name == "nv" else f))
+    assert host_build._object(source, list(job.command[1:-2])).list_in(tmp_path) == before
+    (include / "nv" / "target").write_text("// another one")
+    contents.cache_clear()
+    assert host_build._object(source, list(job.command[1:-2])).list_in(tmp_path) != before
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """What the build of the emulator and a test of it need, with one kernel, and an error in it."""
