@@ -2,9 +2,10 @@
 
     python -m fasttx bench own DIR_OR_NAME --texts FILE [--task embed|classify|train] [--html FILE]
 
-The patched model is verified on the first texts (fasttx.verify). Then every arm runs through all batches in turn, in
-the order of the file, tokenised beforehand; the time is the median of the rounds, the host's share included. An arm's
-``difference`` is that of its answers from those of the unpatched model, over the largest of these.
+The patched model is verified on the first texts (fasttx.verify); a wrong one gets no times. Then every arm runs through
+all batches in turn, in the order of the file, tokenised beforehand; the time is the median of the rounds, the host's
+share included. An arm's ``difference`` is that of its answers from those of the unpatched model, over the largest of
+these.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import nn
 
 import fasttx
 from fasttx.models import layout
+from fasttx.models.diagnostics.batch import longest
 
 from . import cores
 from .environment import describe, device_of
@@ -84,10 +86,10 @@ class Own:
         rows = [r for r in self.rows if r["batch"] == size]
         real, device = rows[0]["real"], rows[0]["device"]
         if gains[size] < WORTH:
-            low, padding = min(gains.values()), 1 - real
-            found = f"Leave this model as it is: fasttx brings nothing here ({low:.2f} to {gains[size]:.2f} x)."
+            span = dict.fromkeys(f"{gain:.2f}" for gain in (min(gains.values()), gains[size]))
+            found = f"Leave this model as it is: fasttx brings nothing here ({' to '.join(span)} x)."
             if device == "cpu":
-                found += f" On a CPU it skips padding: here {padding:.0%} of the tokens, in batches of {size}."
+                found += f" On a CPU it skips padding: here {1 - real:.0%} of the tokens, in batches of {size}."
             return found
         what = "trains" if self.task == "train" else "answers"
         found = (
@@ -124,10 +126,13 @@ def cells(row: dict[str, Any]) -> list[str]:
 # ------------------------------------------------------------------------------------------------------- measuring
 
 
-def _verified(model: nn.Module, batch: Batch, settings: Settings) -> tuple[bool, str]:
+def _verified(name: str, model: nn.Module, batch: Batch, settings: Settings) -> tuple[bool, str]:
     """Whether a patched copy is right, and that in words."""
     patched = copy.deepcopy(model)
-    fasttx.patch(patched, unpad=settings.unpad)
+    try:
+        fasttx.patch(patched, unpad=settings.unpad, strict=True)
+    except ValueError as problem:
+        raise InputError(f"MODEL: got {name}; allowed is a model of fasttx's families: {problem}") from None
     found = fasttx.verify(patched, batch)
     if found.ok:
         what = "outputs, loss and gradients agree" if "labels" in batch else "the results agree"
@@ -202,7 +207,7 @@ def run(
     """Measures, and writes `out`. Nothing new begins `seconds` after the model is loaded and verified.
 
     Raises:
-        InputError: the model cannot be loaded, or cannot do this task.
+        InputError: the model cannot be loaded, cannot do this task, or is none that fasttx patches.
     """
     from transformers.utils import logging
 
@@ -210,22 +215,23 @@ def run(
     settings = Settings.of(device, 3 if quick else 7, False, None)
     model, tokenizer, task = load(name, task, settings.dtype)
     model = model.to(device)
-    longest = min(max_length, getattr(model.config, "max_position_embeddings", max_length), tokenizer.model_max_length)
+    most = longest(model, min(max_length, tokenizer.model_max_length))
     found = Own(name, task, machine=describe(device))
     kind = settings.where if device.type == "cuda" else "cpu"
     base = {"model": name, "task": task, "device": kind, "dtype": str(settings.dtype).removeprefix("torch.")}
     first = Texts(texts.lines[:VERIFIED], texts.labels and texts.labels[:VERIFIED])
-    sample = batches_of(first, model, tokenizer, VERIFIED, longest, task, device)[0]
-    found.ok, found.verified = _verified(model, sample, settings)
+    sample = batches_of(first, model, tokenizer, VERIFIED, most, task, device)[0]
+    found.ok, found.verified = _verified(name, model, sample, settings)
     settings = dataclasses.replace(settings, deadline=deadline_in(seconds))
     arms = arms_of(model, task, sample, settings, int8=int8, compilers=not quick)
     runs: dict[str, Run | str] = {}
     found.busy = cores.busy() if device.type == "cpu" else 0.0
     for step in watch([*arms, *(sizes or SIZES[task])], name=_step):
         if isinstance(step, Arm):
-            runs[step.name] = ready(step, sample, settings)
+            wrong = step.patched and not found.ok
+            runs[step.name] = f"wrong: {found.verified}" if wrong else ready(step, sample, settings)
             continue
-        batches = batches_of(texts, model, tokenizer, step, longest, task, device)
+        batches = batches_of(texts, model, tokenizer, step, most, task, device)
         now = {**base, "texts": len(texts.lines), "batch": step, "real": real_share(batches)}
         if settings.late():
             found.rows += [{**now, "arm": name, "status": "not run: time budget"} for name in runs]

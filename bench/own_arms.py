@@ -69,6 +69,10 @@ class Arm:
     make: Callable[[], Run]
     compiles: bool = False
 
+    @property
+    def patched(self) -> bool:
+        return self.name.startswith(FASTTX)
+
 
 def arms_of(base: nn.Module, task: str, batch: Batch, settings: Settings, *, int8: bool, compilers: bool) -> list[Arm]:
     """What can be compared on this device; `batch` is one of those that will be timed."""

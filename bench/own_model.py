@@ -115,10 +115,13 @@ def _labels(
     if type(model).__name__.endswith("ForSequenceClassification"):
         classes = config.num_labels
         if given is None or all_labels is None:  # what a label says takes no time
-            return {"labels": torch.randint(classes, (len(ids),), generator=draw)}
-        numbers = {label: i for i, label in enumerate(sorted(set(all_labels)))}
-        numbers |= {label: int(i) for label, i in (config.label2id or {}).items() if label in numbers}
-        chosen = torch.tensor([numbers[label] for label in given]) % max(1, classes)
+            chosen = torch.randint(classes, (len(ids),), generator=draw)
+        else:
+            numbers = {label: i for i, label in enumerate(sorted(set(all_labels)))}
+            numbers |= {label: int(i) for label, i in (config.label2id or {}).items() if label in numbers}
+            chosen = torch.tensor([numbers[label] for label in given]) % max(1, classes)
+        if config.problem_type == "multi_label_classification":  # a score a class
+            return {"labels": torch.nn.functional.one_hot(chosen, classes).float()}
         return {"labels": chosen.float() if classes == 1 else chosen}
     wanted = (torch.rand(ids.shape, generator=draw) < MASKED) & batch["attention_mask"].bool()
     wanted[:, 0] |= ~wanted.any(1)

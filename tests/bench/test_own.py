@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, BertTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizerFast,
+    GPT2Config,
+    GPT2Model,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from bench import own, own_arms
 from bench.own_model import InputError, load, read_texts
@@ -97,6 +107,40 @@ def test_training_batches_carry_the_labels_of_the_file(classifier: str, tmp_path
     assert torch.cat([batch["labels"] for batch in batches]).tolist() == [1, 0, 2, 1, 0, 2, 1, 0, 2, 1]
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("kind, shape", [("multi_label_classification", (10, 3)), ("regression", (10,))])
+def test_a_head_gets_labels_of_its_kind(kind: str, shape: tuple[int, ...], labelled: bool, tmp_path: Path) -> None:
+    name = saved(tmp_path, BertForSequenceClassification, num_labels=shape[-1] % 10 or 1, problem_type=kind)
+    given = read_texts(texts(tmp_path, labelled), 99)
+    model, tokenizer, task = load(name, "train", torch.float32)
+    (batch,) = own.batches_of(given, model, tokenizer, 10, 40, task, CPU)
+    assert batch["labels"].dtype == torch.float32 and batch["labels"].shape == shape
+    found = own.run(name, given, CPU, tmp_path / "own.csv", task=task, sizes=(5,), quick=True)
+    assert found.ok and [row["status"] for row in found.rows] == ["ok", "ok"]
+
+
+def test_texts_are_cut_where_positions_that_count_from_the_padding_end(tmp_path: Path) -> None:
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = RobertaConfig(**size, vocab_size=len(WORDS), max_position_embeddings=20, pad_token_id=0)
+    RobertaModel(config).save_pretrained(tmp_path)
+    (tmp_path / "words.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    BertTokenizerFast(vocab=str(tmp_path / "words.txt")).save_pretrained(tmp_path)
+    found = own.run(str(tmp_path), read_texts(texts(tmp_path), 99), CPU, tmp_path / "own.csv", sizes=(5,), quick=True)
+    assert found.ok and all(row["status"] == "ok" for row in found.rows)
+
+
+def test_a_model_that_is_not_patched_is_refused(encoder: str, tmp_path: Path, capsys) -> None:
+    GPT2Model(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=len(WORDS), n_positions=40)).save_pretrained(
+        tmp_path
+    )
+    BertTokenizerFast(vocab=str(Path(encoder) / "words.txt")).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit):
+        own.main([str(tmp_path), "--texts", str(texts(tmp_path)), "--out", str(tmp_path / "own.csv")])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "allowed is a model of fasttx's families: fasttx.patch replaced nothing in GPT2Model" in last
+    assert not (tmp_path / "own.csv").exists()
+
+
 def test_masked_tokens_are_real_ones_and_each_row_has_one(encoder: str, tmp_path: Path) -> None:
     model, tokenizer, task = load(encoder, "train", torch.float32)
     for batch in own.batches_of(read_texts(texts(tmp_path), 99), model, tokenizer, 5, 40, task, CPU):
@@ -151,6 +195,7 @@ def test_the_sentence_says_what_to_call_and_what_it_brings() -> None:
     assert "still" not in measured(1.7, compiled=1.6).sentence
     assert measured(1.7, compiled=2.5).sentence.endswith("torch.compile is faster still: 2.50 x.")
     assert "Leave this model as it is" in measured(1.01).sentence and "60% of the tokens" in measured(1.01).sentence
+    assert "nothing here (1.01 x)." in measured(1.01).sentence
     assert "ValueError: no" in measured(None).sentence
     assert "Do not patch this model" in measured(1.7, ok=False).sentence
 
@@ -179,4 +224,9 @@ def test_a_wrong_model_is_said_and_fails(encoder: str, tmp_path: Path, monkeypat
     monkeypatch.setattr(own.fasttx, "verify", wrong)
     given = [encoder, "--texts", str(texts(tmp_path)), "--batch", "4", "--quick", "--out", str(tmp_path / "own.csv")]
     assert own.main(given) == 1
-    assert "Do not patch this model: output last_hidden_state is off by 1.0e+00" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Do not patch this model: output last_hidden_state is off by 1.0e+00" in printed
+    with (tmp_path / "own.csv").open(encoding="utf-8") as file:
+        rows = {row["arm"]: row for row in csv.DictReader(file)}
+    assert rows[own_arms.FASTTX]["status"].startswith("wrong: output") and rows[own_arms.FASTTX]["ms"] == ""
+    assert rows[own_arms.PLAIN]["status"] == "ok"
