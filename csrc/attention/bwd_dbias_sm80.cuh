@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(QueryBlock<kD>::kThreads, bwd_blocks(kD))
     HeadMask mask(shape, work);
     if (mask.is_key_mask()) {
       __syncthreads();  // the tiles before: read by all
-      mask.n_k = mask.last_key(reinterpret_cast<int*>(shared));
+      mask.n_k = mask.last_key(&aligned_at<int>(shared));
     }
     if (n0 >= mask.n_k) continue;
     const Matrix<T> q(work.tokens<T>(a.p.q, a.p.q_strides, work.q, work.h), a.p.q_strides[1], work.n_q, shape.head_dim);
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(QueryBlock<kD>::kThreads, bwd_blocks(kD))
   }
   if (one_row) {
     __syncthreads();  // the tiles: read by all
-    store_column_sums<Of::kWarps>(a.p, own, n0, sum, reinterpret_cast<float*>(shared));
+    store_column_sums<Of::kWarps>(a.p, own, n0, sum, &aligned_at<float>(shared));
   } else {
     store_dbias(a.p, own, own_m0 + warp_row, n0, sum);
   }

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(KeyBlock<kD>::kThreads, bwd_blocks(kD))
     int used = 0;
     for (int i = 0; i < group; i++) {
       mask.offset = first_offset + i * shape.bias_strides[1];
-      const int last = mask.last_key(reinterpret_cast<int*>(shared));
+      const int last = mask.last_key(&aligned_at<int>(shared));
       used = last > used ? last : used;
       __syncthreads();  // read by all; the next head's, and tiles, take this memory
     }
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(KeyBlock<kD>::kThreads, bwd_blocks(kD))
       cp_async_commit();
       unsigned char* stage = shared + Of::kStage + i % kBwdStages * Of::kStageBytes;
       const typename Of::Queries q_tile(stage), dout_tile(stage + Of::Queries::kBytes);
-      const float* lse = reinterpret_cast<const float*>(stage + Of::kStats);
+      const float* lse = &aligned_at<float>(stage + Of::kStats);
       if (i == 0) {
         k_operand.hold(k_tile, 16 * warp);
         v_operand.hold(v_tile, 16 * warp);

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(QueryBlock<kD>::kThreads, bwd_blocks(kD))
 
   HeadMask mask(shape, work);
   if (mask.is_key_mask()) {
-    mask.n_k = mask.last_key(reinterpret_cast<int*>(shared));
+    mask.n_k = mask.last_key(&aligned_at<int>(shared));
     __syncthreads();  // read by all; tiles take this memory next
   }
   const int last_query = m0 + kBlockM < work.n_q ? m0 + kBlockM : work.n_q;

@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(Fwd<kDim>::kThreads, kFwdBlocks)
 
   HeadMask mask(shape, work);
   if (mask.is_key_mask()) {
-    mask.n_k = mask.last_key(reinterpret_cast<int*>(shared));
+    mask.n_k = mask.last_key(&aligned_at<int>(shared));
     __syncthreads();  // read by all; tiles take this memory next
   }
   // the keys that some query of the block may see

@@ -105,7 +105,7 @@ FTX_DEVICE void int8_epilogue(const Int8LinearParams& p, unsigned char* memory, 
   const Int8Warp<Shape> at;
   const int g = at.lane / 4, t = at.lane % 4, run = threadIdx.x % Staging::kRuns, first = threadIdx.x / Staging::kRuns;
   const int64_t col = col0 + run * kRowRun;
-  float* const held = reinterpret_cast<float*>(memory + Staging::kSumBytes);
+  float* const held = &aligned_at<float>(memory + Staging::kSumBytes);
   scales.store(held);
   // Of the lane's sums in the first fragment. 16 rows further lies a constant on, and a fragment of columns further is
   // an exclusive or.

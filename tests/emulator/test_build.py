@@ -22,13 +22,14 @@ def test_what_the_tests_load_is_built_before_them(monkeypatch: pytest.MonkeyPatc
         raise AssertionError(f"within a test: {' '.join(command)}")
 
     monkeypatch.setattr(compiling, "run", compile_nothing)
+    others = ("faults", "cluster_faults", "int8_config")
     for variant in ("plain", "race"):
         host_build.build_module(variant)
         for name in instruction_library.SOURCES:
             instruction_library.for_emulator.__wrapped__(variant, name)
-        for name in ("faults", "cluster_faults"):
+        for name in others:
             host_build.build_library(variant, [host_build.HERE / f"{name}.cu"], bindings=False)
-    assert {p.stem for p in host_build.ALONE} == {"faults", "cluster_faults", *instruction_library.SOURCES}
+    assert {p.stem for p in host_build.ALONE} == {*others, *instruction_library.SOURCES}
 
 
 def test_environments_with_the_same_headers_share_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,7 +272,9 @@ def test_deterministic_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     original = functional_attention._bwd
 
     def spy(*args: Any) -> Any:
-        seen.append(args[-2])
+        *_, deterministic, needs_dbias, _ = args
+        seen.append(deterministic)
+        assert not needs_dbias
         return original(*args)
 
     monkeypatch.setattr(functional_attention, "_bwd", spy)

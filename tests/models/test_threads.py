@@ -47,7 +47,7 @@ def test_two_threads_keep_their_own_backend_and_determinism(monkeypatch: pytest.
     backward: list[tuple[Any, Any]] = []  # autograd may run it in another thread
     original = attention_autograd._bwd
     monkeypatch.setattr(
-        attention_autograd, "_bwd", lambda *a: (backward.append((a[-1], a[-2])), original(*a[:-1], "torch"))[1]
+        attention_autograd, "_bwd", lambda *a: (backward.append((a[-1], a[-3])), original(*a[:-1], "torch"))[1]
     )
     failed: list[BaseException] = []
 

@@ -235,10 +235,10 @@ def test_fp32_products_obey_fp32_precision(device: torch.device, precision: str)
 @pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 103, 120])
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_config_covers_every_shape(arch: int, itemsize: int) -> None:
-    for kernel in ("fwd", "dkdv", "dq"):
+    for kernel in ("fwd", "dkdv", "dq", "dbias"):
         for dim in (1, 32, 33, 64, 100, 128, 129, 256):
             for length in (0, 1, 16, 17, 100, 128, 129, 4096):
                 tile = config(kernel, dim, itemsize, arch, length, length)
                 assert tile.block_m % 16 == 0 and tile.block_n % 32 == 0 and tile.block_m <= max(16, 2 * length)
                 assert tile.num_warps in (1, 2, 4, 8)
-    assert {k for k, _, _ in TABLE} == {k for k, _ in TABLE_FP32} == {"fwd", "dkdv", "dq"}
+    assert {k for k, _, _ in TABLE} == {k for k, _ in TABLE_FP32} == {"fwd", "dkdv", "dq", "dbias"}

@@ -100,7 +100,7 @@ def test_the_lowest_number_hides_as_a_bool_mask_does(
     assert not bool(dead_row.any()), "a row that is hidden throughout gives zeros"
     assert bool(torch.isneginf(got[1]).any())
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 1e-2, "atol": 2e-2}
-    for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), got, wanted, strict=True):
+    for name, a, b in zip(("out", "lse", "dq", "dk", "dv", "dbias"), got, wanted, strict=True):
         torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}", **tolerance)
 
 
