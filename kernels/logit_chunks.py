@@ -25,12 +25,14 @@ L2_BYTES = 1 << 25
 ALIGN = 128
 
 
-def bytes_moved(rows: int, n_cols: int, in_features: int, itemsize: int, backward: bool) -> float:
-    """Bytes for each logit, if `rows` of them are a chunk: what every chunk moves for the weight, and its logits where
-    they leave the L2."""
-    passes, weight_reads, gradient = (6, 2, 8) if backward else (2, 1, 0)  # of float32, read and written
-    logits = 0 if rows * n_cols * itemsize <= L2_BYTES else passes * itemsize
-    return logits + (weight_reads * itemsize + gradient) * in_features / rows
+def bytes_moved(n_rows: int, rows: int, n_cols: int, in_features: int, itemsize: int, backward: bool) -> float:
+    """Bytes for each logit of n_rows, if chunks have at most `rows` of them: what every chunk moves for the weight, and
+    its logits where they leave the L2."""
+    chunks = -(-n_rows // rows)
+    # Backward reads the weight twice, and reads and writes a float32 gradient of it, or writes it once.
+    weight = itemsize if not backward else 2 * itemsize + (8 if chunks > 1 else itemsize)
+    logits = 0 if min(rows, n_rows) * n_cols * itemsize <= L2_BYTES else (6 if backward else 2) * itemsize
+    return logits + weight * in_features * chunks / n_rows
 
 
 def rows_at_a_time(n_rows: int, n_cols: int, in_features: int, itemsize: int, backward: bool) -> int:
@@ -45,7 +47,7 @@ def rows_at_a_time(n_rows: int, n_cols: int, in_features: int, itemsize: int, ba
     most = max(LEAST_ROWS, CHUNK_BYTES // (n_cols * itemsize) // ALIGN * ALIGN)
     least = L2_BYTES // (n_cols * itemsize) // ALIGN * ALIGN
     given = n_cols, in_features, itemsize, backward
-    if least and bytes_moved(least, *given) < bytes_moved(min(most, n_rows), *given):
+    if least and bytes_moved(n_rows, least, *given) < bytes_moved(n_rows, most, *given):
         most = least
     if n_rows <= most:
         return n_rows

@@ -45,8 +45,13 @@ def test_logits_stay_in_the_l2_where_that_moves_fewer_bytes() -> None:
     assert [rows_at_a_time(4096, 30522, width, 2, False) for width in (384, 768, 1024)] == [512, 512, 512]
     assert [rows_at_a_time(4096, 30522, width, 2, True) for width in (256, 384, 768)] == [512, 512, 2048]
     assert rows_at_a_time(600, 30522, 768, 2, False) == 384  # not 512 and 88
+    # a little more than one small chunk has: a second one reads all of the weight again
+    assert [rows_at_a_time(600, 30522, width, 2, False) for width in (768, 2000)] == [384, 600]
+    # one chunk writes the gradient of the weight once, of half precision, where several add to float32
+    assert [rows_at_a_time(n_rows, 30522, 768, 2, True) for n_rows in (1024, 2048)] == [1024, 2048]
     # in forward, of half precision: 4 bytes a logit that leaves the L2, and the weight once a chunk
-    assert logit_chunks.bytes_moved(512, 30522, 768, 2, False) == 2 * 768 / 512
-    assert logit_chunks.bytes_moved(2048, 30522, 768, 2, False) == 4 + 2 * 768 / 2048
-    # in backward 12 bytes; the weight twice, and its gradient read and written
-    assert logit_chunks.bytes_moved(2048, 30522, 768, 2, True) == 12 + (4 + 8) * 768 / 2048
+    assert logit_chunks.bytes_moved(4096, 512, 30522, 768, 2, False) == 2 * 768 / 512
+    assert logit_chunks.bytes_moved(4096, 2176, 30522, 768, 2, False) == 4 + 2 * 768 / 2048
+    # in backward 12 bytes; the weight twice, and its gradient read and written, or written
+    assert logit_chunks.bytes_moved(4096, 2176, 30522, 768, 2, True) == 12 + (4 + 8) * 768 / 2048
+    assert logit_chunks.bytes_moved(1024, 2176, 30522, 768, 2, True) == 12 + (4 + 2) * 768 / 1024
