@@ -261,6 +261,23 @@ assert report == "" and torch.equal(out.long(), a.long() @ b.t().long())
 """
 
 
+PRODUCT = """
+#include "arch/wgmma.cuh"
+void product(float (&d)[%d]) { fasttx::wgmma<__half>(d, 0, 0, true); }
+"""
+
+
+@pytest.mark.parametrize("columns, compiles", [(32, True), (40, False), (144, False), (256, True)])
+def test_a_width_that_has_no_instruction_is_no_product(columns: int, compiles: bool, tmp_path) -> None:
+    """The branch for each width would be left out, and d stay what it was."""
+    source = tmp_path / "product.cpp"
+    source.write_text(PRODUCT % (columns // 2))
+    command = [str(host_build.compiler()), *host_build._flags("-include", "cuda_emulator.h"), "-fsyntax-only"]
+    done = subprocess.run([*command, str(source)], capture_output=True, text=True)
+    assert (done.returncode == 0) == compiles, done.stderr[-2000:]
+    assert compiles or "n of FTX_WGMMA_SHAPES" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel, fault, report",
