@@ -159,10 +159,9 @@ FTX_DEVICE void wgmma_wait([[maybe_unused]] D&... d) {
 
 #define FTX_PREDICATE(i) "{\n.reg .pred p;\nsetp.ne.b32 p, %" #i ", 0;\nwgmma.mma_async.sync.aligned.m64n"
 
-#define FTX_IS_SHAPE(n, ...) || columns == n
-constexpr bool is_wgmma_shape(int columns) {
-  return false FTX_WGMMA_SHAPES(FTX_IS_SHAPE);
-}
+#define FTX_IS_SHAPE(n, ...) || kN == n
+template <int kN>
+constexpr bool kWgmmaShape = false FTX_WGMMA_SHAPES(FTX_IS_SHAPE);
 #undef FTX_IS_SHAPE
 
 template <class T>
@@ -175,7 +174,7 @@ FTX_DEVICE void wgmma(D (&d)[kCount], uint64_t a, uint64_t b, bool accumulate) {
   static_assert(kWgmmaHalves<T> ? std::is_same_v<D, float> : std::is_same_v<T, int8_t> && std::is_same_v<D, int>);
   static_assert(kWgmmaHalves<T> || (!kTransposedA && !kTransposedB), "bytes have no MN-major form");
   constexpr int kN = 2 * kCount;
-  static_assert(is_wgmma_shape(kN), "d has n / 2 registers, n of FTX_WGMMA_SHAPES");
+  static_assert(kWgmmaShape<kN>, "d has n / 2 registers, n of FTX_WGMMA_SHAPES");
 #ifdef FASTTX_EMULATE
   constexpr auto kElement = std::is_same_v<T, __half>          ? ::emu::Element::kF16
                             : std::is_same_v<T, __nv_bfloat16> ? ::emu::Element::kBF16
@@ -210,7 +209,7 @@ FTX_DEVICE void wgmma(D (&d)[kCount], const uint32_t (&a)[4], uint64_t b, bool a
   static_assert(kWgmmaHalves<T> ? std::is_same_v<D, float> : std::is_same_v<T, int8_t> && std::is_same_v<D, int>);
   static_assert(kWgmmaHalves<T> || !kTransposedB, "bytes have no MN-major form");
   constexpr int kN = 2 * kCount;
-  static_assert(is_wgmma_shape(kN), "d has n / 2 registers, n of FTX_WGMMA_SHAPES");
+  static_assert(kWgmmaShape<kN>, "d has n / 2 registers, n of FTX_WGMMA_SHAPES");
 #ifdef FASTTX_EMULATE
   constexpr auto kElement = std::is_same_v<T, __half>          ? ::emu::Element::kF16
                             : std::is_same_v<T, __nv_bfloat16> ? ::emu::Element::kBF16
