@@ -373,5 +373,6 @@ def attention_bwd(
         )  # fmt: skip
     if needs_dbias:
         del constants["FOLD_SCALE"]  # an additive bias is added to scores that are scaled
+        constants["KEY_MASK"] = dbias.shape[2] == 1  # not a bias whose rows are one by stride 0: each has its gradient
         arguments = (dout, q, k, v, lse_delta, *masks, *by_stride, *shape, head_blocks)
         attention_bwd_dbias(dbias, batch, num_heads, max_seqlen_q, arguments, constants, config("dbias", *size))

@@ -54,6 +54,17 @@ def test_keys_that_are_not_used(broadcast: str, window: tuple[int, int], device:
     check(case, device, shape(broadcast))
 
 
+@pytest.mark.parametrize("expanded", ["m", "bhm", "bh"])
+def test_rows_that_are_one_by_their_strides_have_a_gradient_each(expanded: str, device: Any, monkeypatch: Any) -> None:
+    """Of a bias that the caller expanded: its sizes are whole, and autograd adds up what it shares."""
+    use_tile(monkeypatch, SMALL[0])
+    q, k, v, dout, args = make_inputs(Case(ROWS, KEYS, BATCH, HEADS, heads_k=HEADS), device)
+    bias = torch.randn(shape(expanded), device=device).to(q.dtype).expand(shape(""))
+    found, wanted = (run(q, k, v, dout, (x, *args[1:]), True) for x in (bias, bias.contiguous()))
+    for got, same in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, same)
+
+
 @pytest.mark.parametrize("length", [70, 150])
 def test_default_tiles(length: int, device: Any) -> None:
     """One key block, whose dq, dk and dv take no delta from memory; and two."""
