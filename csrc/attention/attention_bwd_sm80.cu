@@ -42,10 +42,13 @@ void start(BwdLaunch a, Stream stream) {
 void attention_bwd(const AttentionBwdParams& p, Stream stream) {
   const char* kernel = "attention_bwd";
   check_attention(kernel, p.shape, p.dtype);
-  require(p.dq != nullptr && p.dk != nullptr && p.dv != nullptr && p.workspace != nullptr && p.dout != nullptr &&
-              p.q != nullptr && p.k != nullptr && p.v != nullptr && p.out != nullptr && p.softmax_lse != nullptr,
-          kernel, "dq, dk, dv, workspace, dout, q, k, v, out and softmax_lse must be given");
   const AttentionShape& shape = p.shape;
+  require(p.workspace != nullptr, kernel, "workspace must be given");
+  require(shape.total_q == 0 ||
+              (p.dq != nullptr && p.dout != nullptr && p.q != nullptr && p.out != nullptr && p.softmax_lse != nullptr),
+          kernel, "dq, dout, q, out and softmax_lse must be given");
+  require(shape.total_k == 0 || (p.dk != nullptr && p.dv != nullptr && p.k != nullptr && p.v != nullptr), kernel,
+          "dk, dv, k and v must be given");
   const int64_t longest = shape.max_seqlen_q > shape.max_seqlen_k ? shape.max_seqlen_q : shape.max_seqlen_k;
   require((longest / kStatRows + 1) * shape.batch * shape.num_heads <= INT32_MAX, kernel,
           "tiles of 64 tokens times heads must lie below 2^31");
