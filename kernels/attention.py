@@ -43,13 +43,13 @@ UNSPECIALIZED = ("num_heads", "max_seqlen_q", "max_seqlen_k", "total_q", "total_
 
 @triton.jit
 def shows(bias):
-    """Which keys a mask leaves visible."""
+    """Which keys a mask leaves visible. NaN does: who has it in a mask is to see it in the result."""
     if bias.dtype == tl.int1:
         return bias
     elif bias.dtype == tl.float16:
-        return bias > LOWEST_FP16
+        return (bias <= LOWEST_FP16) == 0
     else:
-        return bias.to(tl.float32) > MASKED
+        return (bias.to(tl.float32) <= MASKED) == 0
 
 
 @triton.jit

@@ -28,13 +28,19 @@ def store_tile(base, stride, offs, limit, tile, DIM: tl.constexpr, BLOCK_DIM: tl
 
 
 @triton.jit
+def within(bound, total):
+    """A bound of a sequence within the tensor: differences of two cannot wrap."""
+    return tl.minimum(tl.maximum(bound, 0), total)
+
+
+@triton.jit
 def sequence(b, seqlen, cu_seqlens, total):
     """(first token as int64, length) of sequence b among `total` tokens; at most `seqlen` long, and within them."""
     if cu_seqlens is None:
         return b.to(tl.int64) * seqlen, seqlen
     else:
-        first = tl.minimum(tl.maximum(tl.load(cu_seqlens + b), 0), total)
-        end = tl.minimum(tl.load(cu_seqlens + b + 1), total)
+        first = within(tl.load(cu_seqlens + b), total)
+        end = within(tl.load(cu_seqlens + b + 1), total)
         return first.to(tl.int64), tl.minimum(end - first, seqlen)
 
 
@@ -99,9 +105,9 @@ def fill_uncovered(
     `lost`: before the first sequence, and the rest of one longer than max_seqlen.  `none`: after the last sequence.
     """
     first = first.to(tl.int32)
-    end = tl.minimum(tl.load(cu_seqlens + b + 1), total)
+    end = within(tl.load(cu_seqlens + b + 1), total)
     if b == 0:
         fill_rows(x, stride, 0, first, lost, DIM, BLOCK_DIM)
     fill_rows(x, stride, first + n, end, lost, DIM, BLOCK_DIM)
     if b + 1 == batch:
-        fill_rows(x, stride, tl.maximum(end, 0), total, none, DIM, BLOCK_DIM)
+        fill_rows(x, stride, end, total, none, DIM, BLOCK_DIM)

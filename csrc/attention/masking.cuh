@@ -45,13 +45,13 @@ FTX_DEVICE float biased(float s, __nv_bfloat16 bias) {
   return s + to_float(bias);
 }
 FTX_DEVICE float biased(float s, __half bias) {
-  return to_float(bias) > kLowestHalf ? s + to_float(bias) : -INFINITY;
+  return to_float(bias) <= kLowestHalf ? -INFINITY : s + to_float(bias);
 }
 
-// Whether it leaves a key visible at all.
+// Whether it leaves a key visible at all. NaN does: who has it in a mask is to see it in the result.
 template <class B>
 FTX_DEVICE bool shows(B bias) {
-  return biased(0.0f, bias) > kMasked;
+  return !(biased(0.0f, bias) <= kMasked);
 }
 
 // f(pointer) with the elements' type.

@@ -15,14 +15,17 @@ namespace fasttx {
 struct Tokens {
   int first, length, end;
 
+  // A bound within the tensor: differences of two cannot wrap.
+  FTX_DEVICE static int within(int bound, int total) { return bound < 0 ? 0 : bound < total ? bound : total; }
+
   FTX_DEVICE Tokens(int b, int max_seqlen, const int* cu_seqlens, int total) {
     if (cu_seqlens == nullptr) {
       first = 0;
       length = end = max_seqlen;
       return;
     }
-    first = cu_seqlens[b] < 0 ? 0 : cu_seqlens[b] < total ? cu_seqlens[b] : total;
-    end = cu_seqlens[b + 1] < total ? cu_seqlens[b + 1] : total;
+    first = within(cu_seqlens[b], total);
+    end = within(cu_seqlens[b + 1], total);
     length = end - first < max_seqlen ? end - first : max_seqlen;  // 0 or less: none
   }
 };
@@ -78,7 +81,7 @@ FTX_DEVICE void fill_uncovered(T* x, int64_t stride, int columns, int b, int bat
                                float lost, float none) {
   if (b == 0) fill_rows(x, stride, columns, 0, at.first, lost);
   fill_rows(x, stride, columns, at.first + at.length, at.end, lost);
-  if (b + 1 == batch) fill_rows(x, stride, columns, at.end > 0 ? at.end : 0, static_cast<int>(total), none);
+  if (b + 1 == batch) fill_rows(x, stride, columns, at.end, static_cast<int>(total), none);
 }
 
 }  // namespace fasttx

@@ -137,6 +137,42 @@ def test_gradient_of_a_bias_of_packed_sequences(plain, device, bias: tuple[int, 
     check(Case(lengths=((33, 34), (0, 5), (70, 164), (20, 3)), heads=2, heads_k=2, dtype=F16), device, bias)
 
 
+@pytest.mark.parametrize("dim", [32, 160])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_rows_of_a_bias_that_are_one_by_their_strides(plain, device, rows: int, dim: int) -> None:
+    """Each has a gradient of its own where the caller expanded the bias; NaN in it hides no key."""
+    q, k, v, dout, args = make_inputs(Case(40, 70, dim=dim, dim_v=dim, dtype=BF16), device)
+    bias = torch.randn(2, 1, 1, 70, device=device).to(BF16).expand(2, 1, rows, 70)
+    case = Case()
+    found, wanted = (gradients(case, (q, k, v, dout, (x, *args[1:]))) for x in (bias, bias.contiguous()))
+    for got, same in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, same)
+    bias = bias.clone()
+    bias[1, ..., -1] = float("nan")
+    for got in gradients(case, (q, k, v, dout, (bias, *args[1:]))):
+        assert bool(got[1].isnan().any()) and bool(got[0].isfinite().all())
+
+
+@pytest.mark.parametrize("lengths", [(), ((20, 0), (3, 0))], ids=["padded", "packed"])
+@pytest.mark.parametrize("dim", [32, 160])
+def test_no_keys_at_all(plain, device, dim: int, lengths: tuple[tuple[int, int], ...]) -> None:
+    """Empty tensors have no address."""
+    case = Case(20, 0, dim=dim, dim_v=dim, lengths=lengths, dtype=BF16)
+    dq, dk, dv = gradients(case, make_inputs(case, device))
+    assert not dq.any() and dk.numel() == dv.numel() == 0
+
+
+@pytest.mark.parametrize("starts", [(0, 40), (-3, 24), (10, 4), (0, 30, 60), (10, -(2**31))])
+def test_wrong_sequence_bounds_touch_nothing_else(plain, device, starts: tuple[int, ...]) -> None:
+    q, k, v, dout, args = make_inputs(Case(lengths=((24, 24),), dtype=BF16), device)
+    cu = torch.tensor(starts, dtype=torch.int32, device=device)
+    grads = [guarded(tuple(x.shape), x.dtype, device) for x in (q, k, v)]
+    out, lse = torch.zeros(dout.shape, dtype=BF16, device=device), torch.zeros(1, 24, device=device)
+    args = (None, None, cu, cu, None, 64, 64, *args[7:])
+    attention_bwd(*(x for x, _ in grads), q[:0], dout, q, k, v, out, lse, *args, False, False)
+    check_guards(*(memory for _, memory in grads))
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_same_bits_in_any_order(plain, device, arch: int) -> None:
     """Threads and blocks run in another order with each seed."""

@@ -23,7 +23,7 @@ ATTENTION = [
     Mutation(MASKING, "    __syncthreads();  // partials: written by each warp, read by all\n", "", RACES_OF_ATTENTION),
     Mutation(MASKING, "at_key <= at_query + right;", "at_key < at_query + right;", ATTENTION_CUDA),
     Mutation(MASKING, "key + kKeyRange - 1 <= query + right;", "key <= query + right;", ATTENTION_CUDA),
-    Mutation(MASKING, "to_float(bias) > kLowestHalf ? s", "to_float(bias) >= kLowestHalf ? s", ATTENTION_CUDA),
+    Mutation(MASKING, "to_float(bias) <= kLowestHalf ?", "to_float(bias) < kLowestHalf ?", ATTENTION_CUDA),
     Mutation(DROPOUT, "pair(kept[r % 2 * 2 + 1], r / 2 != 0)", "pair(kept[r % 2 * 2], r / 2 != 0)", ATTENTION_CUDA),
     Mutation(DROPOUT, "either(threshold <= 128 ?", "either(threshold < 128 ?", ATTENTION_CUDA),
     Mutation(SOFTMAX, "m_new <= kMasked ? 0.0f : m_new;", "m_new;", ATTENTION_CUDA),

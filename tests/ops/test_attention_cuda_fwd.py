@@ -137,7 +137,7 @@ def test_lengths_beyond_the_stated_maximum(device: torch.device) -> None:
     run_forward(attention_fwd, q, k, v, (bias.fill_(0.0), *args[1:5], 33, 35, *args[7:]))
 
 
-@pytest.mark.parametrize("starts", [(0, 40), (-3, 24), (10, 4), (0, 30, 60)])
+@pytest.mark.parametrize("starts", [(0, 40), (-3, 24), (10, 4), (0, 30, 60), (10, -(2**31))])
 def test_wrong_sequence_bounds_touch_nothing_else(device: torch.device, starts: tuple[int, ...]) -> None:
     q, k, v, _, args = make_inputs(Case(lengths=((24, 24),), dtype=BF16), device)
     cu = torch.tensor(starts, dtype=torch.int32, device=device)
@@ -181,6 +181,17 @@ def test_the_lowest_numbers_hide_and_a_constant_changes_nothing(device: torch.de
         far = torch.full((1, 1, 1, 70), -1e4, dtype=dtype, device=device)
         moved = run_forward(attention_fwd, q, k, v, (far, *args[1:]))[0]
         torch.testing.assert_close(moved, plain[0], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F16, BF16], ids=str)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_nan_in_a_mask_is_seen(device: torch.device, rows: int, dtype: torch.dtype) -> None:
+    """It hides no key, neither as the last one nor in float16: its row is NaN, as by PyTorch's function."""
+    q, k, v, _, args = make_inputs(Case(40, 70, dtype=BF16), device)
+    bias = torch.zeros(2, 1, rows, 70, dtype=dtype, device=device)
+    bias[1, ..., -1] = float("nan")
+    for x in run_forward(attention_fwd, q, k, v, (bias, *args[1:])):
+        assert bool(x[1].isnan().all()) and bool(x[0].isfinite().all())
 
 
 @pytest.mark.parametrize("dim", [40, 256])

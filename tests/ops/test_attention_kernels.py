@@ -152,7 +152,7 @@ def test_lengths_beyond_the_stated_maximum(device: torch.device) -> None:
     run(q, k, v, dout, (bias.fill_(0.0), *args[1:5], 33, 35, *args[7:]), False)
 
 
-@pytest.mark.parametrize("starts", [(0, 40), (-3, 24), (10, 4), (0, 30, 60)])
+@pytest.mark.parametrize("starts", [(0, 40), (-3, 24), (10, 4), (0, 30, 60), (10, -(2**31))])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_wrong_sequence_bounds_touch_nothing_else(
     device: torch.device, starts: tuple[int, ...], deterministic: bool

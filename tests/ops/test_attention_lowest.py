@@ -184,3 +184,16 @@ def test_a_mask_of_a_wider_dtype_hides_too() -> None:
     mask[..., 1, :] = torch.finfo(torch.float32).min
     out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
     assert not bool(out[:, :, 1].any()) and bool(out[:, :, 0].any())
+
+
+@pytest.mark.parametrize("bias_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["key", "full"])
+@pytest.mark.parametrize("name", MODULES)
+def test_nan_in_a_mask_is_seen(name: str, kind: str, bias_dtype: torch.dtype) -> None:
+    """It hides no key, neither as the last one nor in float16: its row is NaN, as by PyTorch's function."""
+    qkv, rest = make(torch.float32, 0.0, (-1, -1), False, False)
+    bias = torch.zeros(seen(kind).shape, dtype=bias_dtype)
+    bias[1, ..., -1] = float("nan")
+    out, lse, dq, *_ = both(MODULES[name], qkv, bias, rest, torch.randn(2, ROWS, HEADS, 16))
+    for x in (out, lse, dq):
+        assert bool(x[1].isnan().all()) and bool(x[0].isfinite().all())
