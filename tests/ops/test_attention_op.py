@@ -384,6 +384,7 @@ def test_errors_of_backward() -> None:
         ((out, out.transpose(1, 2).contiguous().transpose(1, 2), lse), "out's strides"),
         ((out, out, lse.double()), "softmax_lse"),
         ((out, out, lse[:, :, :-1]), "softmax_lse"),
+        ((out, out, lse.transpose(1, 2).contiguous().transpose(1, 2)), "softmax_lse's strides"),
     ):
         with pytest.raises(ValueError, match=message):
             check_bwd(wrong[0], *args[:3], *wrong[1:], *args[3:], False, False)

@@ -264,6 +264,8 @@ def check_bwd(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softma
     if softmax_lse.shape != rows or softmax_lse.dtype != torch.float32 or softmax_lse.device != q.device:
         found = f"{softmax_lse.dtype} of shape {tuple(softmax_lse.shape)} on {softmax_lse.device}"
         words.bad("softmax_lse", found, f"float32 of shape {rows} on {q.device}")
+    if not softmax_lse.is_contiguous():
+        words.bad("softmax_lse's strides", softmax_lse.stride(), "contiguous, as the forward gives it")
     if given[-1] and not has_dbias(given[0]):
         found = "None" if given[0] is None else f"{given[0].dtype}"
         words.bad("needs_dbias", f"True with attn_bias {found}", "True only with a floating attn_bias")
