@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str
 SOURCE = cuda_build.CSRC / "attention" / "attention_fwd_sm80.cu"
 TILES = {32: (2, 64), 64: (2, 64), 96: (2, 32), 128: (2, 32), 192: (1, 32), 256: (1, 32)}
 """By head_dim: blocks of 16 queries a warp, and keys (attention_config.h)."""
-# docs/kernels/attention.md: instructions a thread and score, without dropout and with it, on 8.0, 9.0 and 10.0
+# docs/kernels/attention_cuda.md: instructions a thread and score, without dropout and with it, on 8.0, 9.0 and 10.0
 MOST = {32: (11, 15.5), 64: (14, 18.5), 96: (21.5, 26.5), 128: (25, 30), 192: (45, 51), 256: (55, 61)}
 
 
