@@ -92,7 +92,7 @@ PROMISES: dict[str, tuple[str, Callable[..., bool]]] = {
     ),
 }
 """Example -> the form of its last line, where # is a number, and what holds of the numbers."""
-QUICK = {"fine_tune", "int8", "pretrain", "vit", "speech"}
+QUICK = {"fine_tune"}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 NO_CHECKPOINT = {"recommend"}
 """They make a model of their own, as nobody publishes one for the task."""

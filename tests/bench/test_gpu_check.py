@@ -81,6 +81,7 @@ def test_an_item_that_hangs_is_killed_with_its_children(tmp_path: Path, monkeypa
     assert not is_alive(found["hangs"][0]["child"])
 
 
+@pytest.mark.slow
 def test_a_stage_ends_at_its_deadline_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = time.monotonic()
     lines, _ = run(monkeypatch, tmp_path, "hangs,good1", fake("after", item_seconds=1.0), stage_seconds=12.0)
@@ -107,6 +108,7 @@ def test_children_share_the_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sorted(line["item"] for line in lines) == ["crashes", "crashes", "good1", "good2", "good3", "good4"]
 
 
+@pytest.mark.slow
 def test_what_is_beside_runs_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage that hangs does not keep the one beside it from its results."""
     lines, _ = run(monkeypatch, tmp_path, "hangs", fake("other"), stage_seconds=15.0, beside=True, item_seconds=3.0)

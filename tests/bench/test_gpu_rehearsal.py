@@ -20,6 +20,7 @@ SECONDS = 600
 
 @pytest.mark.timeout(SECONDS + 60)
 @pytest.mark.parametrize("part", stages.PARTS)
+@pytest.mark.slow
 def test_rehearsal(part: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.gpu.check", "--rehearse", "--part", part, "--seconds", str(SECONDS)]
     done = subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)

@@ -97,8 +97,13 @@ def test_the_draw_follows_manual_seed(taken: list[tuple[int, int]]) -> None:
     assert taken[:PLACES] == taken[PLACES : 2 * PLACES] != taken[2 * PLACES :]
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("unpad", [False, True])
+@pytest.mark.parametrize(
+    "unpad, use_reentrant",
+    [
+        (True, False),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [(False, False), (False, True), (True, True)]),
+    ],
+)
 def test_checkpointed_layers_drop_what_others_drop(
     use_reentrant: bool, unpad: bool, taken: list[tuple[int, int]]
 ) -> None:
@@ -117,7 +122,7 @@ def test_checkpointed_layers_drop_what_others_drop(
 
 
 @pytest.mark.parametrize("path", ["encoder.layer.{}", "encoder.layer.{}.attention", "encoder.layer.{}.output"])
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_checkpoint_that_nobody_announced_drops_the_same_twice(
     path: str, reentrant: bool, taken: list[tuple[int, int]]
 ) -> None:
@@ -188,6 +193,7 @@ def test_an_error_leaves_nothing_behind(taken: list[tuple[int, int]]) -> None:
     assert len({seed for seed, _ in taken}) == 3
 
 
+@pytest.mark.slow
 def test_models_in_models_and_models_of_several_share_nothing(taken: list[tuple[int, int]]) -> None:
     class Two(torch.nn.Module):
         def __init__(self) -> None:
@@ -240,6 +246,7 @@ def test_threads_share_no_draw(taken: list[tuple[int, int]]) -> None:
     assert not set(seen["a"]) & set(seen["b"])
 
 
+@pytest.mark.slow
 def test_a_layer_shows_its_states_to_nobody() -> None:
     """The argument that a checkpointed layer gets does not reach transformers' forwards."""
     model = patched(unpad=False)
@@ -272,6 +279,7 @@ def draws_in(graph: Any) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_a_graph_holds_one_draw_and_each_call_has_other_masks() -> None:
     model = patched(unpad=False)
     run, graphs = compiled(model)
@@ -288,6 +296,7 @@ def test_a_graph_holds_one_draw_and_each_call_has_other_masks() -> None:
     assert state.calls.traced is None
 
 
+@pytest.mark.slow
 def test_a_graph_with_checkpoints_draws_within_them() -> None:
     model = patched(unpad=False)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -297,6 +306,7 @@ def test_a_graph_with_checkpoints_draws_within_them() -> None:
     out.square().sum().backward()
 
 
+@pytest.mark.slow
 def test_a_broken_graph_lets_no_part_take_another_draw(taken: list[tuple[int, int]]) -> None:
     """A part that eager code checkpoints between two graphs draws for itself."""
     model = patched(unpad=False)

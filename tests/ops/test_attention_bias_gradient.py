@@ -30,7 +30,10 @@ def shape(broadcast: str, batch: int = BATCH, rows: int = ROWS, keys: int = KEYS
     return tuple(1 if dim in broadcast else size for dim, size in full.items())
 
 
-@pytest.mark.parametrize("broadcast", ["", "b", "h", "bh", "m", "bm", "hm", "bhm", "n", "bhmn"])
+@pytest.mark.parametrize(
+    "broadcast",
+    ["", "b", "bhm", *(pytest.param(b, marks=pytest.mark.slow) for b in ("h", "bh", "m", "bm", "hm", "n", "bhmn"))],
+)
 def test_one_element_for_many_scores(broadcast: str, programs: int, device: Any, monkeypatch: Any) -> None:
     use_tile(monkeypatch, SMALL[0])
     case = Case(ROWS, KEYS, BATCH, HEADS, heads_k=1, dropout_p=0.2 if "b" in broadcast else 0.0)

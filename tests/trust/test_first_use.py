@@ -60,10 +60,25 @@ def restart() -> None:
         pytest.param("raises", "crashed", "fwd raised ValueError: no such instruction", marks=pytest.mark.slow),
         pytest.param("poisons", "crashed", "illegal memory access", marks=pytest.mark.slow),
         ("exhausts", "unchecked", "out of memory: OutOfMemoryError: tried to allocate 2 GiB"),
-        ("exhausts_driver", "unchecked", "out of memory: RuntimeError: Triton Error [CUDA]: out of memory"),
-        ("lacks_disk", "unchecked", "could not be compiled here: OSError: [Errno 28] No space left"),
-        ("lacks_compiler", "unchecked", "could not be compiled here: RuntimeError: Failed to find C compiler"),
-        ("killed", "unchecked", "the process that checks ended by signal 9"),
+        pytest.param(
+            "exhausts_driver",
+            "unchecked",
+            "out of memory: RuntimeError: Triton Error [CUDA]: out of memory",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "lacks_disk",
+            "unchecked",
+            "could not be compiled here: OSError: [Errno 28] No space left",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "lacks_compiler",
+            "unchecked",
+            "could not be compiled here: RuntimeError: Failed to find C compiler",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("killed", "unchecked", "the process that checks ended by signal 9", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.filterwarnings("ignore:fasttx. kernels failed")
@@ -233,6 +248,7 @@ def test_every_kernel_of_triton_in_the_interpreter(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.filterwarnings("ignore:fasttx. kernels failed")
+@pytest.mark.slow
 def test_recheck_forgets_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     check("wrong", "right")
     name = probes.name_of("wrong", "right")
@@ -284,6 +300,7 @@ def test_the_child_imports_what_this_process_does(tmp_path: Path, monkeypatch: p
     assert found.status == "crashed" and "BackendError" in found.detail
 
 
+@pytest.mark.slow
 def test_stderr_may_be_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     class Log:
         def write(self, text: str) -> None:

@@ -75,6 +75,7 @@ def test_a_folder_that_cannot_be_written(machine: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.filterwarnings("ignore:fasttx. kernels failed")
+@pytest.mark.slow
 def test_a_home_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container, for a user without a name."""
 
