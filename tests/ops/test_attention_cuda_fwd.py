@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -228,43 +225,3 @@ def test_padded_and_packed_drop_the_same_elements(device: torch.device) -> None:
     cu = torch.tensor([0, 37, 57, 121], dtype=torch.int32, device=device)
     found, _ = run_forward(attention_fwd, *packed, (None, None, cu, cu, *args[4:]))
     assert torch.equal(found, torch.cat([padded[b, :n] for b, n in enumerate(lengths)]))
-
-
-# --------------------------------------------------------------------------------------------------- any call at all
-
-hypothesis = pytest.importorskip("hypothesis")
-st = hypothesis.strategies
-
-
-@st.composite
-def cases(draw) -> Case:
-    heads_k, packed, batch = draw(st.sampled_from([1, 2])), draw(st.booleans()), draw(st.integers(1, 3))
-    lengths, windows = st.integers(0, 140), st.one_of(st.just(-1), st.integers(0, 90))
-    case = Case(
-        draw(st.integers(1, 140)),
-        draw(st.integers(1, 140)),
-        batch,
-        heads_k * draw(st.sampled_from([1, 2])),
-        heads_k,
-        draw(st.integers(1, 70)),
-        draw(st.sampled_from([1, 8, 17, 64, 130])),
-        draw(st.sampled_from([F16, BF16])),
-        lengths=tuple((draw(lengths), draw(lengths)) for _ in range(batch)) if packed else (),
-        mask=draw(st.sampled_from(["", *MASKS])),
-        window=(draw(windows), draw(windows)),
-        dropout_p=draw(st.sampled_from([0.0, 0.25, 0.7])),
-        aligned=draw(st.booleans()),
-    )
-    if not packed and draw(st.booleans()):
-        case = dataclasses.replace(case, seqused=tuple(draw(st.integers(0, case.sk)) for _ in range(batch)))
-    return case
-
-
-@hypothesis.settings(
-    max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
-)
-@hypothesis.given(case=cases())
-def test_any_combination(device: torch.device, case: Case) -> None:
-    if case.varlen and math.prod(max(column) for column in zip(*case.lengths, strict=True)) == 0:
-        return  # nothing to attend from, or to: see test_no_keys_at_all
-    check(device, case)

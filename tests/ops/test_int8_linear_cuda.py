@@ -10,14 +10,8 @@ import torch
 from cuda_build import CSRC
 from torch import Tensor
 
-from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.int8_linear import cuda
-from fasttx.ops.int8_linear.op import ACTIVATIONS, INT8_LINEAR
-from fasttx.testing import assert_as_accurate
-
-pytest.importorskip("hypothesis", reason="hypothesis is not installed")
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from fasttx.ops.int8_linear.op import INT8_LINEAR
 
 CONFIG = (CSRC / "int8_linear" / "int8_linear_config.h").read_text()
 TILES = [tuple(map(int, numbers.split(", "))) for numbers in re.findall(r"^    \{([\d, ]+)\},", CONFIG, re.M)]
@@ -25,7 +19,7 @@ TILES = [tuple(map(int, numbers.split(", "))) for numbers in re.findall(r"^    \
 
 
 @pytest.fixture(autouse=True)
-def _runnable(device: torch.device) -> None:
+def runnable(device: torch.device) -> None:
     x = torch.ones(2, 2, dtype=torch.int8, device=device)
     reason = INT8_LINEAR.reasons(x, x)["cuda"]
     if reason is not None:
@@ -99,35 +93,6 @@ def test_outputs_that_are_not_aligned(device, dtype) -> None:
     x_q, w_q = x_q.clamp(-4, 4), w_q.clamp(-4, 4)  # sums that both dtypes hold
     for start in (255, 256):
         assert torch.equal(sums_between_guards(x_q, w_q, dtype, start).float(), exact(x_q, w_q))
-
-
-def strided(shape: tuple[int, int], more: int, make) -> Tensor:
-    """Rows at a stride of `more` elements beyond their length, from the (more % 4)-th on."""
-    first = more % 4
-    return make(shape[0], shape[1] + more + first)[:, first : first + shape[1]]
-
-
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_any_call(device, data) -> None:
-    """Any shape, stride, dtype and epilogue, by any tile."""
-    draw = lambda name, values: data.draw(st.sampled_from(values), label=name)  # noqa: E731
-    n_rows, n_out = data.draw(st.integers(1, 90), label="n_rows"), data.draw(st.integers(1, 140), label="n_out")
-    n_in = 16 * data.draw(st.integers(1, 24), label="n_in / 16") + draw("n_in % 16", [0, 0, 0, 4, 7])
-    x_q = strided((n_rows, n_in), draw("x's stride", [0, 16, 1]), lambda *s: integers(*s, device=device))
-    w_q = strided((n_out, n_in), draw("w's stride", [0, 32, 2]), lambda *s: integers(*s, device=device))
-    x_scale, w_scale = torch.rand(n_rows, device=device) / 150, torch.rand(n_out, device=device) / 150
-    bias_dtype, residual_dtype = draw("bias", [None, *DTYPES]), draw("residual", [None, *DTYPES])
-    floats = lambda *s: torch.randn(*s, device=device).to(residual_dtype)  # noqa: E731
-    residual = None
-    if residual_dtype is not None:
-        residual = strided((n_rows, n_out), draw("residual's stride", [0, 8, 3]), floats)
-    bias = None if bias_dtype is None else torch.randn(n_out, device=device).to(bias_dtype)
-    arguments = x_q, w_q, x_scale, w_scale, bias, residual, draw("activation", ACTIVATIONS), draw("out", DTYPES)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cuda, "TILE", draw("tile", [cuda.BY_SHAPE, *range(len(TILES))]))
-        out = torch.ops.fasttx.int8_linear_fwd(*arguments, "cuda")
-    assert_as_accurate(out, INT8_LINEAR.fwd.torch(*arguments), INT8_LINEAR.fwd.reference(*arguments))
 
 
 @pytest.mark.slow
