@@ -113,11 +113,10 @@ __global__ void __launch_bounds__(KeyBlock<kD>::kThreads, bwd_blocks(kD))
   const int q_row = static_cast<int>(work.out_row(shape));
 
   HeadMask mask(shape, work);
-  const int64_t first_offset = mask.offset;
   if (mask.is_key_mask()) {  // what padding holds is not read: 0 * NaN would reach dq and dk
     int used = 0;
     for (int i = 0; i < group; i++) {
-      mask.offset = first_offset + i * shape.bias_strides[1];
+      mask.offset = work.b * shape.bias_strides[0] + (work.h + i) * shape.bias_strides[1];
       const int last = mask.last_key(&aligned_at<int>(shared));
       used = last > used ? last : used;
       __syncthreads();  // read by all; the next head's, and tiles, take this memory
@@ -203,7 +202,7 @@ __global__ void __launch_bounds__(KeyBlock<kD>::kThreads, bwd_blocks(kD))
         }
       }
       units_of_scores(s, units);
-      mask.offset = first_offset + head * shape.bias_strides[1];
+      mask.offset = computed_here(work.b) * shape.bias_strides[0] + (work.h + head) * shape.bias_strides[1];
       mask.template apply<true>(s, m0, warp_key);
       uint32_t p_operand[kM8 / 2][4], ds_operand[kM8 / 2][4];
       score_gradients<T, kDropout>(p_operand, ds_operand, s[0], dp, units, lse, lse + kBlockM, keep);

@@ -73,11 +73,10 @@ VECTORS: dict[str, set[str]] = {
 KNOWN_COMPLAINTS = {
     ("softmax", "100"): "FormE1",
     ("softmax", "120"): "FormE1",
-    ("attention_bwd_sm80", "120"): "Li128ELb0EE",
 }
 """(file, arch) -> part of the kernels' names.
 
-docs/kernels/softmax.md: streamed rows have a stack where ptxas unrolls both passes. attention.md there: 16 bytes.
+docs/kernels/softmax.md: streamed rows have a stack where ptxas unrolls both passes.
 """
 
 
