@@ -131,9 +131,9 @@ class TestMachineCode:
             found = {i for i in kernel.instructions if "CGABAR" in i or i.startswith(("ST.E", "BPT"))}
             expected = {"UCGABAR_ARV", "UCGABAR_WAIT", "ST.E"} if held and arch == "90a" else set()
             assert found == expected, kernel.name
-            # held: two blocks of 512 threads on a multiprocessor; of streamed rows with dropout one, of 128 registers
-            one_block = "FormE1" in kernel.name and "dropout_bwd" in kernel.name
-            assert kernel.registers <= (64 if held else 128 if one_block else 80)
+            # held: two blocks of 512 threads on a multiprocessor; one else, which has room for 128 registers
+            dropout_streamed = "FormE1" in kernel.name and "dropout_bwd" in kernel.name
+            assert kernel.registers <= (64 if held else 96 if dropout_streamed else 80)
             vectors = sorted(i[:3] for i in kernel.instructions if i.startswith(("LDS", "STS")) and ".128" in i)
             assert not held or {*vectors} == {"LDS", "STS"}, f"{kernel.name} keeps what it reads by {vectors}"
 
