@@ -29,7 +29,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     monkeypatch.setattr(registry, "_kernels", {})
     monkeypatch.setattr(registry, "_warned", set())
     monkeypatch.setattr(dispatch, "resolve", lambda path: lambda *a: None)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    # what dispatch asks: a build for CPUs alone has it not, and one with CUDA would ask a driver
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
     with FakeTensorMode():
         yield lacking
 
