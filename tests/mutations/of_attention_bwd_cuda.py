@@ -17,7 +17,10 @@ ATTENTION_BWD = [
     Mutation(f"{FOLDER}/bwd_dkdv_sm80.cuh", "first / kBlockM : 0;", "first / kBlockM + 1 : 0;", ATTENTION_BWD_CUDA),
     Mutation(f"{FOLDER}/bwd_dkdv_sm80.cuh", "n0 - work.shift - shape", "n0 + work.shift - shape", ATTENTION_BWD_CUDA),
     Mutation(
-        f"{FOLDER}/bwd_dkdv_sm80.cuh", "first_offset + head * shape", "first_offset + 0 * shape", ATTENTION_BWD_CUDA
+        f"{FOLDER}/bwd_dkdv_sm80.cuh",
+        "(work.h + head) * shape.bias_strides",
+        "(work.h + 0 * head) * shape.bias_strides",
+        ATTENTION_BWD_CUDA,
     ),
     Mutation(f"{FOLDER}/bwd_dkdv_sm80.cuh", "total.y + sum[j][1]", "sum[j][1]", ATTENTION_BWD_CUDA),
     Mutation(f"{FOLDER}/dropout_transposed.cuh", "= odd ? got : own;", "= own;", ATTENTION_BWD_CUDA),
