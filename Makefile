@@ -179,5 +179,5 @@ docs: $(STAMP) ## the site in build/site; a broken link or an unknown name ends 
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(PY) -m mkdocs -q build --strict
 
 clean: ## remove everything that the other targets made
-	rm -rf .venv .venv-oldest .venv-newest .venv-gpu .prebuilt build dist fasttx.egg-info gpu-check-out sanitize-out demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-newest .venv-gpu .prebuilt build dist fasttx.egg-info gpu-check-out sanitize-out demo-out report .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,13 +22,17 @@ ABOUT = {
     "host": "What a call costs in Python, before anything runs on the device.",
     "padding": "What skipping padding gains on this device, at several widths and shapes.",
     "own": "Your own model on your own texts: verified, timed beside itself unpatched, and what to call.",
+    "report": "A page of what is reached: the tables of other benchmarks beside the project's goals, and pictures.",
 }
-"""The benchmarks by name, and what each measures."""
+"""The benchmarks by name, and what each measures; `report` measures nothing, and reads what the others wrote."""
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of a benchmark's options; what it reads has `seconds` for :func:`bench.progress.bound_of`."""
     parser = argparse.ArgumentParser(description=ABOUT[name])
+    if name == "report":
+        _report(parser)
+        return parser
     parser.add_argument("--out", type=Path, default=Path(f"{name}.csv"), help="the table that is written")
     _OPTIONS[name](parser)
     add_bound(parser)
@@ -98,6 +102,12 @@ def _own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, help="also write a page that holds everything, to be sent on")
     _device(parser)
     parser.add_argument("--quick", action="store_true", help="32 texts, three rounds, no compilers")
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    about = "folders or files that other benchmarks or gpu-check wrote (default: results)"
+    parser.add_argument("results", nargs="*", type=Path, default=[Path("results")], metavar="RESULTS", help=about)
+    parser.add_argument("--out", type=Path, default=Path("report"), help="the folder that is written (default: report)")
 
 
 def _positive(given: str) -> int:

@@ -7,21 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .own_arms import FASTTX, PLAIN
+from .page_style import document
 
 if TYPE_CHECKING:
     from .own import Own
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.answer { border-left: 4px solid #2a7ae2; padding: .5rem 1rem; font-size: 1.1rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #8886; white-space: nowrap; }
-th:first-child, td:first-child, td.note { text-align: left; } td.note { white-space: normal; }
-tr.ours { font-weight: 600; } td.bar { width: 30%; min-width: 6rem; } .bar div { background: #2a7ae2; height: .8rem; }
-tr.plain .bar div { background: #888; } small, dl { color: #888; } dt { float: left; clear: left; min-width: 13rem; }
-"""
 NOTE = (
     "Texts are tokenised beforehand and keep their order. A time is the median of rounds in which all take turns, over "
     "all texts. The gain is over the model as it is. The difference is of the answers, over the largest of them."
@@ -40,17 +30,7 @@ def page(found: Own) -> str:
         for what, value in found.machine.items()
         if value != "missing"
     ]
-    title = escape(f"fasttx: {name}")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    lines = [
-        "<!doctype html>",
-        '<html lang="en">',
-        f"<head>{head}<style>{STYLE}</style></head>",
-        "<body>",
-        *parts,
-        "</dl>",
-    ]
-    return "\n".join([*lines, "</body></html>", ""])
+    return document(f"fasttx: {name}", [*parts, "</dl>"])
 
 
 def _table(size: int, rows: list[dict[str, Any]]) -> list[str]:

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .report import results
+from .report.results import number
+
 Rows = list[dict[str, str]]
 OURS = "#0b7a75"
 OTHERS = ("#8d99ae", "#d17b0f", "#5c4d7d", "#b23a48", "#4f772d", "#3d5a80", "#9c6644")
@@ -36,18 +39,9 @@ def read(path: Path) -> Rows:
 
 
 def kind_of(rows: Rows) -> str | None:
-    columns = rows[0].keys()
-    if {"workload", "direction", "peer", "median_ms", "ratio"} <= columns:
-        return "kernels"
-    return "model" if {"model", "arm", "lengths", "median_ms", "ratio"} <= columns else None
-
-
-def number(row: dict[str, str], name: str) -> float | None:
-    """A figure of a row; None where the row has none."""
-    try:
-        return float(row[name])
-    except (KeyError, TypeError, ValueError):
-        return None
+    """Which of the two tables that are drawn here it is."""
+    found = results.kind_of(rows[0])
+    return found if found in ("kernels", "model") else None
 
 
 def colour(name: str, names: list[str]) -> str:

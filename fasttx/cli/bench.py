@@ -32,6 +32,7 @@ class Benchmark(str, Enum):
     host = "host"
     padding = "padding"
     own = "own"
+    report = "report"
 
 
 class Passing(TyperCommand):
@@ -73,6 +74,7 @@ def bench(
     kernels: each op.  model: a step of BERT and MiniLM; "training" is a masked language model with AdamW.
     serving: embedding requests.  host: what a call costs in Python.  padding: what skipping it gains.
     own: your own model on your own texts, as in `fasttx bench own DIR --texts FILE`.
+    report: results beside the goals, as a page with pictures, as in `fasttx bench report results`.
 
     `fasttx bench model --help` lists the options of one: --out FILE.csv, --quick, --seconds and more. Every result is
     checked against a higher precision before it is timed; a wrong one gets no time. Exit code 1: something of fasttx
