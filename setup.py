@@ -1,6 +1,7 @@
-"""Refuses to build from a tree whose links to the kernels were lost, and compiles fasttx._C where nvcc is found.
+"""Refuses to build from a tree whose links to the kernels were lost, and compiles what this machine has compilers for.
 
-buildsystem/cuda_build.py says which nvcc, and which variables choose; all else stands in pyproject.toml.
+fasttx._C where nvcc is found (buildsystem/cuda_build.py says which, and which variables choose), fasttx._C_cpu where a
+C++ compiler is (buildsystem/cpu_build.py). All else stands in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "buildsystem"))
 
+import announce  # noqa: E402
+import cpu_build  # noqa: E402
 import cuda_build  # noqa: E402
 
 
@@ -45,14 +49,34 @@ for link in ("kernels", "bench"):
     check_link(link)
 
 
-class BuildCuda(build_ext):
-    """Compiles the one extension by nvcc."""
+class Build(build_ext):
+    """Compiles each extension by its own file of buildsystem/."""
 
     def build_extension(self, ext: Extension) -> None:
-        names = cuda_build.archs(editable=bool(self.inplace or self.editable_mode))
-        cuda_build.build(Path(self.get_ext_fullpath(ext.name)), ROOT / "build" / "cuda", names)
+        target = Path(self.get_ext_fullpath(ext.name))
+        if ext.name == "fasttx._C":
+            names = cuda_build.archs(editable=bool(self.inplace or self.editable_mode))
+            cuda_build.build(target, ROOT / "build" / "cuda", names)
+            return
+        try:
+            cpu_build.build(target, ROOT / "build" / "cpu")
+        except RuntimeError as problem:
+            if not ext.optional:
+                raise
+            announce.say(f"no int8 kernels for the CPU, as they did not compile here: {problem}")
+            raise CompileError(str(problem)) from problem  # setuptools goes on without an optional one
 
 
-builds_nothing = {"--version", "egg_info", "sdist", "dist_info"} & set(sys.argv)
-compiled = not builds_nothing and cuda_build.why_not() is None
-setup(ext_modules=[Extension("fasttx._C", [])] if compiled else [], cmdclass={"build_ext": BuildCuda})
+def extensions() -> list[Extension]:
+    """What is compiled here; nothing for a command that builds nothing."""
+    if {"--version", "egg_info", "sdist", "dist_info"} & set(sys.argv):
+        return []
+    found = []
+    if cuda_build.why_not() is None:
+        found.append(Extension("fasttx._C", []))
+    if cpu_build.why_not() is None:
+        found.append(Extension("fasttx._C_cpu", [], optional=cpu_build.wish() == "auto"))
+    return found
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": Build})

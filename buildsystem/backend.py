@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import announce
+import cpu_build
 import cuda_build
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
@@ -28,20 +29,21 @@ def get_requires_for_build_editable(config_settings=None):
     return [*build_meta.get_requires_for_build_editable(config_settings), *_compiling()]
 
 
-def _say_if_nothing_is_compiled() -> None:
+def _say_what_is_not_compiled() -> None:
     announce.behind_pip()
-    reason = cuda_build.why_not()
-    if reason is not None and cuda_build.wish() != "0":
-        announce.say(reason)
+    for build in (cuda_build, cpu_build):
+        reason = build.why_not()
+        if reason is not None and build.wish() != "0":
+            announce.say(reason)
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     """That of setuptools; the person who waits is told what is compiled."""
-    _say_if_nothing_is_compiled()
+    _say_what_is_not_compiled()
     return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
 
 
 def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
     """As for a wheel."""
-    _say_if_nothing_is_compiled()
+    _say_what_is_not_compiled()
     return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)

@@ -18,12 +18,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["FASTTX_FIRST_USE_CHECK"] = "0"  # nor is the record of the user's machine read
 os.environ["FASTTX_CACHE"] = os.path.join(tempfile.gettempdir(), f"fasttx-tests-{os.getpid()}")
 
+import cpu_module
 import host_build
 import pytest
 import torch
 
 from bench.gpu import allowed  # the package `bench` also sets what Triton's cache is kept by
 from fasttx.ops.availability import able
+from fasttx.ops.cpu import launch as cpu
 from fasttx.ops.cuda import launch as cuda
 from fasttx.testing import poisoned_outputs
 
@@ -107,6 +109,13 @@ def device() -> torch.device:
         module, emulator = host_module.load(STAND_IN)
         cuda.set_stand_in(module, emulator.watch)
     return torch.device("cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cpu_kernels() -> None:
+    """The int8 kernels for a CPU as the sources have them now, and not as they were when fasttx was installed."""
+    if not AHEAD_OF_TIME:
+        cpu.set_stand_in(cpu_module.load())
 
 
 @pytest.fixture(autouse=True)

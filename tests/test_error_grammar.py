@@ -90,7 +90,7 @@ CASES: dict[str, tuple[str, type[Exception], Callable[[], Any]]] = {
     "config, skip 3": ("skip", TypeError, lambda: Int8Config(skip=3)),  # type: ignore[arg-type]
     "config, skip None": ("skip", TypeError, lambda: Int8Config(skip=None)),  # type: ignore[arg-type]
     "config, keep": ("keep_float", TypeError, lambda: Int8Config(keep_float=1)),  # type: ignore[arg-type]
-    "backend": ("backend", fasttx.BackendError, lambda: fasttx.backend("cpu").__enter__()),
+    "backend": ("backend", fasttx.BackendError, lambda: fasttx.backend("gpu").__enter__()),
     "backend, list": ("backend", fasttx.BackendError, lambda: fasttx.backend(["cuda"]).__enter__()),  # type: ignore
     "collator": ("form", ValueError, lambda: data.PackingCollator(form="packed")),
     "sampler": ("lengths", ValueError, lambda: data.LengthBucketSampler([], 4)),

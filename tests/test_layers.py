@@ -58,7 +58,7 @@ def imported(path: pathlib.Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             stem = [*(package[: len(package) - node.level + 1] if node.level else ()), *(node.module or "").split(".")]
             found |= {".".join(filter(None, [*stem, a.name])) for a in node.names}
-        elif isinstance(node, ast.Constant) and re.match(r"fasttx\.(kernels|_C)\b[\w.:]*$", str(node.value)):
+        elif isinstance(node, ast.Constant) and re.match(r"fasttx\.(kernels|_C|_C_cpu)\b[\w.:]*$", str(node.value)):
             found.add(re.split(r"[:]", node.value)[0])
     names = set()
     for name in found:
@@ -67,7 +67,7 @@ def imported(path: pathlib.Path) -> set[str]:
             is_part = (
                 len(parts) > 1 and (ROOT / "fasttx" / parts[1]).exists() | (ROOT / "fasttx" / f"{parts[1]}.py").exists()
             )
-            names.add(".".join(parts[:2]) if is_part or parts[1:2] == ["_C"] else "fasttx")
+            names.add(".".join(parts[:2]) if is_part or parts[1:2] in (["_C"], ["_C_cpu"]) else "fasttx")
         elif parts[0] not in sys.stdlib_module_names:
             names.add(parts[0])
     return names

@@ -67,7 +67,7 @@ def test_force_is_process_wide_and_restored() -> None:
 
 
 def test_unknown_backend_is_refused() -> None:
-    message = "^backend: got 'cudnn'; allowed is 'auto', 'cuda', 'triton', 'torch'"
+    message = "^backend: got 'cudnn'; allowed is 'auto', 'cuda', 'triton', 'cpu', 'torch'"
     with pytest.raises(BackendError, match=message), backend("cudnn"):
         pass
 
@@ -92,7 +92,7 @@ for call, run in calls.items():
 """
     env = {**os.environ, "FASTTX_BACKEND": "cudnn"}
     ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    message = "FASTTX_BACKEND: got 'cudnn'; allowed is 'auto', 'cuda', 'triton', 'torch'"
+    message = "FASTTX_BACKEND: got 'cudnn'; allowed is 'auto', 'cuda', 'triton', 'cpu', 'torch'"
     calls = ("softmax", "cross_entropy", "bce", "attention", "backend")
     assert ran.stdout.splitlines() == [f"{call} {message}" for call in calls]
 
@@ -262,7 +262,8 @@ def test_has_kernel_answers_by_device_and_what_else_speaks_against_a_call(
 
 def test_reasons_name_every_backend(op: Op, device: torch.device) -> None:
     found = op.reasons(torch.ones(3, device=device))
-    assert found == {"cuda": "not implemented", "triton": "needs an even length", "torch": None}
+    absent = dict.fromkeys(("cuda", "cpu"), "not implemented")
+    assert found == absent | {"triton": "needs an even length", "torch": None}
 
 
 def test_empty_input_launches_nothing(op: Op, device: torch.device) -> None:

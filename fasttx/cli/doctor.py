@@ -79,6 +79,9 @@ def _environment_table(found: dict[str, Any]) -> Table:
     archs = found["compiled_kernels"]
     problem = f"[dim]{escape(found['compiled_kernels_problem'] or '')}[/]"
     table.add_row("compiled kernels", problem if archs is None else f"fasttx._C for sm_{archs}")
+    problem = f"[dim]{escape(found['cpu_kernels_problem'] or '')}[/]"
+    form = found["cpu_kernels"]
+    table.add_row("int8 on the CPU", problem if form is None else f"fasttx._C_cpu, by {form}")
     if found["forced_backend_problem"] is not None:
         table.add_row("FASTTX_BACKEND", f"[bold red]{escape(found['forced_backend_problem'])}; every op raises[/]")
     elif found["forced_backend"] != "auto":

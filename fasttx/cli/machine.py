@@ -18,6 +18,7 @@ import fasttx
 
 from ..ops.availability import cpu_model, lacks_to_launch_triton
 from ..ops.backends import wrong_name
+from ..ops.cpu import launch as cpu
 from ..ops.cuda.launch import built_for, why_not_loaded
 
 PACKAGES = ("torch", "triton", "transformers", "numpy", "safetensors", "peft", "sentence-transformers", "accelerate")
@@ -98,6 +99,8 @@ def describe() -> dict[str, Any]:
         "nvcc": find_nvcc(),
         "compiled_kernels": built_for(),
         "compiled_kernels_problem": why_not_loaded(),
+        "cpu_kernels": cpu.built_form(),
+        "cpu_kernels_problem": cpu.why_not_loaded(),
         "triton_launcher": lacks_to_launch_triton(),
         "forced_backend": forced,
         "forced_backend_problem": wrong_name("FASTTX_BACKEND", forced),
@@ -131,6 +134,10 @@ def missing(found: dict[str, Any]) -> list[Missing]:
         if found["nvcc"] is not None:
             how = f"an installation from source with {found['nvcc']}, which is here, and a C++ compiler"
         lacks.append(Missing("compiled kernels (fasttx._C)", "the backend cuda, on an NVIDIA GPU", how))
+    if found["cpu_kernels"] is None:
+        how = "a C++ compiler (g++ or clang++) and Python's headers, then an installation from source"
+        brings = "int8 on a CPU by kernels of its own; without it PyTorch's operators compute the same"
+        lacks.append(Missing("kernels for the CPU (fasttx._C_cpu)", brings, how))
     if packages["triton"] is None:
         if platform.system() == "Linux":
             how = "pip install triton (CUDA builds of PyTorch bring the one that fits them)"

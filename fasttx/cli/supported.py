@@ -37,17 +37,22 @@ def on_gpu(op: Op) -> dict[str, str]:
     from ..ops.backends import BACKENDS
 
     found = {name: "no" for name in BACKENDS} | {"torch": "any"}
-    found |= {impl.backend: f"capability {impl.min_arch / 10:.1f}" for impl in op.impls}
+    found |= {i.backend: f"capability {i.min_arch / 10:.1f}" for i in op.impls if "cuda" in i.auto_on}
     return found
 
 
+def asks(op: Op) -> dict[str, str]:
+    """The same for the documentation, where a backend for CPUs has its own word."""
+    return on_gpu(op) | {impl.backend: "a CPU" for impl in op.impls if "cpu" in impl.auto_on}
+
+
 def markdown() -> str:
-    """The table of ops for the documentation: what each computes, and what its backends ask of an NVIDIA GPU."""
+    """The table of ops for the documentation: what each computes, and what its backends ask of a device."""
     from ..ops import OPS
     from ..ops.backends import BACKENDS
 
     rows = [("op", "what", *BACKENDS), ("---",) * (2 + len(BACKENDS))]
-    rows += [(f"`{name}`", op.about, *(on_gpu(op)[b] for b in BACKENDS)) for name, op in OPS.items()]
+    rows += [(f"`{name}`", op.about, *(asks(op)[b] for b in BACKENDS)) for name, op in OPS.items()]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace(" --- ", "---")
 
 
@@ -129,6 +134,7 @@ def supported(
         sys.stdout.write(markdown() + ("" if models() is None else f"\n{families_markdown()}"))
         return
     from ..ops import OPS
+    from ..ops.cpu.launch import built_form
     from ..ops.cuda.launch import built_for
     from .check import DTYPES
 
@@ -145,7 +151,8 @@ def supported(
             "ops_on_nvidia_gpu": gpu,
             "models": known,
         }
-        report |= {"auto": auto, "compiled_for": built_for(), "tuned": tuned_here(where, DTYPES[dtype.value])}
+        report |= {"auto": auto, "compiled_for": built_for(), "compiled_form": built_form()}
+        report |= {"tuned": tuned_here(where, DTYPES[dtype.value])}
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
         return
     console = Console()
@@ -164,6 +171,7 @@ def supported(
     console.print(_ops_table("Ops on an NVIDIA GPU: what each backend needs", gpu))
     archs = built_for()
     console.print(f"cuda: compiled kernels, fasttx._C: {'not built' if archs is None else f'for sm_{archs}'}")
+    console.print(f"cpu: int8 kernels for the CPU, fasttx._C_cpu: {built_form() or 'not built'}")
     console.print()
     if known is None:
         console.print("Models: [yellow]transformers is not installed[/] (pip install 'fasttx\\[hf]')")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from .cpu import launch as cpu
 from .cuda import launch as cuda
 
 
@@ -79,6 +80,8 @@ able: set[tuple[str, torch.device, int]] = set()
 
 def cannot_run_on(backend_name: str, device: torch.device, min_arch: int) -> str | None:
     """The reason why a compiled backend cannot run on `device`, or None."""
+    if backend_name == "cpu":
+        return cpu.why_not(device)
     if backend_name == "triton" and not _triton_present():
         return "triton is not installed (pip install triton)"
     if device.type == "cuda" and torch.version.hip is None:

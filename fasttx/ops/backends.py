@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from .checks import wrong
 
-BACKENDS = ("cuda", "triton", "torch")
+BACKENDS = ("cuda", "triton", "cpu", "torch")
 
 
 class BackendError(RuntimeError):
@@ -44,7 +44,7 @@ def backend(name: str) -> Iterator[None]:
     """Force every op of the whole process, all threads, to one backend within the ``with`` block.
 
     Args:
-        name: ``"cuda"``, ``"triton"``, ``"torch"``, or ``"auto"`` for the default choice.
+        name: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"torch"``, or ``"auto"`` for the default choice.
 
     Raises:
         BackendError: at once, if the name is unknown, here or in ``FASTTX_BACKEND``; later, if an op is called that

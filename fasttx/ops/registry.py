@@ -43,10 +43,10 @@ class Impl:
     allocate outputs nor check anything.
 
     Attributes:
-        backend: ``"triton"`` or ``"cuda"``.
+        backend: ``"triton"``, ``"cuda"`` or ``"cpu"``.
         fwd, bwd: ``"module:function"``, imported at the first call; bwd is "" for an op without a backward.
         supports: gets the tensors named by ``Direction.keys`` and answers None or the reason it cannot run them.
-        min_arch: lowest compute capability, times ten.
+        min_arch: lowest compute capability, times ten; 0 for the kernels of a CPU.
         auto_on: types of device on which "auto" takes it.
     """
 
@@ -155,7 +155,7 @@ class Op:
     def choice(self, requested: str, *tensors: Tensor) -> Impl | None:
         """The implementation that runs tensors like these; None stands for the PyTorch composition.
 
-        "auto" takes the first of the row that can run them on a GPU and has not failed its check on this machine
+        "auto" takes the first of the row that can run them on their device and has not failed its check on this machine
         (:mod:`fasttx.ops.verdicts`), unless something else was measured to be faster here (:mod:`fasttx.ops.tuned`).
         Where there is no element nothing is launched: the composition defines empty results.
 
@@ -231,7 +231,8 @@ class Op:
         device = tensors[0].device.type
         if not any(device in impl.auto_on for impl in self.impls):
             return f"kernels run on NVIDIA GPUs, and these tensors are on {device}"
-        return "; ".join(f"{name}: {reason}" for name, reason in self.reasons(*tensors).items() if reason)
+        there = {impl.backend for impl in self.impls if device in impl.auto_on}
+        return "; ".join(f"{name}: {reason}" for name, reason in self.reasons(*tensors).items() if name in there)
 
     def has_kernel(self, device: torch.device, dtype: torch.dtype, besides: str | None = None) -> bool:
         """Whether "auto" finds a compiled implementation on `device`, to decide before an operator is called at all.

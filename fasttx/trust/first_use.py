@@ -84,11 +84,14 @@ def why_not_now(device: torch.device) -> str | None:
 
 
 def candidates(op: str, device: torch.device, dtype: torch.dtype, width: int | None = None) -> list[Row]:
-    """The rows of an op that "auto" could take on a device, in its order; those that cannot run there are none."""
+    """The rows of an op that "auto" could take on a device, in its order; those that cannot run there are none.
+
+    Those of `cpu` are not among them: what was built for this CPU is machine code that no driver or compiler changes.
+    """
     examples = like(OPS[op], device, dtype, width)
 
     def runs(impl: Impl) -> bool:
-        return device.type in impl.auto_on and impl.why_not(*examples) is None
+        return impl.backend != "cpu" and device.type in impl.auto_on and impl.why_not(*examples) is None
 
     return [Row(op, impl.backend, dtype) for impl in OPS[op].impls if runs(impl)]
 

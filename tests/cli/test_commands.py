@@ -21,6 +21,7 @@ import fasttx
 from fasttx.cli import check, doctor, machine, supported
 from fasttx.cli.app import app
 from fasttx.ops import OPS
+from fasttx.ops.cpu import launch as cpu
 from fasttx.ops.cuda import launch as cuda
 
 BLOCKER = """
@@ -86,7 +87,7 @@ def test_doctor_reports_wrong_and_dead_checks(monkeypatch: pytest.MonkeyPatch) -
     assert "ended with code 1" in report["ops"][0]["detail"]
 
 
-BUILT = {"compiled_kernels": "80,90a", "nvcc": None}
+BUILT = {"compiled_kernels": "80,90a", "nvcc": None, "cpu_kernels": "avx2"}
 
 
 @pytest.mark.parametrize(
@@ -128,8 +129,23 @@ def test_doctor_names_what_keeps_triton_from_launching() -> None:
 def test_doctor_names_what_would_bring_the_compiled_kernels(nvcc: str | None, named: str) -> None:
     packages = {"torch": "2.13.0", "triton": "3.6.0", "transformers": "5.17.0"}
     found = {"devices": [{"device": "cuda:0", "capability": "9.0"}], "packages": packages, "triton_launcher": None}
-    (lack,) = machine.missing({**found, "compiled_kernels": None, "nvcc": nvcc})
+    (lack,) = machine.missing({**found, **BUILT, "compiled_kernels": None, "nvcc": nvcc})
     assert "fasttx._C" in lack.what and named in lack.how
+
+
+def test_doctor_names_what_would_bring_the_kernels_for_the_cpu() -> None:
+    packages = {"torch": "2.13.0", "triton": "3.6.0", "transformers": "5.17.0"}
+    found = {"devices": [{"device": "cuda:0", "capability": "9.0"}], "packages": packages, "triton_launcher": None}
+    (lack,) = machine.missing({**found, **BUILT, "cpu_kernels": None})
+    assert "fasttx._C_cpu" in lack.what and "a C++ compiler" in lack.how and "int8" in lack.brings
+
+
+@pytest.mark.parametrize(("form", "shown"), [("avx2", "fasttx._C_cpu, by avx2"), (None, "fasttx._C_cpu is not built")])
+def test_the_kernels_for_the_cpu_are_shown(form: str | None, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = None if form is None else SimpleNamespace(form=lambda: form)
+    monkeypatch.setattr(cpu, "_compiled", lambda: (module, "" if form else "fasttx._C_cpu is not built"))
+    assert shown in " ".join(invoke("doctor", "--env").split())
+    assert json.loads(invoke("supported", "--json"))["compiled_form"] == form
 
 
 @pytest.mark.parametrize(("archs", "shown"), [("80,90a", "for sm_80,90a"), (None, "is not built")])
@@ -143,7 +159,7 @@ def test_compiled_kernels_are_shown(archs: str | None, shown: str, monkeypatch: 
 def test_doctor_reports_an_unknown_backend_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTTX_BACKEND", "nonsense")
     text = invoke("doctor", "--env", code=1)
-    assert "FASTTX_BACKEND: got 'nonsense'; allowed is 'auto', 'cuda', 'triton', 'torch'" in text
+    assert "FASTTX_BACKEND: got 'nonsense'; allowed is 'auto', 'cuda', 'triton', 'cpu', 'torch'" in text
     report = json.loads(invoke("doctor", "--env", "--json", code=1))
     assert report["ok"] is False and "FASTTX_BACKEND: got 'nonsense'" in report["environment"]["forced_backend_problem"]
 

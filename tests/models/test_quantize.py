@@ -61,7 +61,8 @@ def test_the_linear_layers_of_encoders(family) -> None:
     assert str(report).startswith(f"fasttx.quantize({cls}): {count} replaced")
     LAUNCHES.clear()
     after = model(**inputs)[0]
-    assert LAUNCHES["int8_linear_fwd", "torch"] == CALLS.get(family.model_type, 12)
+    ran = sum(times for (op, _), times in LAUNCHES.items() if op == "int8_linear_fwd")
+    assert ran == CALLS.get(family.model_type, 12)
     assert 0 < (after - before).abs().max() < 0.3 * before.abs().max()
 
 

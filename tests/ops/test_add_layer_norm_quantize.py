@@ -1,4 +1,7 @@
-"""add_layer_norm_quantize: on each backend the bits of dropout_add_layer_norm and of quantize_per_token after it."""
+"""add_layer_norm_quantize: on each backend the bits of dropout_add_layer_norm and of quantize_per_token after it.
+
+`cpu` has no dropout_add_layer_norm of its own: there out keeps the accuracy rule.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from fasttx.testing import assert_as_accurate
 
 ops = torch.ops.fasttx
 FP32, FP16, BF16 = DTYPES
-BACKENDS = ["torch", "triton", "cuda"]
+BACKENDS = ["torch", "triton", "cuda", "cpu"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, of inf - inf
 
 
@@ -50,9 +53,13 @@ def hold(
     LAUNCHES.clear()
     out, x_q, x_scale = ops.add_layer_norm_quantize_fwd(x, residual, weight, bias, scale, eps, out_dtype, backend)
     assert LAUNCHES == {("add_layer_norm_quantize_fwd", backend if x.numel() else "torch"): 1}
-    wanted, _, _ = ops.dropout_add_layer_norm_fwd(x, residual, weight, bias, None, None, 0.0, eps, out_dtype, backend)
+    forward = ADD_LAYER_NORM_QUANTIZE.fwd
+    partner = "torch" if backend == "cpu" else backend
+    wanted, _, _ = ops.dropout_add_layer_norm_fwd(x, residual, weight, bias, None, None, 0.0, eps, out_dtype, partner)
     # docs/kernels/add_layer_norm_quantize.md, Limits
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) >= (10, 0):
+    if backend == "cpu":
+        assert_as_accurate(out, wanted, forward.reference(x, residual, weight, bias, scale, eps, out_dtype)[0])
+    elif x.is_cuda and torch.cuda.get_device_capability(x.device) >= (10, 0):
         torch.testing.assert_close(out, wanted, equal_nan=True, rtol=2 * torch.finfo(out.dtype).eps, atol=1e-6)
     else:
         assert same_bits(out, wanted)

@@ -15,7 +15,7 @@ from fasttx.ops.int8_linear.op import INT8_LINEAR, MAX_IN_FEATURES
 from fasttx.testing import assert_as_accurate
 
 op = torch.ops.fasttx.int8_linear_fwd
-BACKENDS = ["torch", "triton", "cuda"]
+BACKENDS = ["torch", "triton", "cuda", "cpu"]
 
 
 def runnable(backend: str, device: torch.device) -> None:

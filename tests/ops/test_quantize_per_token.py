@@ -15,7 +15,7 @@ from fasttx.ops.quantize_per_token.composed import LEAST_ABSMAX
 from fasttx.ops.quantize_per_token.op import MAX_COLS, QUANTIZE_PER_TOKEN
 
 op = torch.ops.fasttx.quantize_per_token_fwd
-BACKENDS = ["torch", "triton", "cuda"]
+BACKENDS = ["torch", "triton", "cuda", "cpu"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, of inf * 0
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..cpu.launch import any_call
 from ..dropout_add_layer_norm.op import DROPOUT_ADD_LAYER_NORM, supports
 from ..quantize_per_token.op import QUANTIZE_PER_TOKEN, check_scale
 from ..registry import Direction, Impl, Op
@@ -83,5 +84,6 @@ ADD_LAYER_NORM_QUANTIZE = Op(
     impls=(
         Impl("triton", "fasttx.kernels.add_layer_norm_quantize:add_layer_norm_quantize_fwd", "", supports),
         Impl("cuda", "fasttx.ops.add_layer_norm_quantize.cuda:add_layer_norm_quantize_fwd", "", supports),
+        Impl("cpu", "fasttx.ops.add_layer_norm_quantize.cpu:add_layer_norm_quantize_fwd", "", any_call, 0, ("cpu",)),
     ),
 )

@@ -16,6 +16,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..bias_gelu.op import BIAS_GELU
+from ..cpu.launch import any_call
 from ..quantize_per_token.op import QUANTIZE_PER_TOKEN, check_scale, supports
 from ..registry import Direction, Impl, Op
 from . import composed, reference
@@ -56,5 +57,6 @@ BIAS_GELU_QUANTIZE = Op(
     impls=(
         Impl("triton", "fasttx.kernels.bias_gelu_quantize:bias_gelu_quantize_fwd", "", supports),
         Impl("cuda", "fasttx.ops.bias_gelu_quantize.cuda:bias_gelu_quantize_fwd", "", supports),
+        Impl("cpu", "fasttx.ops.bias_gelu_quantize.cpu:bias_gelu_quantize_fwd", "", any_call, 0, ("cpu",)),
     ),
 )

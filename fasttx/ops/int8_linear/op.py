@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_one_device, wrong
+from ..cpu.launch import any_call
 from ..registry import Direction, Impl, Op
 from . import composed, reference
 
@@ -110,5 +111,6 @@ INT8_LINEAR = Op(
     impls=(
         Impl("triton", "fasttx.kernels.int8_linear:int8_linear_fwd", "", _supports),
         Impl("cuda", "fasttx.ops.int8_linear.cuda:int8_linear_fwd", "", _supports),
+        Impl("cpu", "fasttx.ops.int8_linear.cpu:int8_linear_fwd", "", any_call, 0, ("cpu",)),
     ),
 )

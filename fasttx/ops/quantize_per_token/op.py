@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, row_too_long, values_may_be_read, wrong
+from ..cpu.launch import any_call
 from ..registry import Direction, Impl, Op
 from . import composed, reference
 
@@ -75,5 +76,6 @@ QUANTIZE_PER_TOKEN = Op(
     impls=(
         Impl("triton", "fasttx.kernels.quantize_per_token:quantize_per_token_fwd", "", supports),
         Impl("cuda", "fasttx.ops.quantize_per_token.cuda:quantize_per_token_fwd", "", supports),
+        Impl("cpu", "fasttx.ops.quantize_per_token.cpu:quantize_per_token_fwd", "", any_call, 0, ("cpu",)),
     ),
 )
