@@ -65,7 +65,21 @@ PINNED := tests/functional/test_packing.py tests/ops/test_cross_entropy.py tests
 	tests/bench/test_gpu_rehearsal.py $(addprefix tests/models/test_,$(addsuffix .py, \
 	attention embeddings mlm_capacity padding_free padding_free_training padding_seen parity pretrained qkv seq_lens sliding_window training))
 
-.PHONY: help venv demo emulator test test-slow test-pins test-newest test-pinned test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-prepare gpu-check docs clean
+# What notices most mistakes soonest: every layer, by files that need neither the emulator nor much of Triton's interpreter.
+FAST := tests/data tests/server \
+	$(addprefix tests/,$(addsuffix .py,cli/test_help trust/test_choosing trust/test_patch trust/test_tune \
+	bench/test_corpus bench/test_report bench/test_model nn/test_int8_linear nn/test_submodules)) \
+	$(addprefix tests/test_,$(addsuffix .py, \
+	accuracy_rule adding_an_op backend_choice docs docstrings error_grammar imports layers package project)) \
+	$(addprefix tests/ops/test_,$(addsuffix .py, \
+	attention_checks attention_packed cross_entropy_arguments row_wise_arguments softmax_checks)) \
+	$(addprefix tests/functional/test_,$(addsuffix .py, \
+	attention attention_arguments attention_layouts attention_modes error_names fake_tensors names packing)) \
+	$(addprefix tests/models/test_,$(addsuffix .py, attention embeddings interface labels losses mlm_head mlp \
+	other_layers padding_free padding_free_training padding_seen patching pretrained qkv quantize residual_norm roles \
+	saving torch_modules verify))
+
+.PHONY: help venv demo emulator test test-fast test-slow test-pins test-newest test-pinned test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-prepare gpu-check docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -97,6 +111,9 @@ emulator: $(STAMP) ## the CUDA C++ kernels compiled for the CPU, as the tests ru
 test: $(STAMP) ## the tests; without a GPU the Triton kernels run in Triton's interpreter
 	$(PY) tests/emulator/host_build.py plain race
 	$(PYTEST) -m "not slow"
+
+test-fast: $(STAMP) ## the part of them that notices most, in less than two minutes on two cores; no compiler is needed
+	$(PYTEST) -m "not slow" $(FAST)
 
 test-slow: $(STAMP) emulator ## the slower cases alone
 	$(PYTEST) -m slow
@@ -147,7 +164,7 @@ mutate: $(STAMP) ## one-line faults in kernels and patches, each of which must t
 sanitize: ## the tests of the ops and of csrc/arch under compute-sanitizer, on a machine with a GPU
 	@py=$(if $(wildcard $(PY)),$(PY),$(PYTHON)); PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $$py tests/scripts/sanitize.py $(SANITIZE_ARGS)
 
-package-check: $(STAMP) ## sdist, the wheel from it, and the wheel's import in an empty environment
+package-check: $(STAMP) ## sdist, the wheel from it, and a user's path with it: install, patch, verify, train, doctor, uninstall
 	$(PY) tests/scripts/package_check.py
 
 gpu-prepare: ## without a GPU: compile all that gpu-check launches there, for its Python (PYTHON=python3.12), into .prebuilt/

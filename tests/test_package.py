@@ -211,6 +211,24 @@ def test_the_design_has_the_arguments_of_each_operator(operator: str) -> None:
     assert re.fullmatch(pattern, schema), schema
 
 
+def test_the_fast_tests_are_there_and_need_no_compiler() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    chosen = re.search(r"^FAST := (.*)$", text, re.M)
+    assert chosen
+    parts = re.sub(r"\$\(addprefix (\S+),\$\(addsuffix \.py,([^)]*)\)\)", _with_ends, chosen[1]).split()
+    assert len(parts) > 50 and all((ROOT / part).exists() for part in parts)
+    assert {Path(part).parts[1] for part in parts} >= {"data", "functional", "models", "nn", "ops", "server", "trust"}
+    files = [path for part in parts for path in ([ROOT / part] if part.endswith(".py") else (ROOT / part).glob("*.py"))]
+    fixture = re.compile(
+        r"def test_\w+\([^)]*\bdevice\b: torch\.device"
+    )  # of tests/conftest.py, which builds the emulator
+    assert not [path.name for path in files if fixture.search(path.read_text(encoding="utf-8"))]
+
+
+def _with_ends(match: re.Match[str]) -> str:
+    return " ".join(f"{match[1]}{name}.py" for name in match[2].split())
+
+
 def test_make_help_lists_every_target() -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")

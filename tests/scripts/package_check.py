@@ -1,8 +1,7 @@
-"""Builds sdist and wheel as a release would, and imports the wheel where nothing else of fasttx is.
+"""Builds sdist and wheel as a release would, and goes a user's path with the wheel where nothing else of fasttx is.
 
-The wheel is made from the sdist, not from the checkout, so that a file missing from the sdist is found.  The import
-runs in a new virtual environment that holds only the wheel; torch and numpy are lent to it from the environment that
-runs this script, through a .pth file (which, unlike a site directory, does not bring along the editable fasttx there).
+The wheel is made from the sdist, not from the checkout, so that a file missing from the sdist is found.  It is
+installed into a new environment (users_path.py), imported, used on a real model, and uninstalled.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tempfile
-import venv
 import zipfile
 from pathlib import Path
+
+from users_path import Installed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,15 +92,10 @@ def main() -> None:
         if stray:
             raise SystemExit(f"{wheel.name} installs outside fasttx/: {', '.join(stray)}")
 
-        venv.create(work / "env", with_pip=True, symlinks=True)
-        python = work / "env" / "bin" / "python"
-        pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "-q")
-        run(*pip, "--no-index", "--no-deps", wheel, cwd=work)
-        site = Path(sysconfig.get_path("purelib", vars={"base": str(work / "env"), "platbase": str(work / "env")}))
-        (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        run(python, "-c", IMPORT_CHECK, cwd=work)
-        run(python, "-c", CORPUS_CHECK, cwd=work)
-        run(python, "-m", "fasttx", "doctor", "--env", "--json", cwd=work)
+        installed = Installed(wheel, work)
+        for script in (IMPORT_CHECK, CORPUS_CHECK):
+            print(installed.run("-c", script), end="")
+        installed.walk()
     print(f"package-check: {len(in_sdist)} files in the sdist, {len(in_wheel)} in the wheel, {len(kernels)} kernels")
 
 

@@ -6,7 +6,8 @@ The sdist is built first, and the wheel from it, in isolated environments whose 
 this machine are hidden, unless --local-nvcc says that one of them will do.  FASTTX_CUDA_ARCHS chooses the
 architectures.  auditwheel names the oldest glibc on which the wheel runs; for an older one, run this within a manylinux
 image.  The wheel is then installed into an empty environment and its compiled module imported: no GPU, driver or
-toolkit is needed for that, nor any particular torch, because the module links none.
+toolkit is needed for that, nor any particular torch, because the module links none.  Then a user's path is gone
+(users_path.py), from a patch to the removal.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
-import venv
 import zipfile
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
+from users_path import Installed
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "buildsystem"))
@@ -82,14 +82,10 @@ def build(work: Path, out: Path, local_nvcc: bool) -> Path:
 
 
 def try_out(wheel: Path, work: Path) -> None:
-    """Install it where nothing else of fasttx is, and import; torch is lent from the environment of this script."""
-    venv.create(work / "env", with_pip=True, symlinks=True)
-    python = work / "env" / "bin" / "python"
-    run(python, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-index", "--no-deps", wheel, cwd=work)
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(work / "env"), "platbase": str(work / "env")}))
-    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    run(python, "-c", TRY, ",".join(cuda_build.archs()), cwd=work)
-    run(python, "-m", "fasttx", "doctor", "--env", cwd=work)
+    """Import the compiled module where nothing else of fasttx is, and go a user's path."""
+    installed = Installed(wheel, work)
+    print(installed.run("-c", TRY, ",".join(cuda_build.archs())), end="")
+    installed.walk()
 
 
 def main() -> None:
