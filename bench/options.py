@@ -14,7 +14,7 @@ from .progress import add_bound
 from .serving_cases import CASES as SERVING_CASES
 
 BACKENDS = ("triton", "cuda", "torch")
-OWN_TASKS = ("embed", "classify", "train")
+OWN_TASKS = ("embed", "classify", "train", "fine-tune")
 ABOUT = {
     "kernels": "Each op at the shapes people use, beside PyTorch, torch.compile and other kernels.",
     "model": "A step of BERT and MiniLM: fasttx beside transformers' attentions and torch.compile.",
@@ -94,11 +94,15 @@ def _padding(parser: argparse.ArgumentParser) -> None:
 def _own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder of a saved transformers model, or a name of the Hub")
     parser.add_argument("--texts", type=Path, required=True, help="a text on each line, or label, tab and text")
-    _choice(parser, "--task", OWN_TASKS, "by default what the model's own head is for")
+    about = "by default what the model's own head is for; fine-tune trains a classifier on the labels of the file"
+    _choice(parser, "--task", OWN_TASKS, about)
     parser.add_argument("--batch", nargs="+", type=_positive, help="texts a batch (default: 1 8 32; training: 16)")
     parser.add_argument("--max-length", type=_positive, default=512, help="tokens of the longest text (default: 512)")
+    pads = "what batches are padded to: their longest text, or --max-length, as many scripts do (default: longest)"
+    _choice(parser, "--pad", ("longest", "max"), pads, default="longest")
     parser.add_argument("--most", type=_positive, default=256, help="texts that are taken (default: the first 256)")
     parser.add_argument("--int8", action="store_true", help="also with int8 weights, for inference")
+    parser.add_argument("--no-compilers", action="store_true", help="leave out what compiles, which takes minutes")
     parser.add_argument("--html", type=Path, help="also write a page that holds everything, to be sent on")
     _device(parser)
     parser.add_argument("--quick", action="store_true", help="32 texts, three rounds, no compilers")

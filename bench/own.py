@@ -1,11 +1,11 @@
 """The user's own model on the user's own texts: what fasttx brings, and what to call.
 
-    python -m fasttx bench own DIR_OR_NAME --texts FILE [--task embed|classify|train] [--html FILE]
+    python -m fasttx bench own DIR_OR_NAME --texts FILE [--task TASK] [--html FILE]
 
 The patched model is verified on the first texts (fasttx.verify); a wrong one gets no times. Then every arm runs through
 all batches in turn, in the order of the file, tokenised beforehand; the time is the median of the rounds, the host's
-share included. An arm's ``difference`` is that of its answers from those of the unpatched model, over the largest of
-these.
+share included. With one thread on a CPU it is the processor's time, of which other work is no part. An arm's
+``difference`` is that of its answers from those of the unpatched model, over the largest of these.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import copy
 import dataclasses
 import gc
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from . import cores
 from .environment import describe, device_of
 from .options import parser_of
 from .own_arms import FASTTX, PLAIN, Arm, Run, arms_of, ready
-from .own_model import Batch, InputError, Texts, batches_of, load, read_texts, real_share
+from .own_model import TRAINS, Batch, InputError, Texts, batches_of, load, read_texts, real_share
 from .progress import Watch, bound_of, unwatched, watcher
 from .progress import deadline as deadline_in
 from .settings import Settings, one_line
@@ -38,10 +39,10 @@ from .table import write
 from .timer import interleaved
 
 COLUMNS = (
-    *("model", "task", "device", "dtype", "texts", "batch", "real", "arm"),
+    *("model", "task", "device", "dtype", "texts", "batch", "longest", "real", "arm"),
     *("status", "ms", "texts_per_s", "gain", "difference"),
 )
-SIZES = {"embed": (1, 8, 32), "classify": (1, 8, 32), "train": (16,)}
+SIZES = {"embed": (1, 8, 32), "classify": (1, 8, 32), "train": (16,), "fine-tune": (16,)}
 """Texts a batch where none are asked for."""
 WORTH = 1.05
 """A gain below it is called none: two runs of one program differ by as much."""
@@ -53,7 +54,7 @@ VERIFIED = 8
 
 @dataclass
 class Own:
-    """What was measured; ``print`` it."""
+    """What was measured; ``print`` it. `alone`: times are those of one thread, without what other work took."""
 
     model: str
     task: str
@@ -62,6 +63,7 @@ class Own:
     ok: bool = True
     machine: dict[str, str] = field(default_factory=dict)
     busy: float = 0.0
+    alone: bool = False
 
     def gain(self, size: int) -> float | None:
         """How much faster the patched model is at this size of batch."""
@@ -71,7 +73,9 @@ class Own:
     def sentence(self) -> str:
         """What to call, and what it brings here."""
         found = self._sentence()
-        if self.busy > BUSY:
+        if self.busy > BUSY and self.alone:
+            found += f" Other work took {self.busy:.1f} cores; times are what the processor spent on this alone."
+        elif self.busy > BUSY:
             found += f" But other work took {self.busy:.1f} cores: the times mean little. Measure again without it."
         return found
 
@@ -91,7 +95,7 @@ class Own:
             if device == "cpu":
                 found += f" On a CPU it skips padding: here {1 - real:.0%} of the tokens, in batches of {size}."
             return found
-        what = "trains" if self.task == "train" else "answers"
+        what = "trains" if self.task in TRAINS else "answers"
         found = (
             f"Call fasttx.patch(model) after loading: in batches of {size} ({real:.0%} of the tokens are real) it "
             f"{what} {gains[size]:.2f} x as fast, and {self.verified}."
@@ -143,7 +147,12 @@ def _verified(name: str, model: nn.Module, batch: Batch, settings: Settings) -> 
 
 
 def _compare(
-    runs: dict[str, Run | str], batches: list[Batch], base: dict[str, Any], settings: Settings, trains: bool
+    runs: dict[str, Run | str],
+    batches: list[Batch],
+    base: dict[str, Any],
+    settings: Settings,
+    trains: bool,
+    alone: bool,
 ) -> list[dict[str, Any]]:
     """A row an arm, for one size of batches."""
     count = sum(len(batch["input_ids"]) for batch in batches)
@@ -175,6 +184,7 @@ def _compare(
         rounds=settings.rounds,
         batch_ms=1.0,
         seconds=settings.left(),
+        clock=time.process_time if alone else time.perf_counter,
     )
     for name, timing in times.items():
         rows[name] |= {"status": "ok", "ms": timing.wall, "texts_per_s": count / timing.wall * 1e3}
@@ -199,8 +209,10 @@ def run(
     task: str | None = None,
     sizes: tuple[int, ...] = (),
     max_length: int = 512,
+    pad: str = "longest",
     int8: bool = False,
     quick: bool = False,
+    compilers: bool = True,
     seconds: float | None = None,
     watch: Watch = unwatched,
 ) -> Own:
@@ -213,30 +225,32 @@ def run(
 
     logging.disable_progress_bar()
     settings = Settings.of(device, 3 if quick else 7, False, None)
-    model, tokenizer, task = load(name, task, settings.dtype)
+    model, tokenizer, task = load(name, task, settings.dtype, texts.labels)
     model = model.to(device)
     most = longest(model, min(max_length, tokenizer.model_max_length))
     found = Own(name, task, machine=describe(device))
     kind = settings.where if device.type == "cuda" else "cpu"
     base = {"model": name, "task": task, "device": kind, "dtype": str(settings.dtype).removeprefix("torch.")}
     first = Texts(texts.lines[:VERIFIED], texts.labels and texts.labels[:VERIFIED])
-    sample = batches_of(first, model, tokenizer, VERIFIED, most, task, device)[0]
+    sample = batches_of(first, model, tokenizer, VERIFIED, most, task, device, pad)[0]
     found.ok, found.verified = _verified(name, model, sample, settings)
     settings = dataclasses.replace(settings, deadline=deadline_in(seconds))
-    arms = arms_of(model, task, sample, settings, int8=int8, compilers=not quick)
+    arms = arms_of(model, task, sample, settings, int8=int8, compilers=compilers and not quick)
     runs: dict[str, Run | str] = {}
+    found.alone = device.type == "cpu" and torch.get_num_threads() == 1
     found.busy = cores.busy() if device.type == "cpu" else 0.0
     for step in watch([*arms, *(sizes or SIZES[task])], name=_step):
         if isinstance(step, Arm):
             wrong = step.patched and not found.ok
             runs[step.name] = f"wrong: {found.verified}" if wrong else ready(step, sample, settings)
             continue
-        batches = batches_of(texts, model, tokenizer, step, most, task, device)
+        batches = batches_of(texts, model, tokenizer, step, most, task, device, pad)
         now = {**base, "texts": len(texts.lines), "batch": step, "real": real_share(batches)}
+        now["longest"] = max(batch["input_ids"].shape[1] for batch in batches)
         if settings.late():
             found.rows += [{**now, "arm": name, "status": "not run: time budget"} for name in runs]
         else:
-            found.rows += _compare(runs, batches, now, settings, task == "train")
+            found.rows += _compare(runs, batches, now, settings, task in TRAINS, found.alone)
         write(found.rows, COLUMNS, out)
     return found
 
@@ -255,8 +269,10 @@ def main(arguments: list[str] | None = None, watch: Watch | None = None) -> int:
             task=options.task,
             sizes=tuple(options.batch or ()),
             max_length=options.max_length,
+            pad=options.pad,
             int8=options.int8,
             quick=options.quick,
+            compilers=not options.no_compilers,
             seconds=bound,
             watch=watch or watcher("bench own"),
         )

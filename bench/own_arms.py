@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fasttx
 
-from .own_model import Batch
+from .own_model import TRAINS, Batch
 from .settings import Settings, one_line
 
 PLAIN, FASTTX = "as it is", "fasttx"
@@ -85,15 +85,15 @@ def arms_of(base: nn.Module, task: str, batch: Batch, settings: Settings, *, int
             fasttx.quantize(own)
         if compiled:
             own.compile(dynamic=True, backend=settings.backend)
-        return (step_of if task == "train" else answer_of)(own)
+        return (step_of if task in TRAINS else answer_of)(own)
 
     arms = [Arm(PLAIN, partial(model, patched=False)), Arm(FASTTX, partial(model, patched=True))]
-    if int8 and task != "train":
+    if int8 and task not in TRAINS:
         arms.append(Arm(INT8, partial(model, patched=True, quantised=True)))
     if compilers:
         arms.append(Arm(COMPILED, partial(model, patched=False, compiled=True), True))
         arms.append(Arm(FASTTX_COMPILED, partial(model, patched=True, compiled=True), True))
-    if compilers and task != "train" and settings.device.type == "cpu":
+    if compilers and task not in TRAINS and settings.device.type == "cpu":
         arms.append(Arm(ONNX, partial(_onnx, base, batch), True))
     return arms
 

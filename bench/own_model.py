@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+TRAINS = ("train", "fine-tune")
+"""Tasks that are steps of training."""
 MASKED = 0.15
 """The share of real tokens that a masked language model predicts."""
 
@@ -53,17 +55,29 @@ def read_texts(path: Path, most: int) -> Texts:
 # ----------------------------------------------------------------------------------------------------------- model
 
 
-def load(name: str, task: str | None, dtype: torch.dtype) -> tuple[Any, Any, str]:
+def load(name: str, task: str | None, dtype: torch.dtype, labels: list[str] | None = None) -> tuple[Any, Any, str]:
     """(model, tokenizer, task) of a folder, or of a name that transformers knows.
 
     The model is of the class that its config names. Without a task, one with a head for sequences classifies, and any
-    other embeds; what embeds has no head. A model without a head trains as a masked language model.
+    other embeds; what embeds has no head. A model without a head trains as a masked language model; to fine-tune it
+    gets a new head, with a class for each of `labels`.
 
     Raises:
         InputError: transformers cannot load it, or it cannot do this task.
     """
     import transformers
-    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForMaskedLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
+
+    if task == "fine-tune" and labels is None:
+        raise InputError(
+            "--task: got fine-tune, and not every text has a label; allowed is label, tab and text on each line"
+        )
 
     try:
         config = AutoConfig.from_pretrained(name)
@@ -80,7 +94,10 @@ def load(name: str, task: str | None, dtype: torch.dtype) -> tuple[Any, Any, str
             loader = AutoModel
         elif task == "train" and not (classifies or own.endswith("ForMaskedLM")):
             loader = AutoModelForMaskedLM
-        model = loader.from_pretrained(name, dtype=dtype)
+        more: dict[str, Any] = {}
+        if task == "fine-tune" and not classifies:
+            loader, more = AutoModelForSequenceClassification, {"num_labels": len(set(labels or ()))}
+        model = loader.from_pretrained(name, dtype=dtype, **more)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except InputError:
         raise
@@ -94,15 +111,23 @@ def load(name: str, task: str | None, dtype: torch.dtype) -> tuple[Any, Any, str
 
 
 def batches_of(
-    texts: Texts, model: nn.Module, tokenizer: Any, size: int, max_length: int, task: str, device: torch.device
+    texts: Texts,
+    model: nn.Module,
+    tokenizer: Any,
+    size: int,
+    max_length: int,
+    task: str,
+    device: torch.device,
+    pad: str = "longest",
 ) -> list[Batch]:
-    """Padded batches in the order of the texts; for training with labels."""
+    """Batches in the order of the texts, padded to their longest or to `max_length`; for training with labels."""
     found = []
     draw = torch.Generator().manual_seed(0)
     for at in range(0, len(texts.lines), size):
         lines = texts.lines[at : at + size]
-        batch = dict(tokenizer(lines, padding=True, truncation=True, max_length=max_length, return_tensors="pt"))
-        if task == "train":
+        padding = "max_length" if pad == "max" else True
+        batch = dict(tokenizer(lines, padding=padding, truncation=True, max_length=max_length, return_tensors="pt"))
+        if task in TRAINS:
             batch |= _labels(batch, texts.labels and texts.labels[at : at + size], texts.labels, model, tokenizer, draw)
         found.append({name: value.to(device) for name, value in batch.items()})
     return found

@@ -53,13 +53,15 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _batch(call: Call, slots: list[int], device: torch.device) -> tuple[float, float]:
+def _batch(
+    call: Call, slots: list[int], device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, float]:
     """(device ms, wall ms) a call over one batch."""
     if device.type != "cuda":
-        start = time.perf_counter()
+        start = clock()
         for slot in slots:
             call(slot)
-        spent = (time.perf_counter() - start) * 1e3 / len(slots)
+        spent = (clock() - start) * 1e3 / len(slots)
         return spent, spent
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)
@@ -86,6 +88,7 @@ def interleaved(
     copies: int = 1,
     batch_ms: float = 5.0,
     seconds: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Times every peer in turn, round after round, so that drift of clocks and heat meets all of them alike.
 
@@ -97,6 +100,7 @@ def interleaved(
         copies: slots to rotate over; 1 measures hot.
         batch_ms: a batch repeats a call until it lasts about this long.
         seconds: stop after the round in which this much time is spent (at least 3 rounds are made).
+        clock: seconds, on a CPU; ``time.process_time`` leaves out what other work takes, but adds up threads.
 
     Returns:
         name -> :class:`Timing`, in the order given.
@@ -124,7 +128,7 @@ def interleaved(
         for name in names:
             slots = [(slot + j) % copies for j in range(inner[name])]
             slot += inner[name]
-            found[name].append(_batch(peers[name], slots, device))
+            found[name].append(_batch(peers[name], slots, device, clock))
         if seconds is not None and i >= 2 and time.perf_counter() - begun > seconds:
             break
     return {name: _summary(found[name], inner[name]) for name in peers}

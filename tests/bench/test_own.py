@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,35 @@ def test_training_batches_carry_the_labels_of_the_file(classifier: str, tmp_path
     assert torch.cat([batch["labels"] for batch in batches]).tolist() == [1, 0, 2, 1, 0, 2, 1, 0, 2, 1]
 
 
+@pytest.mark.parametrize("given", ["encoder", "classifier"])
+def test_an_encoder_is_fine_tuned_on_the_labels_of_the_file(given: str, request, tmp_path: Path) -> None:
+    name = request.getfixturevalue(given)
+    lines = read_texts(texts(tmp_path, labelled=True), 99)
+    model, _, task = load(name, "fine-tune", torch.float32, lines.labels)
+    assert type(model) is BertForSequenceClassification and model.config.num_labels == 3 and task == "fine-tune"
+    arguments = [name, "--texts", str(texts(tmp_path, labelled=True)), "--task", "fine-tune", "--batch", "5", "--quick"]
+    assert own.main([*arguments, "--device", "cpu", "--out", str(tmp_path / "own.csv")]) == 0
+    with (tmp_path / "own.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["task"], row["status"], row["longest"]) for row in rows] == [("fine-tune", "ok", "32")] * 2
+    found = own.run(name, lines, CPU, tmp_path / "again.csv", task="fine-tune", sizes=(5,), quick=True)
+    assert found.ok and found.verified.startswith("outputs, loss and gradients agree")
+    with pytest.raises(
+        InputError, match="--task: got fine-tune, and not every text has a label; allowed is label, tab"
+    ):
+        load(name, "fine-tune", torch.float32, None)
+
+
+@pytest.mark.parametrize(("pad", "widths"), [("longest", [32, 24, 19]), ("max", [40, 40, 40])])
+def test_batches_are_padded_as_asked(pad: str, widths: list[int], encoder: str, tmp_path: Path) -> None:
+    model, tokenizer, task = load(encoder, "embed", torch.float32)
+    given = read_texts(texts(tmp_path), 99)
+    batches = own.batches_of(given, model, tokenizer, 4, 40, task, CPU, pad)
+    assert [batch["input_ids"].shape[1] for batch in batches] == widths
+    assert all(batch["input_ids"].shape == batch["attention_mask"].shape for batch in batches)
+    assert sum(int(batch["attention_mask"].sum()) for batch in batches) == sum(len(line.split()) + 2 for line in LINES)
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("kind, shape", [("multi_label_classification", (10, 3)), ("regression", (10,))])
 def test_a_head_gets_labels_of_its_kind(kind: str, shape: tuple[int, ...], labelled: bool, tmp_path: Path) -> None:
@@ -204,7 +234,32 @@ def test_times_of_a_busy_machine_are_said_to_mean_little() -> None:
     found = measured(1.7)
     assert "other work" not in found.sentence
     found.busy = 1.4
-    assert "other work took 1.4 cores" in found.sentence
+    assert "other work took 1.4 cores: the times mean little" in found.sentence
+    found.alone = True
+    assert "Other work took 1.4 cores; times are what the processor spent on this alone." in found.sentence
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_thread_is_timed_without_what_other_work_takes(
+    threads: int, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = []
+    timed = own.interleaved
+    monkeypatch.setattr(own, "interleaved", lambda *a, clock, **more: clocks.append(clock) or timed(*a, **more))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = own.run(encoder, read_texts(texts(tmp_path), 9), CPU, tmp_path / "own.csv", sizes=(9,), quick=True)
+    finally:
+        torch.set_num_threads(before)
+    assert found.alone == (threads == 1) and clocks == [time.process_time if threads == 1 else time.perf_counter]
+
+
+def test_compilers_can_be_left_out(encoder: str, tmp_path: Path) -> None:
+    arguments = [encoder, "--texts", str(texts(tmp_path)), "--batch", "9", "--no-compilers", "--device", "cpu"]
+    assert own.main([*arguments, "--out", str(tmp_path / "own.csv")]) == 0
+    with (tmp_path / "own.csv").open() as file:
+        assert [row["arm"] for row in csv.DictReader(file)] == [own_arms.PLAIN, own_arms.FASTTX]
 
 
 def test_the_page_escapes_names_and_holds_every_arm() -> None:

@@ -55,6 +55,12 @@ def test_stops_when_time_is_spent() -> None:
     assert 3 <= found["a"].rounds < 20
 
 
+def test_another_clock_leaves_out_what_is_waited_for() -> None:
+    sleeps = {"a": lambda _: time.sleep(0.02)}
+    found = interleaved(sleeps, torch.device("cpu"), rounds=3, clock=time.process_time)
+    assert found["a"].median < 15 < interleaved(sleeps, torch.device("cpu"), rounds=3)["a"].median
+
+
 def test_refuses_nothing() -> None:
     with pytest.raises(ValueError, match="peers and rounds: got 0 peers"):
         interleaved({}, torch.device("cpu"))
