@@ -1,7 +1,7 @@
 """What the site needs beyond docs/: pages that stand elsewhere, the reference of the public names, links into the tree.
 
 mkdocs calls these functions. A link to a file of the tree leads to that file's page where it has one; else its text
-stays, and says where to look.
+stays, and says where to look. A link that shows a page's file name shows its title on the site.
 """
 
 from __future__ import annotations
@@ -80,6 +80,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         page_of = ELSEWHERE.get(to, to.removeprefix("docs/") if to.startswith("docs/") else None)
         if page_of is None or not page_of.endswith((".md", ".png", ".svg")):
             return text
+        if text.endswith(".md"):  # names a file of the tree; the site has titles
+            heading = re.search(r"^# (.*)$", (ROOT / to).read_text(encoding="utf-8"), re.M)
+            text = heading.group(1) if heading else text
         relative = posixpath.relpath(page_of, posixpath.dirname(name) or ".")
         return f"{image}[{text}]({relative}{'#' + anchor if anchor else ''})"
 

@@ -38,6 +38,8 @@ def test_the_reference_has_every_public_name(name: str) -> None:
         ("convergence.md", "![curves](images/convergence.png)", "![curves](images/convergence.png)"),
         ("faq.md", "[elsewhere](https://example.org/a.md)", "[elsewhere](https://example.org/a.md)"),
         ("faq.md", "[here](#answers)", "[here](#answers)"),
+        ("cli.md", "([trust.md](trust.md))", "([Kernels are checked on your machine before they are used](trust.md))"),
+        ("index.md", "[docs/cli.md](docs/cli.md)", "[The command line](cli.md)"),
     ],
 )
 def test_links_into_the_tree(page: str, text: str, wanted: str) -> None:
