@@ -40,9 +40,10 @@ FTX_INLINE void finish(const Int8Linear& p, int64_t row, int64_t first, int colu
 
 #if defined(__AVX512VNNI__)
 
-// Below it packing a panel takes longer than adding up the parts of each sum.
+constexpr int64_t kPackedRows = 12;  // below it packing a panel takes longer than adding up the parts of each sum
+
 FTX_INLINE bool packs(const Int8Linear& p, int64_t rows) {
-  return p.n_in % 4 == 0 && rows * 24 >= p.n_in;
+  return p.n_in % 4 == 0 && rows >= kPackedRows;
 }
 
 #endif

@@ -20,6 +20,7 @@ LAYER_NORM = op_tests("dropout_add_layer_norm", "test_dropout_add_layer_norm", "
 GELU = op_tests("bias_gelu", "test_bias_gelu", "test_bias_gelu_memory", "test_bias_gelu_accuracy")
 EMBEDDING = op_tests("embedding_layer_norm", "test_embedding_layer_norm", "test_embedding_layer_norm_memory")
 INT8 = op_tests("int8_linear", "test_int8_linear")
+CPU = ("tests/ops/test_cpu_kernels.py",)
 INT8_CUDA = ("tests/ops/test_int8_linear_cuda.py", "-m", "not slow")
 QUANTIZE = op_tests("quantize_per_token", "test_quantize_per_token")
 WRAPPERS = ("tests/emulator/test_instructions.py::test_each_wrapper_does_what_its_layout_says",)

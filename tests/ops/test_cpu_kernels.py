@@ -16,12 +16,14 @@ from torch import Tensor
 
 from fasttx.nn import Int8Linear
 from fasttx.nn import functional as F
+from fasttx.ops import OPS
 from fasttx.ops.backends import BackendError
 from fasttx.ops.checks import FLOATS as DTYPES
 from fasttx.ops.cpu import launch
 from fasttx.ops.int8_linear.op import INT8_LINEAR
 from fasttx.ops.quantize_per_token.op import QUANTIZE_PER_TOKEN
 from fasttx.ops.registry import LAUNCHES
+from fasttx.testing import assert_as_accurate
 
 ops = torch.ops.fasttx
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +119,39 @@ def test_every_number_of_half_precision_is_read_and_written(form: str) -> None:
         for residual, out_dtype in ((patterns.view(dtype), torch.float32), (wide, dtype), (near, dtype)):
             found = ops.int8_linear_fwd(zeros, zeros, ones, ones, None, residual, "none", out_dtype, "cpu")
             torch.testing.assert_close(found, residual.to(out_dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tanh", [False, True])
+@pytest.mark.parametrize("n_cols", [1, 24, 37, 400])
+def test_accuracy(form: str, n_cols: int, tanh: bool, dtype: torch.dtype) -> None:
+    calls = every_op(40, n_cols, dtype)
+    calls["bias_gelu_quantize"] = (*calls["bias_gelu_quantize"][:3], tanh)
+    calls["int8_linear"] = (*calls["int8_linear"][:6], "gelu_tanh" if tanh else "gelu", dtype)
+    for op, arguments in calls.items():
+        direction = OPS[op].fwd
+        wanted = (direction.torch(*arguments), direction.reference(*arguments))
+        same_dtype, references = (each if isinstance(each, tuple) else (each,) for each in wanted)
+        for found, same, reference in zip(run(op, arguments), same_dtype, references, strict=True):
+            assert_as_accurate(found, same, reference, op)
+
+
+def test_integers_are_those_of_the_definition(form: str) -> None:
+    """Also of rows of zeros, of the smallest numbers and of the largest, with a scale of their own and a given one."""
+    x = torch.randn(300, 45) * torch.logspace(-40, 38, 300)[:, None]
+    x[7], x[9], x[11, 3], x[13, 44] = 0.0, 1e-45, torch.inf, torch.nan
+    x[15, :9] = torch.tensor([127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -127.0])  # ties
+    for given in (None, torch.tensor(0.03), torch.tensor(1e-40)):
+        want_q, want_scale = QUANTIZE_PER_TOKEN.fwd.reference(x, given)
+        x_q, x_scale = ops.quantize_per_token_fwd(x, given, "cpu")
+        assert torch.equal(x_q.double(), want_q) and same([x_scale], [want_scale.float()])
+
+
+def test_equal_numbers_are_zeros_after_the_norm(form: str) -> None:
+    """Their mean is one of them, however it is rounded."""
+    x = torch.rand(64, 1).expand(64, 37).contiguous() * 100.0
+    out, x_q, _ = ops.add_layer_norm_quantize_fwd(x, None, None, None, None, 1e-12, torch.float32, "cpu")
+    assert not out.any() and not x_q.any()
 
 
 @pytest.mark.parametrize("op", every_op(3, 8, torch.float32))

@@ -18,6 +18,8 @@ from pathlib import Path
 from users_path import Installed
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "buildsystem"))
+import cpu_build  # noqa: E402
 
 IMPORT_CHECK = """
 import socket, sys, time
@@ -44,7 +46,7 @@ print(f"its corpus: {len(train)} and {len(dev)} passages, {len(labels)} labels")
 
 def run(*command: str | Path, cwd: Path = ROOT) -> None:
     print("$", " ".join(map(str, command)), flush=True)
-    environment = os.environ | {"FASTTX_CUDA": "0"}  # pure Python: tests/cuda builds and loads the compiled module
+    environment = os.environ | {"FASTTX_CUDA": "0"}  # tests/cuda builds and loads that module
     subprocess.run([str(c) for c in command], cwd=cwd, check=True, env=environment)
 
 
@@ -83,6 +85,9 @@ def main() -> None:
         expect(in_sdist, wanted | {"LICENSE", "README.md", "pyproject.toml", "setup.py"}, sdist.name)
         in_wheel = members_of(wheel)
         expect(in_wheel, wanted, wheel.name)
+        for_cpu = any(name.startswith("fasttx/_C_cpu.") for name in in_wheel)
+        if for_cpu == (cpu_build.why_not() is not None):
+            raise SystemExit(f"{wheel.name}: the kernels for the CPU are {'in it' if for_cpu else 'not in it'}")
         shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would pack what an older build left there
         run(sys.executable, "-m", "build", "--wheel", "--outdir", work / "direct", ROOT)  # what `pip install .` makes
         (direct,) = (work / "direct").glob("*.whl")

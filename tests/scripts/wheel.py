@@ -33,17 +33,20 @@ OF_THE_SYSTEM = ("libc.", "libm.", "libstdc++.", "libgcc_s.", "libdl.", "libpthr
 
 TRY = """
 import sys, torch, fasttx
-from fasttx import _C
-assert fasttx.__file__.startswith(sys.prefix) and _C.__file__.startswith(sys.prefix), _C.__file__
+from fasttx import _C, _C_cpu
+for module in (fasttx, _C, _C_cpu):
+    assert module.__file__.startswith(sys.prefix), module.__file__
 assert _C.ARCHS == sys.argv[1], f"built for {_C.ARCHS}, asked for {sys.argv[1]}"
 assert not torch.cuda.is_initialized()
-print(f"fasttx._C for {_C.ARCHS} imports beside torch {torch.__version__}")
+assert fasttx.functional.quantize_per_token(torch.ones(1, 3))[0].tolist() == [[127, 127, 127]]
+print(f"fasttx._C for {_C.ARCHS} and fasttx._C_cpu, by {_C_cpu.form()}, import beside torch {torch.__version__}")
 """
 
 
 def environment(local_nvcc: bool) -> dict[str, str]:
     """os.environ with the wish for the compiled kernels, and without what leads to a CUDA toolkit of this machine."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"FASTTX_CUDA": "1"}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    kept |= {"FASTTX_CUDA": "1", "FASTTX_CPU": "1"}
     folders = kept["PATH"].split(os.pathsep)
     if not local_nvcc:
         kept = {name: value for name, value in kept.items() if name not in ("CUDA_HOME", "CUDA_PATH")}
@@ -57,12 +60,14 @@ def run(*command: str | Path, cwd: Path, local_nvcc: bool = True) -> None:
 
 
 def foreign_libraries(wheel: Path, work: Path) -> list[str]:
-    """Libraries that the compiled module needs and a system may lack."""
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (n for n in archive.namelist() if n.startswith("fasttx/_C.") and n.endswith(".so"))
-        module = archive.extract(name, work)
-    with open(module, "rb") as file:
-        needed = [tag.needed for tag in ELFFile(file).get_section_by_name(".dynamic").iter_tags("DT_NEEDED")]
+    """Libraries that the compiled modules need and a system may lack."""
+    needed: list[str] = []
+    for module in ("fasttx/_C.", "fasttx/_C_cpu."):
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = (n for n in archive.namelist() if n.startswith(module) and n.endswith(".so"))
+            library = archive.extract(name, work)
+        with open(library, "rb") as file:
+            needed += [tag.needed for tag in ELFFile(file).get_section_by_name(".dynamic").iter_tags("DT_NEEDED")]
     return [library for library in needed if not library.startswith(OF_THE_SYSTEM)]
 
 
