@@ -104,6 +104,35 @@ def test_before_and_after_the_patch(patch_first: bool, family: Family) -> None:
     assert not int8_names(model)
 
 
+@pytest.mark.parametrize("patch_first", [False, True])
+def test_gelu_is_the_end_of_the_int8_product(patch_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU too; where the layer has a hook, or PyTorch's operators are asked for, it is called as ever."""
+    inputs = zoo.inputs_for(zoo.BERT, zoo.BERT.bare)
+    steps = (fasttx.patch, fasttx.quantize) if patch_first else (fasttx.quantize, fasttx.patch)
+    model = zoo.tiny_model(zoo.BERT, zoo.BERT.bare)
+    for step in steps:
+        step(model)
+
+    def taken() -> set[tuple[str, bool]]:
+        with torch.no_grad():
+            rows = fasttx.explain(model, inputs).rows
+        return {(d.choice, "hook" in d.reason) for d, _ in rows if d.what == "product, bias, GELU"}
+
+    assert taken() == {("one call", False)}
+    calls = []
+    monkeypatch.setattr(torch.nn.functional, "gelu", lambda *args, **kwargs: calls.append(args))
+    with torch.no_grad():
+        model(**inputs)
+    monkeypatch.undo()
+    assert not calls
+    seen = []
+    for layer in model.encoder.layer:
+        layer.intermediate.dense.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    assert taken() == {("two calls", True)} and len(seen) == 2
+    with fasttx.backend("torch"):
+        assert taken() == {("two calls", False)}
+
+
 def test_undone_with_rounded_weights() -> None:
     model = tiny()
     exact = {name: t.clone() for name, t in model.state_dict().items()}

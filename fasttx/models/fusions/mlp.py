@@ -1,7 +1,8 @@
 """The first half of a layer's MLP: the product, then its bias and GELU as one kernel.
 
-A patched module passes over its linear layer and its activation. Where one of these is not plain (LoRA, quantised,
-hooks, another activation), and where no kernel would run, transformers' own method runs.
+A patched module passes over its linear layer and its activation. Where one of these is not plain (LoRA, hooks, another
+activation), and where no kernel would run, transformers' own method runs. After an int8 product GELU is part of its end
+on every device: there it costs no pass, and the product is not rounded before it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from ...functional._gelu import _linear_gelu
+from ...functional._int8_linear import int8_linear
 from ...nn.bypass import bypass_reason
+from ...nn.int8 import Int8Linear
 from ...ops import decisions
 from ...ops.backends import forced_backend
 from ...ops.decisions import note
@@ -28,7 +31,11 @@ APPROXIMATE = {"GELUActivation": "none", "NewGELUActivation": "tanh", "GELUTanh"
 
 def _unfused_reason(module: Any, linear: str, activation: str) -> str | None:
     """Why product and activation of this module must be called unfused, or None."""
-    reason = bypass_reason(module._modules.get(linear), linear, cls="Linear")
+    child = module._modules.get(linear)
+    int8 = type(child) is Int8Linear
+    reason = bypass_reason(
+        child, linear, source="fasttx.nn" if int8 else "torch.nn.modules", cls=None if int8 else "Linear"
+    )
     if reason is not None:
         return reason
     function = module._modules[activation] if activation in module._modules else getattr(module, activation)
@@ -64,13 +71,23 @@ def linear_gelu(
             if patch is None or not patch.options.mlp:
                 return unfused(self, hidden_states)
             backend = patch.options.forced or forced_backend()
-            reason = unfused_reason_now(self, hidden_states, backend, unfused_reason, linear)
+            child = self._modules[linear]
+            int8 = type(child) is Int8Linear and backend != "torch"
+            if int8:
+                reason = unfused_reason(self)
+            else:
+                reason = unfused_reason_now(self, hidden_states, backend, unfused_reason, linear)
             if decisions.records:
                 note(REPORTED_AS, "two calls" if reason else "one call", reason or "")
             if reason is not None:
                 return unfused(self, hidden_states)
-            weight, bias = weight_and_bias(self._modules[linear])
             approximate = APPROXIMATE[type(self._modules[activation]).__name__]
+            if int8:
+                form = "gelu_tanh" if approximate == "tanh" else "gelu"
+                return finish(
+                    self, int8_linear(hidden_states, child.weight, child.weight_scale, child.bias, activation=form)
+                )
+            weight, bias = weight_and_bias(child)
             forced = patch.options.forced
             wide = _linear_gelu(hidden_states, weight, bias, approximate=approximate, backend=forced, sure=True)
             return finish(self, wide)
