@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import json
+import math
 import random
 import re
 import signal
 import sys
 import time
+from array import array
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,6 +154,18 @@ async def round_of(running: Running, requests: list[list[str]], clients: int, in
         setattr(into, kind, getattr(into, kind) + after[name] - before[name])
 
 
+async def vectors(running: Running, texts: list[str]) -> list[array[float]]:
+    client = Client(running.port)
+    _, _, body = await client.ask("POST", "/v1/embeddings", {"input": texts, "encoding_format": "base64"})
+    client.close()
+    return [array("f", base64.b64decode(each["embedding"])) for each in json.loads(body)["data"]]
+
+
+def cosine(one: array[float], other: array[float]) -> float:
+    norms = math.sqrt(sum(x * x for x in one)) * math.sqrt(sum(y * y for y in other))
+    return sum(x * y for x, y in zip(one, other)) / norms
+
+
 async def compare(folder: Path, requests: list[list[str]], clients: int, rounds: int, options: list[str]) -> int:
     async with contextlib.AsyncExitStack() as stack:
         servers = {
@@ -163,12 +178,15 @@ async def compare(folder: Path, requests: list[list[str]], clients: int, rounds:
         for _ in range(rounds):
             for name, running in servers.items():
                 await round_of(running, requests, clients, found[name])
+        texts = [text for request in requests for text in request][:32]
+        both = [await vectors(servers[name], texts) for name in ("fasttx", "unpatched")]
     print(f"{sum(map(len, requests))} texts in {len(requests)} requests, {clients} clients, {rounds} rounds in turn")
     print("| server | texts/s | p50 ms | p99 ms | CPU ms a text | real tokens |\n|---|---|---|---|---|---|")
     for name, each in found.items():
         print("| " + " | ".join([name, *each.row()]) + " |")
     asked = sum(sum(each.statuses.values()) for each in found.values())
     answered = sum(each.statuses.get(200, 0) for each in found.values())
+    print(f"smallest cosine between the vectors of the first two: {min(map(cosine, *both)):.6f}")
     print(f"{asked} requests, {answered} answered")
     return 0 if asked == answered == len(requests) * rounds * len(found) else 1
 
