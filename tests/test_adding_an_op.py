@@ -20,6 +20,9 @@ SOURCES = [
 ALONE = "kl_div"
 """An op that no other op, and no model, is made of: nobody names it but because it exists."""
 
+GOALS = {"bench/report/kernel_targets.py"}
+"""It names cases of benchmarks for which docs/targets.md has a goal. A new op has none, and needs no line there."""
+
 
 def listed() -> set[str]:
     """The files that CONTRIBUTING says get a line of a new op."""
@@ -56,5 +59,5 @@ def test_few_other_files_name_an_op() -> None:
 
 
 def test_no_other_file_is_a_list_of_ops() -> None:
-    counts = collections.Counter(path for op in OPS for path in naming(op))
+    counts = collections.Counter(path for op in OPS for path in naming(op) - GOALS)
     assert {path for path, ops in counts.items() if ops > len(OPS) / 2} <= listed()
