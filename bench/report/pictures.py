@@ -99,6 +99,9 @@ def _gains(table: Table) -> list[tuple[str, float]]:
             wanted = (row["hidden"], row["batch"], row["seqlen"]) == ("768", "16", "128")
             ours, plain = number(row, "auto_ms"), number(row, "sdpa_ms") if wanted else None
             what = f"layers of 768: {row['task']}"
+        elif table.kind == "own":
+            ours, plain = 1.0, number(row, "gain") if row["arm"] == "fasttx" else None
+            what = f"{row['model']}: {row['task']}, {row['batch']} x {row.get('longest') or '?'}"
         else:
             wanted = row["arm"] == "sdpa" and row["status"] == "ok"
             ours, plain = 1.0, number(row, "ratio") if wanted else None
@@ -110,13 +113,14 @@ def _gains(table: Table) -> list[tuple[str, float]]:
 
 
 def speed_up(tables: Sequence[Table], stem: Path) -> Drawn:
-    first = next(iter(_of(tables, "model", "demo", "padding")), None)
+    kinds = ("model", "demo", "padding", "own")
+    first = next(iter(_of(tables, *kinds)), None)
     if first is None:
         return None
-    same: dict[str, Table] = {}  # one table a kind, of one machine
-    for table in _of(tables, "model", "demo", "padding"):
+    same: dict[str, Table] = {}  # of one machine; a benchmark that was repeated counts once
+    for table in _of(tables, *kinds):
         if table.machine == first.machine:
-            same.setdefault(table.kind, table)
+            same.setdefault(table.path.stem if table.kind == "own" else table.kind, table)
     gains = sorted((each for table in same.values() for each in _gains(table)), key=lambda each: -each[1])
     if not gains:
         return None
