@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .arms import ARMS, SHAPES
+from .cpu_cases import CASES as CPU_CASES
 from .lengths import NAMES
 from .model_cases import CPU_TOKENS, TASKS, TOKENS
 from .progress import add_bound
@@ -21,6 +22,7 @@ ABOUT = {
     "serving": "Embedding requests in batches of 1, 8 and 64, beside transformers and sentence-transformers.",
     "host": "What a call costs in Python, before anything runs on the device.",
     "padding": "What skipping padding gains on this device, at several widths and shapes.",
+    "cpu": "MiniLM and BERT on a CPU beside transformers, torch.compile, ONNX Runtime and OpenVINO.",
     "own": "Your own model on your own texts: verified, timed beside itself unpatched, and what to call.",
     "report": "A page of what is reached: the tables of other benchmarks beside the project's goals, and pictures.",
 }
@@ -91,6 +93,15 @@ def _padding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="two widths, two shapes, two rounds")
 
 
+def _cpu(parser: argparse.ArgumentParser) -> None:
+    for flag, about in (("model", "whose shapes are measured"), ("kind", "of batches"), ("task", "what is done")):
+        known = dict.fromkeys(getattr(case, flag) for case in CPU_CASES)
+        _choice(parser, f"--{flag}", known, about, nargs="+")
+    parser.add_argument("--threads", type=_positive, help="of every arm (default: as many as PyTorch takes)")
+    parser.add_argument("--quick", action="store_true", help="MiniLM's embeddings, one batch of a kind, no compilers")
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal at tiny sizes: no figures")
+
+
 def _own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder of a saved transformers model, or a name of the Hub")
     parser.add_argument("--texts", type=Path, required=True, help="a text on each line, or label, tab and text")
@@ -120,4 +131,7 @@ def _positive(given: str) -> int:
     return int(given)
 
 
-_OPTIONS = {"kernels": _kernels, "model": _model, "serving": _serving, "host": _host, "padding": _padding, "own": _own}
+_OPTIONS = {
+    **{"kernels": _kernels, "model": _model, "serving": _serving, "host": _host, "padding": _padding},
+    **{"cpu": _cpu, "own": _own},
+}

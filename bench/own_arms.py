@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,6 +96,18 @@ def arms_of(base: nn.Module, task: str, batch: Batch, settings: Settings, *, int
     return arms
 
 
+def _onnx(base: nn.Module, batch: Batch) -> Run:
+    from .exported import onnx_runtime
+
+    run = onnx_runtime(base, batch)
+
+    def answer(batch: Batch) -> Tensor:
+        found = run(batch)
+        return found if found.dim() == 2 else embedding(found, batch["attention_mask"])
+
+    return answer
+
+
 def ready(arm: Arm, batch: Batch, settings: Settings) -> Run | str:
     """What the arm does with a batch, once it has done so with `batch`; or why it cannot."""
     if settings.late(arm.compiles):
@@ -110,52 +120,3 @@ def ready(arm: Arm, batch: Batch, settings: Settings) -> Run | str:
     except Exception as problem:  # one arm that cannot be made is a row
         return one_line(problem)
     return run
-
-
-# ------------------------------------------------------------------------------------------------------ ONNX Runtime
-
-
-class _Outputs(nn.Module):
-    """The tensor that an answer is made of, with the batch's arguments in a fixed order."""
-
-    def __init__(self, model: nn.Module, names: list[str]) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, *arguments: Tensor) -> Tensor:
-        output = self.model(**dict(zip(self.names, arguments, strict=True)))
-        found: Tensor = output["logits"] if "logits" in output else output["last_hidden_state"]
-        return found
-
-
-def _onnx(base: nn.Module, batch: Batch) -> Run:
-    """The unpatched model, exported and run by ONNX Runtime with as many threads as PyTorch has."""
-    import onnxruntime
-    import onnxscript  # noqa: F401  # the exporter's own requirement: named here, it is what is reported as missing
-
-    names = list(batch)
-    sizes = {0: torch.export.Dim("batch", min=1, max=4096), 1: torch.export.Dim("tokens", min=2, max=8192)}
-    wrapped = _Outputs(copy.deepcopy(base), names).eval()
-    rows = {name: torch.cat([value, value]) for name, value in batch.items()}  # a batch of one would be a constant
-    with torch.no_grad():
-        program = torch.onnx.export(
-            wrapped,
-            tuple(rows.values()),
-            dynamo=True,
-            dynamic_shapes=(tuple(sizes for _ in names),),
-            verbose=False,
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "model.onnx"
-        program.save(path)  # type: ignore[union-attr]
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feeds = [given.name for given in session.get_inputs()]
-
-    def answer(batch: Batch) -> Tensor:
-        given = {feed: batch[name].numpy() for feed, name in zip(feeds, names, strict=True)}
-        found = torch.from_numpy(session.run(None, given)[0])
-        return found if found.dim() == 2 else embedding(found, batch["attention_mask"])
-
-    return answer

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .models import is_patched, patch_transformers, patched, supported, unpatch, unpatch_transformers
+    from .models.capture.capture import capture
     from .models.diagnostics.explain import explain
     from .models.diagnostics.verify import verify
     from .models.patch import patch
@@ -27,12 +28,14 @@ _FROM_MODELS = {
     **dict.fromkeys(("patch_transformers", "unpatch_transformers"), "global_patch"),
     **dict.fromkeys(("quantize", "dequantize"), "quantize"),
     **{name: f"diagnostics.{name}" for name in ("explain", "verify")},
+    "capture": "capture.capture",
 }
 
 __all__ = [
     "BackendError",
     "Int8Config",
     "backend",
+    "capture",
     "dequantize",
     "explain",
     "is_patched",

@@ -31,6 +31,7 @@ class Benchmark(str, Enum):
     serving = "serving"
     host = "host"
     padding = "padding"
+    cpu = "cpu"
     own = "own"
     report = "report"
 
@@ -73,6 +74,7 @@ def bench(
 
     kernels: each op.  model: a step of BERT and MiniLM; "training" is a masked language model with AdamW.
     serving: embedding requests.  host: what a call costs in Python.  padding: what skipping it gains.
+    cpu: MiniLM and BERT on a CPU beside ONNX Runtime, OpenVINO and torch.compile.
     own: your own model on your own texts, as in `fasttx bench own DIR --texts FILE`.
     report: results beside the goals, as a page with pictures, as in `fasttx bench report results`.
 

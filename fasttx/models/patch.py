@@ -19,6 +19,7 @@ from torch import nn
 
 from ..ops import verdicts
 from .attention.interface import IMPLEMENTATION
+from .capture.capture import FROZEN
 from .checked import are_checked_later, check_kernels, measured_choices
 from .dropout import places_of
 from .fusions.torch_nn import REPLACED
@@ -70,6 +71,7 @@ def _carry_out(plan: Plan, options: Options) -> None:
 def _restore(module: nn.Module) -> None:
     mark: ModulePatch | None = module.__dict__.pop("_fasttx", None)
     module.__dict__.pop("_fasttx_places", None)
+    module.__dict__.pop(FROZEN, None)
     if mark is None:
         return
     if mark.own_config is not None and module.__dict__.get("config") is mark.own_config:

@@ -30,7 +30,7 @@ assert not heavy, heavy
 COMMANDS = ("doctor", "supported", "tune", "demo", "verify", "plot", "bench")
 
 
-BENCHMARKS = ("kernels", "model", "serving", "host", "padding", "own", "report")
+BENCHMARKS = ("kernels", "model", "serving", "host", "padding", "cpu", "own", "report")
 CALLS = [
     ("--help",),
     ("--version",),

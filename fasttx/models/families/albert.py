@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..attention.role import InterfaceAttention
+from ..capture.parts import LayerParts
 from ..fusions.embeddings import EMBEDDINGS
 from ..fusions.mlp import linear_gelu
 from ..fusions.qkv import Projections
@@ -13,6 +16,30 @@ from ..padding.encoder import Encoder
 from ..padding.model import Model
 from .family import Family, replacements
 
+
+def _layers(encoder: Any) -> list[Any]:
+    """A layer for each of the steps that the encoder makes: its groups, each for its share of them."""
+    config, found = encoder.config, []
+    for i in range(config.num_hidden_layers):
+        group = int(i / (config.num_hidden_layers / config.num_hidden_groups))
+        found += list(encoder.albert_layer_groups[group].albert_layers)
+    return found
+
+
+PARTS = LayerParts(
+    attention="attention",
+    query="attention.query",
+    key="attention.key",
+    value="attention.value",
+    attended="attention.dense",
+    attended_norm="attention.LayerNorm",
+    wide="ffn",
+    activation="activation",
+    narrow="ffn_output",
+    norm="full_layer_layer_norm",
+    layers=_layers,
+    first="embedding_hidden_mapping_in",
+)
 ATTENTION_NORM = PostNorm("LayerNorm", "output_dropout")
 MLP_NORM = layer_norms(
     (
@@ -46,7 +73,8 @@ ALBERT = Family(
                     "albert_layer_groups.*": "AlbertLayerGroup",
                     "albert_layer_groups.*.albert_layers.*": "AlbertLayer",
                     "albert_layer_groups.*.albert_layers.*.attention": "AlbertAttention",
-                }
+                },
+                parts=PARTS,
             ),
         ),
         "AlbertLayer": (

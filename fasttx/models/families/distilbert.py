@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..attention.role import InterfaceAttention
+from ..capture.parts import LayerParts
 from ..dropout import Layer
 from ..fusions.embeddings import UNTYPED_EMBEDDINGS
 from ..fusions.mlp import linear_gelu
@@ -14,6 +15,18 @@ from ..padding.encoder import Encoder
 from ..padding.model import Model
 from .family import Family, replacements
 
+PARTS = LayerParts(
+    attention="attention",
+    query="attention.q_lin",
+    key="attention.k_lin",
+    value="attention.v_lin",
+    attended="attention.out_lin",
+    attended_norm="sa_layer_norm",
+    wide="ffn.lin1",
+    activation="ffn.activation",
+    narrow="ffn.lin2",
+    norm="output_layer_norm",
+)
 LAYER_NORMS = layer_norms(
     (
         SubLayer(
@@ -45,6 +58,7 @@ DISTILBERT = Family(
             Encoder(
                 {"layer.*": "TransformerBlock", "layer.*.attention": "DistilBertSelfAttention"},
                 config=lambda encoder: encoder.layer[0].attention.config,
+                parts=PARTS,
             ),
         ),
         "TransformerBlock": (LAYER_NORMS, Layer()),

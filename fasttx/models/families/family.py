@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ..attention.role import InterfaceAttention
+from ..capture.parts import BERT_LAYER
 from ..dropout import Layer
 from ..fusions.embeddings import EMBEDDINGS
 from ..fusions.fusion import Fusion
@@ -88,7 +89,8 @@ def bert_like(
                     "layer.*": f"{prefix}Layer",
                     "layer.*.attention": f"{prefix}Attention",
                     "layer.*.attention.self": f"{prefix}SelfAttention",
-                }
+                },
+                parts=BERT_LAYER,
             ),
         ),
         "Layer": (Layer(),),

@@ -34,6 +34,8 @@ from ...ops.decisions import note
 from ...ops.forms import PACKED, PADDED, PADDING
 from ..attention.interface import IMPLEMENTATION
 from ..attention.masks import for_batch
+from ..capture.capture import FROZEN, frozen_layers
+from ..capture.parts import LayerParts
 from ..dropout import with_one_draw
 from ..options import ModulePatch, Options
 from ..role import Found, Role
@@ -138,6 +140,7 @@ class Encoder(Role):
         not_ready: why the parts of an encoder cannot run packed as they are now, or None.
         distances: whether its layers look at how far apart tokens are, so that none may be taken out between them.
         sets_config: whether its own config, as none of its layers has one, is to name fasttx's attention.
+        parts: where the parts of its layers are, for :func:`fasttx.capture`; None where it cannot freeze them.
     """
 
     passing: Mapping[str, str] = field(hash=False)
@@ -147,6 +150,7 @@ class Encoder(Role):
     not_ready: Callable[[Any], str | None] = lambda encoder: None
     distances: bool = False
     sets_config: bool = False
+    parts: LayerParts | None = None
     option = "unpad"
 
     def is_wanted(self, options: Options) -> bool:
@@ -204,6 +208,20 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
             )
         return padding_free(self, hidden_states, attention_mask, *rest, **kwargs)
 
+    def run_padded(
+        self: Any, hidden_states: Tensor, attention_mask: Tensor | None, rest: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """transformers' forward, or the frozen layers of a captured encoder."""
+        if FROZEN in self.__dict__:
+            mask = hidden_states[..., 0] if attention_mask is None else attention_mask
+            frozen = frozen_layers(
+                self, hidden_states, lambda: _padded_call(config_of(self), hidden_states, mask, rest, kwargs)
+            )
+            if frozen is not None:
+                keys = None if attention_mask is None else attention_mask != 0
+                return frozen.answer(original_forward, hidden_states, frozen.layers.padded(hidden_states, keys))
+        return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+
     def padding_free(
         self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *rest: Any, **kwargs: Any
     ) -> Any:
@@ -238,7 +256,7 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
             reason = reason or encoder.not_ready(self)
         if reason is not None:
             note(PART, "padded", reason)
-            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+            return run_padded(self, hidden_states, attention_mask, rest, kwargs)
         assert keys is not None  # or there were a reason
         batch, seqlen, width = hidden_states.shape
         counts, tokens, wanted = None, None, -1
@@ -256,20 +274,20 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
             wanted = -1 if tokens is None else max(found[0])
             if encoder.distances and max(found[-1]) > 1:
                 note(PART, "padded", "there is padding between tokens, whose distances count")
-                return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+                return run_padded(self, hidden_states, attention_mask, rest, kwargs)
         else:  # the mask is not read: were it to say something else, sequences would be cut at wrong places
             real = first_tokens(lengths, seqlen, hidden_states.device)
             starts = lengths  # padded on the right: only an empty row begins with padding
         padding = batch * seqlen - sum(lengths)
         if padding == 0:
             note(PART, "padded", NO_PADDING)
-            return original_forward(self, hidden_states, None, *rest, **kwargs)
+            return run_padded(self, hidden_states, None, rest, kwargs)
         pays = padding > WORTH_IT * batch * seqlen and all(starts) and _enough_for_a_cpu(config, hidden_states, padding)
         if sum(lengths) == 0 or (auto and not pays):
             work = _saved_work(config, hidden_states, padding)
             small = PADDING.measured(hidden_states, work) or TOO_SMALL
             note(PART, "padded", "a row begins with padding" if not all(starts) else small)
-            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+            return run_padded(self, hidden_states, attention_mask, rest, kwargs)
         if wanted >= 0:
             assert tokens is not None
             hidden_token = f"the mask hides tokens of id {wanted}, and the padding token is {tokens.padding}"
@@ -279,12 +297,16 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
                 f"attention_mask: {hidden_token}: their outputs seem to be wanted, so such a batch runs padded; "
                 "fasttx.patch(model, unpad=True) packs it, with outputs of 0 there",
             )
-            return original_forward(self, hidden_states, attention_mask, *rest, **kwargs)
+            return run_padded(self, hidden_states, attention_mask, rest, kwargs)
         layout = layout_of(real, lengths, counts)
         if decisions.records:  # in a graph with symbolic lengths a text of them would make constants of them
             note(PART, "real tokens only", f"{layout.total} of {batch * seqlen} tokens")
         packed = take_rows(hidden_states.reshape(batch * seqlen, width), layout.indices)
-        if encoder.run is None:
+        frozen = frozen_layers(self, packed, lambda: None) if FROZEN in self.__dict__ else None
+        if frozen is not None:
+            output = frozen.answer(original_forward, hidden_states, packed)
+            last = frozen.layers.packed(packed, layout)
+        elif encoder.run is None:
             kwargs.update(
                 cu_seq_lens_q=layout.cu_seqlens,
                 cu_seq_lens_k=layout.cu_seqlens,
@@ -300,4 +322,5 @@ def padding_free_class(original: type, module: str, encoder: Encoder, forwards: 
 
     made = subclass_of(original, forward, module)
     made._fasttx_begins = True  # type: ignore[attr-defined]
+    made._fasttx_parts = encoder.parts  # type: ignore[attr-defined]
     return made

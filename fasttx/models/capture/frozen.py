@@ -1,0 +1,257 @@
+"""An encoder of post-norm layers for inference on a CPU: seven calls a layer over weights that are laid out once.
+
+    qkv = x Wqkv^T + b            one product
+    a   = attention(qkv)
+    h   = layer_norm(x + a Wo^T + b)          the sum within the product
+    y   = layer_norm(h + gelu(h Wi^T + b) Wd^T + b)
+
+A frozen encoder holds copies of the weights, and must never answer by old ones. Before each call it looks at every
+parameter (its place, its version, its address, 16 of its values, as no version tells of a change through ``.data``)
+and at every module (its place, its hooks). Where a parameter has changed, all is laid out anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...functional._packing import Layout
+from ...functional.attention.layouts import attention_packed, attention_padded
+from ...nn.bypass import bypass_reason
+from ..attention.masks import as_bias
+from ..fusions.mlp import APPROXIMATE
+from ..subclass import has_own_forward, original_of
+from .parts import LayerParts
+from .products import Product, lays_out
+
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+
+class FreezeError(Exception):
+    """Why this encoder cannot be frozen as it is."""
+
+
+@dataclass
+class _Layer:
+    """One layer; `qkv`, `attended`, `wide` and `narrow` are its products."""
+
+    heads: int
+    scale: float
+    qkv: Product
+    attended: Product
+    attended_norm: tuple[Any, ...]
+    wide: Product
+    activation: str | Callable[[Tensor], Tensor]
+    narrow: Product
+    norm: tuple[Any, ...]
+
+    def run(self, x: Tensor, attend: Attend) -> Tensor:
+        """x (tokens, width) -> the same shape."""
+        q, k, v = self.qkv(x).view(x.shape[0], 3, self.heads, -1).unbind(1)
+        attended = attend(q, k, v, self.scale)
+        x = torch.layer_norm(self.attended.plus(attended, x), *self.attended_norm)
+        activation = self.activation
+        wide = self.wide.gelu(x, activation) if isinstance(activation, str) else activation(self.wide(x))
+        return torch.layer_norm(self.narrow.plus(wide, x), *self.norm)
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        return self.qkv, self.attended, self.wide, self.narrow
+
+
+class FrozenEncoder:
+    """The layers of an encoder as they were when it was made; :meth:`changed` tells whether they still are.
+
+    Args:
+        encoder: a patched encoder on a CPU.
+        parts: where its parts are.
+
+    Raises:
+        FreezeError: its layers are more, or other, than `parts` says; it is not on a CPU.
+    """
+
+    def __init__(self, encoder: Any, parts: LayerParts) -> None:
+        layers = parts.layers(encoder)
+        self._modules: list[tuple[dict[str, Any], str, Any]] = []
+        self._states: list[dict[str, Any]] = []
+        self._hooks: list[dict[int, Any]] = []
+        self._parameters: list[tuple[dict[str, Any], str, Tensor, int, int]] = []
+        self._samples: list[tuple[Any, bytes]] = []
+        made: dict[int, _Layer] = {}
+        with torch.inference_mode(False), torch.no_grad():
+            self._first = _product([_linear(encoder, parts.first)]) if parts.first else None
+            for i, layer in enumerate(layers):
+                if id(layer) not in made:
+                    _refuse_more(layer, parts, f"layer {i}")
+                    made[id(layer)] = _layer_of(layer, parts, f"layer {i}")
+            self._watch(encoder)
+        self._layers = [made[id(layer)] for layer in layers]
+        products = [product for layer in made.values() for product in layer.products]
+        if self._first is not None:
+            products.append(self._first)
+        self.bytes = sum(product.bytes for product in products)
+        self.dtype = self._parameters[0][2].dtype
+
+    # ------------------------------------------------------------------------------------------- what it was made of
+
+    def _watch(self, encoder: nn.Module) -> None:
+        for path, module in encoder.named_modules():
+            for child, own in module._modules.items():
+                if own is not None:
+                    self._modules.append((module._modules, child, own))
+                    self._states.append(own.__dict__)
+                    self._hooks += [own._forward_hooks, own._forward_pre_hooks]
+            for name, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                if parameter.device.type != "cpu":
+                    raise FreezeError(f"{path}.{name} is on {parameter.device}; only a CPU's layers are frozen")
+                if parameter.is_inference():
+                    raise FreezeError(f"{path}.{name} was made in inference mode, and cannot tell when it changes")
+                seen = (parameter, parameter._version, parameter.data_ptr())
+                self._parameters.append((module._parameters, name, *seen))
+                sample = _sample(parameter)
+                self._samples.append((sample, sample.tobytes()))
+
+    def changed(self) -> bool:
+        """Whether a module or a parameter is another one, or has other values, than when this was made."""
+        for children, name, module in self._modules:
+            if children.get(name) is not module:
+                return True
+        for parameters, name, parameter, version, address in self._parameters:
+            if (
+                parameters.get(name) is not parameter
+                or parameter._version != version
+                or parameter.data_ptr() != address
+            ):
+                return True
+        return any(sample.tobytes() != before for sample, before in self._samples)
+
+    def hook(self) -> str | None:
+        """A module below that must be called, as it has hooks or a forward of its own, by its name; or None."""
+        for state in self._states:
+            if "forward" in state:
+                break
+        else:
+            if not any(self._hooks):  # as always: each call of a model comes here
+                return None
+        for _, name, module in self._modules:
+            state = module.__dict__
+            if "forward" in state and has_own_forward(module):
+                return name
+            hooks = (*state["_forward_hooks"].values(), *state["_forward_pre_hooks"].values())
+            if not all(getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks):
+                return name  # those of transformers collect what a call asks for, which is then not frozen
+        return None
+
+    # ------------------------------------------------------------------------------------------------------- running
+
+    def padded(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """hidden (batch, seqlen, width), mask of keys bool (batch, seqlen) or None -> last hidden states."""
+        batch, seqlen, width = hidden.shape
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            q, k, v = (x.unflatten(0, (batch, seqlen)) for x in (q, k, v))
+            if mask is None:
+                q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+                out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+            else:
+                bias = as_bias(mask, (batch, q.shape[2], seqlen, seqlen))
+                out = attention_padded(q, k, v, attn_bias=bias, softmax_scale=scale)
+            return out.reshape(batch * seqlen, -1)
+
+        return self._run(hidden.reshape(batch * seqlen, width), attend).view(batch, seqlen, -1)
+
+    def packed(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """tokens (total, width) of several sequences -> the same shape."""
+        starts, longest = layout.cu_seqlens, layout.max_seqlen
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            out: Tensor = attention_packed(q, k, v, starts, starts, longest, longest, scale=scale, sure=True)
+            return out.reshape(tokens.shape[0], -1)
+
+        return self._run(tokens, attend)
+
+    def _run(self, x: Tensor, attend: Attend) -> Tensor:
+        if self._first is not None:
+            x = self._first(x)
+        for layer in self._layers:
+            x = layer.run(x, attend)
+        return x
+
+
+def _sample(parameter: Tensor) -> Any:
+    """16 values of a parameter or fewer, as bits: a view in NumPy, which is read in a fraction of PyTorch's time."""
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+    flat = parameter.detach().reshape(-1)
+    return flat.view(bits).numpy()[:: max(1, flat.numel() // 16)][:16]
+
+
+def _refuse_more(layer: nn.Module, parts: LayerParts, name: str) -> None:
+    """FreezeError if the layer holds more than its parts."""
+    expected = {f"{path}.{own}" for path in (*parts.linears, *parts.norms) for own in ("weight", "bias")}
+    for path, _ in layer.named_parameters():
+        if path not in expected:
+            raise FreezeError(f"{name} has a parameter {path}, which is no part of a plain layer")
+    source = original_of(type(layer)).__module__
+    for path, module in layer.named_modules():
+        home = original_of(type(module)).__module__
+        if not home.startswith(("torch.nn.modules.", "transformers.activations")) and home != source:
+            raise FreezeError(f"{name}.{path} is a {home}.{type(module).__name__}, not transformers' own")
+
+
+def _linear(module: Any, path: str) -> Any:
+    linear = module.get_submodule(path)
+    reason = bypass_reason(linear, path, cls="Linear")
+    if reason is not None:
+        raise FreezeError(reason)
+    return linear
+
+
+def _product(linears: list[Any]) -> Product:
+    weights, biases = [linear.weight.detach() for linear in linears], [linear.bias for linear in linears]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    if any(bias is None for bias in biases):
+        biases = [torch.zeros(w.shape[0], dtype=w.dtype) if b is None else b for w, b in zip(weights, biases)]
+    return Product(weight, torch.cat([bias.detach() for bias in biases]), lays_out(weight.dtype))
+
+
+def _norm(module: Any, path: str) -> tuple[Any, ...]:
+    norm = module.get_submodule(path)
+    reason = bypass_reason(norm, path, cls="LayerNorm")
+    if reason is not None:
+        raise FreezeError(reason)
+    weight, bias = (None if x is None else x.detach() for x in (norm.weight, norm.bias))
+    return norm.normalized_shape, weight, bias, norm.eps
+
+
+def _layer_of(layer: Any, parts: LayerParts, name: str) -> _Layer:
+    try:
+        q, k, v, attended, wide, narrow = (_linear(layer, path) for path in parts.linears)
+        norms = [_norm(layer, path) for path in parts.norms]
+    except FreezeError as reason:
+        raise FreezeError(f"{name}: {reason}") from None
+    dtypes = {linear.weight.dtype for linear in (q, k, v, attended, wide, narrow)}
+    dtypes |= {weight.dtype for _, weight, _, _ in norms if weight is not None}
+    if len(dtypes) != 1 or not {torch.float32, torch.bfloat16, torch.float16} >= dtypes:
+        raise FreezeError(f"{name} has weights in {', '.join(sorted(map(str, dtypes)))}")
+    attention = layer.get_submodule(parts.attention)
+    holder, _, own = parts.activation.rpartition(".")
+    function = getattr(layer.get_submodule(holder), own)
+    form = APPROXIMATE.get(type(function).__name__)
+    known = form is not None and bypass_reason(function, own, source="transformers.activations") is None
+    return _Layer(
+        heads=q.weight.shape[0] // attention.attention_head_size,
+        scale=float(attention.scaling),
+        qkv=_product([q, k, v]),
+        attended=_product([attended]),
+        attended_norm=norms[0],
+        wide=_product([wide]),
+        activation=form if known and form is not None else function,
+        narrow=_product([narrow]),
+        norm=norms[1],
+    )

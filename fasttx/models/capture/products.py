@@ -1,0 +1,100 @@
+"""Linear layers for inference on a CPU: the weight laid out once as oneDNN wants it, bias, GELU and sum in the product.
+
+The operators are private to PyTorch. So they are asked for by what they do: a small product is compared with F.linear
+first, and where that fails (another build, another processor) F.linear computes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GELU = ("none", "tanh")
+"""Forms of GELU that the product ends with."""
+
+_LAYS_OUT = {
+    torch.float32: None,
+    torch.bfloat16: "_is_mkldnn_bf16_supported",
+    torch.float16: "_is_mkldnn_fp16_supported",
+}
+"""dtype -> what tells whether the processor multiplies in it; None where each does."""
+
+
+class Product:
+    """``x W^T + b`` with what follows it.
+
+    Args:
+        weight: (out_features, in_features).
+        bias: (out_features,) or None.
+        lays_out: whether oneDNN gets a copy of the weight in its own layout; False leaves the product to F.linear.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, lays_out: bool) -> None:
+        self.lays_out = lays_out
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if lays_out else weight
+        self.bias = bias
+        self.bytes = weight.numel() * weight.element_size() if lays_out else 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (tokens, in_features) -> (tokens, out_features)."""
+        if self.lays_out:
+            return _plain(x, self.weight, self.bias, "none", [], "")
+        return F.linear(x, self.weight, self.bias)
+
+    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+        """GELU of the product."""
+        if self.lays_out:
+            return _plain(x, self.weight, self.bias, "gelu", [], approximate)
+        return F.gelu(F.linear(x, self.weight, self.bias), approximate=approximate)
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """The product and `residual`."""
+        if self.lays_out:
+            return _binary(x, residual, self.weight, self.bias, "add")
+        return F.linear(x, self.weight, self.bias) + residual
+
+
+def _plain(*arguments: Any) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise.default(*arguments)
+    return found
+
+
+def _binary(*arguments: Any) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(*arguments)
+    return found
+
+
+@functools.cache
+def lays_out(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's products of laid out weights are there in this dtype, and right."""
+    if dtype not in _LAYS_OUT or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        return False
+    try:
+        asks = _LAYS_OUT[dtype]
+        return (asks is None or bool(getattr(torch.ops.mkldnn, asks)())) and _is_right(dtype)
+    except (AttributeError, RuntimeError, TypeError):  # no such operator, or not with these arguments
+        return False
+
+
+def _is_right(dtype: torch.dtype) -> bool:
+    draw = torch.Generator().manual_seed(0)
+    x, weight, bias, residual = (
+        torch.randn(shape, generator=draw).to(dtype) for shape in ((5, 48), (32, 48), (32,), (5, 32))
+    )
+    product, plain = Product(weight, bias, True), Product(weight.double(), bias.double(), False)
+    wide = x.double()
+    calls: tuple[Callable[[Product, Tensor, Tensor], Tensor], ...] = (
+        lambda product, x, _: product(x),
+        lambda product, x, residual: product.plus(x, residual),
+        *((lambda product, x, _, form=form: product.gelu(x, form)) for form in GELU),
+    )
+    allowed = 64 * torch.finfo(dtype).eps
+    return all(
+        float((call(product, x, residual).double() - call(plain, wide, residual.double())).abs().max()) < allowed
+        for call in calls
+    )
