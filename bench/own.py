@@ -30,7 +30,7 @@ from fasttx.models.diagnostics.batch import longest
 from . import cores
 from .environment import describe, device_of
 from .options import parser_of
-from .own_arms import FASTTX, PLAIN, Arm, Run, arms_of, ready
+from .own_arms import CAPTURED, FASTTX, PLAIN, Arm, Run, arms_of, ready
 from .own_model import TRAINS, Batch, InputError, Texts, batches_of, load, read_texts, real_share
 from .progress import Watch, bound_of, unwatched, watcher
 from .progress import deadline as deadline_in
@@ -48,6 +48,8 @@ WORTH = 1.05
 """A gain below it is called none: two runs of one program differ by as much."""
 BUSY = 0.3
 """Cores that other work may take while something is measured on a CPU."""
+CALLS = {FASTTX: "fasttx.patch(model)", CAPTURED: "fasttx.capture(model)"}
+"""What makes a model run so; the first is recommended where the other is no faster."""
 VERIFIED = 8
 """Texts that the patched model is verified on."""
 
@@ -82,7 +84,14 @@ class Own:
     def _sentence(self) -> str:
         if not self.ok:
             return f"Do not patch this model: {self.verified}. Please report it, with `python -m fasttx doctor --json`."
-        gains = {r["batch"]: r["gain"] for r in self.rows if r["arm"] == FASTTX and r.get("gain") is not None}
+        gains: dict[int, float] = {}
+        arms: dict[int, str] = {}
+        for r in self.rows:
+            size, gain = r["batch"], r.get("gain")
+            if r["arm"] not in CALLS or gain is None:
+                continue
+            if r["arm"] == FASTTX or gain > gains.get(size, 1.0) * WORTH:
+                gains[size], arms[size] = gain, r["arm"]
         if not gains:
             why = next((r["status"] for r in self.rows if r["arm"] == FASTTX), "nothing was measured")
             return f"Nothing can be said of fasttx here: {why}."
@@ -97,7 +106,7 @@ class Own:
             return found
         what = "trains" if self.task in TRAINS else "answers"
         found = (
-            f"Call fasttx.patch(model) after loading: in batches of {size} ({real:.0%} of the tokens are real) it "
+            f"Call {CALLS[arms[size]]} after loading: in batches of {size} ({real:.0%} of the tokens are real) it "
             f"{what} {gains[size]:.2f} x as fast, and {self.verified}."
         )
         best = max((r for r in rows if r.get("gain") is not None), key=lambda r: r["gain"])

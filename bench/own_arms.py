@@ -18,7 +18,7 @@ from .settings import Settings, one_line
 
 PLAIN, FASTTX = "as it is", "fasttx"
 COMPILED, FASTTX_COMPILED = "torch.compile", "fasttx + torch.compile"
-INT8, ONNX = "fasttx, int8", "ONNX Runtime"
+INT8, CAPTURED, ONNX = "fasttx, int8", "fasttx + capture", "ONNX Runtime"
 
 Run = Callable[[Batch], Any]
 
@@ -75,17 +75,21 @@ class Arm:
 def arms_of(base: nn.Module, task: str, batch: Batch, settings: Settings, *, int8: bool, compilers: bool) -> list[Arm]:
     """What can be compared on this device; `batch` is one of those that will be timed."""
 
-    def model(patched: bool, compiled: bool = False, quantised: bool = False) -> Run:
+    def model(patched: bool, compiled: bool = False, quantised: bool = False, captured: bool = False) -> Run:
         own: Any = copy.deepcopy(base)
         if patched:
             fasttx.patch(own, unpad=settings.unpad)
         if quantised:
             fasttx.quantize(own)
+        if captured:
+            fasttx.capture(own)
         if compiled:
             own.compile(dynamic=True, backend=settings.backend)
         return (step_of if task in TRAINS else answer_of)(own)
 
     arms = [Arm(PLAIN, partial(model, patched=False)), Arm(FASTTX, partial(model, patched=True))]
+    if task not in TRAINS and settings.device.type == "cpu":
+        arms.append(Arm(CAPTURED, partial(model, patched=True, captured=True)))
     if int8 and task not in TRAINS:
         arms.append(Arm(INT8, partial(model, patched=True, quantised=True)))
     if compilers:

@@ -63,10 +63,12 @@ def test_every_task_is_verified_and_timed(task: str, classifier: str, tmp_path: 
     assert own.main([*given, "--seconds", "600", "--int8", "--out", str(out), "--html", str(html)]) == 0
     with out.open(encoding="utf-8") as file:
         rows = {row["arm"]: row for row in csv.DictReader(file)}
-    assert set(rows) == {own_arms.PLAIN, own_arms.FASTTX} | ({own_arms.INT8} if task != "train" else set())
+    inference = set() if task == "train" else {own_arms.INT8, own_arms.CAPTURED}
+    assert set(rows) == {own_arms.PLAIN, own_arms.FASTTX} | inference
     assert all(row["status"] == "ok" and float(row["texts_per_s"]) > 0 for row in rows.values())
     assert float(rows[own_arms.PLAIN]["gain"]) == 1.0
     if task != "train":
+        assert float(rows[own_arms.CAPTURED]["difference"]) < 1e-5
         assert float(rows[own_arms.FASTTX]["difference"]) < 1e-5 < float(rows[own_arms.INT8]["difference"]) < 0.3
     printed = capsys.readouterr().out
     assert "10 texts" in printed and ("Call fasttx.patch(model)" in printed or "Leave this model" in printed)
@@ -211,10 +213,14 @@ def test_files_that_hold_no_text_are_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ what it says
 
 
-def measured(gain: float | None, compiled: float | None = None, ok: bool = True) -> own.Own:
+def measured(
+    gain: float | None, compiled: float | None = None, ok: bool = True, captured: float | None = None
+) -> own.Own:
     base = {"texts": 9, "batch": 8, "real": 0.4, "device": "cpu", "status": "ok", "texts_per_s": 1.0, "ms": 1.0}
     rows = [{**base, "arm": own_arms.PLAIN, "gain": 1.0}]
     rows.append({**base, "arm": own_arms.FASTTX, **({"gain": gain} if gain else {"status": "ValueError: no"})})
+    if captured:
+        rows.append({**base, "arm": own_arms.CAPTURED, "gain": captured})
     if compiled:
         rows.append({**base, "arm": own_arms.COMPILED, "gain": compiled})
     return own.Own("x<y", "embed", rows, verified="the results agree with float64", ok=ok)
@@ -227,6 +233,9 @@ def test_the_sentence_says_what_to_call_and_what_it_brings() -> None:
     assert "Leave this model as it is" in measured(1.01).sentence and "60% of the tokens" in measured(1.01).sentence
     assert "nothing here (1.01 x)." in measured(1.01).sentence
     assert "ValueError: no" in measured(None).sentence
+    assert "Call fasttx.patch(model)" in measured(1.7, captured=1.72).sentence
+    assert "Call fasttx.capture(model)" in measured(1.01, captured=1.9).sentence
+    assert "1.90 x as fast" in measured(1.01, captured=1.9).sentence
     assert "Do not patch this model" in measured(1.7, ok=False).sentence
 
 
