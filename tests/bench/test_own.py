@@ -268,7 +268,7 @@ def test_compilers_can_be_left_out(encoder: str, tmp_path: Path) -> None:
     arguments = [encoder, "--texts", str(texts(tmp_path)), "--batch", "9", "--no-compilers", "--device", "cpu"]
     assert own.main([*arguments, "--out", str(tmp_path / "own.csv")]) == 0
     with (tmp_path / "own.csv").open() as file:
-        assert [row["arm"] for row in csv.DictReader(file)] == [own_arms.PLAIN, own_arms.FASTTX]
+        assert [row["arm"] for row in csv.DictReader(file)] == [own_arms.PLAIN, own_arms.FASTTX, own_arms.CAPTURED]
 
 
 def test_the_page_escapes_names_and_holds_every_arm() -> None:
