@@ -131,11 +131,15 @@ FTX_INLINE void pack(const Panel& panel, __m512i* out) {
   const __m512i sign = _mm512_set1_epi8(-128);
   const int64_t steps = panel.n_in / 4;
   for (int j = 0; j < kPanel / 16; j++) {
+    const int8_t* from[16];
+    for (int i = 0; i < 16; i++) from[i] = column(panel, 16 * j + i);
     for (int64_t k = 0; k < panel.n_in; k += 64) {
       const __mmask64 some = first_bytes(panel.n_in - k);
       __m512i v[16];
       for (int i = 0; i < 16; i++) {
-        v[i] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(some, column(panel, 16 * j + i) + k), sign);
+        // the next sixteen rows: they are too short for the CPU to see that they are read one after the other
+        _mm_prefetch(reinterpret_cast<const char*>(from[i] + 16 * panel.stride + k), _MM_HINT_T0);
+        v[i] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(some, from[i] + k), sign);
       }
       transpose(v);
       for (int i = 0; i < 16 && k / 4 + i < steps; i++)
