@@ -32,6 +32,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--int8", action="store_true", help="weights as int8: a quarter of the memory")
     parser.add_argument("--bf16", action="store_true", help="weights and activations as bfloat16")
+    parser.add_argument("--capture", action="store_true", help="fewer calls a layer on a CPU, for twice the memory")
     parser.add_argument("--unpatched", action="store_true", help="without fasttx, to compare")
     parser.add_argument("--threads", type=int, default=0, help="of the model; 0: as PyTorch chooses")
     parser.add_argument("--tokenisers", type=int, default=2, help="threads that tokenise")
@@ -57,6 +58,8 @@ def parse() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')}: got {getattr(args, name)}; allowed is {least} or more")
     if args.queue < args.max_texts:
         parser.error(f"--queue: got {args.queue}; allowed is {args.max_texts} or more, as of --max-texts")
+    if args.unpatched and args.capture:
+        parser.error("--capture: got it with --unpatched; allowed is one of them, as fasttx captures what it patched")
     return args
 
 
@@ -106,6 +109,7 @@ def main() -> int:
             patched=not args.unpatched,
             int8=args.int8,
             bf16=args.bf16,
+            capture=args.capture,
             max_tokens=args.max_tokens,
         )
     except CannotServeError as problem:

@@ -82,6 +82,7 @@ class ServedModel:
         patched: whether fasttx patches it.
         int8: whether its linear layers keep int8 weights.
         bf16: whether weights and activations are bfloat16.
+        capture: whether its encoder is frozen for inference on a CPU (fasttx.capture).
         max_tokens: of a text; what is over is cut. None for the model's own limit.
 
     Raises:
@@ -96,6 +97,7 @@ class ServedModel:
         patched: bool = True,
         int8: bool = False,
         bf16: bool = False,
+        capture: bool = False,
         max_tokens: int | None = None,
     ) -> None:
         if not (folder / "config.json").is_file():
@@ -135,6 +137,12 @@ class ServedModel:
                 fasttx.quantize(self.model)
             except ValueError as problem:
                 raise CannotServeError(f"--int8: {problem}") from None
+        if capture:
+            try:
+                self.captured = fasttx.capture(self.model)
+            except ValueError as problem:
+                raise CannotServeError(f"--capture: {problem}") from None
+            self.report += ", captured"
 
         try:
             self(self.tokenise(["A first text, so that the first client need not wait."]))

@@ -104,14 +104,18 @@ def test_a_classifier_gives_each_label_its_score(scorers: dict[str, Path], name:
     assert [each["label"] for each in found] == [f"LABEL_{i}" for i in want.argmax(-1).tolist()]
 
 
-@pytest.mark.parametrize("form", ["int8", "bf16", "unpatched"])
+@pytest.mark.parametrize("form", ["int8", "bf16", "capture", "unpatched"])
 def test_its_other_forms_stay_near(form: str) -> None:
     options = {"patched": False} if form == "unpatched" else {form: True}
     model, other = ServedModel(directory()), ServedModel(directory(), **options)
     vectors = [each(each.tokenise(TEXTS)) for each in (model, other)]
     cosines = (vectors[0] * vectors[1]).sum(-1)
-    assert cosines.min() > (0.9999 if form == "unpatched" else 0.97)
-    assert (cosines.min() < 0.999999) == (form != "unpatched")  # it is another form
+    exact = form in ("capture", "unpatched")
+    assert cosines.min() > (0.99999 if exact else 0.97)
+    assert (cosines.min() < 0.999999) != exact  # it is another form
+    assert other.report.endswith("captured") == (form == "capture")
+    if form == "capture":
+        assert other.captured.stats["calls"] >= 2 and not other.captured.stats["fallbacks"]
     assert ("fasttx replaced 32 parts, left 0 alone" in other.report) == (form != "unpatched")
 
 
