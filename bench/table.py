@@ -27,3 +27,6 @@ def write(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path)
         for row in rows:
             numbers = {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
             writer.writerow(numbers | identity())
+
+
+identity()  # at import: a checkout may move to another commit while a benchmark runs

@@ -52,7 +52,7 @@ def _lines(table: Table, points: dict[str, dict[float, float]], title: str, unit
         axes.set_xticks(lengths, [f"{x:,.0f}" for x in lengths])
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
-        axes.set_xlabel(f"tokens of the longest text\n{table.machine}, commit {table.commit}")
+        axes.set_xlabel(f"tokens of the longest text\n{table.machine}, commit {table.commit[:7]}")
         axes.set_ylabel(unit)
         axes.grid(alpha=0.25)
         legend(axes)
@@ -126,8 +126,8 @@ def speed_up(tables: Sequence[Table], stem: Path) -> Drawn:
         return None
     with canvas("How much faster a patched model is", 1.6 + 0.72 * len(gains)) as (figure, axes):
         bars(axes, [(what, gain, f"{gain:.2f} x", OURS if gain >= 1 else OTHERS[1]) for what, gain in gains], line=1.0)
-        commits = ", ".join(dict.fromkeys(table.commit for table in same.values()))
-        axes.set_xlabel(f"transformers' time (sdpa) / patched time\n{first.machine}, commit {commits}")
+        commits = ", ".join(dict.fromkeys(table.commit[:7] for table in same.values()))
+        axes.set_xlabel(f"transformers' time (sdpa) / patched time\n{first.machine}\ncommit {commits}")
         return save(figure, stem)
 
 
@@ -147,7 +147,7 @@ def memory(tables: Sequence[Table], stem: Path) -> Drawn:
             bars(
                 axes, [(name, peak, f"{peak:.1f} GiB", OURS if colour[name] == OURS else MUTED) for name, peak in arms]
             )
-            axes.set_xlabel(f"GiB at the peak\n{table.machine}, commit {table.commit}")
+            axes.set_xlabel(f"GiB at the peak\n{table.machine}, commit {table.commit[:7]}")
             return save(figure, stem)
     return None
 
@@ -173,7 +173,7 @@ def gain_by_padding(tables: Sequence[Table], stem: Path) -> Drawn:
             axes.axhline(1.0, color=MUTED, linewidth=1)
             axes.set_ylim(bottom=0)
             axes.set_xlabel(
-                f"padding, % of the tokens (layers of 768, 16 x 128)\n{table.machine}, commit {table.commit}"
+                f"padding, % of the tokens (layers of 768, 16 x 128)\n{table.machine}, commit {table.commit[:7]}"
             )
             axes.set_ylabel("times as fast as sdpa")
             legend(axes, loc="upper left")
@@ -218,7 +218,7 @@ def int8_error(tables: Sequence[Table], stem: Path) -> Drawn:
     rows = [(n, error / allowed, f"{error / allowed:.0%}", OURS) for n, (error, allowed, _) in sorted(found.items())]
     with canvas("Error of the int8 ops against float64", 1.8 + 0.7 * len(rows)) as (figure, axes):
         bars(axes, rows, line=1.0)
-        axes.set_xlabel(f"error / what is allowed (the line)\n{table.machine}, commit {table.commit}")
+        axes.set_xlabel(f"error / what is allowed (the line)\n{table.machine}, commit {table.commit[:7]}")
         return save(figure, stem)
 
 

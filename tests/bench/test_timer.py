@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,3 +92,11 @@ def test_workload_names() -> None:
     assert [w.name for w in select("ragged-packed")] == ["attention-bert-base-s512-ragged-packed"]
     with pytest.raises(ValueError, match="^workload: got 'no such'; allowed is a part of attention-"):
         select("no such")
+
+
+def test_a_table_names_the_commit_that_was_imported() -> None:
+    """A checkout may move while a benchmark runs, and what runs is what was read at its start."""
+    source = "import bench.table as t; t.commit = lambda: 'moved'; print(t.identity()['commit'])"
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout.strip() == commit() != "moved"
