@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ..cpu_cases import INFERENCE, ONE
 from .queries import Figure, among, duration
 from .results import Row, Table, number
 
@@ -19,6 +20,35 @@ def of_products(machine: str) -> float:
     return ONEDNN if "AMD" in machine else MKL
 
 
+def by_case(table: Table) -> list[list[Row]]:
+    """The rows of bench.cpu that have a time, those of one case together."""
+    cases: dict[tuple[object, ...], list[Row]] = {}
+    for row in table.rows:
+        if row["status"] == "ok":
+            cases.setdefault((row["model"], row["task"], row["kind"]), []).append(row)
+    return list(cases.values())
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """MiniLM's embeddings of sentences on a CPU, as bench.cpu measures them: our fastest such arm beside a peer."""
+
+    kind: str
+    ours: tuple[str, ...]
+    peers: tuple[str, ...]
+
+    def find(self, table: Table) -> Iterator[Figure]:
+        for rows in by_case(table) if table.kind == "cpu" else ():
+            if (rows[0]["model"], rows[0]["task"], rows[0]["kind"]) != ("minilm", INFERENCE, self.kind):
+                continue
+            times = [(time, str(r["arm"])) for r in rows if (time := number(r, "ms")) is not None]
+            ours = min((each for each in times if among(each[1], self.ours)), default=None)
+            peer = min((each for each in times if among(each[1], self.peers)), default=None)
+            if ours and peer:
+                said = f"{duration(ours[0])} ({ours[1]})"
+                yield Figure(peer[0] / ours[0], said, f"{peer[1]}, {duration(peer[0])}", where=self.kind)
+
+
 @dataclass(frozen=True)
 class Cpu:
     """A model on a CPU beside a peer, on batches with padding or without. `asked` None: the goal hangs on the batch."""
@@ -28,7 +58,13 @@ class Cpu:
     asked_of_machine: bool = False
 
     def find(self, table: Table) -> Iterator[Figure]:
-        read = {"padding": self._padding, "demo": self._demo, "own": self._own, "model": self._model}.get(table.kind)
+        read = {
+            "padding": self._padding,
+            "demo": self._demo,
+            "own": self._own,
+            "model": self._model,
+            "cpu": self._cpu,
+        }.get(table.kind)
         if read is None or table.gpu:
             return
         for figure, real in read(table):
@@ -69,6 +105,15 @@ class Cpu:
         for group in dict.fromkeys(map(timed_together, table.rows)):
             rows = [r for r in table.rows if timed_together(r) == group and r["status"] == "ok"]
             yield from self._arms(rows, ("fasttx*",), self.peers, "low_ms", lambda r: f"{r['model']}, {r['task']}")
+
+    def _cpu(self, table: Table) -> Iterator[tuple[Figure, float]]:
+        """Batches of sentences, in float32; one sentence alone is no batch."""
+        names = {"sdpa": "transformers, fp32"}
+        peers = [names.get(name, f"{name}, fp32") for name in self.peers]
+        for rows in by_case(table):
+            if rows[0]["kind"] != ONE:
+                ours = ("fasttx, fp32*",)
+                yield from self._arms(rows, ours, peers, "ms", lambda r: f"{r['model']}, {r['task']}, {r['kind']}")
 
     def _arms(
         self, rows: list[Row], mine: Sequence[str], peers: Sequence[str], column: str, named: Callable[[Row], str]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .cpu_queries import Added, Cpu, Layer
+from ..cpu_cases import KINDS
+from .cpu_queries import Added, Cpu, Layer, Sentences
 from .goals import Goal, Target
 from .queries import Latency, Model
 
-OWN = "python -m fasttx bench own DIR --texts FILE --device cpu --out results/<machine>/own.csv"
+CPU = "python -m fasttx bench cpu --out results/<machine>/cpu.csv"
 STEPS = "python -m bench.model --target {} --out results/<machine>/model.csv"
 
 
@@ -113,8 +114,8 @@ MODEL_TARGETS = (
                 (Cpu(True, ("sdpa",), asked_of_machine=True),),
                 hangs_on="padded / real tokens, times what G3 asks of that CPU",
             ),
-            Goal(2.0, "ONNX Runtime", (Cpu(True, ("ONNX Runtime",)),), command=OWN),
-            Goal(2.0, "OpenVINO"),
+            Goal(2.0, "ONNX Runtime", (Cpu(True, ("ONNX Runtime",)),), command=CPU),
+            Goal(2.0, "OpenVINO", (Cpu(True, ("OpenVINO",)),), command=CPU),
         ),
         gpu=False,
     ),
@@ -139,18 +140,28 @@ MODEL_TARGETS = (
                 (Cpu(False, ("sdpa",), asked_of_machine=True),),
                 hangs_on="1.9 x on AMD, where oneDNN's products take half the time of MKL's; 1 x elsewhere",
             ),
-            Goal(1.0, "OpenVINO"),
+            Goal(1.0, "OpenVINO", (Cpu(False, ("OpenVINO",)),), command=CPU),
         ),
         gpu=False,
     ),
     Target(
         "G4",
         "MiniLM on a CPU with bf16 or VNNI: 32 texts with padding, 32 of one length, one text",
-        "",
-        tuple(
-            Goal(asked, f"transformers in float32: {kind}, {batch}")
-            for kind, numbers in (("int8", (15, 7, 4.5)), ("bf16", (12, 5, 3)))
-            for asked, batch in zip(numbers, ("with padding", "of one length", "one text"), strict=True)
+        CPU,
+        (
+            *(
+                Goal(
+                    asked,
+                    f"transformers in float32: {precision}, {kind}",
+                    (Sentences(kind, (f"fasttx, {precision}*",), ("transformers, fp32",)),),
+                )
+                for precision, numbers in (("int8", (15, 7, 4.5)), ("bf16", (12, 5, 3)))
+                for asked, kind in zip(numbers, KINDS, strict=True)
+            ),
+            *(
+                Goal(1.0, f"{peer}: int8", tuple(Sentences(kind, ("fasttx, int8*",), (peer,)) for kind in KINDS))
+                for peer in ("ONNX Runtime, int8", "OpenVINO, its own choice")
+            ),
         ),
         gpu=False,
     ),

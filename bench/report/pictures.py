@@ -102,6 +102,9 @@ def _gains(table: Table) -> list[tuple[str, float]]:
         elif table.kind == "own":
             ours, plain = 1.0, number(row, "gain") if row["arm"] == "fasttx" else None
             what = f"{row['model']}: {row['task']}, {row['batch']} x {row.get('longest') or '?'}"
+        elif table.kind == "cpu":
+            ours, plain = 1.0, number(row, "gain") if row["arm"] == "fasttx, fp32" else None
+            what = f"{row['model']}: {row['task']}, {row['kind']}"
         else:
             wanted = row["arm"] == "sdpa" and row["status"] == "ok"
             ours, plain = 1.0, number(row, "ratio") if wanted else None
@@ -113,7 +116,7 @@ def _gains(table: Table) -> list[tuple[str, float]]:
 
 
 def speed_up(tables: Sequence[Table], stem: Path) -> Drawn:
-    kinds = ("model", "demo", "padding", "own")
+    kinds = ("model", "demo", "padding", "cpu", "own")
     first = next(iter(_of(tables, *kinds)), None)
     if first is None:
         return None

@@ -22,6 +22,7 @@ COLUMNS: dict[str, frozenset[str]] = {
     "serving": frozenset({"model", "arm", "requests", "p50_ms"}),
     "padding": frozenset({"hidden", "real", "sdpa_ms", "auto_ms"}),
     "own": frozenset({"arm", "texts_per_s", "gain", "difference"}),
+    "cpu": frozenset({"model", "kind", "arm", "precision", "cpu_ms", "least_cosine"}),
     "host": frozenset({"what", "part", "us"}),
     "convergence": frozenset({"step", "pretraining-plain-exact", "pretraining-patched-exact"}),
     "accuracy": frozenset({"op", "direction", "dtype", "backend", "error", "allowed"}),
@@ -151,7 +152,8 @@ def _described(folder: Path) -> tuple[str, Callable[[str], str]]:
 
 
 def _rehearsed(row: Row) -> bool:
-    return bool(row.get("rehearsal")) or row.get("device") == "rehearsal"
+    tiny = row.get("kind") is not None and str(row.get("model")).startswith("tiny")  # bench.cpu --tiny
+    return bool(row.get("rehearsal")) or row.get("device") == "rehearsal" or tiny
 
 
 def read(root: Path) -> list[Table]:

@@ -180,3 +180,18 @@ def test_a_model_of_ones_own_on_a_cpu(tmp_path: Path) -> None:
     table(tmp_path / "own.csv", rows)
     found = [v for v in verdicts(read(tmp_path)) if v.figure is not None]
     assert [(v.target.name, v.ratio, v.met) for v in found] == [("G1", "3.00", "yes"), ("G1", "2.50", "yes")]
+
+
+def test_sentences_on_a_cpu(tmp_path: Path) -> None:
+    base = {"model": "minilm", "task": "inference", "kind": "ragged", "real": 0.25, "status": "ok", "least_cosine": 1}
+    arms = {"transformers, fp32": 160.0, "fasttx, fp32": 40.0, "fasttx, fp32 + capture": 20.0, "OpenVINO, fp32": 60.0}
+    arms |= {"ONNX Runtime, fp32": 30.0, "fasttx, int8": 10.0, "ONNX Runtime, int8": 9.0}
+    rows = [base | {"arm": arm, "precision": "", "ms": ms, "cpu_ms": ms, "gain": 160 / ms} for arm, ms in arms.items()]
+    table(tmp_path / "cpu.csv", [*rows, *(row | {"kind": "one sentence", "real": 1.0} for row in rows)])
+    found = {(v.target.name, v.goal.beside): (v.ratio, v.met) for v in verdicts(read(tmp_path)) if v.figure is not None}
+    assert found["G1", "transformers, sdpa"] == ("8.00", "yes")  # padded / real tokens is 4
+    assert found["G1", "ONNX Runtime"] == ("1.50", "no") and found["G1", "OpenVINO"] == ("3.00", "yes")
+    assert found["G4", "transformers in float32: int8, ragged"] == ("16.00", "yes")
+    assert found["G4", "ONNX Runtime, int8: int8"] == ("0.90", "no") and not any(name == "G3" for name, _ in found)
+    table(tmp_path / "cpu.csv", [row | {"model": "tiny"} for row in rows])
+    assert read(tmp_path)[0].rehearsed == len(rows) and not read(tmp_path)[0].rows
