@@ -226,7 +226,8 @@ def add_layer_norm_quantize(
     Numerics: out has the bits of :func:`dropout_add_layer_norm` without dropout on the same backend; on sm_100 all but
     the last one, because its compiler fuses some pairs of a product and a sum. Integers and scales are those of
     :func:`quantize_per_token` of the rounded out that is returned. On a CPU without a forced backend
-    dropout_add_layer_norm is torch's two functions, which round the sum to its dtype; here it is never rounded.
+    dropout_add_layer_norm is torch's two functions, which round the sum to its dtype; here it is never rounded,
+    and the kernels for a CPU add up in an order of their own.
 
     Source: as for :func:`layer_norm` and :func:`quantize_per_token`.
     """

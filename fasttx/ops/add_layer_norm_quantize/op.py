@@ -5,7 +5,8 @@
 
 Formulas: dropout_add_layer_norm, without dropout, and quantize_per_token; on each backend out has the bits of the one
 (on sm_100 but for the last bit), and x_q and x_scale are those that the other makes of out.  So a chain may be fused or
-not, and one float result serves the next residual and the next product alike.
+not, and one float result serves the next residual and the next product alike.  `cpu` has no dropout_add_layer_norm of
+its own: there out keeps the accuracy rule, and x_q and x_scale are those of that out.
 
 The reference gives x_q as the real number that is rounded: which integer it becomes hangs on a rounding of out.
 

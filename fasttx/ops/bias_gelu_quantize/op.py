@@ -4,7 +4,8 @@
     (x_q, x_scale) = what quantize_per_token gives for that rounded a, with `scale` given or not
 
 Formulas: bias_gelu, without dropout, and quantize_per_token; on each backend x_q and x_scale are those that the two
-give one after the other.  a itself is not written: the product that follows reads the integers alone.
+give one after the other (on `cpu`, which has no bias_gelu, GELU is that of int8_linear).  a itself is not written: the
+product that follows reads the integers alone.
 
 The reference gives x_q as the real number that is rounded: which integer it becomes hangs on a rounding of a.
 
