@@ -93,6 +93,21 @@ def test_a_table_that_was_cut_off_is_read(tmp_path: Path) -> None:
     build([tmp_path], tmp_path / "out")
 
 
+def test_the_pages_say_what_fine_tuning_gained() -> None:
+    """The README and docs/benchmarks.md show the figures of the two tables, and the share of real tokens."""
+    rows = {}
+    for length in ("128", "256"):
+        (found,) = read(ROOT / "results" / "amd-epyc-2-cores" / f"fine_tune_{length}.csv")
+        (rows[length],) = (row for row in found.rows if row["arm"] == "fasttx")
+        assert rows[length]["longest"] == length and rows[length]["commit"].startswith(found.commit[:7])
+    gains = "; ".join(f"{float(row['gain']):.2f} x" for row in rows.values())
+    shares = [f"{float(row['real']):.0%} real".replace("%", " %") for row in rows.values()]
+    for page in ("README.md", "docs/benchmarks.md"):
+        lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+        (said,) = (line for line in lines if line.startswith("| MiniLM fine-tunes a classifier"))
+        assert gains in said and all(share in said for share in shares), page
+
+
 # ------------------------------------------------------------------------------------------------- lines of gpu-check
 
 
