@@ -100,8 +100,8 @@ BROKEN = {
     ),
     "the bound of a load": (
         "common/vectors.cuh",
-        "i >= low && i < high ? to_float(p[i]) : other",
-        "i >= low ? to_float(p[i]) : other",
+        "if (i >= low && i < high) vectors[i / kWidth]",
+        "if (i >= low) vectors[i / kWidth]",
         r"out of bounds: read",
     ),
     "the rows of a block": (
