@@ -83,7 +83,7 @@ KERNEL_TARGETS = (
     ),
     Target(
         "A5",
-        "Attention with dropout of 0.1, forward and backward, 512 tokens",
+        "Attention with dropout of 0.1, forward and backward, 512 to 2,048 tokens (measured at 512)",
         KERNELS.format("s512-dropout"),
         (
             Goal(
@@ -105,14 +105,14 @@ KERNEL_TARGETS = (
             Goal(0.95, "our own rate at equal lengths", (Rates(f"{SHORT[512]}-ragged-packed", SHORT[512]),)),
             Goal(
                 1.2,
-                "PyTorch's varlen_attn",
+                "PyTorch's varlen_attn, with cuDNN and with flash attention",
                 _kernels((f"{SHORT[512]}-ragged-packed",), ("fwd+bwd",), ("varlen_attn*",)),
             ),
         ),
     ),
     Target(
         "A7",
-        "Attention, heads of 128, 2,048 tokens",
+        "Attention, heads of 128, from 2,048 tokens (measured at 2,048)",
         KERNELS.format("attention-d128"),
         tuple(
             Goal(asked, f"sdpa with cuDNN, {word}", _kernels(("attention-d128-s2048",), (way,), CUDNN))
@@ -121,13 +121,13 @@ KERNEL_TARGETS = (
     ),
     Target(
         "A8",
-        "Attention, heads of 32 (MiniLM, ELECTRA-small), 256 tokens",
+        "Attention, heads of 32 (MiniLM, ELECTRA-small), 128 to 512 tokens (measured at 256)",
         KERNELS.format("attention-minilm"),
         (Goal(1.3, "PyTorch's best sdpa", _kernels(("attention-minilm-d32-s256",), WAYS, SDPA)),),
     ),
     Target(
         "B1",
-        "Softmax, cross-entropy, layer norm with residual and dropout, bias with GELU",
+        "Softmax, cross-entropy, layer norm with residual and dropout, bias with GELU, rows of 1,024 to 65,536 elements",
         KERNELS.replace("--only {} ", ""),
         (
             Goal(
@@ -155,7 +155,7 @@ KERNEL_TARGETS = (
     ),
     Target(
         "C2",
-        "int8 linear layer with GELU, 16,384 x 768 x 3,072",
+        "int8 linear layer with GELU, 4,096 to 65,536 rows, widths of BERT (measured at 16,384 x 768 x 3,072)",
         KERNELS.format("int8_linear"),
         (
             Goal(
