@@ -5,11 +5,18 @@ from __future__ import annotations
 from mutation import Mutation
 from selections import CPU
 
-PRODUCT, LINEAR, ROWS, GELU = (f"csrc/cpu/{name}.h" for name in ("product", "int8_linear", "rows", "gelu"))
+PRODUCT, LINEAR, ROWS, GELU, VECTORS = (
+    f"csrc/cpu/{name}.h" for name in ("product", "int8_linear", "rows", "gelu", "vectors")
+)
 INT8_CPU = [
     Mutation(LINEAR, "static_cast<int32_t>(128 * total)", "static_cast<int32_t>(127 * total)", CPU),
     Mutation(LINEAR, "first_row + r, panel, own, less + r, sums", "first_row + r, panel, own, less, sums", CPU),
-    Mutation(PRODUCT, "(n < panel.columns ? n : panel.columns - 1)", "n", CPU),
+    Mutation(
+        VECTORS,
+        "kSize<kDtype>, count * kSize<kDtype>);\n  return",
+        "kSize<kDtype>, kLanes * kSize<kDtype>);\n  return",
+        CPU,
+    ),
     Mutation(PRODUCT, "if (k < panel.n_in) step(k, first_bytes(panel.n_in - k));", "", CPU),
     Mutation(
         PRODUCT,
@@ -22,7 +29,7 @@ INT8_CPU = [
     Mutation(ROWS, "Vector v = given(i, count) - shift;", "Vector v = given(i, count);", CPU),
     Mutation(ROWS, "row * p.stride_rm + i, count", "row * p.n_cols + i + 1, count", CPU),
     Mutation(GELU, "if_less(z[j], all(0.0f), tail[j], all(1.0f) - tail[j])", "(all(1.0f) - tail[j])", CPU),
-    Mutation("csrc/cpu/vectors.h", "all_ints(0x477fefff)", "all_ints(0x477fffff)", CPU),
+    Mutation(VECTORS, "if_more(rest, all_ints(0x7bff),", "if_more(rest, all_ints(0x7fff),", CPU),
     Mutation("csrc/cpu/threads.cpp", "forked = true;", "forked = false;", CPU),
     Mutation("buildsystem/cpu_build.py", "-ffp-contract=off", "-ffp-contract=fast", CPU),
 ]
