@@ -127,7 +127,7 @@ KERNEL_TARGETS = (
     ),
     Target(
         "B1",
-        "Softmax, cross-entropy, layer norm with residual and dropout, bias with GELU, rows of 1,024 to 65,536 elements",
+        "Softmax, cross-entropy, layer norm with residual and dropout, bias with GELU; rows of 1,024 to 65,536",
         KERNELS.replace("--only {} ", ""),
         (
             Goal(
