@@ -179,9 +179,7 @@ def test_the_load_test_answers_all_and_skips_padding(tmp_path: Path, monkeypatch
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.splitlines()[-1] == "96 requests, 96 answered"
-    alike = re.search(
-        r"^smallest cosine between the vectors of the first server and another: ([\d.]+)$", done.stdout, re.M
-    )
+    alike = re.search(r"^smallest cosine between vectors of the first server and another: ([\d.]+)$", done.stdout, re.M)
     assert alike and 0.9999 < float(alike[1]) < 1.0001
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     assert [row[0] for row in rows] == ["fasttx", "fasttx, captured", "unpatched", "unpatched, each text alone"]
