@@ -60,7 +60,7 @@ def arms_of(base: nn.Module, task: str, batch: Batch, settings: Settings, *, com
     floats = (FP32, BF16)
     arms = [arm(who, precision) for who in ("transformers", OURS) for precision in floats]
     if task != TRAINING:
-        arms += [arm(OURS, INT8), *(arm(OURS, precision, CAPTURED) for precision in floats)]
+        arms += [arm(OURS, INT8), *(arm(OURS, precision, CAPTURED) for precision in (*floats, INT8))]
     if compilers:
         arms += [arm(who, precision, COMPILED) for who in ("transformers", OURS) for precision in floats]
     if task != TRAINING:

@@ -41,7 +41,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_every_arm_of_inference(tmp_path: Path) -> None:
     rows = {row["arm"]: row for row in rehearse(tmp_path, TINY)}
-    ours = [*FLOATS, "fasttx, int8", "fasttx, fp32 + capture", "fasttx, bf16 + capture"]
+    ours = [*FLOATS, "fasttx, int8", "fasttx, fp32 + capture", "fasttx, bf16 + capture", "fasttx, int8 + capture"]
     assert list(rows)[: len(ours)] == ours
     for name, row in rows.items():
         assert row["status"] == "ok" or row["status"].startswith("not installed: ") and name not in ours, row

@@ -5,6 +5,8 @@
     h   = layer_norm(x + a Wo^T + b)          the sum within the product
     y   = layer_norm(h + gelu(h Wi^T + b) Wd^T + b)
 
+In an int8 model a product quantises its input first, a call of its own.
+
 A frozen encoder holds copies of the weights, and must never answer by old ones. Before each call it looks at every
 parameter (its place, its version, its address, 16 of its values, as no version tells of a change through ``.data``)
 and at every module (its place, its hooks). Where a parameter has changed, all is laid out anew.
@@ -22,12 +24,14 @@ from torch import Tensor, nn
 from ...functional._packing import Layout
 from ...functional.attention.layouts import attention_packed, attention_padded
 from ...nn.bypass import bypass_reason
+from ...nn.int8 import Int8Linear
 from ..attention.masks import as_bias
 from ..fusions.mlp import APPROXIMATE
 from ..subclass import has_own_forward, original_of
 from .parts import LayerParts
-from .products import Product, lays_out
+from .products import Int8Product, Product, lays_out
 
+AnyProduct = Product | Int8Product
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
@@ -37,16 +41,17 @@ class FreezeError(Exception):
 
 @dataclass
 class _Layer:
-    """One layer; `qkv`, `attended`, `wide` and `narrow` are its products."""
+    """One layer; `qkv`, `attended`, `wide` and `narrow` are its products, and `dtype` is that of its floats."""
 
+    dtype: torch.dtype
     heads: int
     scale: float
-    qkv: Product
-    attended: Product
+    qkv: AnyProduct
+    attended: AnyProduct
     attended_norm: tuple[Any, ...]
-    wide: Product
+    wide: AnyProduct
     activation: str | Callable[[Tensor], Tensor]
-    narrow: Product
+    narrow: AnyProduct
     norm: tuple[Any, ...]
 
     def run(self, x: Tensor, attend: Attend) -> Tensor:
@@ -59,7 +64,7 @@ class _Layer:
         return torch.layer_norm(self.narrow.plus(wide, x), *self.norm)
 
     @property
-    def products(self) -> tuple[Product, ...]:
+    def products(self) -> tuple[AnyProduct, ...]:
         return self.qkv, self.attended, self.wide, self.narrow
 
 
@@ -94,7 +99,9 @@ class FrozenEncoder:
         if self._first is not None:
             products.append(self._first)
         self.bytes = sum(product.bytes for product in products)
-        self.dtype = self._parameters[0][2].dtype
+        (self.dtype, *others) = dict.fromkeys(layer.dtype for layer in made.values())
+        if others:
+            raise FreezeError(f"its layers have weights in {', '.join(map(str, (self.dtype, *others)))}")
 
     # ------------------------------------------------------------------------------------------- what it was made of
 
@@ -105,7 +112,10 @@ class FrozenEncoder:
                     self._modules.append((module._modules, child, own))
                     self._states.append(own.__dict__)
                     self._hooks += [own._forward_hooks, own._forward_pre_hooks]
-            for name, parameter in module._parameters.items():
+            own_tensors = [(module._parameters, *item) for item in module._parameters.items()]
+            if _is_int8(module):
+                own_tensors += [(module._buffers, *item) for item in module._buffers.items()]
+            for holder, name, parameter in own_tensors:
                 if parameter is None:
                     continue
                 if parameter.device.type != "cpu":
@@ -113,7 +123,7 @@ class FrozenEncoder:
                 if parameter.is_inference():
                     raise FreezeError(f"{path}.{name} was made in inference mode, and cannot tell when it changes")
                 seen = (parameter, parameter._version, parameter.data_ptr())
-                self._parameters.append((module._parameters, name, *seen))
+                self._parameters.append((holder, name, *seen))
                 sample = _sample(parameter)
                 self._samples.append((sample, sample.tobytes()))
 
@@ -200,24 +210,38 @@ def _refuse_more(layer: nn.Module, parts: LayerParts, name: str) -> None:
     source = original_of(type(layer)).__module__
     for path, module in layer.named_modules():
         home = original_of(type(module)).__module__
-        if not home.startswith(("torch.nn.modules.", "transformers.activations")) and home != source:
+        known = home.startswith(("torch.nn.modules.", "transformers.activations")) or home == source
+        if not (known or _is_int8(module)):
             raise FreezeError(f"{name}.{path} is a {home}.{type(module).__name__}, not transformers' own")
+
+
+def _is_int8(module: Any) -> bool:
+    return type(module) is Int8Linear
 
 
 def _linear(module: Any, path: str) -> Any:
     linear = module.get_submodule(path)
-    reason = bypass_reason(linear, path, cls="Linear")
+    reason = bypass_reason(linear, path, source=type(linear).__module__ if _is_int8(linear) else "torch.nn.modules")
+    if reason is None and type(linear) not in (nn.Linear, Int8Linear):
+        reason = f"{path} is a {type(linear).__name__}"
     if reason is not None:
         raise FreezeError(reason)
     return linear
 
 
-def _product(linears: list[Any]) -> Product:
+def _product(linears: list[Any]) -> AnyProduct:
+    """One product of several layers that read the same input."""
     weights, biases = [linear.weight.detach() for linear in linears], [linear.bias for linear in linears]
+    bias: Tensor | None = None
+    if any(each is not None for each in biases):
+        some = next(each for each in biases if each is not None)
+        biases = [some.new_zeros(w.shape[0]) if b is None else b.detach() for w, b in zip(weights, biases)]
+        bias = torch.cat(biases)
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-    if any(bias is None for bias in biases):
-        biases = [torch.zeros(w.shape[0], dtype=w.dtype) if b is None else b for w, b in zip(weights, biases)]
-    return Product(weight, torch.cat([bias.detach() for bias in biases]), lays_out(weight.dtype))
+    if _is_int8(linears[0]):
+        scales = [linear.weight_scale.detach() for linear in linears]
+        return Int8Product(weight, scales[0] if len(scales) == 1 else torch.cat(scales), bias, len(linears) > 1)
+    return Product(weight, bias, lays_out(weight.dtype))
 
 
 def _norm(module: Any, path: str) -> tuple[Any, ...]:
@@ -235,7 +259,9 @@ def _layer_of(layer: Any, parts: LayerParts, name: str) -> _Layer:
         norms = [_norm(layer, path) for path in parts.norms]
     except FreezeError as reason:
         raise FreezeError(f"{name}: {reason}") from None
-    dtypes = {linear.weight.dtype for linear in (q, k, v, attended, wide, narrow)}
+    if len({type(linear) for linear in (q, k, v)}) != 1:
+        raise FreezeError(f"{name}: some of query, key and value are int8, others not")
+    dtypes = {linear.weight.dtype for linear in (q, k, v, attended, wide, narrow) if not _is_int8(linear)}
     dtypes |= {weight.dtype for _, weight, _, _ in norms if weight is not None}
     if len(dtypes) != 1 or not {torch.float32, torch.bfloat16, torch.float16} >= dtypes:
         raise FreezeError(f"{name} has weights in {', '.join(sorted(map(str, dtypes)))}")
@@ -245,6 +271,7 @@ def _layer_of(layer: Any, parts: LayerParts, name: str) -> _Layer:
     form = APPROXIMATE.get(type(function).__name__)
     known = form is not None and bypass_reason(function, own, source="transformers.activations") is None
     return _Layer(
+        dtype=next(iter(dtypes)),
         heads=q.weight.shape[0] // attention.attention_head_size,
         scale=float(attention.scaling),
         qkv=_product([q, k, v]),

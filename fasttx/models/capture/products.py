@@ -1,7 +1,8 @@
-"""Linear layers for inference on a CPU: the weight laid out once as oneDNN wants it, bias, GELU and sum in the product.
+"""Linear layers for inference on a CPU, with bias, GELU and sum in the product: of floats by oneDNN, which gets a copy
+of the weight in its own layout, of int8 by the ops of fasttx.
 
-The operators are private to PyTorch. So they are asked for by what they do: a small product is compared with F.linear
-first, and where that fails (another build, another processor) F.linear computes.
+The operators of oneDNN are private to PyTorch. So they are asked for by what they do: a small product is compared with
+F.linear first, and where that fails (another build, another processor) F.linear computes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...ops.backends import forced_backend
+from ...ops.exporting import called
+from ...ops.int8_linear.op import INT8_LINEAR
+from ...ops.quantize_per_token.op import QUANTIZE_PER_TOKEN
+
+_quantize, _int8 = called(QUANTIZE_PER_TOKEN), called(INT8_LINEAR)
 GELU = ("none", "tanh")
 """Forms of GELU that the product ends with."""
 
@@ -57,6 +64,35 @@ class Product:
         if self.lays_out:
             return _binary(x, residual, self.weight, self.bias, "add")
         return F.linear(x, self.weight, self.bias) + residual
+
+
+class Int8Product:
+    """The same on int8: what comes in is quantised by token.
+
+    Args:
+        weight: int8 (out_features, in_features).
+        scale: float32 (out_features,).
+        bias: (out_features,) or None.
+        copied: whether `weight` is a copy that nothing else holds.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None, copied: bool) -> None:
+        self.weight, self.scale, self.bias = weight, scale, bias
+        self.bytes = weight.numel() if copied else 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._run(x, "none", None)
+
+    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+        return self._run(x, "gelu" if approximate == "none" else "gelu_tanh", None)
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self._run(x, "none", residual)
+
+    def _run(self, x: Tensor, activation: str, residual: Tensor | None) -> Tensor:
+        backend = forced_backend()
+        x_q, x_scale = _quantize(x, None, backend)
+        return _int8(x_q, self.weight, x_scale, self.scale, self.bias, residual, activation, x.dtype, backend)
 
 
 def _plain(*arguments: Any) -> Tensor:
