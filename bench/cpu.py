@@ -6,7 +6,8 @@ Sentences are real ones, of the language reference that Python carries. MiniLM h
 installed; another model has random ones. Each arm is compared with transformers in float32 before it is timed: by the
 cosine of each embedding, or by the norm of the difference of all gradients. All arms then take turns, in one process;
 a figure is the least of several rounds over all batches of a case. ``gain`` is transformers' time in float32 over the
-arm's. ``cpu_ms`` counts the time of all threads; runtimes whose threads wait by spinning spend more of it.
+arm's: of the clock, or with one thread the processor's own, which other work on the machine changes little. ``cpu_ms``
+counts the time of all threads; runtimes whose threads wait by spinning spend more of it.
 """
 
 from __future__ import annotations
@@ -179,9 +180,10 @@ def measure(case: CpuCase, settings: Settings, *, compilers: bool) -> list[dict[
         call()
     for name, (wall, cpu) in least_times(calls, settings.rounds, settings.left()).items():
         rows[name] |= {"status": "ok", "ms": wall / len(batches), "cpu_ms": cpu / len(batches)}
+    time_of = "cpu_ms" if torch.get_num_threads() == 1 else "ms"
     for row in rows.values():
         if row["status"] == "ok" and rows[PLAIN]["status"] == "ok":
-            row["gain"] = rows[PLAIN]["ms"] / row["ms"]
+            row["gain"] = rows[PLAIN][time_of] / row[time_of]
     torch._dynamo.reset()
     return list(rows.values())
 
@@ -235,10 +237,12 @@ def run(
             rows += new
             write(rows, COLUMNS, out)
             say(text_of(new))
+        alone = torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
     if busy > BUSY:
-        say(f"Other work took {busy:.1f} cores: the times mean little. Measure again without it.")
+        means = "gains are of the processor's time" if alone else "the times mean little"
+        say(f"Other work took {busy:.1f} cores: {means}. Measure again without it.")
     return rows
 
 
