@@ -79,6 +79,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("host_build.py", "host_module.py"):
         shutil.copy(host_build.HERE / name, tmp_path / "tests" / "emulator")
     shutil.copy(host_build.ROOT / "tests" / "conftest.py", tmp_path / "tests")
+    shutil.copy(host_build.ROOT / "tests" / "support" / "cpu_module.py", tmp_path / "tests" / "emulator")
     (tmp_path / "pyproject.toml").write_text(
         '[tool.pytest.ini_options]\npythonpath = ["tests/emulator", "buildsystem"]\nmarkers = ["slow: x"]\n'
     )

@@ -101,7 +101,7 @@ BROKEN = {
     "the bound of a load": (
         "common/vectors.cuh",
         "if (i >= low && i < high) vectors[i / kWidth]",
-        "if (i >= low) vectors[i / kWidth]",
+        "if (i >= low && i <= high) vectors[i / kWidth]",
         r"out of bounds: read",
     ),
     "the rows of a block": (
