@@ -268,10 +268,11 @@ def attention_fwd(
     num_heads, head_dim, head_dim_v = q.shape[-2], q.shape[-1], v.shape[-1]
     batch = cu_seqlens_q.shape[0] - 1 if cu_seqlens_q is not None else q.shape[0]
     window = window_left >= 0 or window_right >= 0
-    tile = config(
-        "fwd", max(head_dim, head_dim_v), q.element_size(), arch_of(q.device), max_seqlen_q, max_seqlen_k,
-        masked=window or attn_bias is not None,
-    )  # fmt: skip
+    widest, arch = max(head_dim, head_dim_v), arch_of(q.device)
+    # tiles of 128 keys fill every register without dropout
+    cramped = dropout_p > 0.0 and widest <= 64 and 100 <= arch < 120
+    masked_tile = window or attn_bias is not None or cramped
+    tile = config("fwd", widest, q.element_size(), arch, max_seqlen_q, max_seqlen_k, masked=masked_tile)
     programs = batch * num_heads * triton.cdiv(max_seqlen_q, tile.block_m)
     if programs == 0:
         out.zero_()

@@ -92,7 +92,7 @@ TABLE_MASKED: dict[tuple[str, int, int], Config] = {
     ("dkdv", 80, 64): Config(32, 64, 8, 1, True),
     ("dkdv", 80, 128): Config(32, 32, 8, 1),
     ("dkdv", 90, 32): Config(64, 64, 8, 2),
-    ("dkdv", 90, 64): Config(64, 64, 8, 2),
+    ("dkdv", 90, 64): Config(64, 64, 8, 2, True),
     ("dkdv", 90, 128): Config(32, 64, 8, 1, True),
     ("dkdv", 100, 32): Config(64, 64, 8, 2),
     ("dkdv", 100, 64): Config(64, 64, 8, 1),
@@ -149,7 +149,8 @@ def config(
         itemsize: bytes of an element of q.
         arch: compute capability, times ten.
         max_seqlen_q, max_seqlen_k: blocks are no larger than these need (at least 16 rows; 32 keys, as dropout does).
-        masked: there is a window, or a mask (backward: what costs_registers says).
+        masked: there is a window, or a mask; forward, dropout beside tiles that fill every register without it
+            (backward: what costs_registers says).
     """
     if itemsize == 4:
         found = TABLE_FP32[kernel, 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256]

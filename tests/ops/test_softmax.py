@@ -193,8 +193,8 @@ def test_a_negative_scale_makes_the_smallest_element_the_largest_score(backend, 
     later, and in a row with an end."""
     for n_cols in (512, 500):
         x = (torch.randn(3, n_cols, device=device) * 60).to(dtype)
-        hold(backend, x, scale=-3.0)
-        hold(backend, x, scale=-3.0, p=0.2)
+        hold(backend, x, scale=-3.0, least=0.01)  # rows are nearly one-hot: the terms of dx cancel
+        hold(backend, x, scale=-3.0, p=0.2, least=0.01)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

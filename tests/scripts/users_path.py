@@ -105,7 +105,7 @@ class Installed:
         environment |= {"HF_HUB_OFFLINE": "1", "FASTTX_CACHE": str(self.work / "cache")}
         done = subprocess.run(
             [str(self.bin / program), *command],
-            cwd=self.work,
+            cwd=self.bin.parent,  # what is built may lie in a folder fasttx of `work`
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
