@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import pickle
 from typing import Any
@@ -12,9 +13,10 @@ from models import model_zoo as zoo
 from models.accuracy import assert_as_accurate
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fasttx
-from fasttx.models.capture import frozen
+from fasttx.models.capture import frozen, products
 from fasttx.models.capture.capture import FROZEN, Captured
 from fasttx.models.padding.encoder import Encoder
 
@@ -56,8 +58,6 @@ def assert_right(captured: Captured, plain: Any, inputs: dict[str, Tensor], call
 @pytest.fixture(params=[True, False], ids=["laid out", "F.linear"])
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With oneDNN's own layout of weights, and as where there is none."""
-    from fasttx.models.capture import products
-
     if request.param and not products.lays_out(torch.float32):
         pytest.skip("this build of PyTorch has no oneDNN")
     if not request.param:
@@ -157,6 +157,42 @@ def test_integers_that_change_are_seen() -> None:
         fasttx.dequantize(model)
         hidden(captured.model, batch(5, 3))
         assert captured.stats["freezes"] == 4 and captured.stats["calls"] == 4
+
+
+class Operators(TorchDispatchMode):
+    """Counts PyTorch's operators by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: collections.Counter[str] = collections.Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found[str(func).split(".")[1]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators_of_a_layer(captured: bool) -> collections.Counter[str]:
+    """What one layer more makes one more of."""
+    found = []
+    for layers in (2, 3):
+        model = bare(num_hidden_layers=layers)
+        if captured:
+            fasttx.capture(model)
+        hidden(model, batch(6))
+        with Operators() as seen:
+            hidden(model, batch(6))
+        found.append(seen.found)
+    return found[1] - found[0]
+
+
+@pytest.mark.skipif(not products.lays_out(torch.float32), reason="this build of PyTorch has no oneDNN")
+def test_a_layer_makes_few_calls() -> None:
+    """The numbers of docs/capture.md: seven that compute for twelve, 17 with reshapes for 38."""
+    reshapes = {"view", "t", "transpose", "unbind"}
+    for captured, computing, total in ((True, 7, 17), (False, 12, 38)):
+        found = operators_of_a_layer(captured)
+        assert sum(n for name, n in found.items() if name not in reshapes) == computing, found
+        assert sum(found.values()) == total, found
 
 
 def test_rows_that_are_all_padding_and_padding_on_the_left() -> None:
