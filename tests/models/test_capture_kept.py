@@ -41,6 +41,9 @@ def test_calls_that_are_more_than_layers() -> None:
             assert len(captured(**inputs, **{option: True})[name]) == length
         assert "training" in fallback_of(captured, lambda: captured.model.train() and captured(**inputs))
         model.eval()
+        model.encoder.layer[1].output.dropout.train()  # as for answers with dropout
+        assert "training" in fallback_of(captured, lambda: captured(**inputs))
+        model.eval()
 
         def under_autocast() -> None:
             with torch.autocast("cpu", torch.bfloat16):

@@ -77,8 +77,8 @@ class Frozen:
     def _reason(self, encoder: Any, hidden: Tensor) -> str | None:
         if torch.is_grad_enabled():
             return "gradients are recorded: call it under torch.no_grad() or torch.inference_mode()"
-        if encoder.training:
-            return "the model is in training mode"
+        if encoder.training or self._layers.trains:
+            return "the model, or a part of its layers, is in training mode"
         if graph_in_the_making(hidden):
             return "a graph is being compiled or exported"
         if hidden.device.type != "cpu":

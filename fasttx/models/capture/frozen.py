@@ -141,6 +141,11 @@ class FrozenEncoder:
                 return True
         return any(sample.tobytes() != before for sample, before in self._samples)
 
+    @property
+    def trains(self) -> bool:
+        """Whether a module below is in training mode: a dropout alone may be, to draw several answers."""
+        return any(state["training"] for state in self._states)
+
     def hook(self) -> str | None:
         """A module below that must be called, as it has hooks or a forward of its own, by its name; or None."""
         for state in self._states:
