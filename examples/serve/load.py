@@ -168,11 +168,10 @@ def cosine(one: array[float], other: array[float]) -> float:
 
 
 async def compare(folder: Path, requests: list[list[str]], clients: int, rounds: int, options: list[str]) -> int:
-    arms = {name: own for name, own in ARMS.items() if not ("--int8" in options and "--capture" in own)}
     async with contextlib.AsyncExitStack() as stack:
         servers = {
             name: await stack.enter_async_context(server(folder, "--linger", "0", *options, *own))
-            for name, own in arms.items()
+            for name, own in ARMS.items()
         }
         for running in servers.values():
             await round_of(running, requests[: 2 * clients], clients, Measured())  # to warm up

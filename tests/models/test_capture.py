@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import platform
 from typing import Any
 
 import pytest
@@ -139,7 +140,7 @@ def test_int8(family: Any, skip: tuple[str, ...]) -> None:
         with fasttx.capture(model) as captured:
             found = hidden(captured.model, batch(*lengths))
             assert captured.stats["calls"] == 1
-        assert torch.allclose(found, want, atol=2e-3, rtol=2e-3)
+        assert torch.allclose(found, want, atol=1e-5, rtol=1e-5)
 
 
 def test_integers_that_change_are_seen() -> None:
@@ -203,11 +204,45 @@ def test_rows_that_are_all_padding_and_padding_on_the_left() -> None:
         assert_right(captured, plain, inputs)
 
 
+def test_a_batch_that_stays_padded() -> None:
+    """Padding on the left is not packed by itself: the mask hides it."""
+    plain = bare()
+    inputs = batch(6, 6)
+    inputs["attention_mask"][0, :3] = 0
+    model = copy.deepcopy(plain)
+    fasttx.patch(model)
+    with fasttx.capture(model) as captured:
+        assert_right(captured, plain, inputs)
+        assert captured(**inputs).last_hidden_state[0, :3].ne(0).all()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN is what PyTorch has on x86-64")
+def test_weights_are_laid_out_here() -> None:
+    """Else every test of it would be skipped: what is wrong there falls back to F.linear."""
+    products.lays_out.cache_clear()
+    assert products.lays_out(torch.float32) == torch.backends.mkldnn.is_available()
+
+
+def test_products_that_are_wrong_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    products.lays_out.cache_clear()
+    plain = products._plain
+    monkeypatch.setattr(products, "_binary", lambda x, residual, w, b, how: plain(x, w, b, "none", [], ""))
+    assert not products.lays_out(torch.float32)
+    monkeypatch.undo()
+    products.lays_out.cache_clear()
+
+
 # ------------------------------------------------------------------------------------------------ never by old weights
 
 
 def change_in_place(model: Any) -> None:
     model.encoder.layer[1].output.dense.weight.data.mul_(2)
+
+
+def one_element(model: Any) -> None:
+    """None of the values that are looked at: its version tells."""
+    with torch.no_grad():
+        model.encoder.layer[0].attention.self.value.weight.view(-1)[1] += 3.0
 
 
 def change_under_no_grad(model: Any) -> None:
@@ -249,6 +284,7 @@ def narrower(model: Any) -> None:
 
 CHANGES = [
     change_in_place,
+    one_element,
     change_under_no_grad,
     load,
     another_parameter,

@@ -84,6 +84,15 @@ def test_a_module_that_becomes_strange_runs_as_patched() -> None:
         assert torch.allclose(captured(**batch(5)).last_hidden_state, plain(**batch(5)).last_hidden_state, atol=1e-5)
 
 
+def test_hidden_states_of_another_dtype_run_as_patched() -> None:
+    """Which is torch's error."""
+    with fasttx.capture(bare()) as captured:
+        captured.model.embeddings.to(torch.bfloat16)
+        with pytest.raises(RuntimeError):
+            captured(**batch(4))
+        assert captured.stats["fallbacks"] == {"the hidden states are torch.bfloat16, the layers torch.float32": 1}
+
+
 def test_a_graph_holds_what_is_patched() -> None:
     with fasttx.capture(bare()) as captured:
         want = hidden(captured.model, batch(6, 6))

@@ -91,8 +91,11 @@ def test_a_family_that_fasttx_does_not_know(
     assert line == "serve: DIR: got GPT2Model, of which fasttx replaces nothing; --unpatched serves it"
     line = error([str(folder), "--port", "0", "--unpatched", "--int8"], monkeypatch, capsys)
     assert line.startswith("serve: --int8: model: got GPT2Model, without an encoder layer")
-    line = error([str(directory()), "--port", "0", "--int8", "--capture"], monkeypatch, capsys)
-    assert line.startswith("serve: --capture: model: got BertModel; allowed is one whose encoder can be frozen")
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.MPNetModel(transformers.MPNetConfig(**shape, vocab_size=30522)).save_pretrained(folder)
+    capsys.readouterr()
+    line = error([str(folder), "--port", "0", "--capture"], monkeypatch, capsys)
+    assert line.startswith("serve: --capture: model: got MPNetModel; allowed is one whose encoder can be frozen")
 
 
 @pytest.mark.parametrize(
