@@ -9,7 +9,16 @@ NORM = ("tests/models/test_residual_norm.py",)
 FIRST_USE = ("tests/trust/test_first_use.py", "-k", "what_becomes")
 LATER = ("tests/trust/test_later.py",)
 SURROUNDINGS = ("tests/trust/test_surroundings.py",)
+CAPTURE = ("tests/models/test_capture.py", "tests/models/test_capture_kept.py")
 MODELS = [
+    Mutation("fasttx/models/capture/frozen.py", "scale=float(attention.scaling)", "scale=1.0", CAPTURE),
+    Mutation("fasttx/models/capture/frozen.py", "                or parameter._version != version\n", "", CAPTURE),
+    Mutation("fasttx/models/capture/frozen.py", "                or parameter.data_ptr() != address\n", "", CAPTURE),
+    Mutation(
+        "fasttx/models/capture/frozen.py", "bias = as_bias(mask, (", "bias = as_bias(mask.fill_(True), (", CAPTURE
+    ),
+    Mutation("fasttx/models/capture/products.py", 'self.bias, "add")', 'self.bias, "sub")', CAPTURE),
+    Mutation("fasttx/models/capture/capture.py", " or self._layers.trains:", ":", CAPTURE),
     Mutation(
         "fasttx/models/padding/encoder.py",
         "        and mask.shape == hidden.shape[:2]\n        and not graph_in",
