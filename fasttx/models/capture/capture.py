@@ -33,7 +33,7 @@ class Frozen:
         self._parts, self._lock = parts, threading.Lock()
         self.calls, self.freezes, self.fallbacks = 0, 1, Counter[str]()
         self._layers = FrozenEncoder(encoder, parts)
-        self.answer: Any = None
+        self.output_class: Any = None
 
     def __deepcopy__(self, memo: Any) -> None:
         return None
@@ -45,15 +45,15 @@ class Frozen:
     def bytes(self) -> int:
         return self._layers.bytes
 
-    def layers_for(self, encoder: Any, hidden: Tensor, padded_call: str | None) -> FrozenEncoder | None:
+    def layers_for(self, encoder: Any, hidden: Tensor, other_reason: str | None) -> FrozenEncoder | None:
         """The layers for a call, frozen anew where a weight has changed; None, and why, where it has to run unfrozen.
 
         Args:
             encoder: that carries this.
             hidden: what it is called with.
-            padded_call: why the call is more than its layers on these hidden states, or None.
+            other_reason: why the call is more than its layers on these hidden states, or None.
         """
-        reason = self._reason(encoder, hidden) or padded_call
+        reason = self._reason(encoder, hidden) or other_reason
         if reason is None:
             with self._lock:
                 if self._layers.changed():
@@ -103,9 +103,9 @@ class Running:
 
     def answer(self, original: Any, hidden: Tensor, last: Tensor) -> Any:
         """`last` in what the encoder's own forward returns, whose class a call with one token tells."""
-        if self.frozen.answer is None:
-            self.frozen.answer = type(original(self.encoder, hidden[:1, :1], None))
-        return self.frozen.answer(last_hidden_state=last)
+        if self.frozen.output_class is None:
+            self.frozen.output_class = type(original(self.encoder, hidden[:1, :1], None))
+        return self.frozen.output_class(last_hidden_state=last)
 
 
 def frozen_layers(encoder: Any, hidden: Tensor, other_reason: Callable[[], str | None]) -> Running | None:
