@@ -94,6 +94,9 @@ PROMISES: dict[str, tuple[str, Callable[..., bool]]] = {
 """Example -> the form of its last line, where # is a number, and what holds of the numbers."""
 QUICK = {"fine_tune"}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+AT_EXIT = "terminate called without an active exception"
+"""What a busy machine's rank may say when its work is done: gloo's threads can outlive the interpreter, after
+destroy_process_group too (https://github.com/pytorch/pytorch/pull/179291)."""
 NO_CHECKPOINT = {"recommend"}
 """They make a model of their own, as nobody publishes one for the task."""
 NEEDS = {"embeddings": ("sentence_transformers",), "trainer": ("accelerate",), "accelerate_loop": ("accelerate",)}
@@ -109,7 +112,8 @@ def run(name: str, folder: Path, *arguments: str) -> list[str]:
     by = TORCHRUN if name == "distributed" else []
     command = [sys.executable, *by, str(EXAMPLES / f"{name}.py"), *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    at_exit = name == "distributed" and AT_EXIT in done.stderr
+    assert done.returncode == 0 or at_exit and "Traceback" not in done.stderr.split(AT_EXIT)[0], done.stderr[-4000:]
     return done.stdout.strip().splitlines()
 
 
