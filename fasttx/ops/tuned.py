@@ -162,6 +162,11 @@ def backend_of(op: str, *tensors: Tensor) -> str | None:
     return None if regimes is None else regimes.get(regimes_of(op).name_of(*tensors))
 
 
+def has_any(device: torch.device) -> bool:
+    """Whether a table takes anything else than the default on a device."""
+    return bool(_of(device))
+
+
 def differs(name: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a table says otherwise than the default in any regime; dynamo takes the answer as a constant."""
     return (name, dtype) in _of(device)

@@ -127,36 +127,6 @@ def test_every_head(family: Any, cls: str) -> None:
             assert_as_accurate(value, same[name], exact[name], name)
 
 
-@pytest.mark.parametrize("skip", [(), ("*.0.*output.dense",)], ids=["all", "some"])
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_int8(family: Any, skip: tuple[str, ...]) -> None:
-    """The same integers, and so the same numbers up to the last rounding of what is between them."""
-    skip = () if family.model_type in ("distilbert", "albert") else skip
-    model = bare(family)
-    fasttx.quantize(model, fasttx.Int8Config(skip=skip))
-    fasttx.patch(model, unpad=True)
-    for lengths in BATCHES.values():
-        want = hidden(model, batch(*lengths))
-        with fasttx.capture(model) as captured:
-            found = hidden(captured.model, batch(*lengths))
-            assert captured.stats["calls"] == 1
-        assert torch.allclose(found, want, atol=1e-5, rtol=1e-5)
-
-
-def test_integers_that_change_are_seen() -> None:
-    model = bare()
-    fasttx.quantize(model)
-    with fasttx.capture(model) as captured:
-        before = hidden(captured.model, batch(5, 3))
-        model.encoder.layer[1].output.dense.weight.neg_()
-        assert not torch.allclose(hidden(captured.model, batch(5, 3)), before, atol=1e-2)
-        model.encoder.layer[1].output.dense.weight.neg_()
-        assert torch.equal(hidden(captured.model, batch(5, 3)), before) and captured.stats["freezes"] == 3
-        fasttx.dequantize(model)
-        hidden(captured.model, batch(5, 3))
-        assert captured.stats["freezes"] == 4 and captured.stats["calls"] == 4
-
-
 class Operators(TorchDispatchMode):
     """Counts PyTorch's operators by name."""
 
@@ -185,9 +155,9 @@ def operators_of_a_layer(captured: bool) -> collections.Counter[str]:
 
 @pytest.mark.skipif(not products.lays_out(torch.float32), reason="this build of PyTorch has no oneDNN")
 def test_a_layer_makes_few_calls() -> None:
-    """The numbers of docs/capture.md: seven that compute for twelve, 17 with reshapes for 38."""
-    reshapes = {"view", "t", "transpose", "unbind"}
-    for captured, computing, total in ((True, 7, 17), (False, 12, 38)):
+    """The numbers of docs/capture.md: seven that compute for twelve, 12 with reshapes for 38."""
+    reshapes = {"view", "t", "transpose", "permute", "unbind"}
+    for captured, computing, total in ((True, 7, 12), (False, 12, 38)):
         found = operators_of_a_layer(captured)
         assert sum(n for name, n in found.items() if name not in reshapes) == computing, found
         assert sum(found.values()) == total, found

@@ -10,6 +10,7 @@ FIRST_USE = ("tests/trust/test_first_use.py", "-k", "what_becomes")
 LATER = ("tests/trust/test_later.py",)
 SURROUNDINGS = ("tests/trust/test_surroundings.py",)
 CAPTURE = ("tests/models/test_capture.py", "tests/models/test_capture_kept.py")
+CAPTURE_INT8 = ("tests/models/test_capture_int8.py",)
 MODELS = [
     Mutation("fasttx/models/capture/frozen.py", "scale=float(attention.scaling)", "scale=1.0", CAPTURE),
     Mutation("fasttx/models/capture/frozen.py", "                or parameter._version != version\n", "", CAPTURE),
@@ -19,6 +20,12 @@ MODELS = [
     ),
     Mutation("fasttx/models/capture/products.py", 'self.bias, "add")', 'self.bias, "sub")', CAPTURE),
     Mutation("fasttx/models/capture/capture.py", " or self._layers.trains:", ":", CAPTURE),
+    Mutation("fasttx/models/capture/frozen.py", "found.permute(2, 0, 3, 1, 4)", "found.permute(2, 3, 0, 1, 4)", CAPTURE),
+    Mutation("fasttx/ops/cpu/direct.py", "        or dispatch.around\n", "", CAPTURE_INT8),
+    Mutation("fasttx/ops/cpu/direct.py", "        or not x.is_contiguous()\n", "", CAPTURE_INT8),
+    Mutation("fasttx/ops/cpu/direct.py", "self.n_out, _NUMBERS[activation]", "n_in, _NUMBERS[activation]", CAPTURE_INT8),
+    Mutation("fasttx/ops/cpu/direct.py", "*at(weight), *at(bias), 0)", "*at(bias), *at(weight), 0)", CAPTURE_INT8),
+    Mutation("fasttx/models/capture/frozen.py", "following.qkv.on_int8)", "False)", CAPTURE_INT8),
     Mutation(
         "fasttx/models/padding/encoder.py",
         "        and mask.shape == hidden.shape[:2]\n        and not graph_in",

@@ -5,10 +5,10 @@
     h   = layer_norm(x + a Wo^T + b)          the sum within the product
     y   = layer_norm(h + gelu(h Wi^T + b) Wd^T + b)
 
-In an int8 model a product quantises its input first, a call of its own.
+In an int8 model the norms hand rows on int8 to the products that read them, and the other two products quantise first.
 
 A frozen encoder holds copies of the weights, and must never answer by old ones. Before each call it looks at every
-parameter (its place, its version, its address, 16 of its values, as no version tells of a change through ``.data``)
+parameter (its place, its version, its address, some of its values, as no version tells of a change through ``.data``)
 and at every module (its place, its hooks). Where a parameter has changed, all is laid out anew.
 """
 
@@ -29,10 +29,13 @@ from ..attention.masks import as_bias
 from ..fusions.mlp import APPROXIMATE
 from ..subclass import has_own_forward, original_of
 from .parts import LayerParts
-from .products import Int8Product, Product, lays_out
+from .products import Int8Product, Norm, Product, lays_out
 
 AnyProduct = Product | Int8Product
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+Attend = Callable[[Tensor, int, float], Tensor]
+"""Of q, k and v in a row (tokens, 3 width), heads and scale: (tokens, width)."""
+SAMPLES = 4
+"""Values of a parameter that are looked at before each call: each is a line of memory that no layer reads."""
 
 
 class FreezeError(Exception):
@@ -48,20 +51,21 @@ class _Layer:
     scale: float
     qkv: AnyProduct
     attended: AnyProduct
-    attended_norm: tuple[Any, ...]
+    attended_norm: Norm
     wide: AnyProduct
     activation: str | Callable[[Tensor], Tensor]
     narrow: AnyProduct
-    norm: tuple[Any, ...]
+    norm: Norm
 
-    def run(self, x: Tensor, attend: Attend) -> Tensor:
-        """x (tokens, width) -> the same shape."""
-        q, k, v = self.qkv(x).view(x.shape[0], 3, self.heads, -1).unbind(1)
-        attended = attend(q, k, v, self.scale)
-        x = torch.layer_norm(self.attended.plus(attended, x), *self.attended_norm)
-        activation = self.activation
-        wide = self.wide.gelu(x, activation) if isinstance(activation, str) else activation(self.wide(x))
-        return torch.layer_norm(self.narrow.plus(wide, x), *self.norm)
+    def run(self, x: Tensor, rows: Any, attend: Attend, next_on_int8: bool) -> tuple[Tensor, Any]:
+        """x (tokens, width) and its rows on int8 or None -> the same of the next layer, whose rows it may want."""
+        attended = attend(self.qkv(x, rows), self.heads, self.scale)
+        x, rows = self.attended_norm(self.attended.plus(attended, x), self.wide.on_int8)
+        if isinstance(self.activation, str):
+            wide = self.wide.gelu(x, self.activation, rows)
+        else:
+            wide = self.activation(self.wide(x, rows))
+        return self.norm(self.narrow.plus(wide, x), next_on_int8)
 
     @property
     def products(self) -> tuple[AnyProduct, ...]:
@@ -169,41 +173,43 @@ class FrozenEncoder:
         """hidden (batch, seqlen, width), mask of keys bool (batch, seqlen) or None -> last hidden states."""
         batch, seqlen, width = hidden.shape
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            q, k, v = (x.unflatten(0, (batch, seqlen)) for x in (q, k, v))
+        def attend(qkv: Tensor, heads: int, scale: float) -> Tensor:
+            found = qkv.view(batch, seqlen, 3, heads, -1)
             if mask is None:
-                q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+                q, k, v = found.permute(2, 0, 3, 1, 4).unbind()
                 out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
             else:
-                bias = as_bias(mask, (batch, q.shape[2], seqlen, seqlen))
-                out = attention_padded(q, k, v, attn_bias=bias, softmax_scale=scale)
+                bias = as_bias(mask, (batch, heads, seqlen, seqlen))
+                out = attention_padded(*found.unbind(2), attn_bias=bias, softmax_scale=scale)
             return out.reshape(batch * seqlen, -1)
 
         return self._run(hidden.reshape(batch * seqlen, width), attend).view(batch, seqlen, -1)
 
     def packed(self, tokens: Tensor, layout: Layout) -> Tensor:
         """tokens (total, width) of several sequences -> the same shape."""
-        starts, longest = layout.cu_seqlens, layout.max_seqlen
+        starts, longest, total = layout.cu_seqlens, layout.max_seqlen, tokens.shape[0]
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        def attend(qkv: Tensor, heads: int, scale: float) -> Tensor:
+            q, k, v = qkv.view(total, 3, heads, -1).unbind(1)
             out: Tensor = attention_packed(q, k, v, starts, starts, longest, longest, scale=scale, sure=True)
-            return out.reshape(tokens.shape[0], -1)
+            return out.reshape(total, -1)
 
         return self._run(tokens, attend)
 
     def _run(self, x: Tensor, attend: Attend) -> Tensor:
         if self._first is not None:
             x = self._first(x)
-        for layer in self._layers:
-            x = layer.run(x, attend)
+        rows = None
+        for layer, following in zip(self._layers, [*self._layers[1:], None]):
+            x, rows = layer.run(x, rows, attend, following is not None and following.qkv.on_int8)
         return x
 
 
 def _sample(parameter: Tensor) -> Any:
-    """16 values of a parameter or fewer, as bits: a view in NumPy, which is read in a fraction of PyTorch's time."""
+    """Some values of a parameter, as bits: a view in NumPy, which is read in a fraction of PyTorch's time."""
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
     flat = parameter.detach().reshape(-1)
-    return flat.view(bits).numpy()[:: max(1, flat.numel() // 16)][:16]
+    return flat.view(bits).numpy()[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
 
 
 def _refuse_more(layer: nn.Module, parts: LayerParts, name: str) -> None:
@@ -249,13 +255,13 @@ def _product(linears: list[Any]) -> AnyProduct:
     return Product(weight, bias, lays_out(weight.dtype))
 
 
-def _norm(module: Any, path: str) -> tuple[Any, ...]:
+def _norm(module: Any, path: str) -> Norm:
     norm = module.get_submodule(path)
     reason = bypass_reason(norm, path, cls="LayerNorm")
     if reason is not None:
         raise FreezeError(reason)
     weight, bias = (None if x is None else x.detach() for x in (norm.weight, norm.bias))
-    return norm.normalized_shape, weight, bias, norm.eps
+    return Norm(norm.normalized_shape, weight, bias, norm.eps)
 
 
 def _layer_of(layer: Any, parts: LayerParts, name: str) -> _Layer:
@@ -267,7 +273,7 @@ def _layer_of(layer: Any, parts: LayerParts, name: str) -> _Layer:
     if len({type(linear) for linear in (q, k, v)}) != 1:
         raise FreezeError(f"{name}: some of query, key and value are int8, others not")
     dtypes = {linear.weight.dtype for linear in (q, k, v, attended, wide, narrow) if not _is_int8(linear)}
-    dtypes |= {weight.dtype for _, weight, _, _ in norms if weight is not None}
+    dtypes |= {norm.dtype for norm in norms if norm.dtype is not None}
     if len(dtypes) != 1 or not {torch.float32, torch.bfloat16, torch.float16} >= dtypes:
         raise FreezeError(f"{name} has weights in {', '.join(sorted(map(str, dtypes)))}")
     attention = layer.get_submodule(parts.attention)

@@ -15,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...ops.add_layer_norm_quantize.op import ADD_LAYER_NORM_QUANTIZE
 from ...ops.backends import forced_backend
+from ...ops.cpu import direct
+from ...ops.cpu.direct import Rows
 from ...ops.exporting import called
 from ...ops.int8_linear.op import INT8_LINEAR
 from ...ops.quantize_per_token.op import QUANTIZE_PER_TOKEN
 
-_quantize, _int8 = called(QUANTIZE_PER_TOKEN), called(INT8_LINEAR)
+_quantize, _int8, _norm_rows = called(QUANTIZE_PER_TOKEN), called(INT8_LINEAR), called(ADD_LAYER_NORM_QUANTIZE)
 GELU = ("none", "tanh")
 """Forms of GELU that the product ends with."""
 
@@ -42,18 +45,18 @@ class Product:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, lays_out: bool) -> None:
-        self.lays_out = lays_out
+        self.on_int8, self.lays_out = False, lays_out
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if lays_out else weight
         self.bias = bias
         self.bytes = weight.numel() * weight.element_size() if lays_out else 0
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (tokens, in_features) -> (tokens, out_features)."""
+    def __call__(self, x: Tensor, rows: None = None) -> Tensor:
+        """x (tokens, in_features) -> (tokens, out_features); rows are of int8 alone."""
         if self.lays_out:
             return _plain(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
 
-    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+    def gelu(self, x: Tensor, approximate: str, rows: None = None) -> Tensor:
         """GELU of the product."""
         if self.lays_out:
             return _plain(x, self.weight, self.bias, "gelu", [], approximate)
@@ -67,7 +70,7 @@ class Product:
 
 
 class Int8Product:
-    """The same on int8: what comes in is quantised by token.
+    """The same on int8: what comes in is quantised by token, unless its rows come too.
 
     Args:
         weight: int8 (out_features, in_features).
@@ -77,22 +80,48 @@ class Int8Product:
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None, copied: bool) -> None:
+        self.on_int8 = True
         self.weight, self.scale, self.bias = weight, scale, bias
         self.bytes = weight.numel() if copied else 0
+        self._direct = direct.Weight(weight, scale, bias)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._run(x, "none", None)
+    def __call__(self, x: Tensor, rows: Rows | None = None) -> Tensor:
+        return self._run(x, "none", None, rows)
 
-    def gelu(self, x: Tensor, approximate: str) -> Tensor:
-        return self._run(x, "gelu" if approximate == "none" else "gelu_tanh", None)
+    def gelu(self, x: Tensor, approximate: str, rows: Rows | None = None) -> Tensor:
+        return self._run(x, "gelu" if approximate == "none" else "gelu_tanh", None, rows)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self._run(x, "none", residual)
+        return self._run(x, "none", residual, None)
 
-    def _run(self, x: Tensor, activation: str, residual: Tensor | None) -> Tensor:
+    def _run(self, x: Tensor, activation: str, residual: Tensor | None, rows: Rows | None) -> Tensor:
+        kernels = direct.taken(x)
+        if kernels is not None:
+            rows = rows or direct.quantized(kernels, x)
+            return self._direct.product(kernels, rows, activation, residual, x.dtype)
         backend = forced_backend()
-        x_q, x_scale = _quantize(x, None, backend)
+        x_q, x_scale = rows or _quantize(x, None, backend)
         return _int8(x_q, self.weight, x_scale, self.scale, self.bias, residual, activation, x.dtype, backend)
+
+
+class Norm:
+    """Layer norm, and the rows of what reads it where that is an int8 product."""
+
+    def __init__(self, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+        weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
+        self._plain = tuple(shape), weight, bias, eps
+        self.dtype = None if weight is None else weight.dtype
+
+    def __call__(self, x: Tensor, for_int8: bool) -> tuple[Tensor, Rows | None]:
+        """x (tokens, width) -> the norm, and its rows on int8 if `for_int8`."""
+        if not for_int8:
+            return torch.layer_norm(x, *self._plain), None
+        _, weight, bias, eps = self._plain
+        kernels = direct.taken(x)
+        if kernels is not None:
+            return direct.norm_and_rows(kernels, x, weight, bias, eps)
+        out, x_q, x_scale = _norm_rows(x, None, weight, bias, None, eps, x.dtype, forced_backend())
+        return out, (x_q, x_scale)
 
 
 def _plain(*arguments: Any) -> Tensor:
