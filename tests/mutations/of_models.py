@@ -20,10 +20,14 @@ MODELS = [
     ),
     Mutation("fasttx/models/capture/products.py", 'self.bias, "add")', 'self.bias, "sub")', CAPTURE),
     Mutation("fasttx/models/capture/capture.py", " or self._layers.trains:", ":", CAPTURE),
-    Mutation("fasttx/models/capture/frozen.py", "found.permute(2, 0, 3, 1, 4)", "found.permute(2, 3, 0, 1, 4)", CAPTURE),
+    Mutation(
+        "fasttx/models/capture/frozen.py", "found.permute(2, 0, 3, 1, 4)", "found.permute(2, 3, 0, 1, 4)", CAPTURE
+    ),
     Mutation("fasttx/ops/cpu/direct.py", "        or dispatch.around\n", "", CAPTURE_INT8),
     Mutation("fasttx/ops/cpu/direct.py", "        or not x.is_contiguous()\n", "", CAPTURE_INT8),
-    Mutation("fasttx/ops/cpu/direct.py", "self.n_out, _NUMBERS[activation]", "n_in, _NUMBERS[activation]", CAPTURE_INT8),
+    Mutation(
+        "fasttx/ops/cpu/direct.py", "self.n_out, _NUMBERS[activation]", "n_in, _NUMBERS[activation]", CAPTURE_INT8
+    ),
     Mutation("fasttx/ops/cpu/direct.py", "*at(weight), *at(bias), 0)", "*at(bias), *at(weight), 0)", CAPTURE_INT8),
     Mutation("fasttx/models/capture/frozen.py", "following.qkv.on_int8)", "False)", CAPTURE_INT8),
     Mutation(
