@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +17,23 @@ from cli.test_commands import invoke
 from fasttx.bench.options import ABOUT
 from fasttx.cli.bench import Benchmark
 
-HELP = """
-import sys
+EACH = """
+import os, sys
 from fasttx.__main__ import main
-sys.argv = ["fasttx", *{arguments!r}]
-try:
-    main()
-except SystemExit as ended:
-    assert not ended.code, ended.code
-heavy = {{name.split(".")[0] for name in sys.modules}} & {{"torch", "transformers", "triton", "matplotlib", "numpy"}}
-assert not heavy, heavy
+
+HEAVY = {"torch", "transformers", "triton", "matplotlib", "numpy"}
+for arguments in CALLS:
+    child = os.fork()  # a fresh process for each, without the start of Python and of typer
+    if child == 0:
+        sys.argv = ["fasttx", *arguments]
+        try:
+            main()
+        except SystemExit as ended:
+            assert not ended.code, ended.code
+        print("heavy:", sorted({name.split(".")[0] for name in sys.modules} & HEAVY), flush=True)
+        os._exit(0)
+    print("status:", os.waitpid(child, 0)[1], flush=True)
+    print("end of", " ".join(arguments), flush=True)
 """
 COMMANDS = ("doctor", "supported", "tune", "demo", "verify", "plot", "bench")
 
@@ -39,17 +47,25 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize("arguments", CALLS, ids=" ".join)
-def test_help_waits_for_no_heavy_package(arguments: tuple[str, ...]) -> None:
+@pytest.fixture(scope="module")
+def shown() -> dict[str, str]:
+    """Arguments -> what the command printed, and how it ended."""
     done = subprocess.run(
-        [sys.executable, "-c", HELP.format(arguments=arguments)],
+        [sys.executable, "-c", EACH.replace("CALLS", repr(CALLS))],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         cwd=Path(__file__).resolve().parents[2],
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    parts = re.findall(r"(.*?)^end of (.*?)\n", done.stdout, re.M | re.S)
+    return {arguments: text for text, arguments in parts}
+
+
+@pytest.mark.parametrize("arguments", CALLS, ids=" ".join)
+def test_help_waits_for_no_heavy_package(arguments: tuple[str, ...], shown: dict[str, str]) -> None:
+    text = shown[" ".join(arguments)]
+    assert text.endswith("heavy: []\nstatus: 0\n") and len(text.splitlines()) > 2, text
 
 
 def test_these_are_all_commands() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 import fasttx
 from fasttx.models.capture import products
 from fasttx.models.capture.frozen import FrozenEncoder
+from fasttx.models.capture.products import Given
 from fasttx.ops import dispatch, tuned, verdicts
 from fasttx.ops.cpu import direct, launch
 from fasttx.testing import poisoned_outputs
@@ -29,9 +30,9 @@ SEEN = {
 """What makes the ops themselves be called."""
 
 
-def one_after_the_other(self: products.Norm, x: Tensor, for_int8: bool) -> tuple[Tensor, Any]:
+def one_after_the_other(self: products.Norm, x: Tensor, given: Given, for_int8: bool) -> tuple[Tensor, Given]:
     out = torch.layer_norm(x, *self._plain)
-    return out, fasttx.functional.quantize_per_token(out) if for_int8 else None
+    return out, Given(fasttx.functional.quantize_per_token(out) if for_int8 else None, given.kernels)
 
 
 @pytest.mark.parametrize("skip", [(), ("*.0.*output.dense",)], ids=["all", "some"])
@@ -57,16 +58,16 @@ def test_every_family(family: Any, skip: tuple[str, ...], monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("seen", [False, True], ids=["direct", "op"])
-def test_a_norm_and_its_integers(seen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if seen:
-        monkeypatch.setattr(direct, "taken", lambda x: None)
+def test_a_norm_and_its_integers(seen: bool) -> None:
     x, weight, bias = torch.randn(40, 96), torch.randn(96), torch.randn(96)
-    norm = products.Norm((96,), weight, bias, 1e-5)
-    out, (x_q, x_scale) = norm(x, True)
-    torch.testing.assert_close(out, torch.layer_norm(x, (96,), weight, bias, 1e-5), rtol=1e-5, atol=1e-6)
-    expected_q, expected_scale = fasttx.functional.quantize_per_token(out)
-    assert torch.equal(x_q, expected_q) and torch.equal(x_scale, expected_scale)
-    assert norm(x, False)[1] is None
+    given, norm = Given(None, None if seen else direct.taken(x)), products.Norm((96,), weight, bias, 1e-5)
+    for rows in (x, torch.randn(96, 40).t()):
+        out, found = norm(rows, given, True)
+        torch.testing.assert_close(out, torch.layer_norm(rows, (96,), weight, bias, 1e-5), rtol=1e-5, atol=1e-6)
+        assert found.rows is not None
+        expected_q, expected_scale = fasttx.functional.quantize_per_token(out)
+        assert torch.equal(found.rows[0], expected_q) and torch.equal(found.rows[1], expected_scale)
+        assert norm(rows, given, False)[1] == Given(None, given.kernels)
 
 
 def test_integers_that_change_are_seen() -> None:

@@ -25,11 +25,12 @@ from ...functional._packing import Layout
 from ...functional.attention.layouts import attention_packed, attention_padded
 from ...nn.bypass import bypass_reason
 from ...nn.int8 import Int8Linear
+from ...ops.cpu import direct
 from ..attention.masks import as_bias
 from ..fusions.mlp import APPROXIMATE
 from ..subclass import has_own_forward, original_of
 from .parts import LayerParts
-from .products import Int8Product, Norm, Product, lays_out
+from .products import Given, Int8Product, Norm, Product, lays_out
 
 AnyProduct = Product | Int8Product
 Attend = Callable[[Tensor, int, float], Tensor]
@@ -57,15 +58,15 @@ class _Layer:
     narrow: AnyProduct
     norm: Norm
 
-    def run(self, x: Tensor, rows: Any, attend: Attend, next_on_int8: bool) -> tuple[Tensor, Any]:
-        """x (tokens, width) and its rows on int8 or None -> the same of the next layer, whose rows it may want."""
-        attended = attend(self.qkv(x, rows), self.heads, self.scale)
-        x, rows = self.attended_norm(self.attended.plus(attended, x), self.wide.on_int8)
+    def run(self, x: Tensor, given: Given, attend: Attend, next_on_int8: bool) -> tuple[Tensor, Given]:
+        """x (tokens, width) and what is given of it -> the same of the next layer, whose rows it may want on int8."""
+        attended = attend(self.qkv(x, given), self.heads, self.scale)
+        x, given = self.attended_norm(self.attended.plus(attended, x, given), given, self.wide.on_int8)
         if isinstance(self.activation, str):
-            wide = self.wide.gelu(x, self.activation, rows)
+            wide = self.wide.gelu(x, self.activation, given)
         else:
-            wide = self.activation(self.wide(x, rows))
-        return self.norm(self.narrow.plus(wide, x), next_on_int8)
+            wide = self.activation(self.wide(x, given))
+        return self.norm(self.narrow.plus(wide, x, given), given, next_on_int8)
 
     @property
     def products(self) -> tuple[AnyProduct, ...]:
@@ -103,6 +104,7 @@ class FrozenEncoder:
         if self._first is not None:
             products.append(self._first)
         self.bytes = sum(product.bytes for product in products)
+        self._on_int8 = any(product.on_int8 for product in products)
         (self.dtype, *others) = dict.fromkeys(layer.dtype for layer in made.values())
         if others:
             raise FreezeError(f"its layers have weights in {', '.join(map(str, (self.dtype, *others)))}")
@@ -143,12 +145,18 @@ class FrozenEncoder:
                 or parameter.data_ptr() != address
             ):
                 return True
-        return any(sample.tobytes() != before for sample, before in self._samples)
+        for sample, before in self._samples:  # loops, not generators: each call of a model comes here
+            if sample.tobytes() != before:
+                return True
+        return False
 
     @property
     def trains(self) -> bool:
         """Whether a module below is in training mode: a dropout alone may be, to draw several answers."""
-        return any(state["training"] for state in self._states)
+        for state in self._states:
+            if state["training"]:
+                return True
+        return False
 
     def hook(self) -> str | None:
         """A module below that must be called, as it has hooks or a forward of its own, by its name; or None."""
@@ -198,10 +206,10 @@ class FrozenEncoder:
 
     def _run(self, x: Tensor, attend: Attend) -> Tensor:
         if self._first is not None:
-            x = self._first(x)
-        rows = None
+            x = self._first(x, Given(None, None))
+        given = Given(None, direct.taken(x) if self._on_int8 else None)
         for layer, following in zip(self._layers, [*self._layers[1:], None]):
-            x, rows = layer.run(x, rows, attend, following is not None and following.qkv.on_int8)
+            x, given = layer.run(x, given, attend, following is not None and following.qkv.on_int8)
         return x
 
 

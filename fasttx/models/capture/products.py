@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,14 @@ _LAYS_OUT = {
 """dtype -> what tells whether the processor multiplies in it; None where each does."""
 
 
+class Given(NamedTuple):
+    """What products on int8 are given beside their input: its rows on int8 where a norm made them, and the kernels of
+    :mod:`fasttx.ops.cpu.direct` where no op is to be called."""
+
+    rows: Rows | None
+    kernels: ModuleType | None
+
+
 class Product:
     """``x W^T + b`` with what follows it.
 
@@ -50,19 +59,19 @@ class Product:
         self.bias = bias
         self.bytes = weight.numel() * weight.element_size() if lays_out else 0
 
-    def __call__(self, x: Tensor, rows: None = None) -> Tensor:
-        """x (tokens, in_features) -> (tokens, out_features); rows are of int8 alone."""
+    def __call__(self, x: Tensor, given: Given) -> Tensor:
+        """x (tokens, in_features) -> (tokens, out_features)."""
         if self.lays_out:
             return _plain(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
 
-    def gelu(self, x: Tensor, approximate: str, rows: None = None) -> Tensor:
+    def gelu(self, x: Tensor, approximate: str, given: Given) -> Tensor:
         """GELU of the product."""
         if self.lays_out:
             return _plain(x, self.weight, self.bias, "gelu", [], approximate)
         return F.gelu(F.linear(x, self.weight, self.bias), approximate=approximate)
 
-    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+    def plus(self, x: Tensor, residual: Tensor, given: Given) -> Tensor:
         """The product and `residual`."""
         if self.lays_out:
             return _binary(x, residual, self.weight, self.bias, "add")
@@ -85,18 +94,19 @@ class Int8Product:
         self.bytes = weight.numel() if copied else 0
         self._direct = direct.Weight(weight, scale, bias)
 
-    def __call__(self, x: Tensor, rows: Rows | None = None) -> Tensor:
-        return self._run(x, "none", None, rows)
+    def __call__(self, x: Tensor, given: Given) -> Tensor:
+        return self._run(x, "none", None, given.rows, given.kernels)
 
-    def gelu(self, x: Tensor, approximate: str, rows: Rows | None = None) -> Tensor:
-        return self._run(x, "gelu" if approximate == "none" else "gelu_tanh", None, rows)
+    def gelu(self, x: Tensor, approximate: str, given: Given) -> Tensor:
+        return self._run(x, "gelu" if approximate == "none" else "gelu_tanh", None, given.rows, given.kernels)
 
-    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self._run(x, "none", residual, None)
+    def plus(self, x: Tensor, residual: Tensor, given: Given) -> Tensor:
+        return self._run(x, "none", residual, None, given.kernels)
 
-    def _run(self, x: Tensor, activation: str, residual: Tensor | None, rows: Rows | None) -> Tensor:
-        kernels = direct.taken(x)
-        if kernels is not None:
+    def _run(
+        self, x: Tensor, activation: str, residual: Tensor | None, rows: Rows | None, kernels: ModuleType | None
+    ) -> Tensor:
+        if kernels is not None and x.is_contiguous():
             rows = rows or direct.quantized(kernels, x)
             return self._direct.product(kernels, rows, activation, residual, x.dtype)
         backend = forced_backend()
@@ -112,16 +122,17 @@ class Norm:
         self._plain = tuple(shape), weight, bias, eps
         self.dtype = None if weight is None else weight.dtype
 
-    def __call__(self, x: Tensor, for_int8: bool) -> tuple[Tensor, Rows | None]:
+    def __call__(self, x: Tensor, given: Given, for_int8: bool) -> tuple[Tensor, Given]:
         """x (tokens, width) -> the norm, and its rows on int8 if `for_int8`."""
+        kernels = given.kernels
         if not for_int8:
-            return torch.layer_norm(x, *self._plain), None
+            return torch.layer_norm(x, *self._plain), Given(None, kernels)
         _, weight, bias, eps = self._plain
-        kernels = direct.taken(x)
-        if kernels is not None:
-            return direct.norm_and_rows(kernels, x, weight, bias, eps)
+        if kernels is not None and x.is_contiguous():
+            out, rows = direct.norm_and_rows(kernels, x, weight, bias, eps)
+            return out, Given(rows, kernels)
         out, x_q, x_scale = _norm_rows(x, None, weight, bias, None, eps, x.dtype, forced_backend())
-        return out, (x_q, x_scale)
+        return out, Given((x_q, x_scale), kernels)
 
 
 def _plain(*arguments: Any) -> Tensor:
@@ -152,11 +163,11 @@ def _is_right(dtype: torch.dtype) -> bool:
         torch.randn(shape, generator=draw).to(dtype) for shape in ((5, 48), (32, 48), (32,), (5, 32))
     )
     product, plain = Product(weight, bias, True), Product(weight.double(), bias.double(), False)
-    wide = x.double()
+    wide, none = x.double(), Given(None, None)
     calls: tuple[Callable[[Product, Tensor, Tensor], Tensor], ...] = (
-        lambda product, x, _: product(x),
-        lambda product, x, residual: product.plus(x, residual),
-        *((lambda product, x, _, form=form: product.gelu(x, form)) for form in GELU),
+        lambda product, x, _: product(x, none),
+        lambda product, x, residual: product.plus(x, residual, none),
+        *((lambda product, x, _, form=form: product.gelu(x, form, none)) for form in GELU),
     )
     allowed = 64 * torch.finfo(dtype).eps
     return all(
