@@ -23,6 +23,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from fasttx.bench import padding, plots
 from fasttx.cli import bench
 from fasttx.cli.bench import bar
+from fasttx.models.padding import decision
 from fasttx.models.padding import encoder as padding_free
 
 # -------------------------------------------------------------------------------------------------------------- bench
@@ -218,7 +219,7 @@ def test_verify_tells_a_wrong_result(saved: Path, monkeypatch: pytest.MonkeyPatc
         return put_rows(rows * 1.01, indices, total)
 
     monkeypatch.setattr(padding_free, "put_rows", wrong)
-    monkeypatch.setattr(padding_free, "WORTH_IT_ON_CPU", 0)
+    monkeypatch.setattr(decision, "WORTH_IT_ON_CPU", 0)
     assert "WRONG" in invoke("verify", str(saved), "--device", "cpu", code=1)
 
 

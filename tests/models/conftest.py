@@ -8,7 +8,7 @@ import pytest
 from models import model_zoo as zoo
 
 from fasttx.models.fusions import fusion
-from fasttx.models.padding import encoder as padding_free
+from fasttx.models.padding import decision as padding_free
 
 
 @pytest.fixture(autouse=True)

@@ -273,7 +273,7 @@ def test_a_part_that_may_lose_the_lengths_gets_a_padded_batch(family: Any, chang
 @pytest.mark.parametrize("family", [DISTILBERT, ALBERT], ids=lambda family: family.name)
 def test_a_cpu_packs_by_the_width_of_the_layers(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """ALBERT's encoder gets narrower rows than its layers."""
-    from fasttx.models.padding import encoder as padding_free
+    from fasttx.models.padding import decision as padding_free
 
     model, inputs = zoo.tiny_model(family, family.bare), zoo.inputs_for(family, family.bare)
     fasttx.patch(model)

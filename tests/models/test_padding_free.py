@@ -12,7 +12,7 @@ from models.accuracy import assert_as_accurate, assert_gradients_as_accurate
 from torch import Tensor, nn
 
 import fasttx
-from fasttx.models.padding import encoder as padding_free
+from fasttx.models.padding import decision as padding_free
 
 LENGTH = 11
 LENS = (11, 4, 7)

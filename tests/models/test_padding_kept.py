@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 import fasttx
 from fasttx.functional.attention import torch_fn
 from fasttx.functional.attention.torch_fn import torch_attention
-from fasttx.models.padding import encoder as padding_free
+from fasttx.models.padding import decision as padding_free
 
 
 @pytest.mark.parametrize("how", ["call", "config"])

@@ -27,10 +27,10 @@ A_LAYER = 5
 """Rows of the report: attention; query, key and value; two ends with dropout, sum and norm; the MLP."""
 ROWS = {
     "distilbert": 2 * 4 + 2, "albert": A_LAYER + 2, "mpnet": 2 * 4 + 4, "deberta": 2 * 3 + 1, "deberta-v2": 2 * 3 + 1,
-    "modernbert": 2, "vit": 2 * 3, "deit": 2 * 3,
+    "modernbert": 3, "vit": 2 * 3, "deit": 2 * 3,
 }  # fmt: skip
 """Of a bare model, where they are not two layers', the embeddings' and the encoder's."""
-LEFT = {"deberta": 2 + 2, "deberta-v2": 2 + 2, "modernbert": 2 + 1}
+LEFT = {"deberta": 2 + 2, "deberta-v2": 2 + 2, "modernbert": 2}
 """Of a bare model: what stays transformers' own, and why."""
 
 

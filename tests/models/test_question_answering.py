@@ -11,7 +11,7 @@ from models.test_padding_free import LENS, batch, layer_inputs
 from torch import Tensor
 
 import fasttx
-from fasttx.models.padding.encoder import STAY_PADDED
+from fasttx.models.padding.decision import STAY_PADDED
 
 CLS = "BertForQuestionAnswering"
 ANSWERS = {"start_positions": torch.tensor([3, 1, 2]), "end_positions": torch.tensor([10, 3, 6])}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fasttx
 from fasttx.models import tracing
-from fasttx.models.padding import encoder as padding_free
+from fasttx.models.padding import decision as padding_free
 from fasttx.models.padding import lengths as padding_lengths
 from fasttx.models.padding.encoder import Encoder
 

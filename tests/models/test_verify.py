@@ -15,7 +15,7 @@ import fasttx
 from fasttx.models.attention import interface
 from fasttx.models.diagnostics.verify import _rows
 from fasttx.models.families.family import Family
-from fasttx.models.padding import encoder as padding_free
+from fasttx.models.padding import decision as padding_free
 from fasttx.ops.registry import LAUNCHES
 
 HEAD = "BertForMaskedLM"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutation import Mutation
 
 PADDING = ("tests/models/test_padding_free.py", "tests/models/test_padding_kept.py")
+WHOLE = ("tests/models/test_whole_models.py",)
 NORM = ("tests/models/test_residual_norm.py",)
 FIRST_USE = ("tests/trust/test_first_use.py", "-k", "what_becomes")
 LATER = ("tests/trust/test_later.py",)
@@ -31,17 +32,19 @@ MODELS = [
     Mutation("fasttx/ops/cpu/direct.py", "*at(weight), *at(bias), 0)", "*at(bias), *at(weight), 0)", CAPTURE_INT8),
     Mutation("fasttx/models/capture/frozen.py", "following.qkv.on_int8)", "False)", CAPTURE_INT8),
     Mutation(
-        "fasttx/models/padding/encoder.py",
+        "fasttx/models/padding/decision.py",
         "        and mask.shape == hidden.shape[:2]\n        and not graph_in",
         "        and not graph_in",
         PADDING,
     ),
     Mutation(
-        "fasttx/models/padding/encoder.py",
+        "fasttx/models/padding/decision.py",
         "        and not graph_in_the_making(hidden)\n        and bool(mask.all())",
         "        and bool(mask.all())",
         PADDING,
     ),
+    Mutation("fasttx/models/padding/whole.py", "(layout.indices % seqlen)[None]", "layout.indices[None]", WHOLE),
+    Mutation("fasttx/models/padding/whole.py", " | starts_of(layout)", "", WHOLE),
     Mutation(
         "fasttx/models/fusions/mlp.py",
         "approximate = APPROXIMATE[type(self._modules[activation]).__name__]",

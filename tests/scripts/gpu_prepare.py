@@ -89,7 +89,7 @@ def pretended(launchers: dict[str, dict[str, str]]) -> Iterator[list[Any]]:
 
     from bench import peers, timer
     from fasttx.models.fusions import fusion
-    from fasttx.models.padding import encoder
+    from fasttx.models.padding import decision
     from fasttx.ops import dispatch, registry
 
     resolve, launcher_cls = dispatch.resolve, dry_device._Driver.launcher_cls
@@ -123,8 +123,8 @@ def pretended(launchers: dict[str, dict[str, str]]) -> Iterator[list[Any]]:
         mock.patch.object(registry.Op, "has_kernel", lambda *_: True),
         mock.patch.object(registry, "cannot_run_on", lambda *_: None),
         mock.patch.object(fusion, "UNFUSED_ON", frozenset()),
-        mock.patch.object(encoder, "_full_on_a_cpu", lambda *_: False),
-        mock.patch.object(encoder, "_enough_for_a_cpu", lambda *_: True),
+        mock.patch.object(decision, "_full_on_a_cpu", lambda *_: False),
+        mock.patch.object(decision, "_enough_for_a_cpu", lambda *_: True),
         mock.patch.object(dry_device._Driver, "launcher_cls", keep_source),
         mock.patch.object(timer, "_batch", once),
         mock.patch.object(peers, "_flex", lambda *_: "not here"),

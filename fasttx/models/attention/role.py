@@ -13,6 +13,13 @@ from .interface import IMPLEMENTATION
 from .masks import calls_the_interface
 
 
+def otherwise_built(module: nn.Module) -> str | None:
+    """Why transformers' attention interface does not reach a module in this version of it, or None."""
+    if "config" in module.__dict__ and calls_the_interface(module.config):
+        return None
+    return f"transformers {transformers.__version__} builds it otherwise than the versions that fasttx knows"
+
+
 @dataclass(frozen=True)
 class InterfaceAttention(Role):
     """A module that calls transformers' attention interface. Its class stays; its config is exchanged."""
@@ -24,9 +31,9 @@ class InterfaceAttention(Role):
 
     def plan(self, found: Found) -> bool:
         module = found.module
-        if not ("config" in module.__dict__ and calls_the_interface(module.config)):
-            reason = f"transformers {transformers.__version__} builds it otherwise than the versions that fasttx knows"
-            found.leave(self.before_in(module), reason)
+        otherwise = otherwise_built(module)
+        if otherwise is not None:
+            found.leave(self.before_in(module), otherwise)
             return False
         now = module.config._attn_implementation
         if module.config.output_attentions and now in ("eager", None):

@@ -1,15 +1,18 @@
 """ModernBERT: pre-norm layers with rotary positions, global and local attention, and gated MLPs.
 
-Attention is fasttx's, through transformers' interface; rotary positions and windows are transformers'. The 5.x releases
-of transformers no longer unpad by themselves: the model calls its layers on the padded batch, or on one row with
-``position_ids`` and the lengths that a flattening collator adds, which then reaches the packed kernels.
+Attention is fasttx's, through transformers' interface, with the windows of local layers; rotary positions are
+transformers'. The 5.x releases of transformers no longer unpad by themselves, and the model calls its layers itself, so
+that the whole model runs on one row of real tokens.
 """
 
 from __future__ import annotations
 
 from ..attention.role import InterfaceAttention
+from ..dropout import Layer
 from ..heads.role import heads
 from ..heads.vocabulary import VocabularyHead
+from ..padding.model import Model
+from ..padding.whole import WholeModel
 from ..role import Stays
 from .family import Family, replacements
 
@@ -32,15 +35,17 @@ MODERNBERT = Family(
     layer="ModernBertEncoderLayer",
     classes={
         "ModernBertModel": (
-            Stays(
-                "unpad",
-                "padded batch",
-                "the model itself calls the layers; batches of one row that a collator has flattened run packed",
+            WholeModel(
+                {"layers.*": "ModernBertEncoderLayer", "layers.*.attn": "ModernBertAttention"},
+                distances=True,
+                beside=("embeddings", "final_norm"),
             ),
+            Model(),
         ),
+        "ModernBertEncoderLayer": (Layer(),),
         "ModernBertAttention": (InterfaceAttention(),),
         "ModernBertMLP": (Stays("mlp", "product, activation, gate", "there is no kernel for a gated MLP"),),
-        **heads(HEADS, "ModernBert", vocabulary=VOCABULARY, packs=False),
+        **heads(HEADS, "ModernBert", vocabulary=VOCABULARY),
     },
 )
 FAMILIES = (MODERNBERT,)

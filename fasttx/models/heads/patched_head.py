@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..attention.masks import additive
 from ..options import ModulePatch
-from ..padding.encoder import STAY_PADDED
+from ..padding.decision import STAY_PADDED
 from ..padding.model import refuse_lengths, with_arguments
 from ..subclass import subclass_of
 from ..tracing import graph_in_the_making

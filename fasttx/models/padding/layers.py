@@ -29,9 +29,9 @@ def _below(encoder: Any, steps: Sequence[str]) -> list[tuple[str, Any]]:
     return found
 
 
-def strange_part(encoder: Any, forwards: Forwards) -> str | None:
+def strange_part(encoder: Any, forwards: Forwards, beside: Sequence[str] = ()) -> str | None:
     """What in a layer is a user's own and might not cope with a packed batch, or None: a forward that may lose where
-    sequences start; a hook, which would see one row of all tokens."""
+    sequences start; a hook, which would see one row of all tokens. `beside`: other children that see it."""
     for steps, forward in forwards:
         for name, module in _below(encoder, steps):
             found = type(module).forward
@@ -40,8 +40,8 @@ def strange_part(encoder: Any, forwards: Forwards) -> str | None:
             if not right or ("forward" in module.__dict__ and has_own_forward(module)):
                 return name
     if not torch.compiler.is_compiling():
-        for name, layer in _below(encoder, forwards[0][0]):
-            if _has_foreign_hook(layer):
+        for name, part in (*_below(encoder, forwards[0][0]), *((name, encoder._modules[name]) for name in beside)):
+            if part is not None and _has_foreign_hook(part):
                 return f"a hook in {name}"
     return None
 
