@@ -2,11 +2,13 @@
 
 Every name is imported at its first use, so that ``python -m fasttx --help`` waits for neither torch nor transformers.
 ``fasttx.patch(model)`` and its companions live in :mod:`fasttx.models`, which needs transformers; the rest does not.
+Where transformers is imported already, ``attn_implementation="fasttx"`` is known to it from here on.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,3 +71,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_FROM_MODELS, *_SUBPACKAGES, *_WITHOUT_TRANSFORMERS})
+
+
+if hasattr(sys.modules.get("transformers"), "AttentionMaskInterface"):  # transformers 4 has none, and no use for it
+    importlib.import_module(".models.attention.interface", __name__)  # registers itself
