@@ -79,7 +79,7 @@ FAST := tests/data tests/server \
 	other_layers padding_free padding_free_training padding_seen patching pretrained qkv quantize residual_norm roles \
 	saving torch_modules verify))
 
-.PHONY: help venv demo emulator test test-fast test-slow test-pins test-newest test-pinned test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-prepare gpu-check docs clean
+.PHONY: help venv demo emulator test test-fast test-slow test-exhaustive test-pins test-newest test-pinned test-all lint types format aot cuda sass wheel mutate sanitize package-check gpu-prepare gpu-check docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -110,13 +110,16 @@ emulator: $(STAMP) ## the CUDA C++ kernels compiled for the CPU, as the tests ru
 
 test: $(STAMP) ## the tests; without a GPU the Triton kernels run in Triton's interpreter
 	$(PY) tests/emulator/host_build.py plain race
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not exhaustive"
 
 test-fast: $(STAMP) ## the part of them that notices most, in less than two minutes on two cores; no compiler is needed
-	$(PYTEST) -m "not slow" $(FAST)
+	$(PYTEST) -m "not slow and not exhaustive" $(FAST)
 
 test-slow: $(STAMP) emulator ## the slower cases alone
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not exhaustive"
+
+test-exhaustive: $(STAMP) emulator ## the cases that these two leave out, of tests of many cases; before a release
+	$(PYTEST) -m exhaustive
 
 test-pins: ## what depends on them most, with the oldest torch, transformers and Triton, installed as on a new machine
 	$(MAKE) test-pinned PINS=oldest
@@ -126,7 +129,7 @@ test-newest: ## the same with the newest of them, to be run at a release
 
 test-pinned: $(STAMP) ## that selection with PINS=oldest or PINS=newest
 	$(PY) tests/emulator/host_build.py plain
-	$(PYTEST) -m "not slow" $(PINNED)
+	$(PYTEST) -m "not slow and not exhaustive" $(PINNED)
 	$(PYTEST) -m slow tests/models/test_seq_lens.py
 
 test-all: lint types test test-slow test-pins aot docs package-check ## everything, a wheel, and the demo at tiny size: what .ci/run calls

@@ -21,6 +21,7 @@ os.environ["FASTTX_CACHE"] = os.path.join(tempfile.gettempdir(), f"fasttx-tests-
 import cpu_module
 import host_build
 import pytest
+import selection
 import torch
 
 from bench.gpu import allowed  # the package `bench` also sets what Triton's cache is kept by
@@ -73,6 +74,10 @@ def skip_what_a_gpu_adds_nothing_to(items: list[pytest.Item]) -> None:
         path = item.path.relative_to(ROOT).as_posix()
         if not allowed.may_run(path, getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.skip(reason=allowed.REASON))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    selection.mark(item)
 
 
 @pytest.hookimpl(trylast=True)  # when -k and -m have chosen
