@@ -39,7 +39,7 @@ def megabytes(module):
 exact, layers, whole = embed(), megabytes(model.encoder), megabytes(model)
 print(fasttx.quantize(model))
 rounded = embed()
-torch.save(model.state_dict(), "int8.pt")  # load it into a model that was quantised alike
+model.save_pretrained("int8")  # from_pretrained loads it, after `import fasttx.models`
 cosine = (exact * rounded).sum(-1)
 print(
     f"layers {layers:.1f} -> {megabytes(model.encoder):.1f} MB, model {whole:.1f} -> {megabytes(model):.1f} MB",

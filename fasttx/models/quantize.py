@@ -11,10 +11,7 @@ import fnmatch
 import warnings
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.quantizers import HfQuantizer
 
 from ..nn.bypass import bypass_reason
 from ..ops.checks import FLOATS
@@ -24,6 +21,7 @@ from .checked import are_checked_later, check_kernels, measured_choices
 from .patch import _root
 from .plan import FAMILIES
 from .report import Report, Row, expected_backend
+from .saved_int8 import mark
 from .subclass import key_of, original_of, without_fsdp
 
 LAYERS = frozenset((family.source, family.layer) for family in FAMILIES)
@@ -32,54 +30,11 @@ OWN = ("transformers.", "torch.nn.modules.")
 """Where classes come from that call their linear layers as they are."""
 INT8_OPS = ("int8_linear", "quantize_per_token")
 """What a quantised layer calls, and what rounds its weight."""
-MARK = "hf_quantizer"
-"""The attribute by which transformers knows a quantised model: with a stranger there it refuses to save."""
-
-
-class _Quantizer(HfQuantizer):
-    """What transformers asks about a quantised model.
-
-    ``save_pretrained`` is refused: ``from_pretrained`` would read the integers as float weights, without their scales.
-    ``Trainer`` may evaluate and predict with it; a training step fails in backward, which says why.
-    """
-
-    requires_calibration = False
-    is_trainable = False
-    is_qat_trainable = False
-    is_compileable = True
-
-    class quantization_config:  # noqa: N801, the name that transformers asks for
-        quant_method = (
-            "fasttx.quantize, which from_pretrained cannot read yet (save its state_dict() and load that into a model "
-            "quantised in the same way, or call fasttx.dequantize first),"
-        )
-
-    def __init__(self) -> None:
-        self.pre_quantized = False
-
-    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
-        return False
-
-    def dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
-        """``model.dequantize()`` is :func:`fasttx.dequantize`, followed by a cast where a dtype is asked for."""
-        dequantize(model)
-        return model if dtype is None else model.to(dtype)
 
 
 def _class(module: nn.Module) -> type:
     """transformers' class of a module that may be patched or wrapped."""
     return original_of(without_fsdp(type(module)))
-
-
-def _mark(root: nn.Module) -> None:
-    """Marks the transformers models in `root` that hold int8 layers, and takes the mark off the others."""
-    for module in root.modules():
-        if not isinstance(module, PreTrainedModel):
-            continue
-        if int8_layers(module):
-            module.__dict__.setdefault(MARK, _Quantizer())
-        elif isinstance(module.__dict__.get(MARK), _Quantizer):
-            del module.__dict__[MARK]
 
 
 def _float_reason(name: str, linear: Any, inside: list[nn.Module]) -> str | None:
@@ -117,7 +72,8 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
     heads and whatever is not exactly a ``torch.nn.Linear`` (LoRA, hooks, parametrisations) stay as they are; the report
     says why. It works before and after :func:`fasttx.patch`. A quantised model has no gradients: backward raises. Its
     ``state_dict()`` holds int8 weights and scales, and loads into a model that was quantised in the same way.
-    ``save_pretrained`` refuses, because ``from_pretrained`` cannot read them yet.
+    ``save_pretrained`` saves them, and ``from_pretrained`` reads them where fasttx.models was imported before; without
+    it the load ends in an error.
 
     Args:
         model: a transformers model, or anything that holds some (PEFT, sentence-transformers, a pipeline).
@@ -173,7 +129,7 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
             f"skip: got {sorted(unused)}; allowed are patterns that match a linear layer of {type(root).__name__}"
         )
     replace_layers(root, chosen)
-    _mark(root)
+    mark(root)
     if not chosen:
         warnings.warn(f"fasttx.quantize replaced nothing: {'; '.join(report.reasons())}", stacklevel=2)
     return report
@@ -193,4 +149,4 @@ def dequantize(model: Any) -> None:
         raise ValueError(
             f"model: got a {type(root).__name__} without an int8 layer; allowed is one that fasttx.quantize changed"
         )
-    _mark(root)
+    mark(root)

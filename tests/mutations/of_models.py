@@ -11,6 +11,7 @@ FIRST_USE = ("tests/trust/test_first_use.py", "-k", "what_becomes")
 LATER = ("tests/trust/test_later.py",)
 SURROUNDINGS = ("tests/trust/test_surroundings.py",)
 CAPTURE = ("tests/models/test_capture.py", "tests/models/test_capture_kept.py")
+SAVED_INT8 = ("tests/models/test_saved_int8.py", "-k", "not process")
 CAPTURE_INT8 = ("tests/models/test_capture_int8.py",)
 MODELS = [
     Mutation("fasttx/models/capture/frozen.py", "scale=float(attention.scaling)", "scale=1.0", CAPTURE),
@@ -31,6 +32,14 @@ MODELS = [
     ),
     Mutation("fasttx/ops/cpu/direct.py", "*at(weight), *at(bias), 0)", "*at(bias), *at(weight), 0)", CAPTURE_INT8),
     Mutation("fasttx/models/capture/frozen.py", "following.qkv.on_int8)", "False)", CAPTURE_INT8),
+    Mutation(
+        "fasttx/models/saved_int8.py",
+        "layer.weight_scale = layer.weight_scale.view(torch.float32)",
+        "layer.weight_scale = layer.weight_scale.float()",
+        SAVED_INT8,
+    ),
+    Mutation("fasttx/models/saved_int8.py", "if self._dtype is None else model.to(self._dtype)", "", SAVED_INT8),
+    Mutation("fasttx/models/saved_int8.py", "int8_layers(module.base_model)", "int8_layers(module)", SAVED_INT8),
     Mutation(
         "fasttx/models/padding/decision.py",
         "        and mask.shape == hidden.shape[:2]\n        and not graph_in",
