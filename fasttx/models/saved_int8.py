@@ -63,7 +63,7 @@ def mark(root: nn.Module) -> None:
 
 
 @register_quantizer(METHOD)
-class Int8Quantizer(HfQuantizer):  # type: ignore[misc]
+class Int8Quantizer(HfQuantizer):
     """What transformers asks about a quantised model, and what it calls to save one and to load one.
 
     ``Trainer`` may evaluate and predict with it; a training step fails in backward, which says why.

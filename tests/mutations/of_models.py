@@ -39,7 +39,6 @@ MODELS = [
         SAVED_INT8,
     ),
     Mutation("fasttx/models/saved_int8.py", "if self._dtype is None else model.to(self._dtype)", "", SAVED_INT8),
-    Mutation("fasttx/models/saved_int8.py", "int8_layers(module.base_model)", "int8_layers(module)", SAVED_INT8),
     Mutation(
         "fasttx/models/padding/decision.py",
         "        and mask.shape == hidden.shape[:2]\n        and not graph_in",
