@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cuda_build
 import pytest
 from cuda import machine_code
 from cuda.machine_code import Instruction
+from cuda.ways import named, shortest_way
 
 LACKS = cuda_build.lacks() or (None if machine_code.cuobjdump() else "no cuobjdump was found (Triton brings one)")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str(LACKS)), pytest.mark.timeout(900)]
@@ -19,44 +20,6 @@ TILES = {32: (2, 64), 64: (2, 64), 96: (2, 32), 128: (2, 32), 192: (1, 32), 256:
 """By head_dim: blocks of 16 queries a warp, and keys (attention_config.h)."""
 # docs/kernels/attention_cuda.md: instructions a thread and score, without dropout and with it, on 8.0, 9.0 and 10.0
 MOST = {32: (11, 15.5), 64: (14, 18.5), 96: (21.5, 26.5), 128: (25, 30), 192: (45, 51), 256: (55, 61)}
-
-
-def named(start: str) -> Callable[[Instruction], bool]:
-    return lambda instruction: instruction.name.startswith(start)
-
-
-def shortest_way(loop: Sequence[Instruction], through: Sequence[Callable[[Instruction], bool]]) -> list[Instruction]:
-    """The fewest instructions from a loop's first to its last, forwards, that meet what each of `through` looks for, in
-    that order."""
-    at = {instruction.address: n for n, instruction in enumerate(loop)}
-
-    def met(n: int, so_far: int) -> int:
-        return so_far + (so_far < len(through) and through[so_far](loop[n]))
-
-    start = (0, met(0, 0))
-    before: dict[tuple[int, int], tuple[int, int] | None] = {start: None}
-    length = {start: 1}
-    for n, here in enumerate(loop[:-1]):
-        for so_far in range(len(through) + 1):
-            if (n, so_far) not in length:
-                continue
-            always = (
-                here.name.startswith("BRA") and not here.text.startswith("@") and not re.search(r"\bU?P\d", here.text)
-            )
-            ways = [] if always else [n + 1]
-            if here.target is not None and here.target > here.address and here.target in at:
-                ways.append(at[here.target])
-            for way in ways:
-                there = (way, met(way, so_far))
-                if length[n, so_far] + 1 < length.get(there, 1 << 30):
-                    length[there], before[there] = length[n, so_far] + 1, (n, so_far)
-    step: tuple[int, int] | None = (len(loop) - 1, len(through))
-    assert step in length, "there is no such way"
-    found = []
-    while step is not None:
-        found.append(loop[step[0]])
-        step = before[step]
-    return found[::-1]
 
 
 def head_dim(kernel: machine_code.Kernel) -> int:

@@ -8,7 +8,7 @@ from collections import Counter
 import cuda_build
 import pytest
 from cuda import machine_code
-from cuda.test_nvcc_attention import named, shortest_way
+from cuda.ways import named, shortest_way
 
 LACKS = cuda_build.lacks() or (None if machine_code.cuobjdump() else "no cuobjdump was found (Triton brings one)")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str(LACKS)), pytest.mark.timeout(900)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from of_attention_bwd_cuda import ATTENTION_BWD
 from of_attention_cuda import ATTENTION
+from of_bound import BOUND
 from of_cuda import CUDA
 from of_emulator import ARCH, EMULATOR
 from of_int8_cpu import INT8_CPU
@@ -16,4 +17,4 @@ from of_int8_cuda import INT8
 from of_models import MODELS
 from of_triton import TRITON
 
-MUTATIONS = [*TRITON, *CUDA, *ATTENTION, *ATTENTION_BWD, *INT8, *INT8_CPU, *ARCH, *EMULATOR, *MODELS]
+MUTATIONS = [*TRITON, *CUDA, *ATTENTION, *ATTENTION_BWD, *INT8, *INT8_CPU, *ARCH, *EMULATOR, *MODELS, *BOUND]
