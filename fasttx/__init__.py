@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .models.diagnostics.verify import verify
     from .models.patch import patch
     from .models.quantize import dequantize, quantize
+    from .models.trainer import FastTxCallback
     from .ops.backends import BackendError, backend
     from .quant import Int8Config
 
@@ -31,10 +32,12 @@ _FROM_MODELS = {
     **dict.fromkeys(("quantize", "dequantize"), "quantize"),
     **{name: f"diagnostics.{name}" for name in ("explain", "verify")},
     "capture": "capture.capture",
+    "FastTxCallback": "trainer",
 }
 
 __all__ = [
     "BackendError",
+    "FastTxCallback",
     "Int8Config",
     "backend",
     "capture",

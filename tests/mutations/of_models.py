@@ -54,6 +54,10 @@ MODELS = [
     Mutation("fasttx/models/padding/whole.py", "(layout.indices % seqlen)[None]", "layout.indices[None]", WHOLE),
     Mutation("fasttx/models/padding/whole.py", " | starts_of(layout)", "", WHOLE),
     Mutation(
+        "fasttx/models/trainer.py", "real = mask.count_nonzero()", "pass", ("tests/models/test_trainer_callback.py",)
+    ),
+    Mutation("fasttx/models/trainer.py", "and not kind.honours", "", ("tests/models/test_trainer_callback.py",)),
+    Mutation(
         "fasttx/models/fusions/mlp.py",
         "approximate = APPROXIMATE[type(self._modules[activation]).__name__]",
         'approximate = "none"',
