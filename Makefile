@@ -118,8 +118,9 @@ test-fast: $(STAMP) ## the part of them that notices most, in less than two minu
 test-slow: $(STAMP) emulator ## the slower cases alone
 	$(PYTEST) -m "slow and not exhaustive"
 
-test-exhaustive: $(STAMP) emulator ## the cases that these two leave out, of tests of many cases; before a release
+test-exhaustive: $(STAMP) emulator ## the cases that these two and aot leave out, of tests of many cases; before a release
 	$(PYTEST) -m exhaustive
+	env -u TRITON_INTERPRET FASTTX_AOT=1 $(PYTEST) -m exhaustive tests/ahead_of_time
 
 test-pins: ## what depends on them most, with the oldest torch, transformers and Triton, installed as on a new machine
 	$(MAKE) test-pinned PINS=oldest
@@ -150,7 +151,7 @@ format: $(STAMP) ## rewrite Python and C++ as `make lint` wants them
 	@files=$$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h'); if [ -n "$$files" ]; then $(VENV)/bin/clang-format -i $$files; fi
 
 aot: $(STAMP) ## compile every kernel's listed configurations to machine code for sm_80, sm_90 and sm_100
-	env -u TRITON_INTERPRET FASTTX_AOT=1 $(PYTEST) tests/ahead_of_time
+	env -u TRITON_INTERPRET FASTTX_AOT=1 $(PYTEST) -m "not exhaustive" tests/ahead_of_time
 
 cuda: $(STAMP) ## build fasttx._C in this checkout, by the nvcc of CUDA_HOME, PyPI or PATH (FASTTX_CUDA_ARCHS=90a)
 	FASTTX_CUDA=1 $(PY) setup.py -q build_ext --inplace
