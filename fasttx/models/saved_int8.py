@@ -140,8 +140,11 @@ class Int8Quantizer(HfQuantizer):
         """The tensors as the layers compute with them, and the model as :func:`fasttx.quantize` leaves one."""
         lost = []
         for name, layer in int8_layers(model).items():
-            loaded = [getattr(tensor, "_is_hf_initialized", False) for tensor in (layer.weight, layer.weight_scale)]
-            if not all(loaded):
+            tensors = (layer.weight, layer.weight_scale)
+            loaded = [getattr(tensor, "_is_hf_initialized", False) for tensor in tensors]
+            # transformers checks no shape where a quantizer is, and cuts floats down to integers
+            shapes = ((layer.out_features, 1, layer.in_features), (layer.out_features,))
+            if not all(loaded) or tuple(tensor.shape for tensor in tensors) != shapes:
                 lost.append(name)
                 continue
             layer.weight = layer.weight[:, 0]

@@ -206,3 +206,13 @@ def test_a_float_checkpoint_is_not_quantised_by_a_config(tmp_path: Path) -> None
         ValueError, match=r"quantization_config: got fasttx_int8; .* call fasttx.quantize after loading"
     ):
         transformers.BertModel.from_pretrained(tmp_path, quantization_config=saved_int8.Int8OnDisk())
+
+
+def test_float_weights_beside_scales_are_refused(tmp_path: Path) -> None:
+    """Under a quantizer transformers compares no shapes, and would cut the floats down to integers."""
+    saved(tmp_path)
+    file, name = tmp_path / "model.safetensors", "bert.encoder.layer.0.output.dense.weight"
+    state = safetensors.torch.load_file(file)
+    safetensors.torch.save_file(state | {name: state[name][:, 0].float()}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="no int8 weights of bert.encoder.layer.0.output.dense"):
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
