@@ -50,12 +50,8 @@ def mark(root: nn.Module) -> None:
     for module in root.modules():
         if not isinstance(module, PreTrainedModel):
             continue
-        layers = list(int8_layers(module.base_model))
-        if layers:
-            module.config.quantization_config = found = Int8OnDisk(layers)
-            quantizer = module.__dict__.setdefault(MARK, Int8Quantizer(found))
-            if isinstance(quantizer, Int8Quantizer):
-                quantizer.quantization_config = found
+        if int8_layers(module):
+            module.__dict__.setdefault(MARK, Int8Quantizer(Int8OnDisk()))
         elif isinstance(module.__dict__.get(MARK), Int8Quantizer):
             del module.__dict__[MARK]
             if isinstance(getattr(module.config, "quantization_config", None), Int8OnDisk):
@@ -84,7 +80,11 @@ class Int8Quantizer(HfQuantizer):
         return True
 
     def get_state_dict_and_metadata(self, model: Any, *args: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The state dictionary as it stands in a file."""
+        """The state dictionary as it stands in a file; the config, saved next, says which layers it is of.
+
+        It says so from now on, and not before: a float model may have been made of the same config.
+        """
+        self.quantization_config = model.config.quantization_config = Int8OnDisk(list(int8_layers(model.base_model)))
         state = model.state_dict()
         for name in int8_layers(model):
             state[f"{name}.weight"] = state[f"{name}.weight"][:, None]

@@ -103,6 +103,15 @@ def test_two_encoders_in_one_model(tmp_path: Path) -> None:
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
+def test_a_float_model_of_the_same_config_is_saved_as_one(tmp_path: Path) -> None:
+    model = tiny()
+    fasttx.quantize(model)
+    twin = transformers.BertModel(model.config)
+    twin.save_pretrained(tmp_path)
+    again = transformers.BertModel.from_pretrained(tmp_path)
+    assert not int8_names(again) and torch.equal(again.pooler.dense.weight, twin.pooler.dense.weight)
+
+
 def test_what_is_loaded_is_what_quantize_makes(tmp_path: Path) -> None:
     """It can be quantised no further, made float, saved as such, and evaluated by Trainer, which asks is_quantized."""
     saved(tmp_path)
