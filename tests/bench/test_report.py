@@ -108,6 +108,30 @@ def test_the_pages_say_what_fine_tuning_gained() -> None:
         assert gains in said and all(share in said for share in shares), page
 
 
+ARMS = {
+    "**fasttx.patch**": ("inference", "fasttx, fp32", "fasttx, bf16", "fasttx, int8"),
+    "**fasttx.capture**": (
+        *("inference", "fasttx, fp32 + capture", "fasttx, bf16 + capture", "fasttx, int8 + capture"),
+    ),
+    "torch.compile": ("inference", "transformers, fp32 + torch.compile", "transformers, bf16 + torch.compile"),
+    "ONNX Runtime": ("inference", "ONNX Runtime, fp32", "ONNX Runtime, int8"),
+    "OpenVINO": ("inference", "OpenVINO, fp32", "OpenVINO, its own choice"),
+    "**a training step**, fasttx.patch": ("training", "fasttx, fp32", "fasttx, bf16"),
+}
+"""Row of the table in the README -> task and arms of results/amd-epyc-2-cores/cpu.csv."""
+
+
+def test_the_readme_says_what_was_measured_on_a_cpu() -> None:
+    (found,) = read(ROOT / "results" / "amd-epyc-2-cores" / "cpu.csv")
+    gains = {(row["task"], row["kind"], row["arm"]): f"{float(row['gain']):.2f}" for row in found.rows}
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for title, (task, *arms) in ARMS.items():
+        (line,) = (line for line in lines if line.startswith(f"| {title}: "))
+        kinds = ("ragged", "of like length", "one sentence")[: 3 if task == "inference" else 2]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1 : 1 + len(kinds)] == [", ".join(gains[task, kind, arm] for arm in arms) for kind in kinds]
+
+
 # ------------------------------------------------------------------------------------------------- lines of gpu-check
 
 
