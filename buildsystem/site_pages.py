@@ -77,6 +77,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         if "://" in path or not path:
             return match.group(0)
         to = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+        if to.startswith("../") and image:  # a badge, which the repository's host draws
+            return ""
         page_of = ELSEWHERE.get(to, to.removeprefix("docs/") if to.startswith("docs/") else None)
         if page_of is None or not page_of.endswith((".md", ".png", ".svg")):
             return text

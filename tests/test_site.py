@@ -30,6 +30,7 @@ def test_the_reference_has_every_public_name(name: str) -> None:
     ("page", "text", "wanted"),
     [
         ("index.md", "[padding](docs/padding_free.md#data)", "[padding](padding_free.md#data)"),
+        ("index.md", "# fasttx ![tests](../../actions/workflows/ci.yml/badge.svg)", "# fasttx "),
         ("index.md", "[how](CONTRIBUTING.md)", "[how](contributing.md)"),
         ("kernels/softmax.md", "[design](../design.md)", "[design](../design.md)"),
         ("verification.md", "[its page](../tests/emulator/README.md)", "[its page](emulator.md)"),
