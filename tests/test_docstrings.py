@@ -20,8 +20,10 @@ FUNCTIONS = [getattr(functional, name) for name in functional.__all__]
 CALLS = [getattr(fasttx, name) for name in fasttx.__all__ if inspect.isfunction(getattr(fasttx, name))]
 RULE = [fasttx.testing.assert_as_accurate, fasttx.testing.row_bounds, data.PackingCollator, data.LengthBucketSampler]
 FUNCTION_OF = {
+    nn.DistillationLoss: "distillation_loss",
     nn.DropoutAddLayerNorm: "dropout_add_layer_norm",
     nn.EmbeddingLayerNorm: "embedding_layer_norm",
+    nn.HiddenStateLoss: "hidden_state_loss",
     nn.Int8Linear: "int8_linear",
     nn.LinearGELU: "linear_gelu",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._binary_cross_entropy import binary_cross_entropy_with_logits
 from ._cross_entropy import cross_entropy
+from ._distillation import distillation_loss, hidden_state_loss
 from ._dropout_add_layer_norm import dropout_add_layer_norm
 from ._embedding_layer_norm import embedding_layer_norm
 from ._gelu import gelu, linear_gelu
@@ -22,10 +23,12 @@ __all__ = [
     "attention_varlen",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "distillation_loss",
     "dropout_add_layer_norm",
     "gelu",
     "gelu_quantize",
     "embedding_layer_norm",
+    "hidden_state_loss",
     "int8_linear",
     "kl_div",
     "layer_norm",

@@ -11,6 +11,7 @@ from typing import Any
 import torch.nn as _torch_nn
 
 from . import functional
+from .distillation import DistillationLoss, HiddenStateLoss
 from .embedding import EmbeddingLayerNorm
 from .gelu import GELU, LinearGELU
 from .int8 import Int8Linear
@@ -23,9 +24,11 @@ from .transformer import TransformerEncoder, TransformerEncoderLayer
 __all__ = [
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
+    "DistillationLoss",
     "DropoutAddLayerNorm",
     "GELU",
     "EmbeddingLayerNorm",
+    "HiddenStateLoss",
     "Int8Linear",
     "KLDivLoss",
     "LayerNorm",
