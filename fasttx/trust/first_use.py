@@ -252,8 +252,9 @@ def _one_child(device: torch.device, names: Sequence[str], clock: Clock) -> Iter
     reader.start()
     listener.start()
 
-    def output() -> str:
-        listener.join(1.0 if child.poll() is not None else 0.0)
+    def output(ends: bool) -> str:
+        """What it has complained of; all of it, where it ends by itself."""
+        listener.join(END_S if ends else 0.0)
         return "".join(complaints)[-KEPT_CHARACTERS:]
 
     current = ""
@@ -265,10 +266,10 @@ def _one_child(device: torch.device, names: Sequence[str], clock: Clock) -> Iter
                 line = lines.get(timeout=max(limit, 0.0))
             except queue.Empty:
                 why = f"ran for more than {HANG_S:.0f} s" if means == "hung" else f"{clock.run_s:.0f} s were not enough"
-                yield (current if means == "hung" else ""), Verdict(means, why, output())
+                yield (current if means == "hung" else ""), Verdict(means, why, output(False))
                 return
             if line is None:
-                yield _death(current, child.wait(), output())
+                yield _death(current, child.wait(), output(True))
                 return
             told = _told(line, names)
             if told.get("device"):
@@ -283,7 +284,7 @@ def _one_child(device: torch.device, names: Sequence[str], clock: Clock) -> Iter
                 current = ""
                 clock.phase(compiling=True)
                 verdict = Verdict(told["status"], told["detail"])
-                yield told["row"], verdict if verdict.status == "ok" else verdict._replace(output=output())
+                yield told["row"], verdict if verdict.status == "ok" else verdict._replace(output=output(True))
                 if told["status"] != "ok" or told["row"] == names[-1]:
                     return
             elif "row" in told:

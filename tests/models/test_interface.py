@@ -321,5 +321,6 @@ def test_attention_of_an_older_transformers_is_left_alone(how: str, monkeypatch:
                 del module.config
     report = fasttx.patch(model)
     left = [row for row in report.left_alone if row.reason.startswith(zoo.BUILT_OTHERWISE)]
-    assert len(left) == 2 and not [row for row in report.replaced if row.after == "attention: fasttx"]
+    expected = 3 if how == "no registry" else 2  # ModernBERT's padding, too
+    assert len(left) == expected and not [row for row in report.replaced if row.after == "attention: fasttx"]
     assert zoo.attention_of(model) != "fasttx"
