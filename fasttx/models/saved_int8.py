@@ -62,7 +62,8 @@ def mark(root: nn.Module) -> None:
 class Int8Quantizer(HfQuantizer):
     """What transformers asks about a quantised model, and what it calls to save one and to load one.
 
-    ``Trainer`` may evaluate and predict with it; a training step fails in backward, which says why.
+    ``Trainer`` may evaluate and predict with it, and train what stands behind its encoder; a gradient that would have
+    to go through an int8 layer fails in backward, which says why.
     """
 
     requires_calibration = False
@@ -73,6 +74,7 @@ class Int8Quantizer(HfQuantizer):
     def __init__(self, quantization_config: Any, pre_quantized: bool = False, **_: Any) -> None:
         self.quantization_config, self.pre_quantized = quantization_config, pre_quantized
         self._dtype: torch.dtype | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     # ---------------------------------------------------------------------------------------------------------- saving
 
@@ -84,11 +86,17 @@ class Int8Quantizer(HfQuantizer):
 
         It says so from now on, and not before: a float model may have been made of the same config.
         """
-        self.quantization_config = model.config.quantization_config = Int8OnDisk(list(int8_layers(model.base_model)))
-        state = model.state_dict()
-        for name in int8_layers(model):
-            state[f"{name}.weight"] = state[f"{name}.weight"][:, None]
-            state[f"{name}.weight_scale"] = state[f"{name}.weight_scale"].view(torch.int32)
+        layers, state = list(int8_layers(model)), model.state_dict()
+        bare = model.base_model
+        named = list(int8_layers(bare))
+        if len(named) != len(layers):
+            beside = f"int8 layers beside its {type(bare).__name__}"
+            raise ValueError(wrong("model", f"a {type(model).__name__} with {beside}", "one with all of them inside"))
+        if not layers:  # a part of it was made float by itself
+            if isinstance(getattr(model.config, "quantization_config", None), Int8OnDisk):
+                del model.config.quantization_config
+            return state, {}
+        self.quantization_config = model.config.quantization_config = Int8OnDisk(named)
         state[NOTE] = torch.tensor([FORMAT], dtype=torch.int8)
         return state, {}
 
@@ -110,7 +118,7 @@ class Int8Quantizer(HfQuantizer):
         return dtype
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        """int8 layers in place of the float ones, with room for tensors as they stand in the file."""
+        """int8 layers in place of the float ones."""
         found: dict[nn.Module, nn.Module] = {}
         bare = model.base_model
         for name in self.quantization_config.layers:
@@ -127,10 +135,9 @@ class Int8Quantizer(HfQuantizer):
             made = Int8Linear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
             if linear.bias is not None:
                 made.bias = nn.Parameter(linear.bias.detach(), requires_grad=linear.bias.requires_grad)
-            made.weight = torch.empty(linear.out_features, 1, linear.in_features, dtype=torch.int8, device="meta")
-            made.weight_scale = torch.empty(linear.out_features, dtype=torch.int32, device="meta")
             found[linear] = made.train(linear.training)
         replace_layers(model, found)
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         before = model._keys_to_ignore_on_load_unexpected
         kind = set if isinstance(before, set) else list
         model._keys_to_ignore_on_load_unexpected = kind([*(before or ()), f"^{NOTE}$"])
@@ -138,29 +145,31 @@ class Int8Quantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """The tensors as the layers compute with them, and the model as :func:`fasttx.quantize` leaves one."""
+        # transformers checks no shape where a quantizer is, and would cut floats down to integers
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            wanted = self._shapes.get(name)
+            if wanted is not None and tuple(tensor.shape) != wanted:
+                given = f"{name} of {tuple(tensor.shape)}"
+                raise ValueError(wrong("the checkpoint", given, f"{wanted}, which the config or an argument asks for"))
         lost = []
         for name, layer in int8_layers(model).items():
             tensors = (layer.weight, layer.weight_scale)
-            loaded = [getattr(tensor, "_is_hf_initialized", False) for tensor in tensors]
-            # transformers checks no shape where a quantizer is, and cuts floats down to integers
-            shapes = ((layer.out_features, 1, layer.in_features), (layer.out_features,))
-            if not all(loaded) or tuple(tensor.shape for tensor in tensors) != shapes:
+            if all(getattr(tensor, "_is_hf_initialized", False) for tensor in tensors):
+                layer.weight = layer.weight[:, 0]
+                layer.weight_scale = layer.weight_scale.view(torch.float32)
+            else:
                 lost.append(name)
-                continue
-            layer.weight = layer.weight[:, 0]
-            layer.weight_scale = layer.weight_scale.view(torch.float32)
         if lost:
-            raise ValueError(
-                wrong(
-                    "the checkpoint",
-                    f"no int8 weights of {', '.join(lost)}",
-                    "the tensors of every layer that its config names",
-                )
-            )
+            given = f"no int8 weights of {', '.join(lost)}"
+            raise ValueError(wrong("the checkpoint", given, "the tensors of every layer that its config names"))
         for attribute in ("is_quantized", "quantization_method"):  # by which Trainer refuses to evaluate
             model.__dict__.pop(attribute, None)
         mark(model)
-        return model if self._dtype is None else model.to(self._dtype)
+        for name, parameter in model.named_parameters() if self._dtype is not None else ():
+            kept = any(part in name for part in (getattr(model, "_keep_in_fp32_modules", None) or ()))
+            if parameter.is_floating_point() and not parameter.is_meta and not kept:
+                parameter.data = parameter.data.to(self._dtype)
+        return model
 
     # ------------------------------------------------------------------------------------------------------------ back
 

@@ -23,8 +23,9 @@ class FastTxCallback(TrainerCallback):
 
     Beside each loss it logs ``tokens_per_second``, real tokens of this process in the time of its steps (loading and
     evaluation are not in it), and ``padding_share``, the share of the batches that is padding. Both are missing where
-    nothing can be counted: images, and models that ``torch.compile`` runs. It warns where the loss is another number
-    than without fasttx.
+    nothing can be counted: images, and models that ``torch.compile`` runs. They stand in ``state.log_history``;
+    Trainer tells TensorBoard and other reports of a loss before its callbacks, so these do not have them. It warns
+    where the loss is another number than without fasttx.
 
     Args:
         **options: arguments of :func:`fasttx.patch`. Without any a model that is patched already stays as it is.
@@ -36,18 +37,18 @@ class FastTxCallback(TrainerCallback):
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.report: Report | None = None
-        self._seen = False
+        self._patched_one = False
         self._hook: Any = None
         self._real: Tensor | int = 0  # on the device: nobody waits for it before a loss is logged
         self._all, self._seconds, self._began = 0, 0.0, 0.0
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Patches the model before accelerate prepares it."""
-        if model is None or self._seen:
+        """Patches the model before accelerate prepares it; a later one too, which ``model_init`` or a search makes."""
+        if model is None or (self._patched_one and is_patched(model)):
             return
-        self._seen = True
         if self.options or not is_patched(model):
             self.report = patch(model, **self.options)
+        self._patched_one = True
         parts = args.gradient_accumulation_steps * args.world_size
         for head in _divided_otherwise(model) if parts > 1 else ():
             warnings.warn(

@@ -13,13 +13,23 @@ from ..functional._quantize import quantize_per_channel
 from ..ops.checks import described, wrong
 
 
+def _as_stored(weight: Tensor) -> Tensor:
+    return weight[:, None]
+
+
+def _bits_of(scale: Tensor) -> Tensor:
+    return scale.view(torch.int32)
+
+
 class Int8Linear(nn.Module):
     """A linear layer on int8 for inference; see :func:`fasttx.functional.int8_linear`.
 
     Weights are quantised by output channel, inputs by token. ``weight``, int8 (out_features, in_features), and
     ``weight_scale``, float32 (out_features,), are buffers that keep their dtypes whatever the module is cast to.
-    ``bias`` is a parameter, which a cast changes. A new module holds zeros, to load a state dictionary into;
-    :meth:`from_float` quantises a layer. There is no gradient: backward raises RuntimeError.
+    ``bias`` is a parameter, which a cast changes. In a ``state_dict()`` the integers are (out_features, 1, in_features)
+    and the scales their bits as int32, so that no float layer loads them as its weight. A new module holds zeros, to
+    load a state dictionary into; :meth:`from_float` quantises a layer. There is no gradient: backward raises
+    RuntimeError.
 
     Args:
         in_features, out_features, bias, device: as in torch.nn.Linear.
@@ -90,11 +100,27 @@ class Int8Linear(nn.Module):
                 self._buffers[name] = old.to(new.device)
         return self
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Integers as (out, 1, in) and the bits of the scales as int32: no float layer takes them for its weight."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, stored in (("weight", _as_stored), ("weight_scale", _bits_of)):
+            if prefix + name in destination:
+                destination[prefix + name] = stored(destination[prefix + name])
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Refuses the weight of a float layer, which a copy would cut down to integers."""
+        """Takes what :meth:`_save_to_state_dict` gave, or the buffers as they are.
+
+        Refuses the weight of a float layer, which a copy would cut down to integers.
+        """
         for name in ("weight", "weight_scale"):
             given, own = state_dict.get(prefix + name), self._buffers[name]
-            if isinstance(given, Tensor) and own is not None and given.dtype != own.dtype:
+            if not isinstance(given, Tensor) or own is None:
+                continue
+            if name == "weight" and given.dtype == torch.int8 and given.dim() == 3 and given.shape[1] == 1:
+                given = state_dict[prefix + name] = given.squeeze(1)
+            if name == "weight_scale" and given.dtype == torch.int32:
+                given = state_dict[prefix + name] = given.view(torch.float32)
+            if given.dtype != own.dtype:
                 allowed = f"{own.dtype}: load float weights into the float model, and quantise it then"
                 args[-1].append(wrong(f"{prefix}{name}", given.dtype, allowed))  # error_msgs
                 return

@@ -209,6 +209,10 @@ def change_in_place(model: Any) -> None:
     model.encoder.layer[1].output.dense.weight.data.mul_(2)
 
 
+def change_of_a_transposed_weight(model: Any) -> None:
+    model.encoder.layer[1].attention.output.dense.weight.data.neg_()
+
+
 def one_element(model: Any) -> None:
     """None of the values that are looked at: its version tells."""
     with torch.no_grad():
@@ -254,6 +258,7 @@ def narrower(model: Any) -> None:
 
 CHANGES = [
     change_in_place,
+    change_of_a_transposed_weight,
     one_element,
     change_under_no_grad,
     load,
@@ -269,6 +274,8 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_of_weights_is_seen(change: Any) -> None:
     plain = bare()
+    dense = plain.encoder.layer[1].attention.output.dense
+    dense.weight = nn.Parameter(dense.weight.detach().t().contiguous().t())
     with fasttx.capture(copy.deepcopy(plain)) as captured:
         assert_right(captured, plain, batch(5, 3))
         for model in (plain, captured.model):

@@ -177,6 +177,60 @@ def test_in_another_process_without_fasttx_and_with_it(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- what fails
 
 
+def test_a_part_that_was_quantised_by_itself_is_refused_and_never_read_as_floats(tmp_path: Path) -> None:
+    """The model that is saved does not know of it."""
+    for part in ("bert", "bert.encoder"):
+        model = zoo.tiny_model(zoo.BERT, HEAD)
+        fasttx.quantize(model.get_submodule(part))
+        model.save_pretrained(tmp_path)
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            transformers.BertForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_a_part_that_was_made_float_by_itself(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    fasttx.dequantize(model.bert.encoder)
+    model.save_pretrained(tmp_path)
+    again = transformers.BertForSequenceClassification.from_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    assert torch.equal(again.bert.encoder.layer[0].output.dense.weight, model.bert.encoder.layer[0].output.dense.weight)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_labels": 7}, {"vocab_size": 500}, {"num_labels": 7, "ignore_mismatched_sizes": True}]
+)
+def test_other_shapes_than_those_in_the_file(options: dict[str, Any], tmp_path: Path) -> None:
+    """transformers compares none where a quantizer is."""
+    saved(tmp_path)
+    with pytest.raises(ValueError, match=r"the checkpoint: got .*; allowed is \((7|500),"):
+        transformers.BertForSequenceClassification.from_pretrained(tmp_path, **options)
+
+
+@zoo.needs("ModernBERT")
+def test_rotary_frequencies_stay_float32(tmp_path: Path) -> None:
+    family = zoo.BY_NAME["ModernBERT"]
+    model = zoo.tiny_model(family, family.bare).to(torch.bfloat16)
+    fasttx.quantize(model)
+    model.save_pretrained(tmp_path)
+    found = type(model).from_pretrained(tmp_path)
+    fresh = type(model).from_pretrained(tmp_path, dtype=torch.float16)
+    for name, buffer in found.named_buffers():
+        if "inv_freq" in name:
+            assert buffer.dtype == torch.float32 == fresh.get_buffer(name).dtype
+
+
+def test_a_checkpoint_is_loaded_by_load_state_dict_as_trainer_does(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    other = zoo.tiny_model(zoo.BERT, HEAD, seed=1)
+    fasttx.quantize(other)
+    report = other.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"), strict=False)
+    assert not report.missing_keys and report.unexpected_keys == [saved_int8.NOTE]
+    assert_same(other, model)
+    plain = zoo.tiny_model(zoo.BERT, HEAD)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        plain.load_state_dict(model.state_dict(), strict=False)
+
+
 def edit_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -223,5 +277,5 @@ def test_float_weights_beside_scales_are_refused(tmp_path: Path) -> None:
     file, name = tmp_path / "model.safetensors", "bert.encoder.layer.0.output.dense.weight"
     state = safetensors.torch.load_file(file)
     safetensors.torch.save_file(state | {name: state[name][:, 0].float()}, file, {"format": "pt"})
-    with pytest.raises(ValueError, match="no int8 weights of bert.encoder.layer.0.output.dense"):
+    with pytest.raises(ValueError, match=r"layer.0.output.dense.weight of \(32, 37\); allowed is \(32, 1, 37\)"):
         transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)

@@ -17,7 +17,7 @@ pytest.importorskip("accelerate", reason="Trainer needs accelerate")
 LENGTHS = (11, 4, 7, 6)
 
 
-def trainer_of(model: Any, folder: Path, callback: Any, accumulation: int = 1) -> Any:
+def trainer_of(model: Any, folder: Path, callback: Any, accumulation: int = 1, **more: Any) -> Any:
     """A Trainer of one epoch of four texts, two in a batch, that logs each step."""
     mask = torch.arange(11) < torch.tensor(LENGTHS)[:, None]
     ids = torch.where(mask, torch.randint(2, zoo.VOCAB, (4, 11), generator=torch.Generator().manual_seed(1)), 1)
@@ -33,7 +33,7 @@ def trainer_of(model: Any, folder: Path, callback: Any, accumulation: int = 1) -
         use_cpu=True,
         disable_tqdm=True,
     )
-    return transformers.Trainer(model=model, args=arguments, train_dataset=data, callbacks=[callback])
+    return transformers.Trainer(model=model, args=arguments, train_dataset=data, callbacks=[callback], **more)
 
 
 def test_it_patches_and_logs_real_tokens(tmp_path: Path) -> None:
@@ -58,6 +58,19 @@ def test_it_warns_of_another_loss(tmp_path: Path, loss: str) -> None:
         trainer_of(model, tmp_path, fasttx.FastTxCallback(loss=loss), accumulation=2)
     said = [str(w.message) for w in seen if "2 times as large" in str(w.message)]
     assert len(said) == (loss == "correct")
+
+
+def test_a_model_that_trainer_makes_anew_is_patched_too(tmp_path: Path) -> None:
+    """By model_init at each train(), as a search for hyperparameters does."""
+    made: list[Any] = []
+
+    def model_init() -> Any:
+        made.append(zoo.tiny_model(zoo.BERT, "BertForSequenceClassification"))
+        return made[-1]
+
+    trainer = trainer_of(None, tmp_path, fasttx.FastTxCallback(), model_init=model_init)
+    trainer.train()
+    assert len(made) == 2 and trainer.model is made[1] and fasttx.is_patched(made[1])
 
 
 def test_what_was_patched_before_stays(tmp_path: Path) -> None:

@@ -181,13 +181,26 @@ def state(module: nn.Module) -> dict[str, Tensor]:
 )
 def test_casts_leave_integers_and_scales(cast) -> None:
     int8 = Int8Linear.from_float(layer())
-    before, bias = state(int8), int8.bias.detach().clone()
+    before, bias = {name: buffer.clone() for name, buffer in int8.named_buffers()}, int8.bias.detach().clone()
     cast(int8)
     for name in ("weight", "weight_scale"):
         assert torch.equal(getattr(int8, name), before[name]) and getattr(int8, name).dtype == before[name].dtype
     torch.testing.assert_close(int8.bias.detach().float(), bias, rtol=1e-2, atol=1e-2)
     x = torch.randn(2, 40, dtype=int8.bias.dtype)
     assert int8(x).dtype == x.dtype
+
+
+def test_a_state_dict_is_none_of_a_float_layer_and_the_buffers_load_too() -> None:
+    int8 = Int8Linear.from_float(layer())
+    state = int8.state_dict()
+    assert state["weight"].shape == (24, 1, 40) and state["weight_scale"].dtype == torch.int32
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+        torch.nn.Linear(40, 24).load_state_dict(state, strict=False)
+    for assign in (False, True):
+        for given in (state, dict(int8.named_buffers()) | {"bias": int8.bias}):
+            fresh = Int8Linear(40, 24)
+            fresh.load_state_dict(given, assign=assign)
+            assert torch.equal(fresh.weight, int8.weight) and torch.equal(fresh.weight_scale, int8.weight_scale)
 
 
 def test_from_float_and_back() -> None:

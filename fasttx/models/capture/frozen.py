@@ -130,7 +130,7 @@ class FrozenEncoder:
                     raise FreezeError(f"{path}.{name} was made in inference mode, and cannot tell when it changes")
                 seen = (parameter, parameter._version, parameter.data_ptr())
                 self._parameters.append((holder, name, *seen))
-                sample = _sample(parameter)
+                sample = _sample(parameter, f"{path}.{name}")
                 self._samples.append((sample, sample.tobytes()))
 
     def changed(self) -> bool:
@@ -213,11 +213,14 @@ class FrozenEncoder:
         return x
 
 
-def _sample(parameter: Tensor) -> Any:
+def _sample(parameter: Tensor, name: str) -> Any:
     """Some values of a parameter, as bits: a view in NumPy, which is read in a fraction of PyTorch's time."""
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
-    flat = parameter.detach().reshape(-1)
-    return flat.view(bits).numpy()[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
+    own = parameter.detach()
+    own = own if own.is_contiguous() or own.dim() != 2 else own.t()
+    if not own.is_contiguous():  # a copy would not change with it
+        raise FreezeError(f"{name} is not contiguous")
+    return own.view(-1).view(bits).numpy()[:: max(1, own.numel() // SAMPLES)][:SAMPLES]
 
 
 def _refuse_more(layer: nn.Module, parts: LayerParts, name: str) -> None:

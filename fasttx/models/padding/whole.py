@@ -2,7 +2,7 @@
 
 There is no encoder to take the place of, so the model's own forward gets one row of real tokens: ids (or embeddings),
 token types and positions, (1, total), and where the sequences start. Positions are those that a token has in its padded
-row, so that rotary embeddings turn queries and keys as they do there. A pooler gets the padded rows.
+row, so that rotary embeddings turn queries and keys as they do there.
 """
 
 from __future__ import annotations
@@ -79,10 +79,7 @@ def whole_model_class(original: type, module: str, encoder: WholeModel, forwards
         batch, seqlen = hidden.shape[:2]
         last = output.last_hidden_state.squeeze(0)  # on another device where layers are spread over several
         padded = put_rows(last, layout.indices.to(last.device), batch * seqlen).view(batch, seqlen, last.shape[-1])
-        replaced = {"last_hidden_state": padded}
-        if output.get("pooler_output") is not None:
-            replaced["pooler_output"] = self.pooler(padded)
-        output = type(output)(**{**output, **replaced})
+        output = type(output)(**{**output, "last_hidden_state": padded})
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     return subclass_of(original, forward, module)
