@@ -79,9 +79,11 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("host_build.py", "host_module.py"):
         shutil.copy(host_build.HERE / name, tmp_path / "tests" / "emulator")
     shutil.copy(host_build.ROOT / "tests" / "conftest.py", tmp_path / "tests")
-    shutil.copy(host_build.ROOT / "tests" / "support" / "cpu_module.py", tmp_path / "tests" / "emulator")
+    for name in ("cpu_module.py", "selection.py"):  # what conftest imports
+        shutil.copy(host_build.ROOT / "tests" / "support" / name, tmp_path / "tests" / "emulator")
     (tmp_path / "pyproject.toml").write_text(
-        '[tool.pytest.ini_options]\npythonpath = ["tests/emulator", "buildsystem"]\nmarkers = ["slow: x"]\n'
+        '[tool.pytest.ini_options]\npythonpath = ["tests/emulator", "buildsystem"]\n'
+        'markers = ["slow: x", "exhaustive: x"]\n'
     )
     (tmp_path / "tests" / "test_it.py").write_text(
         "import pytest\n"
