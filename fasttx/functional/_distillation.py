@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.checks import described, is_number, values_may_be_read, wrong
+from ..ops.checks import check_one_device, described, is_number, values_may_be_read, wrong
 from ._routing import derivatives_active
 
 CHUNK = 1 << 22
@@ -134,13 +134,15 @@ def distillation_loss(
     shape = tuple(student_logits.shape)
     if not isinstance(teacher_logits, Tensor) or tuple(teacher_logits.shape) != shape:
         raise ValueError(wrong("teacher_logits", described(teacher_logits), f"floats {shape}, as the student's"))
-    if not teacher_logits.is_floating_point() or teacher_logits.device != student_logits.device:
-        given = f"{described(teacher_logits)} on {teacher_logits.device}"
-        raise ValueError(wrong("teacher_logits", given, f"floats on {student_logits.device}, where the student's are"))
+    if not teacher_logits.is_floating_point():
+        raise ValueError(wrong("teacher_logits", described(teacher_logits), f"floats {shape}, as the student's"))
     if target is not None and (
         not isinstance(target, Tensor) or target.shape != shape[:-1] or target.dtype != torch.int64
     ):
         raise ValueError(wrong("target", described(target), f"int64 {shape[:-1]}, or None"))
+    if not isinstance(ignore_index, int):
+        raise ValueError(wrong("ignore_index", described(ignore_index), "an int"))
+    check_one_device("student_logits", student_logits.device, teacher_logits=teacher_logits, target=target)
     check_options(temperature, alpha, reduction)
     exact = student_logits.dtype == torch.float64
     student = student_logits.reshape(-1, shape[-1])
@@ -202,6 +204,9 @@ def hidden_state_loss(
         raise ValueError(wrong("teacher_hidden", described(teacher_hidden), f"floats {shape}, as the student's"))
     if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.shape != shape[:-1]):
         raise ValueError(wrong("attention_mask", described(attention_mask), f"{shape[:-1]}, or None"))
+    check_one_device(
+        "student_hidden", student_hidden.device, teacher_hidden=teacher_hidden, attention_mask=attention_mask
+    )
     check_kind(kind)
     s, t = student_hidden.float(), teacher_hidden.detach().float()
     if kind == "mse":

@@ -69,6 +69,15 @@ CALLS: dict[str, dict[str, Any]] = {
         "ignore_index": -100,
         "label_smoothing": 0.1,
     },
+    "distillation_loss": {
+        "student_logits": X,
+        "teacher_logits": X,
+        "target": ROWS,
+        "temperature": 2.0,
+        "alpha": 0.5,
+        "ignore_index": -100,
+        "reduction": "mean",
+    },
     "dropout_add_layer_norm": {
         "input": X,
         "residual": X,
@@ -96,6 +105,12 @@ CALLS: dict[str, dict[str, Any]] = {
     },
     "gelu": {"input": X, "approximate": "tanh"},
     "gelu_quantize": {"input": X, "bias": X[0], "approximate": "tanh", "scale": 1.0},
+    "hidden_state_loss": {
+        "student_hidden": SEQUENCES,
+        "teacher_hidden": SEQUENCES,
+        "attention_mask": MASK,
+        "kind": "mse",
+    },
     "int8_linear": {
         "input": X,
         "weight_int8": INT8,

@@ -38,7 +38,7 @@ MODELS = [
         "layer.weight_scale = layer.weight_scale.float()",
         SAVED_INT8,
     ),
-    Mutation("fasttx/models/saved_int8.py", "if self._dtype is None else model.to(self._dtype)", "", SAVED_INT8),
+    Mutation("fasttx/models/saved_int8.py", "parameter.data = parameter.data.to(self._dtype)", "pass", SAVED_INT8),
     Mutation(
         "fasttx/models/padding/decision.py",
         "        and mask.shape == hidden.shape[:2]\n        and not graph_in",
