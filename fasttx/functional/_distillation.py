@@ -132,10 +132,9 @@ def distillation_loss(
     if not isinstance(student_logits, Tensor) or student_logits.dim() < 1 or not student_logits.is_floating_point():
         raise ValueError(wrong("student_logits", described(student_logits), "floats (..., n_classes)"))
     shape = tuple(student_logits.shape)
-    if not isinstance(teacher_logits, Tensor) or tuple(teacher_logits.shape) != shape:
-        raise ValueError(wrong("teacher_logits", described(teacher_logits), f"floats {shape}, as the student's"))
-    if not teacher_logits.is_floating_point():
-        raise ValueError(wrong("teacher_logits", described(teacher_logits), f"floats {shape}, as the student's"))
+    teacher = teacher_logits
+    if not isinstance(teacher, Tensor) or tuple(teacher.shape) != shape or not teacher.is_floating_point():
+        raise ValueError(wrong("teacher_logits", described(teacher), f"floats {shape}, as the student's"))
     if target is not None and (
         not isinstance(target, Tensor) or target.shape != shape[:-1] or target.dtype != torch.int64
     ):
@@ -146,7 +145,7 @@ def distillation_loss(
     check_options(temperature, alpha, reduction)
     exact = student_logits.dtype == torch.float64
     student = student_logits.reshape(-1, shape[-1])
-    teacher = teacher_logits.detach().reshape(-1, shape[-1])
+    teacher = teacher.detach().reshape(-1, shape[-1])
     if target is None:
         alpha = 1.0
     labels = None if target is None else target.reshape(-1)
