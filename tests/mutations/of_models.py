@@ -11,6 +11,7 @@ FIRST_USE = ("tests/trust/test_first_use.py", "-k", "what_becomes")
 LATER = ("tests/trust/test_later.py",)
 SURROUNDINGS = ("tests/trust/test_surroundings.py",)
 CAPTURE = ("tests/models/test_capture.py", "tests/models/test_capture_kept.py")
+DISTILLATION = ("tests/nn/test_distillation.py",)
 SAVED_INT8 = ("tests/models/test_saved_int8.py", "-k", "not process")
 CAPTURE_INT8 = ("tests/models/test_capture_int8.py",)
 MODELS = [
@@ -38,6 +39,9 @@ MODELS = [
         "layer.weight_scale = layer.weight_scale.float()",
         SAVED_INT8,
     ),
+    Mutation("fasttx/functional/_distillation.py", "sum(-1) * temperature**2", "sum(-1) * temperature", DISTILLATION),
+    Mutation("fasttx/functional/_distillation.py", "s.softmax(-1) - labelled", "s.softmax(-1)", DISTILLATION),
+    Mutation("fasttx/functional/_distillation.py", "found[rows] = gradient(rows)", "found[rows] = 0.0", DISTILLATION),
     Mutation("fasttx/models/saved_int8.py", "parameter.data = parameter.data.to(self._dtype)", "pass", SAVED_INT8),
     Mutation(
         "fasttx/models/padding/decision.py",
