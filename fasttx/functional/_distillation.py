@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.checks import check_one_device, described, is_number, values_may_be_read, wrong
+from ..ops.checks import check_one_device, described, is_number, values_are_known, values_may_be_read, wrong
 from ._routing import derivatives_active
 
 CHUNK = 1 << 22
@@ -152,7 +152,7 @@ def distillation_loss(
     counts = None if labels is None else labels != ignore_index
     if labels is not None and counts is not None:
         labels = torch.where(counts, labels, -1)
-        if values_may_be_read(labels.device) and not torch.compiler.is_compiling() and labels.numel():
+        if labels.numel() and values_may_be_read(labels.device) and values_are_known(labels):
             least, most = (int(x) for x in torch.aminmax(labels))
             if least < -1 or most >= shape[-1] or bool((counts & (labels < 0)).any()):
                 raise ValueError(
