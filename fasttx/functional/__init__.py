@@ -16,6 +16,7 @@ from ._multi_head_attention import multi_head_attention_forward
 from ._packing import repad, unpad
 from ._quantize import add_layer_norm_quantize, gelu_quantize, quantize_per_channel, quantize_per_token, quantize_static
 from ._softmax import log_softmax, softmax
+from .attention import flash_registry
 from .attention.sdpa import attention_varlen, scaled_dot_product_attention
 
 __all__ = [
@@ -44,3 +45,5 @@ __all__ = [
     "softmax",
     "unpad",
 ]
+
+flash_registry.register()
