@@ -30,6 +30,7 @@ RESULTS = {
     "fasttx": (
         "fasttx.models.report.Report",
         "fasttx.models.report.Row",
+        "fasttx.models.prune.PruningReport",
         "fasttx.models.diagnostics.verify.Verification",
         "fasttx.models.diagnostics.explain.Explanation",
     )

@@ -1,10 +1,9 @@
-"""Prunes the smallest weights of each layer with torch.nn.utils.prune, and fine-tunes the rest under the masks."""
+"""Prunes the smallest weights of each layer step by step, and fine-tunes the rest under the masks."""
 
 import argparse
 from pathlib import Path
 
 import torch
-from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
@@ -28,14 +27,12 @@ rows = [{**tokenizer(text, truncation=True), "label": names.index(label)} for la
 loader = DataLoader(rows, 16, shuffle=True, collate_fn=PackingCollator(DataCollatorWithPadding(tokenizer)))
 
 model = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=len(names)).to(device)
-linear = [module for module in model.base_model.encoder.modules() if isinstance(module, torch.nn.Linear)]
-for module in linear:
-    prune.l1_unstructured(module, "weight", args.share)
 print(fasttx.patch(model))
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
-means = []
+means, epochs = [], 3
 model.train()
-for _ in range(3):
+for epoch in range(epochs):
+    report = fasttx.prune(model, args.share * (1 - (1 - (epoch + 1) / epochs) ** 3))  # keeps what it pruned before
     losses = []
     for batch in loader:
         losses.append(model(**batch.to(device)).loss)
@@ -43,9 +40,7 @@ for _ in range(3):
         optimizer.step()
         optimizer.zero_grad()
     means.append(torch.stack(losses).mean().item())
-for module in linear:
-    prune.remove(module, "weight")  # the zeros stay
-fasttx.patch(model)  # the layers are plain again
+print(report)
+fasttx.prune(model, finish=True)  # the zeros stay
 model.save_pretrained("pruned")
-zeros = sum((module.weight == 0).sum().item() for module in linear) / sum(module.weight.numel() for module in linear)
-print(f"loss of the epochs {means[0]:.3f} -> {means[-1]:.3f} with {zeros:.3f} of the layers' weights 0")
+print(f"loss of the epochs {means[0]:.3f} -> {means[-1]:.3f} with {report.zeros:.3f} of the layers' weights 0")

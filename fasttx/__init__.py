@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .models.diagnostics.explain import explain
     from .models.diagnostics.verify import verify
     from .models.patch import patch
+    from .models.prune import prune
     from .models.quantize import dequantize, quantize
     from .models.trainer import FastTxCallback
     from .ops.backends import BackendError, backend
@@ -32,6 +33,7 @@ _FROM_MODELS = {
     **dict.fromkeys(("quantize", "dequantize"), "quantize"),
     **{name: f"diagnostics.{name}" for name in ("explain", "verify")},
     "capture": "capture.capture",
+    "prune": "prune",
     "FastTxCallback": "trainer",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "patch",
     "patch_transformers",
     "patched",
+    "prune",
     "quantize",
     "supported",
     "unpatch",

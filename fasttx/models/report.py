@@ -108,12 +108,15 @@ class Report:
             "tuned": {device: dict(found) for device, found in self.tuned.items()}
         }
 
-    def __str__(self) -> str:
+    def counts(self) -> str:
+        """How much was replaced, and how much was not, in words."""
         here = sum(row.here for row in self.replaced)
         later = len(self.replaced) - here
         on_gpu = f"{later} that change on a GPU only, " if later else ""
-        counts = f"{here} replaced, {on_gpu}{len(self.left_alone)} left alone"
-        head = layout.heading(f"{self.call}({self.model}): {counts}")
+        return f"{here} replaced, {on_gpu}{len(self.left_alone)} left alone"
+
+    def __str__(self) -> str:
+        head = layout.heading(f"{self.call}({self.model}): {self.counts()}")
         if not self.rows:
             return head
         rows = _collapsed(self.rows)

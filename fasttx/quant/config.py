@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+
+def names_to_skip(given: Any) -> tuple[str, ...]:
+    """The names of layers, or their patterns, that an argument ``skip`` gives.
+
+    Raises:
+        TypeError: it is no sequence of strings.
+    """
+    listed = isinstance(given, Iterable) and not isinstance(given, str)
+    names = tuple(given) if listed else ()
+    if not listed or not all(isinstance(pattern, str) for pattern in names):
+        raise TypeError(f"skip: got {given!r}; allowed is a sequence of names")
+    return names
 
 
 @dataclass(frozen=True)
@@ -29,11 +43,6 @@ class Int8Config:
     def __post_init__(self) -> None:
         if self.activation != "dynamic":
             raise ValueError(f"activation: got {self.activation!r}; allowed is 'dynamic'")
-        given = self.skip
-        listed = isinstance(given, Iterable) and not isinstance(given, str)
-        names = tuple(given) if listed else ()
-        if not listed or not all(isinstance(pattern, str) for pattern in names):
-            raise TypeError(f"skip: got {given!r}; allowed is a sequence of names")
-        object.__setattr__(self, "skip", names)
+        object.__setattr__(self, "skip", names_to_skip(self.skip))
         if not isinstance(self.keep_float, bool):
             raise TypeError(f"keep_float: got {self.keep_float!r}; allowed are True and False")

@@ -1,4 +1,4 @@
-"""Two processes on one machine: DistributedDataParallel, FSDP1 and FSDP2 around a patched model."""
+"""Two processes on one machine: DistributedDataParallel, FSDP1 and FSDP2 around a patched or pruned model."""
 
 from __future__ import annotations
 
@@ -105,6 +105,48 @@ def run_fsdp(rank: int) -> None:
     late(**share_of(rank)).loss.backward()
 
 
+def run_pruned(rank: int) -> None:
+    """Masks that are there before the wrapping hold under DDP and FSDP2; FSDP1, and pruning afterwards, are errors."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    def pruned() -> Any:
+        model = new_model()
+        fasttx.prune(model, 0.5)
+        fasttx.patch(model)
+        return model
+
+    def step(wrapped: Any) -> None:
+        optimizer = torch.optim.AdamW(wrapped.parameters(), lr=0.1)
+        wrapped(**share_of(rank)).loss.backward()
+        optimizer.step()
+
+    def zeros(model: Any) -> list[torch.Tensor]:
+        weights = [p for name, p in model.named_parameters() if ".dense.weight" in name and ".layer." in name]
+        return [getattr(w, "full_tensor", lambda w=w: w)() == 0 for w in weights]
+
+    wanted, ddp, sharded = zeros(pruned()), pruned(), pruned()
+    step(torch.nn.parallel.DistributedDataParallel(ddp, find_unused_parameters=True))
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for layer in sharded.bert.encoder.layer:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    step(sharded)
+    for model in (ddp, sharded):
+        assert len(wanted) == 6 and all(torch.equal(found, want) for found, want in zip(zeros(model), wanted))
+    with pytest.raises(ValueError, match="each process holds a part; allowed is pruning first, fully_shard afterwards"):
+        fasttx.prune(sharded, 0.6)
+    fasttx.prune(sharded, finish=True)
+    step(sharded)
+    assert not any(bool(found.all()) for found in zeros(sharded))
+    for whole in (True, False):
+        wrapped = FullyShardedDataParallel(pruned(), use_orig_params=whole, device_id=torch.device("cpu"))
+        with pytest.raises(ValueError, match="weight: got .* FSDP1.*; allowed is DDP and fully_shard"):
+            step(wrapped)
+    with pytest.raises(ValueError, match="allowed is pruning first"):
+        fasttx.prune(FullyShardedDataParallel(new_model(), use_orig_params=True, device_id=torch.device("cpu")), 0.5)
+
+
 def worker(rank: int, port: int) -> None:
     fusion.UNFUSED_ON = frozenset()
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -114,6 +156,7 @@ def worker(rank: int, port: int) -> None:
         run_ddp(rank)
         run_fsdp1(rank)
         run_fsdp(rank)
+        run_pruned(rank)
     finally:
         dist.destroy_process_group()
     os._exit(0)  # a thread of PyTorch's may outlive the interpreter, whose end is an abort then, without fasttx as well

@@ -13,8 +13,14 @@ SURROUNDINGS = ("tests/trust/test_surroundings.py",)
 CAPTURE = ("tests/models/test_capture.py", "tests/models/test_capture_kept.py")
 DISTILLATION = ("tests/nn/test_distillation.py",)
 SAVED_INT8 = ("tests/models/test_saved_int8.py", "-k", "not process")
+PRUNE = ("tests/models/test_prune.py", "tests/models/test_prune_kept.py")
 CAPTURE_INT8 = ("tests/models/test_capture_int8.py",)
 MODELS = [
+    Mutation("fasttx/models/masks.py", "local.masked_fill_(pruned, 0)", "local.mul_(~pruned)", PRUNE),
+    Mutation(
+        "fasttx/models/masks.py", 'self._belong_to(state["layer"])', 'self._layer = lambda: state["layer"]', PRUNE
+    ),
+    Mutation("fasttx/models/prune.py", ".masked_fill_(before, -1)", "", PRUNE),
     Mutation("fasttx/models/capture/frozen.py", "scale=float(attention.scaling)", "scale=1.0", CAPTURE),
     Mutation("fasttx/models/capture/frozen.py", "                or parameter._version != version\n", "", CAPTURE),
     Mutation("fasttx/models/capture/frozen.py", "                or parameter.data_ptr() != address\n", "", CAPTURE),

@@ -1,0 +1,153 @@
+"""Which weights of a linear layer stay zero, and what keeps them so.
+
+A mask lies in its layer's ``__dict__``. It is no buffer, so state dictionaries do not have it, and a deepcopy or a
+pickle takes it along. It is applied after ``load_state_dict``, and after each step of an optimizer by torch's hook for
+all of them: whoever makes one (Trainer, accelerate) need not know of the masks. A hook on the layer would keep it from
+being fused. A hook on the gradient alone would leave the weights to weight decay and to an older momentum.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from ..ops.checks import wrong
+
+KEY = "_fasttx_pruned"
+ALLOWED = "DDP and fully_shard for a model with masks"
+
+_live: dict[int, weakref.ref[Mask]] = {}
+"""Every mask of this process; its methods are single steps of the interpreter, so that threads need no lock."""
+_hook: Any = None
+
+
+class Mask:
+    """The weights of a linear layer that stay zero.
+
+    Args:
+        layer: the linear layer, which will carry this.
+        pruned: bool, of the weight's shape.
+    """
+
+    def __init__(self, layer: nn.Module, pruned: Tensor) -> None:
+        self.pruned = pruned
+        self._part: tuple[Any, Tensor] | None = None
+        self._belong_to(layer)
+
+    def _belong_to(self, layer: Any) -> None:
+        global _hook
+        self._layer: weakref.ref[Any] = weakref.ref(layer)
+        key = id(self)
+        _live[key] = weakref.ref(self, lambda _: _live.pop(key, None))
+        if _hook is None:
+            _hook = register_optimizer_step_post_hook(_after_step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layer": self._layer(), "pruned": self.pruned}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.pruned, self._part = state["pruned"], None
+        self._belong_to(state["layer"])
+
+    @property
+    def weight(self) -> Any:
+        """The layer's own parameter, or None where the layer is gone, or holds its weight in another way."""
+        layer = self._layer()
+        return None if layer is None else layer._parameters.get("weight")
+
+    def hold(self, count: bool = False) -> int:
+        """Makes the weights zero.
+
+        Args:
+            count: look at them before.
+
+        Returns:
+            How many were not zero; 0 where nobody counts.
+
+        Raises:
+            ValueError: the weight has another shape now.
+        """
+        weight = self.weight
+        if weight is None or weight.is_meta:
+            return 0
+        if tuple(weight.shape) != tuple(self.pruned.shape):
+            shapes = f"{tuple(weight.shape)} under a mask of {tuple(self.pruned.shape)}, as FSDP1 and ZeRO-3 make it"
+            raise ValueError(wrong("weight", shapes, ALLOWED))
+        with torch.no_grad():
+            if not hasattr(weight, "placements"):
+                pruned = self.pruned = self.pruned.to(weight.device)
+                local = weight
+            else:
+                local, pruned = weight.to_local(), self._part_of(weight)
+            moved = int(local[pruned].count_nonzero()) if count else 0
+            local.masked_fill_(pruned, 0)
+        return moved
+
+    def _part_of(self, weight: Any) -> Tensor:
+        """What of the mask is this process's, where fully_shard has given the weight to several."""
+        layout = (weight.device_mesh, weight.placements)
+        if self._part is None or self._part[0] != layout:
+            from torch.distributed.tensor import distribute_tensor
+
+            whole = self.pruned.to(weight.device)  # the same in each process: nothing is sent
+            self._part = layout, distribute_tensor(whole, *layout, src_data_rank=None).to_local()
+        return self._part[1]
+
+
+def _after_step(optimizer: Optimizer, *_: Any) -> None:
+    """Holds the masks of what the optimizer has changed."""
+    if not _live:
+        return
+    stepped = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for found in list(_live.values()):
+        mask = found()
+        weight = None if mask is None else mask.weight
+        if mask is not None and id(weight) in stepped:
+            mask.hold()
+        elif mask is not None and weight is None and any(hasattr(p, "_is_flat_param") for p in stepped.values()):
+            raise ValueError(wrong("weight", "a piece of a flat parameter of FSDP1", ALLOWED))
+
+
+def _after_loading(layer: nn.Module, _: Any) -> None:
+    mask = mask_of(layer)
+    if mask is not None:
+        mask.hold()
+
+
+def mask_of(layer: nn.Module) -> Mask | None:
+    """The mask of a linear layer, or None."""
+    found: Mask | None = layer.__dict__.get(KEY)
+    return found
+
+
+def set_mask(layer: nn.Module, pruned: Tensor) -> None:
+    """Prunes a linear layer: these weights are zero from now on."""
+    mask = mask_of(layer)
+    if mask is None:
+        mask = layer.__dict__[KEY] = Mask(layer, pruned)
+        layer.register_load_state_dict_post_hook(_after_loading)
+    mask.pruned, mask._part = pruned, None
+    mask.hold()
+
+
+def hold(layer: nn.Module, count: bool) -> tuple[int, Tensor]:
+    """Applies a layer's mask once more. How many weights were not zero, if they are counted, and the mask."""
+    mask: Mask = layer.__dict__[KEY]
+    return mask.hold(count), mask.pruned
+
+
+def drop_masks(layers: list[nn.Module]) -> None:
+    """Takes the masks off; the last one of this process takes the optimizers' hook along."""
+    global _hook
+    for layer in layers:
+        layer.__dict__.pop(KEY, None)
+        hooks = layer._load_state_dict_post_hooks
+        for number in [number for number, hook in hooks.items() if hook is _after_loading]:
+            del hooks[number]
+    if not _live and _hook is not None:
+        _hook.remove()
+        _hook = None
