@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .models import is_patched, patch_transformers, patched, supported, unpatch, unpatch_transformers
+    from .models.calibrate import calibrate
     from .models.capture.capture import capture
     from .models.diagnostics.explain import explain
     from .models.diagnostics.verify import verify
@@ -32,6 +33,7 @@ _FROM_MODELS = {
     **dict.fromkeys(("patch_transformers", "unpatch_transformers"), "global_patch"),
     **dict.fromkeys(("quantize", "dequantize"), "quantize"),
     **{name: f"diagnostics.{name}" for name in ("explain", "verify")},
+    "calibrate": "calibrate",
     "capture": "capture.capture",
     "prune": "prune",
     "FastTxCallback": "trainer",
@@ -42,6 +44,7 @@ __all__ = [
     "FastTxCallback",
     "Int8Config",
     "backend",
+    "calibrate",
     "capture",
     "dequantize",
     "explain",

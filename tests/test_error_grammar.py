@@ -33,6 +33,7 @@ TORCH_WORDS = ("Target ", "Expected input batch_size ", "neither fasttx")
 X = torch.randn(6, 8)
 IDS = torch.zeros(2, 4, dtype=torch.int64)
 INT8 = torch.ones(4, 8, dtype=torch.int8)
+LINEAR = torch.nn.Linear(2, 2)
 
 
 def not_finite() -> torch.nn.Linear:
@@ -69,6 +70,9 @@ CASES: dict[str, tuple[str, type[Exception], Callable[[], Any]]] = {
     "norm, width": ("weight", ValueError, lambda: nn.DropoutAddLayerNorm(3)(X)),
     "norm, residual": ("residual", ValueError, lambda: nn.DropoutAddLayerNorm(8)(X, X[0])),
     "int8, linear": ("linear", TypeError, lambda: nn.Int8Linear.from_float("x")),  # type: ignore[arg-type]
+    "int8, factor": ("input_factor", ValueError, lambda: nn.Int8Linear.from_float(LINEAR, None, X[0])),
+    "int8, scale": ("input_scale", ValueError, lambda: nn.Int8Linear.from_float(LINEAR, X[0, :1])),
+    "int8, scale 0": ("input_scale", ValueError, lambda: nn.Int8Linear.from_float(LINEAR, torch.zeros(()))),
     "int8, numbers": ("linear", ValueError, lambda: nn.Int8Linear.from_float(not_finite())),
     "int8, dtype": ("weight", ValueError, lambda: nn.Int8Linear.from_float(torch.nn.Linear(2, 2).double())),
     "int8, width": ("input", ValueError, lambda: nn.Int8Linear(3, 4)(X)),
@@ -85,7 +89,10 @@ CASES: dict[str, tuple[str, type[Exception], Callable[[], Any]]] = {
     "torch 2.13's loss, ignored": ("ignore_index", RuntimeError, lambda: _as_torch_2_13(X, X, X @ X.T, ignore_index=1)),
     "torch 2.13's module, w": ("weight", RuntimeError, lambda: _AsTorch213(3, 4, weight=X[0])),
     "torch 2.13's module, e": ("label_smoothing", RuntimeError, lambda: _AsTorch213(3, 4, label_smoothing=2.0)),
-    "config, activation": ("activation", ValueError, lambda: Int8Config(activation="static")),
+    "config, activation": ("activation", ValueError, lambda: Int8Config(activation="fixed")),
+    "config, smooth": ("smooth", ValueError, lambda: Int8Config(smooth=2)),
+    "config, smooth nan": ("smooth", ValueError, lambda: Int8Config(smooth=float("nan"))),
+    "config, smooth true": ("smooth", TypeError, lambda: Int8Config(smooth=True)),
     "config, skip": ("skip", TypeError, lambda: Int8Config(skip="encoder")),  # type: ignore[arg-type]
     "config, skip 3": ("skip", TypeError, lambda: Int8Config(skip=3)),  # type: ignore[arg-type]
     "config, skip None": ("skip", TypeError, lambda: Int8Config(skip=None)),  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from ..nn.int8 import Int8Linear
 from ..ops.checks import FLOATS
 from ..quant import Int8Config, put_back, replace_layers
 from ..quant.layers import quantised
+from ..quant.seen import forget, seen_by
 from .checked import are_checked_later, check_kernels, measured_choices
 from .linears import candidates
 from .patch import _root
@@ -38,12 +39,12 @@ def _float_reason(linear: Any) -> str | None:
 def quantize(model: Any, config: Int8Config | None = None) -> Report:
     """Make the linear layers of a model's encoder int8, in place, for inference. :func:`dequantize` undoes it.
 
-    Weights are rounded to 8 bits by output channel, activations by token when a layer is called. Embeddings, poolers,
-    heads and whatever is not exactly a ``torch.nn.Linear`` (LoRA, hooks, parametrisations) stay as they are; the report
-    says why. It works before and after :func:`fasttx.patch`. A quantised model has no gradients: backward raises. Its
-    ``state_dict()`` holds int8 weights and scales, and loads into a model that was quantised in the same way.
-    ``save_pretrained`` saves them, and ``from_pretrained`` reads them where fasttx.models was imported before; without
-    it the load ends in an error.
+    Weights are rounded to 8 bits by output channel, activations by token when a layer is called, or as `config` says.
+    Embeddings, poolers, heads and whatever is not exactly a ``torch.nn.Linear`` (LoRA, hooks, parametrisations) stay as
+    they are; the report says why. It works before and after :func:`fasttx.patch`. A quantised model has no gradients:
+    backward raises. Its ``state_dict()`` holds int8 weights and scales, and loads into a model whose same layers are
+    int8. ``save_pretrained`` saves them with `config`, and ``from_pretrained`` reads them where fasttx.models was
+    imported before; without it the load ends in an error.
 
     Args:
         model: a transformers model, or anything that holds some (PEFT, sentence-transformers, a pipeline).
@@ -53,7 +54,8 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
         A report, as :func:`fasttx.patch` gives it, with one row for each linear layer.
 
     Raises:
-        ValueError: `model` holds no encoder layer of a known family, or a pattern of ``skip`` matches no layer.
+        ValueError: `model` holds no encoder layer of a known family; a pattern of ``skip`` matches no layer; `config`
+            needs :func:`fasttx.calibrate`, and that has not seen a layer. The model is then as it was.
         TypeError: config is something else.
     """
     if config is None:
@@ -66,23 +68,48 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
     later = are_checked_later(checks, "auto")
     report = Report(type(root).__name__, call="fasttx.quantize", checks=checks, checks_later=later)
     report.tuned = measured_choices(root, INT8_OPS, "auto")
-    chosen: dict[nn.Module, nn.Module] = {}
+    reasons: dict[str, str | None] = {}
     for each in found:
         if isinstance(each.layer, Int8Linear):
-            reason: str | None = "is int8 already"
+            reasons[each.name] = "is int8 already"
         else:
-            reason = each.asked_reason or each.foreign_reason or _float_reason(each.layer)
+            reasons[each.name] = each.asked_reason or each.foreign_reason or _float_reason(each.layer)
+    chosen = {each.name: each.layer for each in found if reasons[each.name] is None}
+    if config.calibrated:
+        _refuse_unseen(chosen, config)
+    made = quantised(list(chosen.values()), config)
+    for each in found:
+        reason = reasons[each.name]
         if reason is None:
-            chosen[each.layer] = quantised(each.layer, config.keep_float)
             backend = expected_backend("int8_linear", "auto", each.layer)
-            report.rows.append(Row(each.name, each.before, "Int8Linear", backend, "activations by token"))
+            report.rows.append(Row(each.name, each.before, "Int8Linear", backend, how_rounded(made[each.layer])))
         else:
             report.rows.append(Row(each.name, each.before, None, "", reason))
-    replace_layers(root, chosen)
-    mark(root)
+        forget(each.layer)
+    replace_layers(root, dict(made))
+    mark(root, config)
     if not chosen:
         warnings.warn(f"fasttx.quantize replaced nothing: {'; '.join(report.reasons())}", stacklevel=2)
     return report
+
+
+def _refuse_unseen(chosen: dict[str, nn.Module], config: Int8Config) -> None:
+    """ValueError where a calibration has not seen the inputs of a layer."""
+    unseen = [name for name, linear in chosen.items() if seen_by(linear) is None]
+    if not unseen:
+        return
+    name, value = ("smooth", config.smooth) if config.smooth is not None else ("activation", config.activation)
+    more = f" and {len(unseen) - 1} more" if len(unseen) > 1 else ""
+    raise ValueError(
+        f"{name}: got {value!r} for {unseen[0]}{more}, whose inputs were never seen; allowed is a model that ran "
+        "within fasttx.calibrate(model) before"
+    )
+
+
+def how_rounded(layer: Int8Linear) -> str:
+    """How an int8 layer rounds its inputs, in words."""
+    how = "activations by token" if layer.input_scale is None else "activations by one scale"
+    return how if layer.input_factor is None else f"{how}, smoothed"
 
 
 def dequantize(model: Any) -> None:

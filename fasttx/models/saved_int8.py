@@ -4,6 +4,8 @@ What stands in a file, for each int8 layer, in place of a float layer's ``weight
 
     weight         int8 (out, 1, in)      a shape that no float layer takes: without fasttx the load ends in an error
     weight_scale   int32 (out,)           the bits of the float32 scales, which no dtype of the model rounds
+    input_scale    int32 ()               likewise, where one was found by a calibration
+    input_factor   int32 (in,)            likewise, where the layer is smoothed
 
 and once a model ``fasttx_int8.import_fasttx_models_before_from_pretrained``, for the report of such an error. The
 names of the layers stand in the config, relative to the bare model, so that another head finds them too.
@@ -20,9 +22,9 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..nn.int8 import Int8Linear
+from ..nn.int8 import OF_INPUT, Int8Linear
 from ..ops.checks import wrong
-from ..quant import int8_layers, replace_layers
+from ..quant import Int8Config, int8_layers, replace_layers
 
 METHOD = "fasttx_int8"
 FORMAT = 1
@@ -37,21 +39,40 @@ class Int8OnDisk(QuantizationConfigMixin):
 
     Args:
         layers: the int8 layers, by their names in the bare model.
+        static: those of them that have an ``input_scale``.
+        smoothed: those that have an ``input_factor``.
+        made_by: the fields of the :class:`fasttx.Int8Config` that made them, for whoever reads it.
         format: of the tensors; 1.
     """
 
-    def __init__(self, layers: list[str] | None = None, format: int = FORMAT, **_: Any) -> None:
+    def __init__(
+        self,
+        layers: list[str] | None = None,
+        static: list[str] | None = None,
+        smoothed: list[str] | None = None,
+        made_by: dict[str, Any] | None = None,
+        format: int = FORMAT,
+        **_: Any,
+    ) -> None:
         self.quant_method = METHOD
         self.format, self.layers = format, sorted(layers or [])
+        self.static, self.smoothed = sorted(static or []), sorted(smoothed or [])
+        self.made_by = dict(made_by or {})
 
 
-def mark(root: nn.Module) -> None:
-    """Tells the transformers models in `root` which of their layers are int8, and takes the mark off the others."""
+def mark(root: nn.Module, config: Int8Config | None = None) -> None:
+    """Tells the transformers models in `root` which of their layers are int8, and takes the mark off the others.
+
+    Args:
+        config: what made them so.
+    """
     for module in root.modules():
         if not isinstance(module, PreTrainedModel):
             continue
         if int8_layers(module):
-            module.__dict__.setdefault(MARK, Int8Quantizer(Int8OnDisk()))
+            quantizer = module.__dict__.setdefault(MARK, Int8Quantizer(Int8OnDisk()))
+            if config is not None and isinstance(quantizer, Int8Quantizer):
+                quantizer.quantization_config.made_by = {**vars(config), "skip": list(config.skip)}
         elif isinstance(module.__dict__.get(MARK), Int8Quantizer):
             del module.__dict__[MARK]
             if isinstance(getattr(module.config, "quantization_config", None), Int8OnDisk):
@@ -96,7 +117,14 @@ class Int8Quantizer(HfQuantizer):
             if isinstance(getattr(model.config, "quantization_config", None), Int8OnDisk):
                 del model.config.quantization_config
             return state, {}
-        self.quantization_config = model.config.quantization_config = Int8OnDisk(named)
+        own = int8_layers(bare).items()
+        saved = Int8OnDisk(
+            named,
+            static=[name for name, layer in own if layer.input_scale is not None],
+            smoothed=[name for name, layer in own if layer.input_factor is not None],
+            made_by=self.quantization_config.made_by,
+        )
+        self.quantization_config = model.config.quantization_config = saved
         state[NOTE] = torch.tensor([FORMAT], dtype=torch.int8)
         return state, {}
 
@@ -135,6 +163,10 @@ class Int8Quantizer(HfQuantizer):
             made = Int8Linear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
             if linear.bias is not None:
                 made.bias = nn.Parameter(linear.bias.detach(), requires_grad=linear.bias.requires_grad)
+            if name in self.quantization_config.static:
+                made.input_scale = torch.ones((), device="meta")
+            if name in self.quantization_config.smoothed:
+                made.input_factor = torch.ones(linear.in_features, device="meta")
             found[linear] = made.train(linear.training)
         replace_layers(model, found)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -153,10 +185,13 @@ class Int8Quantizer(HfQuantizer):
                 raise ValueError(wrong("the checkpoint", given, f"{wanted}, which the config or an argument asks for"))
         lost = []
         for name, layer in int8_layers(model).items():
-            tensors = (layer.weight, layer.weight_scale)
-            if all(getattr(tensor, "_is_hf_initialized", False) for tensor in tensors):
+            if all(getattr(tensor, "_is_hf_initialized", False) for tensor in layer.buffers(recurse=False)):
                 layer.weight = layer.weight[:, 0]
                 layer.weight_scale = layer.weight_scale.view(torch.float32)
+                for own in OF_INPUT:
+                    bits = getattr(layer, own)
+                    if bits is not None:
+                        setattr(layer, own, bits.view(torch.float32))
             else:
                 lost.append(name)
         if lost:

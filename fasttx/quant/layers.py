@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from ..nn.int8 import Int8Linear
+from .config import Int8Config
+from .seen import forget, seen_by
 
 KEPT = "_fasttx_float"
 """Where an int8 layer keeps the float one: in a tuple, which is no submodule, so that no state dictionary has it."""
@@ -25,11 +27,31 @@ def replace_layers(root: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> No
                 parent._modules[name] = layers[child]
 
 
-def quantised(linear: nn.Linear, keep_float: bool) -> Int8Linear:
-    """The int8 layer of `linear`, which remembers it where that is asked for."""
-    made = Int8Linear.from_float(linear)
-    if keep_float:
-        made.__dict__[KEPT] = (linear,)
+def quantised(linears: Sequence[nn.Linear], config: Int8Config) -> dict[nn.Module, Int8Linear]:
+    """The int8 layer of each of `linears`, which remembers it where that is asked for.
+
+    Layers that read the same tensor share scale and factor, so that it may be rounded once for all of them. Where
+    `config` needs a calibration, each layer has one.
+    """
+    groups: dict[int, list[nn.Linear]] = {}
+    for linear in linears:
+        seen = seen_by(linear) if config.calibrated else None
+        groups.setdefault(id(linear) if seen is None else id(seen), []).append(linear)
+    made: dict[nn.Module, Int8Linear] = {}
+    for group in groups.values():
+        scale = factor = None
+        seen = seen_by(group[0]) if config.calibrated else None
+        if seen is not None:
+            if config.smooth is not None:
+                factor = seen.factor([linear.weight for linear in group], config.smooth)
+            if config.activation == "static":
+                scale = seen.scale(factor)
+        for linear in group:
+            made[linear] = Int8Linear.from_float(linear, scale, factor)
+            if config.keep_float:
+                made[linear].__dict__[KEPT] = (linear,)
+    for linear in linears:
+        forget(linear)
     return made
 
 

@@ -247,7 +247,11 @@ def test_cast_after_quantising() -> None:
     "config, error, message",
     [
         ("int8", TypeError, "config: got str; allowed are fasttx.Int8Config and None"),
-        (dict(activation="static"), ValueError, "activation: got 'static'; allowed is 'dynamic'"),
+        (dict(activation="fixed"), ValueError, "activation: got 'fixed'; allowed are 'dynamic' and 'static'"),
+        (dict(activation="static"), ValueError, "activation: got 'static' for encoder.layer.0.*and 11 more"),
+        (dict(smooth=0.5), ValueError, r"smooth: got 0.5 for .*; allowed is a model that ran within fasttx"),
+        (dict(smooth=1.5), ValueError, "smooth: got 1.5; allowed are None and numbers from 0 to 1"),
+        (dict(smooth="0.5"), TypeError, "smooth: got '0.5'; allowed are None and numbers"),
         (dict(skip="*.query"), TypeError, "skip: got '\\*.query'; allowed is a sequence"),
         (
             dict(skip=("*.nothing", "*.query")),

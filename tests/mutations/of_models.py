@@ -14,6 +14,7 @@ CAPTURE = ("tests/models/test_capture.py", "tests/models/test_capture_kept.py")
 DISTILLATION = ("tests/nn/test_distillation.py",)
 SAVED_INT8 = ("tests/models/test_saved_int8.py", "-k", "not process")
 PRUNE = ("tests/models/test_prune.py", "tests/models/test_prune_kept.py")
+CALIBRATE = ("tests/models/test_calibrate.py",)
 CAPTURE_INT8 = ("tests/models/test_capture_int8.py",)
 MODELS = [
     Mutation("fasttx/models/masks.py", "local.masked_fill_(pruned, 0)", "local.mul_(~pruned)", PRUNE),
@@ -37,8 +38,17 @@ MODELS = [
     Mutation(
         "fasttx/ops/cpu/direct.py", "self.n_out, _NUMBERS[activation]", "n_in, _NUMBERS[activation]", CAPTURE_INT8
     ),
-    Mutation("fasttx/ops/cpu/direct.py", "*at(weight), *at(bias), 0)", "*at(bias), *at(weight), 0)", CAPTURE_INT8),
-    Mutation("fasttx/models/capture/frozen.py", "following.qkv.on_int8)", "False)", CAPTURE_INT8),
+    Mutation(
+        "fasttx/ops/cpu/direct.py",
+        "*at(weight), *at(bias), address",
+        "*at(bias), *at(weight), address",
+        CAPTURE_INT8,
+    ),
+    Mutation("fasttx/models/capture/products.py", "if twice else out", "if False else out", CALIBRATE),
+    Mutation("fasttx/models/capture/products.py", "read = x * self._factor.to(x.dtype)", "read = x", CALIBRATE),
+    Mutation("fasttx/models/calibrate.py", "rows = rows[self._mask.bool()]", "pass", CALIBRATE),
+    Mutation("fasttx/quant/seen.py", "alpha * x.log2() - (1", "alpha * x.log2() + (1", CALIBRATE),
+    Mutation("fasttx/models/capture/frozen.py", "following.qkv.wanted if", "(False,) if", CAPTURE_INT8),
     Mutation(
         "fasttx/models/saved_int8.py",
         "layer.weight_scale = layer.weight_scale.view(torch.float32)",

@@ -15,8 +15,8 @@ from ...ops import decisions
 from ...ops.decisions import note
 from ..layout import heading, wrapped
 from ..tracing import graph_in_the_making
-from .frozen import FreezeError, FrozenEncoder
-from .parts import LayerParts
+from .frozen import FrozenEncoder
+from .parts import FreezeError, LayerParts
 
 FROZEN = "_fasttx_frozen"
 """In the ``__dict__`` of an encoder: its :class:`Frozen`."""

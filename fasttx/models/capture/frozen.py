@@ -29,18 +29,14 @@ from ...ops.cpu import direct
 from ..attention.masks import as_bias
 from ..fusions.mlp import APPROXIMATE
 from ..subclass import has_own_forward, original_of
-from .parts import LayerParts
-from .products import Given, Int8Product, Norm, Product, lays_out
+from .parts import FreezeError, LayerParts
+from .products import Given, Int8Product, Norm, Product, Wanted, lays_out, rounding_of
 
 AnyProduct = Product | Int8Product
 Attend = Callable[[Tensor, int, float], Tensor]
 """Of q, k and v in a row (tokens, 3 width), heads and scale: (tokens, width)."""
 SAMPLES = 4
 """Values of a parameter that are looked at before each call: each is a line of memory that no layer reads."""
-
-
-class FreezeError(Exception):
-    """Why this encoder cannot be frozen as it is."""
 
 
 @dataclass
@@ -58,15 +54,15 @@ class _Layer:
     narrow: AnyProduct
     norm: Norm
 
-    def run(self, x: Tensor, given: Given, attend: Attend, next_on_int8: bool) -> tuple[Tensor, Given]:
-        """x (tokens, width) and what is given of it -> the same of the next layer, whose rows it may want on int8."""
+    def run(self, x: Tensor, given: Given, attend: Attend, next_wants: Wanted) -> tuple[Tensor, Given]:
+        """x (tokens, width) and what is given of it -> the same of the next layer, which may want its rows on int8."""
         attended = attend(self.qkv(x, given), self.heads, self.scale)
-        x, given = self.attended_norm(self.attended.plus(attended, x, given), given, self.wide.on_int8)
+        x, given = self.attended_norm(self.attended.plus(attended, x, given), given, *self.wide.wanted)
         if isinstance(self.activation, str):
             wide = self.wide.gelu(x, self.activation, given)
         else:
             wide = self.activation(self.wide(x, given))
-        return self.norm(self.narrow.plus(wide, x, given), given, next_on_int8)
+        return self.norm(self.narrow.plus(wide, x, given), given, *next_wants)
 
     @property
     def products(self) -> tuple[AnyProduct, ...]:
@@ -209,7 +205,7 @@ class FrozenEncoder:
             x = self._first(x, Given(None, None))
         given = Given(None, direct.taken(x) if self._on_int8 else None)
         for layer, following in zip(self._layers, [*self._layers[1:], None]):
-            x, given = layer.run(x, given, attend, following is not None and following.qkv.on_int8)
+            x, given = layer.run(x, given, attend, following.qkv.wanted if following is not None else (False,))
         return x
 
 
@@ -262,7 +258,8 @@ def _product(linears: list[Any]) -> AnyProduct:
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
     if _is_int8(linears[0]):
         scales = [linear.weight_scale.detach() for linear in linears]
-        return Int8Product(weight, scales[0] if len(scales) == 1 else torch.cat(scales), bias, len(linears) > 1)
+        scale = scales[0] if len(scales) == 1 else torch.cat(scales)
+        return Int8Product(weight, scale, bias, len(linears) > 1, rounding_of(linears))
     return Product(weight, bias, lays_out(weight.dtype))
 
 

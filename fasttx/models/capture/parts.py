@@ -9,6 +9,10 @@ from typing import Any
 from torch import nn
 
 
+class FreezeError(Exception):
+    """Why this encoder cannot be frozen as it is."""
+
+
 @dataclass(frozen=True)
 class LayerParts:
     """A post-norm layer by the paths of its modules.

@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 
 from ...functional._gelu import _linear_gelu
-from ...functional._int8_linear import int8_linear
 from ...nn.bypass import bypass_reason
 from ...nn.int8 import Int8Linear
 from ...ops import decisions
@@ -84,9 +83,7 @@ def linear_gelu(
             approximate = APPROXIMATE[type(self._modules[activation]).__name__]
             if int8:
                 form = "gelu_tanh" if approximate == "tanh" else "gelu"
-                return finish(
-                    self, int8_linear(hidden_states, child.weight, child.weight_scale, child.bias, activation=form)
-                )
+                return finish(self, child.forward(hidden_states, form))
             weight, bias = weight_and_bias(child)
             forced = patch.options.forced
             wide = _linear_gelu(hidden_states, weight, bias, approximate=approximate, backend=forced, sure=True)

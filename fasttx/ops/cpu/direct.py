@@ -19,7 +19,7 @@ from ..add_layer_norm_quantize.op import ADD_LAYER_NORM_QUANTIZE
 from ..backends import forced_backend
 from ..int8_linear.op import ACTIVATIONS, INT8_LINEAR
 from ..quantize_per_token.op import QUANTIZE_PER_TOKEN
-from .launch import DTYPES, NOTHING, at, kernels, threads, why_not
+from .launch import DTYPES, NOTHING, address, at, kernels, threads, why_not
 
 OPS = (INT8_LINEAR, QUANTIZE_PER_TOKEN, ADD_LAYER_NORM_QUANTIZE)
 _INT8, _QUANTIZE, _NORM = ((f"{op.name}_fwd", "cpu") for op in OPS)
@@ -85,24 +85,27 @@ class Weight:
         return out
 
 
-def quantized(lib: ModuleType, x: Tensor) -> Rows:
-    """quantize_per_token_fwd of contiguous rows."""
+def quantized(lib: ModuleType, x: Tensor, scale: Tensor | None = None) -> Rows:
+    """quantize_per_token_fwd of contiguous rows; `scale` is float32 (), or None for one of each row."""
     n_rows, n_cols = x.shape
     x_q, x_scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(n_rows, dtype=torch.float32)
-    lib.quantize_per_token_fwd(x_q.data_ptr(), x_scale.data_ptr(), *at(x), 0, n_rows, n_cols, n_cols, threads())
+    lib.quantize_per_token_fwd(
+        x_q.data_ptr(), x_scale.data_ptr(), *at(x), address(scale), n_rows, n_cols, n_cols, threads()
+    )
     dispatch.LAUNCHES[_QUANTIZE] += 1
     return x_q, x_scale
 
 
 def norm_and_rows(
-    lib: ModuleType, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    lib: ModuleType, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, scale: Tensor | None = None
 ) -> tuple[Tensor, Rows]:
-    """add_layer_norm_quantize_fwd of contiguous rows without a residual; weight and bias are contiguous."""
+    """add_layer_norm_quantize_fwd of contiguous rows without a residual; weight and bias are contiguous, and `scale` is
+    as in :func:`quantized`."""
     n_rows, n_cols = x.shape
     out, x_q = torch.empty_like(x), x.new_empty(x.shape, dtype=torch.int8)
     x_scale = x.new_empty(n_rows, dtype=torch.float32)
     lib.add_layer_norm_quantize_fwd(
-        *(*at(out), x_q.data_ptr(), x_scale.data_ptr(), *at(x), *NOTHING, *at(weight), *at(bias), 0),
+        *(*at(out), x_q.data_ptr(), x_scale.data_ptr(), *at(x), *NOTHING, *at(weight), *at(bias), address(scale)),
         *(n_rows, n_cols, n_cols, 0, eps, threads()),
     )
     dispatch.LAUNCHES[_NORM] += 1
