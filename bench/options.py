@@ -23,6 +23,7 @@ ABOUT = {
     "host": "What a call costs in Python, before anything runs on the device.",
     "padding": "What skipping padding gains on this device, at several widths and shapes.",
     "cpu": "MiniLM and BERT on a CPU beside transformers, torch.compile, ONNX Runtime and OpenVINO.",
+    "int8": "How near MiniLM on int8 comes to float32, by the ways of fasttx.Int8Config, and how fast each is.",
     "own": "Your own model on your own texts: verified, timed beside itself unpatched, and what to call.",
     "report": "A page of what is reached: the tables of other benchmarks beside the project's goals, and pictures.",
 }
@@ -102,6 +103,12 @@ def _cpu(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiny", action="store_true", help="a rehearsal at tiny sizes: no figures")
 
 
+def _int8(parser: argparse.ArgumentParser) -> None:
+    about = "alphas of SmoothQuant to try, from 0 to 1 (default: 0.6)"
+    parser.add_argument("--smooth", nargs="+", type=_share, default=[0.6], help=about)
+    parser.add_argument("--quick", action="store_true", help="an eighth of the texts, two turns")
+
+
 def _own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder of a saved transformers model, or a name of the Hub")
     parser.add_argument("--texts", type=Path, required=True, help="a text on each line, or label, tab and text")
@@ -131,7 +138,17 @@ def _positive(given: str) -> int:
     return int(given)
 
 
+def _share(given: str) -> float:
+    try:
+        found = float(given)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"got {given}; allowed are numbers from 0 to 1")
+    return found
+
+
 _OPTIONS = {
     **{"kernels": _kernels, "model": _model, "serving": _serving, "host": _host, "padding": _padding},
-    **{"cpu": _cpu, "own": _own},
+    **{"cpu": _cpu, "int8": _int8, "own": _own},
 }

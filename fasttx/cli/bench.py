@@ -32,6 +32,7 @@ class Benchmark(str, Enum):
     host = "host"
     padding = "padding"
     cpu = "cpu"
+    int8 = "int8"
     own = "own"
     report = "report"
 
@@ -75,6 +76,7 @@ def bench(
     kernels: each op.  model: a step of BERT and MiniLM; "training" is a masked language model with AdamW.
     serving: embedding requests.  host: what a call costs in Python.  padding: what skipping it gains.
     cpu: MiniLM and BERT on a CPU beside ONNX Runtime, OpenVINO and torch.compile.
+    int8: how near MiniLM on int8 comes to float32, by the ways of fasttx.Int8Config.
     own: your own model on your own texts, as in `fasttx bench own DIR --texts FILE`.
     report: results beside the goals, as a page with pictures, as in `fasttx bench report results`.
 

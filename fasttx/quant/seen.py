@@ -10,12 +10,10 @@ from torch import Tensor, nn
 
 SEEN = "_fasttx_seen"
 """In the ``__dict__`` of a linear layer: its :class:`Seen`."""
-ROWS = 256
-"""Rows of inputs that are kept at most, evenly among all."""
-CLIPPED = 0.01
-"""Share of the tokens whose largest values lie beyond a static scale."""
+ROWS = 512
+"""Rows of inputs that are kept at most, drawn among all. Every n-th would be the first token of each short text."""
 LEAST_GAIN = 0.8
-"""Error with a factor over error without, at most: a factor costs a pass over the input."""
+"""Relative error of tokens with a factor over that without, at most: a factor costs a pass over the input."""
 LARGEST = 8.0
 """Power of two of the largest factor, beside the median of all: float16 ends at 2**16."""
 
@@ -32,8 +30,9 @@ class Seen:
     def __init__(self) -> None:
         self.largest: Tensor | None = None
         self.calls: Counter[int] = Counter()
-        self._parts: list[Tensor] = []
-        self._step, self._total, self._kept = 1, 0, 0
+        self.rows = torch.empty(0, 0)
+        self._lots = torch.empty(0)
+        self._draw = torch.Generator().manual_seed(0)  # of its own: the caller's are left as they are
 
     def add(self, rows: Tensor) -> None:
         """Look at rows (n, in_features)."""
@@ -43,17 +42,10 @@ class Seen:
         self.calls[len(rows)] += 1
         largest = rows.abs().amax(0)
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
-        part = rows[-self._total % self._step :: self._step].clone()
-        self._parts.append(part)
-        self._kept += len(part)
-        self._total += len(rows)
-        while self._kept > 2 * ROWS:
-            self._parts = [torch.cat(self._parts)[::2]]
-            self._kept, self._step = len(self._parts[0]), 2 * self._step
-
-    @property
-    def rows(self) -> Tensor:
-        return torch.cat(self._parts)
+        lots = torch.cat([self._lots, torch.rand(len(rows), generator=self._draw)])
+        rows = torch.cat([self.rows.to(rows), rows]) if len(self.rows) else rows
+        kept = lots.topk(min(ROWS, len(lots))).indices
+        self.rows, self._lots = rows[kept.to(rows.device)], lots[kept]
 
     def factor(self, weights: Sequence[Tensor], alpha: float) -> Tensor | None:
         """The factor of inputs (in_features,) for the weights that read them; None where it would not pay."""
@@ -66,24 +58,27 @@ class Seen:
             return None
         power = (ratio[usable].median() - ratio).round().clamp(-LARGEST, LARGEST)
         factor = torch.where(usable, power.exp2(), torch.ones(()).to(power))
-        plain, smooth = (self.error(weights, each) for each in (None, factor))
-        return factor if smooth < LEAST_GAIN * plain else None
+        (plain, plain_sum), (smooth, smooth_sum) = (self.errors(weights, each) for each in (None, factor))
+        return factor if smooth < LEAST_GAIN * plain and smooth_sum < plain_sum else None
 
-    def error(self, weights: Sequence[Tensor], factor: Tensor | None) -> float:
-        """Sum of squares that rounding rows and weights leaves in the products of the rows that were kept."""
-        rows, off = self.rows.to(weights[0].device), 0.0
+    def errors(self, weights: Sequence[Tensor], factor: Tensor | None) -> tuple[float, float]:
+        """What rounding rows and weights leaves in the products of the rows that were kept: the mean of each token's
+        square beside its product's, which no few large tokens decide; and the sum of all squares."""
+        rows, relative, total = self.rows.to(weights[0].device), 0.0, 0.0
         x = rounded(rows if factor is None else rows * factor)
         for weight in weights:
             wide = weight.detach().float()
-            w = rounded(wide if factor is None else wide / factor)
-            off += float((x @ w.t() - rows @ wide.t()).square().sum())
-        return off
+            w, exact = rounded(wide if factor is None else wide / factor), rows @ wide.t()
+            off = (x @ w.t() - exact).square().sum(-1)
+            relative += float((off / exact.square().sum(-1).clamp_min(1e-30)).mean())
+            total += float(off.sum())
+        return relative, total
 
     def scale(self, factor: Tensor | None) -> Tensor:
-        """One scale for all inputs, float32 (): of the percentile of the largest values of tokens."""
-        rows = self.rows if factor is None else self.rows * factor.to(self.rows.device)
-        tops = rows.abs().amax(-1)
-        return (tops.quantile(1 - CLIPPED).clamp_min(2.0**-118) / 127).float()
+        """One scale for all inputs, float32 (): that of the largest value, so that nothing which was seen saturates."""
+        assert self.largest is not None
+        largest = self.largest if factor is None else self.largest * factor.to(self.largest.device)
+        return largest.amax().clamp_min(2.0**-118) / 127
 
 
 def rounded(rows: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ for arguments in CALLS:
 COMMANDS = ("doctor", "supported", "tune", "demo", "verify", "plot", "bench")
 
 
-BENCHMARKS = ("kernels", "model", "serving", "host", "padding", "cpu", "own", "report")
+BENCHMARKS = ("kernels", "model", "serving", "host", "padding", "cpu", "int8", "own", "report")
 CALLS = [
     ("--help",),
     ("--version",),

@@ -64,7 +64,7 @@ def expect(found: set[str], wanted: set[str], what: str) -> None:
 def main() -> None:
     kernels = {f"fasttx/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
     bench = {f"fasttx/bench/{p.name}" for p in (ROOT / "bench").glob("*.py")}
-    texts = {f"fasttx/bench/texts/{name}" for name in ("train.txt", "dev.txt", "README.md")}
+    texts = {f"fasttx/bench/texts/{name}" for name in ("train.txt", "dev.txt", "languages.txt", "README.md")}
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "fasttx").rglob("*.py")}
     modules -= {"fasttx/bench/texts/make_corpus.py"}  # data, with the script that made it
     wanted = kernels | bench | texts | modules | {"fasttx/py.typed"}
