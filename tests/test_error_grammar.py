@@ -96,6 +96,7 @@ CASES: dict[str, tuple[str, type[Exception], Callable[[], Any]]] = {
     "config, skip": ("skip", TypeError, lambda: Int8Config(skip="encoder")),  # type: ignore[arg-type]
     "config, skip 3": ("skip", TypeError, lambda: Int8Config(skip=3)),  # type: ignore[arg-type]
     "config, skip None": ("skip", TypeError, lambda: Int8Config(skip=None)),  # type: ignore[arg-type]
+    "config, measure": ("measure", TypeError, lambda: Int8Config(measure="yes")),  # type: ignore[arg-type]
     "config, keep": ("keep_float", TypeError, lambda: Int8Config(keep_float=1)),  # type: ignore[arg-type]
     "backend": ("backend", fasttx.BackendError, lambda: fasttx.backend("gpu").__enter__()),
     "backend, list": ("backend", fasttx.BackendError, lambda: fasttx.backend(["cuda"]).__enter__()),  # type: ignore

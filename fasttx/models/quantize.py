@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..nn.bypass import bypass_reason
@@ -12,6 +13,7 @@ from ..nn.int8 import Int8Linear
 from ..ops.checks import FLOATS
 from ..quant import Int8Config, put_back, replace_layers
 from ..quant.layers import quantised
+from ..quant.measured import times_of
 from ..quant.seen import forget, seen_by
 from .checked import are_checked_later, check_kernels, measured_choices
 from .linears import candidates
@@ -78,6 +80,10 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
     if config.calibrated:
         _refuse_unseen(chosen, config)
     made = quantised(list(chosen.values()), config)
+    if config.measure and not torch.are_deterministic_algorithms_enabled():
+        times = times_of(made)
+        reasons |= {name: times[linear].float_reason for name, linear in chosen.items()}
+        made = {linear: layer for linear, layer in made.items() if times[linear].float_reason is None}
     for each in found:
         reason = reasons[each.name]
         if reason is None:
@@ -88,7 +94,7 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
         forget(each.layer)
     replace_layers(root, dict(made))
     mark(root, config)
-    if not chosen:
+    if not made:
         warnings.warn(f"fasttx.quantize replaced nothing: {'; '.join(report.reasons())}", stacklevel=2)
     return report
 

@@ -43,6 +43,10 @@ class Int8Config:
 
             s is rounded to powers of two, so that no float changes but by its exponent. It needs
             :func:`fasttx.calibrate`. Layers where it does not lower the error on what was seen do without.
+        measure: time each shape of a layer on the device where it is, as it is and int8, with as many rows as calls in
+            :func:`fasttx.calibrate` had (the median; 512 without a calibration), and leave float what is faster so. The
+            report has the times. It takes about a second for a model; under
+            ``torch.use_deterministic_algorithms(True)`` nothing is timed, and all become int8.
 
     Raises:
         TypeError, ValueError: an argument is not as above. The message names it.
@@ -55,13 +59,15 @@ class Int8Config:
     skip: tuple[str, ...] = ()
     keep_float: bool = False
     smooth: float | None = None
+    measure: bool = False
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation: got {self.activation!r}; allowed are 'dynamic' and 'static'")
         object.__setattr__(self, "skip", names_to_skip(self.skip))
-        if not isinstance(self.keep_float, bool):
-            raise TypeError(f"keep_float: got {self.keep_float!r}; allowed are True and False")
+        for name in ("keep_float", "measure"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: got {getattr(self, name)!r}; allowed are True and False")
         if self.smooth is not None:
             if isinstance(self.smooth, bool) or not isinstance(self.smooth, (int, float)):
                 raise TypeError(f"smooth: got {self.smooth!r}; allowed are None and numbers from 0 to 1")

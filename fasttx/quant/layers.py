@@ -8,7 +8,7 @@ from torch import nn
 
 from ..nn.int8 import Int8Linear
 from .config import Int8Config
-from .seen import forget, seen_by
+from .seen import seen_by
 
 KEPT = "_fasttx_float"
 """Where an int8 layer keeps the float one: in a tuple, which is no submodule, so that no state dictionary has it."""
@@ -50,8 +50,6 @@ def quantised(linears: Sequence[nn.Linear], config: Int8Config) -> dict[nn.Modul
             made[linear] = Int8Linear.from_float(linear, scale, factor)
             if config.keep_float:
                 made[linear].__dict__[KEPT] = (linear,)
-    for linear in linears:
-        forget(linear)
     return made
 
 

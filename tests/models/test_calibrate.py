@@ -73,7 +73,13 @@ def test_static_and_smoothed_in_every_family(family: Any, tmp_path: Path) -> Non
     assert 0 < (found - want).norm() < 0.2 * want.norm()
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    assert saved["made_by"] == {"activation": "static", "skip": [], "keep_float": False, "smooth": 0.5}
+    assert saved["made_by"] == {
+        "activation": "static",
+        "skip": [],
+        "keep_float": False,
+        "smooth": 0.5,
+        "measure": False,
+    }
     assert len(saved["static"]) == len(saved["layers"]) >= len(saved["smoothed"]) > 0
     loaded = type(model).from_pretrained(tmp_path)
     fasttx.quantize(twin)  # neither static nor smoothed: what is loaded brings both
