@@ -35,7 +35,7 @@ FTX_STRUCT(SoftmaxMask, F(data), F(dtype), F(sizes), F(strides));
 
 void define_launchers(py::module_& m) {
   FTX_LAUNCHER(m, attention_fwd, AttentionFwdParams, F(out), F(softmax_lse), F(q), F(k), F(v), F(q_strides),
-               F(k_strides), F(v_strides), F(dtype), F(shape));
+               F(k_strides), F(v_strides), F(dtype), F(form), F(shape));
   FTX_LAUNCHER(m, attention_bwd, AttentionBwdParams, F(dq), F(dk), F(dv), F(dbias), F(dbias_sizes), F(workspace),
                F(dout), F(q), F(k), F(v), F(out), F(softmax_lse), F(dout_strides), F(q_strides), F(k_strides),
                F(v_strides), F(dtype), F(shape));

@@ -1,5 +1,5 @@
-// The attention op's launchers; formulas and contract stand in fwd_sm80.cuh, bwd_sm80.cuh and
-// fasttx/ops/attention/op.py.
+// The attention op's launchers; formulas and contract stand in fwd_sm80.cuh, fwd_sm90.cuh,
+// bwd_sm80.cuh and fasttx/ops/attention/op.py.
 #pragma once
 #include <cstdint>
 
@@ -35,6 +35,7 @@ struct AttentionFwdParams {
   const void* v;
   int64_t q_strides[3], k_strides[3], v_strides[3];
   DType dtype;
+  int form;  // 80 or 90: that kernel; 0: the one that attention_choice.h takes
   AttentionShape shape;
 };
 
@@ -57,6 +58,8 @@ struct AttentionBwdParams {
 };
 
 void attention_fwd(const AttentionFwdParams& params, Stream stream);
+void attention_fwd_sm90(const AttentionFwdParams& params, Stream stream);  // of what attention_choice.h lets through
+bool has_attention_fwd_sm90();                                             // whether it was compiled
 void attention_bwd(const AttentionBwdParams& params, Stream stream);
 
 }  // namespace fasttx

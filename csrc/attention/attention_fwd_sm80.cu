@@ -1,8 +1,10 @@
-// Launcher of attention's forward: checks, the tile by head_dim, and every instantiation.
+// Launcher of attention's forward: checks, the choice of the kernel; of mma.sync the tile by head_dim, and every
+// instantiation.
 #include "fwd_sm80.cuh"
 
 #include "../common/dispatch.h"
 #include "attention_checks.h"
+#include "attention_choice.h"
 
 namespace fasttx {
 namespace {
@@ -26,6 +28,10 @@ void attention_fwd(const AttentionFwdParams& p, Stream stream) {
   require(p.shape.total_q == 0 || (p.out != nullptr && p.softmax_lse != nullptr && p.q != nullptr), kernel,
           "out, softmax_lse and q must be given");
   require(p.shape.total_k == 0 || (p.k != nullptr && p.v != nullptr), kernel, "k and v must be given");
+  require(p.form == 0 || p.form == 80 || p.form == 90, kernel, "form must be 0, 80 or 90");
+  const char* lack = p.form == 80 ? "" : why_not_fwd_sm90(p, current_device().arch, has_attention_fwd_sm90());
+  if (lack == nullptr) return attention_fwd_sm90(p, stream);
+  if (p.form == 90) throw std::invalid_argument(std::string(kernel) + ": form 90 cannot run this call: " + lack);
   const int head_dim = p.shape.head_dim > p.shape.head_dim_v ? p.shape.head_dim : p.shape.head_dim_v;
   dispatch_half(p.dtype, kernel, [&](auto type) {
     dispatch_at_least<32, 64, 96, 128, 192, kMaxHeadDim>(

@@ -150,7 +150,7 @@ struct GradientRows {
 
   // Packed: zeros for the tokens that no tile of sequence b covers.
   FTX_DEVICE void zero_uncovered(int b, int batch, const Tokens& tokens, int64_t total) const {
-    fill_uncovered(data, stride, columns, b, batch, tokens, total, 0.0f, 0.0f);
+    fill_uncovered(data, stride, columns, b, batch, tokens, total, 0.0f, 0.0f, Team::of_block());
   }
 };
 

@@ -55,16 +55,22 @@ struct AttentionDropout {
     return permute_bytes(kept, kept, second ? 0xbbaau : 0x9988u);
   }
 
-  // Drops elements of P, 16 rows x 32 columns from (row, col) on, packed as the A operands of two steps.
-  FTX_DEVICE void apply(int row, int col, uint32_t (&first)[4], uint32_t (&second)[4]) const {
-    const int lane = threadIdx.x % 32;
-    uint32_t kept[4];
-    draw(row + lane / 4, col + lane % 4 * 2, kept);
+  // Drops elements of P, 16 rows x 32 columns, packed as the A operands of two steps; kept: as drawn at the lane's
+  // first element.
+  FTX_DEVICE static void drop(const uint32_t (&kept)[4], uint32_t (&first)[4], uint32_t (&second)[4]) {
 #pragma unroll
     for (int r = 0; r < 4; r++) {
       first[r] &= pair(kept[r % 2 * 2], r / 2 != 0);
       second[r] &= pair(kept[r % 2 * 2 + 1], r / 2 != 0);
     }
+  }
+
+  // Likewise, and draws for them: from (row, col) on.
+  FTX_DEVICE void apply(int row, int col, uint32_t (&first)[4], uint32_t (&second)[4]) const {
+    const int lane = threadIdx.x % 32;
+    uint32_t kept[4];
+    draw(row + lane / 4, col + lane % 4 * 2, kept);
+    drop(kept, first, second);
   }
 };
 

@@ -132,9 +132,7 @@ __global__ void __launch_bounds__(Fwd<kDim>::kThreads, kFwdBlocks)
   const int64_t out_stride = static_cast<int64_t>(shape.num_heads) * shape.head_dim_v;
   T* out = static_cast<T*>(p.out) + work.h * shape.head_dim_v;
   if (shape.cu_seqlens_q != nullptr && m0 == 0) {
-    fill_uncovered(out, out_stride, shape.head_dim_v, work.b, shape.batch, work.q, shape.total_q, NAN, 0.0f);
-    fill_uncovered(p.softmax_lse + work.h * shape.total_q, 1, 1, work.b, shape.batch, work.q, shape.total_q, NAN,
-                   -INFINITY);
+    fill_uncovered_results(out, out_stride, p.softmax_lse, shape, work, Team::of_block());
   }
   if (m0 >= work.n_q) return;
 

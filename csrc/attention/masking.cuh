@@ -69,6 +69,37 @@ FTX_DEVICE void with_bias(const void* bias, DType dtype, F&& f) {
   }
 }
 
+// The window, and the end of the keys.
+struct HeadBounds {
+  const AttentionShape& shape;
+  int n_k, shift;
+
+  FTX_DEVICE HeadBounds(const AttentionShape& shape, int n_k, int shift) : shape(shape), n_k(n_k), shift(shift) {}
+
+  // Puts them on scores whose first query is `query`, their first key `key`. Queries from n_q on are left.
+  template <bool kTransposed, int kM, int kN>
+  FTX_DEVICE void apply(float (&s)[kM][kN][4], int query, int key) const {
+    using S = Slots<kTransposed, kM, kN>;
+    constexpr int kQueryRange = kTransposed ? 8 * kN : 16 * kM, kKeyRange = kTransposed ? 16 * kM : 8 * kN;
+    const int first_query = query + S::first_query(), first_key = key + S::first_key();
+    const int left = shift - shape.window_left, right = shift + shape.window_right;
+    const bool whole =
+        key + kKeyRange <= n_k && key >= query + kQueryRange - 1 + left && key + kKeyRange - 1 <= query + right;
+    if (whole) return;
+#pragma unroll
+    for (int k = 0; k < S::kKeys; k++) {
+      const int at_key = first_key + S::key(k);
+#pragma unroll
+      for (int q = 0; q < S::kQueries; q++) {
+        const int at_query = first_query + S::query(q);
+        const bool visible = at_key < n_k && at_key >= at_query + left && at_key <= at_query + right;
+        float& score = S::at(s, q, k);
+        score = visible ? score : -INFINITY;
+      }
+    }
+  }
+};
+
 // All that hides keys from the queries of a head. A mask of strides 0 for queries is a key mask.
 struct HeadMask {
   const void* bias;  // nullptr: none
@@ -111,26 +142,11 @@ struct HeadMask {
   template <bool kTransposed, int kM, int kN>
   FTX_DEVICE void apply(float (&s)[kM][kN][4], int query, int key) const {
     using S = Slots<kTransposed, kM, kN>;
-    constexpr int kQueryRange = kTransposed ? 8 * kN : 16 * kM, kKeyRange = kTransposed ? 16 * kM : 8 * kN;
-    const int first_query = query + S::first_query(), first_key = key + S::first_key();
     if (bias != nullptr) {
+      const int first_query = query + S::first_query(), first_key = key + S::first_key();
       with_bias(bias, shape.bias_dtype, [&](auto* all) { add<kTransposed>(s, first_query, first_key, all + offset); });
     }
-    const int left = shift - shape.window_left, right = shift + shape.window_right;
-    const bool whole =
-        key + kKeyRange <= n_k && key >= query + kQueryRange - 1 + left && key + kKeyRange - 1 <= query + right;
-    if (whole) return;
-#pragma unroll
-    for (int k = 0; k < S::kKeys; k++) {
-      const int at_key = first_key + S::key(k);
-#pragma unroll
-      for (int q = 0; q < S::kQueries; q++) {
-        const int at_query = first_query + S::query(q);
-        const bool visible = at_key < n_k && at_key >= at_query + left && at_key <= at_query + right;
-        float& score = S::at(s, q, k);
-        score = visible ? score : -INFINITY;
-      }
-    }
+    HeadBounds(shape, n_k, shift).template apply<kTransposed>(s, query, key);
   }
 
  private:

@@ -66,11 +66,18 @@ struct HeadWork {
   }
 };
 
-// Rows first .. end - 1 of a matrix become `value`; all threads of the block take part.
+// Those who do something together: this thread's number among them, and how many there are.
+struct Team {
+  int thread, threads;
+
+  FTX_DEVICE static Team of_block() { return {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)}; }
+};
+
+// Rows first .. end - 1 of a matrix become `value`.
 template <class T>
-FTX_DEVICE void fill_rows(T* x, int64_t stride, int columns, int first, int end, float value) {
+FTX_DEVICE void fill_rows(T* x, int64_t stride, int columns, int first, int end, float value, const Team& team) {
   for (int row = first; row < end; row++) {
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) from_float(value, x + row * stride + i);
+    for (int i = team.thread; i < columns; i += team.threads) from_float(value, x + row * stride + i);
   }
 }
 
@@ -78,10 +85,18 @@ FTX_DEVICE void fill_rows(T* x, int64_t stride, int columns, int first, int end,
 // is longer than max_seqlen; `none` after the last sequence.
 template <class T>
 FTX_DEVICE void fill_uncovered(T* x, int64_t stride, int columns, int b, int batch, const Tokens& at, int64_t total,
-                               float lost, float none) {
-  if (b == 0) fill_rows(x, stride, columns, 0, at.first, lost);
-  fill_rows(x, stride, columns, at.first + at.length, at.end, lost);
-  if (b + 1 == batch) fill_rows(x, stride, columns, at.end, static_cast<int>(total), none);
+                               float lost, float none, const Team& team) {
+  if (b == 0) fill_rows(x, stride, columns, 0, at.first, lost, team);
+  fill_rows(x, stride, columns, at.first + at.length, at.end, lost, team);
+  if (b + 1 == batch) fill_rows(x, stride, columns, at.end, static_cast<int>(total), none, team);
+}
+
+// Of a forward's results for one head: out 0 and lse -inf, and NaN where it is lost.
+template <class T>
+FTX_DEVICE void fill_uncovered_results(T* out, int64_t out_stride, float* lse, const AttentionShape& shape,
+                                       const HeadWork& work, const Team& team) {
+  fill_uncovered(out, out_stride, shape.head_dim_v, work.b, shape.batch, work.q, shape.total_q, NAN, 0.0f, team);
+  fill_uncovered(lse + work.h * shape.total_q, 1, 1, work.b, shape.batch, work.q, shape.total_q, NAN, -INFINITY, team);
 }
 
 }  // namespace fasttx

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str
 
 # of a mangled name: what its instructions begin with
 COPIES_SM80 = ("LDGSTS.E.BYPASS.128.ZFILL", "LDGDEPBAR", "DEPBAR.LE")
-COPIES_SM90 = ("UTMALDG.2D", "SYNCS.PHASECHK", "SYNCS.ARRIVE", "FENCE.VIEW.ASYNC")
+COPIES_SM90 = ("UTMALDG.4D", "SYNCS.PHASECHK", "SYNCS.ARRIVE", "FENCE.VIEW.ASYNC")
 GEMM_SM80 = {
     "I6__halfLb0E": ("HMMA.16816.F32", "LDSM.16.M88.4", *COPIES_SM80),
     "I6__halfLb1E": ("HMMA.16816.F32", "LDSM.16.M88.4", "LDSM.16.MT88.4", *COPIES_SM80),

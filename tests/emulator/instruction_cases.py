@@ -126,15 +126,26 @@ def check_cluster(library: Library, size: int) -> None:
     assert torch.equal(out.cpu()[:, 9], torch.full((8, 32), float(size)))
 
 
-def check_tma(library: Library, dtype: torch.dtype, row: int, column: int) -> None:
-    """A box of 64 rows of 128 bytes from (row, column) of a matrix of 70 x 90, zeros where it has none."""
-    matrix = torch.randint(1, 100, (70, 96)).to(dtype)
+def check_tma(library: Library, dtype: torch.dtype, row: int, column: int, matrix_at: tuple[int, ...] = ()) -> None:
+    """A box of 64 rows of 128 bytes from (row, column) of a matrix of 70 x 90, zeros where it has none.
+
+    Args:
+        matrix_at: which one of (3 heads, 2 batches); without it there is one alone.
+    """
     depth = 128 // dtype.itemsize
     out = torch.full((8192 // dtype.itemsize,), 101, dtype=dtype, device=library.device)
-    held = matrix.to(library.device)
-    library.run("run_tma", out, {"a": held}, dtype.itemsize, 70, 90, 96, row, column)
     around = torch.zeros(70 + 400, 90 + 400, dtype=dtype)
-    around[200:270, 200:290] = matrix[:, :90]
+    if matrix_at:
+        heads = torch.randint(1, 100, (2, 70, 3, 96)).to(dtype)
+        given = {"a": heads.to(library.device)}
+        library.run("run_tma_of_heads", out, given, dtype.itemsize, 2, 70, 3, 90, 96, row, column, *matrix_at)
+        i, j = matrix_at
+        if i in range(3) and j in range(2):
+            around[200:270, 200:290] = heads[j, :, i, :90]
+    else:
+        matrix = torch.randint(1, 100, (70, 96)).to(dtype)
+        library.run("run_tma", out, {"a": matrix.to(library.device)}, dtype.itemsize, 70, 90, 96, row, column)
+        around[200:270, 200:290] = matrix[:, :90]
     box = around[200 + row : 264 + row, 200 + column : 200 + column + depth]
     name = "wgmma fp16 K-major" if dtype.itemsize == 2 else "wgmma int8 K-major"
     assert torch.equal(out.cpu()[positions(name) // dtype.itemsize], box)
@@ -239,6 +250,10 @@ SM90: dict[str, Case] = {
         f"tma-{dtype.itemsize}-{row}-{column}": functools.partial(check_tma, dtype=dtype, row=row, column=column)
         for dtype in (torch.int16, torch.int8)
         for row, column in ((0, 0), (5, 32), (30, 48), (-3, -32), (100, 0))
+    },
+    **{
+        f"tma-matrix-{i}-{j}": functools.partial(check_tma, dtype=torch.int16, row=30, column=48, matrix_at=(i, j))
+        for i, j in ((0, 0), (2, 1), (3, 0), (1, -1))
     },
     **{f"wgmma-{NAMES[dtype]}": functools.partial(check_wgmma, dtype=dtype, transposed_b=False) for dtype in TYPES},
     **{f"wgmma-{NAMES[d]}-MN-major": functools.partial(check_wgmma, dtype=d, transposed_b=True) for d in FLOATS},

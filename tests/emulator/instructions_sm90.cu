@@ -85,7 +85,7 @@ __global__ void mbarrier_kernel(const __grid_constant__ Params p) {
 struct TmaParams {
   uint32_t* out;
   TensorMap map;
-  int row, column;
+  int row, column, i, j;
 };
 
 // out (64, 32 words) = a box of 64 rows, as it lies in shared memory
@@ -96,7 +96,7 @@ __global__ void tma_kernel(const __grid_constant__ TmaParams p) {
     mbarrier_init(barrier, 1);
     mbarrier_init_fence();
     mbarrier_arrive_expect_tx(barrier, kTileBytes);
-    tma_load(shared, p.map, barrier, p.row, p.column);
+    tma_load(shared, p.map, barrier, p.row, p.column, p.i, p.j);
   }
   __syncthreads();  // the mbarrier
   mbarrier_wait(barrier, 0);
@@ -239,7 +239,20 @@ FTX_EXPORT const char* run_tma(uint32_t* out, const void* a, int element_bytes, 
                                int row, int column) {
   return reported([&] {
     const uint64_t row_bytes = static_cast<uint64_t>(stride) * element_bytes;
-    const TmaParams p{out, make_tensor_map(a, element_bytes, rows, columns, row_bytes, kTile), row, column};
+    const TmaParams p{out, make_tensor_map(a, element_bytes, rows, columns, row_bytes, kTile), row, column, 0, 0};
+    launch("instruction", "", tma_kernel, dim3(1), dim3(64), nullptr, p, kTileBytes + 8);
+  });
+}
+
+// a (batches, rows, heads, stride), of which a matrix has the first `columns`: head i of batch j
+FTX_EXPORT const char* run_tma_of_heads(uint32_t* out, const void* a, int element_bytes, int batches, int rows,
+                                        int heads, int columns, int stride, int row, int column, int i, int j) {
+  return reported([&] {
+    const uint64_t head_bytes = static_cast<uint64_t>(stride) * element_bytes, row_bytes = head_bytes * heads;
+    const uint64_t sizes[4] = {static_cast<uint64_t>(columns), static_cast<uint64_t>(rows),
+                               static_cast<uint64_t>(heads), static_cast<uint64_t>(batches)};
+    const uint64_t bytes[3] = {row_bytes, head_bytes, row_bytes * rows};
+    const TmaParams p{out, make_tensor_map(a, element_bytes, sizes, bytes, kTile), row, column, i, j};
     launch("instruction", "", tma_kernel, dim3(1), dim3(64), nullptr, p, kTileBytes + 8);
   });
 }

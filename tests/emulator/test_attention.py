@@ -1,4 +1,4 @@
-"""Attention's forward with a hook at each access: no race, nothing outside, one result in every order of threads."""
+"""Attention's forward by mma.sync with a hook at each access: no race, nothing outside, one result in any order."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="the cases are those of the Triton kernels"
 
 from ops.attention_cases import Case, check_forward, make_inputs, run_forward
 
+from fasttx.ops.attention import cuda as attention
 from fasttx.ops.attention.cuda import attention_fwd
 
 pytestmark = pytest.mark.skipif(host_build.lacks() is not None, reason=str(host_build.lacks()))
@@ -26,6 +27,11 @@ CASES = {
     "causal-bias": Case(130, 200, 1, window=(-1, 0), mask="full-add", dtype=F16, aligned=True),
     "packed": Case(heads=2, lengths=((33, 150), (0, 5), (140, 64), (5, 0)), dropout_p=0.3, dtype=BF16, aligned=True),
 }
+
+
+@pytest.fixture(autouse=True)
+def form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "FORM", 80)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -59,7 +65,13 @@ def arguments(**changed):
     """What the launcher takes, all of it harmless: it refuses before it launches."""
     module, _ = host_module.load("plain")
     given = host_module.harmless(module, module.SIGNATURES["attention_fwd"])
-    right = {"dtype": module.DTYPES["bfloat16"], "shape.attn_bias": None, "shape.rng_state": None, "shape.threshold": 0}
+    right = {
+        "dtype": module.DTYPES["bfloat16"],
+        "shape.attn_bias": None,
+        "shape.rng_state": None,
+        "shape.threshold": 0,
+        "form": 80,
+    }
     return module, host_module.altered(given, right | changed)
 
 
@@ -81,6 +93,7 @@ def arguments(**changed):
         ({"shape.window_left": -1}, r"window_left and window_right must lie in 0 .. 2\^29"),
         ({"shape.rng_state": (16, 7)}, "threshold must lie in 1 .. 255 with rng_state, and be 0 without"),
         ({"shape.threshold": 26}, "threshold must lie in 1 .. 255 with rng_state, and be 0 without"),
+        ({"form": 1}, "form must be 0, 80 or 90"),
         ({"q": None}, "out, softmax_lse and q must be given"),
         ({"v": None}, "k and v must be given"),
     ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from of_attention_bwd_cuda import ATTENTION_BWD
 from of_attention_cuda import ATTENTION
+from of_attention_sm90 import ATTENTION_FWD_SM90
 from of_bound import BOUND
 from of_cuda import CUDA
 from of_emulator import ARCH, EMULATOR
@@ -17,4 +18,16 @@ from of_int8_cuda import INT8
 from of_models import MODELS
 from of_triton import TRITON
 
-MUTATIONS = [*TRITON, *CUDA, *ATTENTION, *ATTENTION_BWD, *INT8, *INT8_CPU, *ARCH, *EMULATOR, *MODELS, *BOUND]
+MUTATIONS = [
+    *TRITON,
+    *CUDA,
+    *ATTENTION,
+    *ATTENTION_FWD_SM90,
+    *ATTENTION_BWD,
+    *INT8,
+    *INT8_CPU,
+    *ARCH,
+    *EMULATOR,
+    *MODELS,
+    *BOUND,
+]

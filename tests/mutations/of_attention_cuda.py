@@ -37,5 +37,5 @@ ATTENTION = [
     ),
     Mutation(TILES, "row + tile_row + r < rows && left > 0", "row + tile_row + r <= rows && left > 0", ATTENTION_CUDA),
     Mutation(WORK, "h_k(h / (shape.num_heads / shape.num_heads_k)),", "h_k(h % shape.num_heads_k),", ATTENTION_CUDA),
-    Mutation(WORK, "at.first + at.length, at.end, lost);", "at.first + at.length, at.end, none);", ATTENTION_CUDA),
+    Mutation(WORK, "at.end, lost, team);", "at.end, none, team);", ATTENTION_CUDA),
 ]

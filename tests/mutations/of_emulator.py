@@ -14,7 +14,12 @@ ARCH = [
     Mutation("csrc/arch/cp_async.cuh", "emu::cp_async_wait(kLeft)", "emu::cp_async_wait(kLeft + 1)", WRAPPERS),
     Mutation("csrc/arch/wgmma.cuh", "kTileBytes = 1024", "kTileBytes = 512", WRAPPERS),
     Mutation("csrc/arch/wgmma.cuh", "emu::wgmma_wait(kLeft)", "emu::wgmma_wait(kLeft + 1)", WRAPPERS),
-    Mutation("csrc/arch/tma.cuh", "map.fields, barrier, row, column)", "map.fields, barrier, column, row)", WRAPPERS),
+    Mutation(
+        "csrc/arch/tma.cuh",
+        "map.fields, barrier, row, column, i, j)",
+        "map.fields, barrier, column, row, i, j)",
+        WRAPPERS,
+    ),
     Mutation(
         "csrc/arch/mbarrier.cuh", "mbarrier_arrive(barrier, bytes)", "mbarrier_arrive(barrier, 2 * bytes)", WRAPPERS
     ),

@@ -1,4 +1,5 @@
-"""Attention's forward in CUDA C++, called directly, against float64 and PyTorch's operators in the same dtype."""
+"""Attention's forward in CUDA C++ by mma.sync, called directly, against float64 and PyTorch's operators in the same
+dtype."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from ops.attention_cases import Case, check_forward, guarded, make_inputs, poiso
 from ops.numpy_dropout import attention_keep
 from ops.test_attention_kernels import BF16, F16, MASKS, PACKED
 
+from fasttx.ops.attention import cuda as attention
 from fasttx.ops.attention.cuda import attention_fwd
 from fasttx.ops.cuda import launch as cuda
 
@@ -19,10 +21,11 @@ EITHER = pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unal
 
 
 @pytest.fixture(autouse=True)
-def compiled(device: torch.device) -> None:
+def compiled(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     reason = cuda.why_not(device, None if device.type == "cpu" else 80)
     if reason is not None:
         pytest.skip(reason)
+    monkeypatch.setattr(attention, "FORM", 80)
 
 
 def check(device: torch.device, case: Case) -> None:

@@ -15,6 +15,13 @@ _FAR = 1 << 29
 """kNoWindow of csrc/attention/attention.h."""
 
 
+BY_CALL = 0
+"""The forward's kernel is that of csrc/attention/attention_choice.h: on sm_90 the one of wgmma and TMA where it can run
+the call, else the one of mma.sync."""
+FORM = BY_CALL
+"""Or 90 or 80, one of the two alone: for tests, and to compare them."""
+
+
 def strides(x: Tensor, packed: bool) -> tuple[int, ...]:
     """(batch, token, head) strides; a packed tensor has no batch."""
     return (0, *x.stride()[:2]) if packed else x.stride()[:3]
@@ -73,6 +80,7 @@ def attention_fwd(out: Tensor, softmax_lse: Tensor, q: Tensor, k: Tensor, v: Ten
         k_strides=strides(k, packed),
         v_strides=strides(v, packed),
         dtype=q.dtype,
+        form=FORM,
         shape=of_call,
     )
 

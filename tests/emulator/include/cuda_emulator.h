@@ -137,6 +137,12 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
   return emu::shuffle("__shfl_xor_sync", mask, value, (source & ~(width - 1)) > (lane & ~(width - 1)) ? lane : source);
 }
 
+inline bool __any_sync(unsigned mask, bool value) {
+  int any = value;
+  for (int bits = 16; bits > 0; bits /= 2) any |= __shfl_xor_sync(mask, any, bits);
+  return any != 0;
+}
+
 template <class T>
 T atomicAdd(T* p, T value) {
   return emu::atomic(p, [=](T before) { return T(before + value); });

@@ -22,16 +22,16 @@ void cp_async_wait(int groups_left);
 struct TensorMap {
   const uint8_t* base;
   uint32_t element_bytes, box_rows;
-  uint64_t rows, columns, row_bytes;
+  uint64_t sizes[4], bytes[3];  // columns, rows, matrices by either number; to the next row, to the next matrix
 };
 
 void mbarrier_init(uint32_t barrier, uint32_t arrivals);
 void mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes);
 void mbarrier_wait(uint32_t barrier, uint32_t parity);
 void fence_proxy_async();
-TensorMap make_tensor_map(const void* base, int element_bytes, uint64_t rows, uint64_t columns, uint64_t row_bytes,
+TensorMap make_tensor_map(const void* base, int element_bytes, const uint64_t (&sizes)[4], const uint64_t (&bytes)[3],
                           uint32_t box_rows);
-void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int row, int column);
+void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int row, int column, int i, int j);
 
 // ---- cluster.cpp
 uint32_t cluster_rank();

@@ -101,20 +101,27 @@ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   wait_in("mbarrier.try_wait");
 }
 
-TensorMap make_tensor_map(const void* base, int element_bytes, uint64_t rows, uint64_t columns, uint64_t row_bytes,
+TensorMap make_tensor_map(const void* base, int element_bytes, const uint64_t (&sizes)[4], const uint64_t (&bytes)[3],
                           uint32_t box_rows) {  // the rules of cuTensorMapEncodeTiled
   if (reinterpret_cast<uintptr_t>(base) % 16 != 0) fail("tensor map: %p is no multiple of 16", base);
-  if (row_bytes % 16 != 0 || row_bytes >= 1ull << 40) {
-    fail("tensor map: rows %llu bytes apart", static_cast<unsigned long long>(row_bytes));
+  TensorMap map{static_cast<const uint8_t*>(base), static_cast<uint32_t>(element_bytes), box_rows, {}, {}};
+  for (int i = 0; i < 4; i++) {
+    map.sizes[i] = sizes[i];
+    if (sizes[i] == 0 || sizes[i] > 1ull << 32) {
+      fail("tensor map: a size of %llu", static_cast<unsigned long long>(sizes[i]));
+    }
   }
-  for (uint64_t size : {rows, columns}) {
-    if (size == 0 || size > 1ull << 32) fail("tensor map: a size of %llu", static_cast<unsigned long long>(size));
+  for (int i = 0; i < 3; i++) {
+    map.bytes[i] = bytes[i];
+    if (bytes[i] == 0 || bytes[i] % 16 != 0 || bytes[i] >= 1ull << 40) {
+      fail("tensor map: %s %llu bytes apart", i == 0 ? "rows" : "matrices", static_cast<unsigned long long>(bytes[i]));
+    }
   }
   if (box_rows == 0 || box_rows > 256) fail("tensor map: %u rows in a box", box_rows);
-  return {static_cast<const uint8_t*>(base), static_cast<uint32_t>(element_bytes), box_rows, rows, columns, row_bytes};
+  return map;
 }
 
-void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int row, int column) {
+void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int row, int column, int i, int j) {
   constexpr uint32_t kRow = 128, kChunk = 16;
   void* code = __builtin_return_address(0);
   shared_pointer(shared, map.box_rows * kRow, 128, "TMA load", code);
@@ -124,6 +131,7 @@ void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int row, 
          source_line(code).c_str());
   }
   Box box{running->rank, barrier, {}};
+  const auto inside = [&](int64_t at, int dim) { return at >= 0 && at < static_cast<int64_t>(map.sizes[dim]); };
   for (uint32_t r = 0; r < map.box_rows; r++) {
     int64_t y = static_cast<int64_t>(row) + r;
     for (uint32_t c = 0; c < kRow / kChunk; c++) {
@@ -131,8 +139,8 @@ void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int row, 
       Chunk chunk{address ^ (address / kRow % 8 * kChunk), {}};
       for (uint32_t e = 0; e < kChunk / map.element_bytes; e++) {
         int64_t x = static_cast<int64_t>(column) + c * (kChunk / map.element_bytes) + e;
-        if (y < 0 || y >= static_cast<int64_t>(map.rows) || x < 0 || x >= static_cast<int64_t>(map.columns)) continue;
-        const uint8_t* from = map.base + static_cast<uint64_t>(y) * map.row_bytes + x * map.element_bytes;
+        if (!inside(x, 0) || !inside(y, 1) || !inside(i, 2) || !inside(j, 3)) continue;
+        const uint8_t* from = map.base + x * map.element_bytes + y * map.bytes[0] + i * map.bytes[1] + j * map.bytes[2];
         access(from, map.element_bytes, map.element_bytes, false, false, code);
         memcpy(chunk.data + e * map.element_bytes, from, map.element_bytes);
       }
