@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-import fasttx
+import fasttx.models  # by which from_pretrained reads int8 models too
 
 TASKS = ("embed", "rerank", "classify")
 POOLINGS = ("mean", "cls", "max")

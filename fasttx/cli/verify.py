@@ -26,6 +26,8 @@ def _load(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.utils import logging
 
+    import fasttx.models  # noqa: F401  # by which int8 models are loaded too
+
     logging.disable_progress_bar()
     if not (directory / "config.json").is_file():
         raise typer.BadParameter(

@@ -45,7 +45,7 @@ class Int8Config:
             :func:`fasttx.calibrate`. Layers where it does not lower the error on what was seen do without.
         measure: time each shape of a layer on the device where it is, as it is and int8, with as many rows as calls in
             :func:`fasttx.calibrate` had (the median; 512 without a calibration), and leave float what is faster so. The
-            report has the times. It takes about a second for a model; under
+            report has the times of those. It takes about a second for a model; under
             ``torch.use_deterministic_algorithms(True)`` nothing is timed, and all become int8.
 
     Raises:

@@ -53,22 +53,27 @@ def quantised(linears: Sequence[nn.Linear], config: Int8Config) -> dict[nn.Modul
     return made
 
 
-def put_back(root: nn.Module) -> int:
-    """Make every int8 layer of `root` a float one, and return how many there were.
+def is_kept(layer: Int8Linear) -> bool:
+    """Whether an int8 layer remembers the one that it was made of."""
+    return KEPT in layer.__dict__
 
-    That is the layer it was made of where that was kept, else one of the rounded weights. It is on the device of the
-    int8 layer and has its bias.
+
+def float_layer(layer: Int8Linear) -> nn.Linear:
+    """The layer that an int8 layer was made of where that was kept, else one of the rounded weights.
+
+    It is on the device of the int8 layer and has its bias.
     """
+    if not is_kept(layer):
+        return layer.dequantize()
+    kept: nn.Linear = layer.__dict__[KEPT][0]
+    bias = layer.bias
+    kept.to(device=layer.weight.device, dtype=None if bias is None else bias.dtype).train(layer.training)
+    kept.register_parameter("bias", bias)
+    return kept
+
+
+def put_back(root: nn.Module) -> int:
+    """Make every int8 layer of `root` its :func:`float_layer`, and return how many there were."""
     found = int8_layers(root)
-    floats: dict[nn.Module, nn.Module] = {}
-    for layer in found.values():
-        (kept,) = layer.__dict__.get(KEPT, (None,))
-        if kept is None:
-            floats[layer] = layer.dequantize()
-        else:
-            bias = layer.bias
-            kept.to(device=layer.weight.device, dtype=None if bias is None else bias.dtype).train(layer.training)
-            kept.register_parameter("bias", bias)
-            floats[layer] = kept
-    replace_layers(root, floats)
+    replace_layers(root, {layer: float_layer(layer) for layer in found.values()})
     return len(found)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from cli.test_commands import invoke
 from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
+import fasttx
 from fasttx.bench import padding, plots
 from fasttx.cli import bench
 from fasttx.cli.bench import bar
@@ -210,6 +213,18 @@ def test_verify_a_saved_model(saved: Path, tmp_path: Path) -> None:
     )
     assert found["verify"]["ok"] and found["verify"]["reference"] == "float32"
     assert {"report", "explain"} <= set(found)
+
+
+@pytest.mark.slow
+def test_verify_loads_an_int8_model_in_a_process_of_its_own(saved: Path) -> None:
+    model = BertForSequenceClassification.from_pretrained(saved)
+    fasttx.quantize(model)
+    model.save_pretrained(saved)
+    command = [sys.executable, "-m", "fasttx", "verify", str(saved), "--device", "cpu", "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parents[2])
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)["verify"]
+    assert found["ok"] and len(found["int8"]) == 12 and all(0 < layer["error"] < 0.05 for layer in found["int8"])
 
 
 def test_verify_tells_a_wrong_result(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

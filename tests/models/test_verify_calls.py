@@ -78,19 +78,36 @@ def test_a_batch_that_the_caller_packed_has_no_reference() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("patch", [False, True])
 def test_layers_on_int8(patch: bool, dtype: torch.dtype) -> None:
-    """They take no float64, which the reference of a model in float32 is: refused by name, and the rest is compared."""
-    model, inputs = zoo.tiny_model(zoo.BERT, "BertModel").to(dtype), zoo.inputs_for(zoo.BERT, "BertModel")
-    fasttx.quantize(model)
+    """Outputs beside a model in float, labels or not; a layer that is far off is named, and its output is wrong."""
+    model, inputs = zoo.tiny_model(zoo.BERT, HEAD).to(dtype), zoo.inputs_for(zoo.BERT, HEAD)
+    fasttx.quantize(model, fasttx.Int8Config(keep_float=True, skip=["*.0.*"]))
+    names = [name for name, module in model.named_modules() if isinstance(module, fasttx.nn.Int8Linear)]
     if patch:
         fasttx.patch(model)
-    if dtype == torch.float32:
-        with pytest.raises(
-            ValueError, match="^model: got BertModel in float32 with int8 layers; allowed is float16 or"
-        ):
-            fasttx.verify(model, inputs)
-        fasttx.dequantize(model)
-    if patch or dtype != torch.float32:
-        assert fasttx.verify(model, inputs).ok
+    found = fasttx.verify(model, inputs)
+    assert found.ok and {row.kind for row in found.rows} == {"output"} and len(names) == 6
+    (row,) = found.rows
+    assert 0 < row.unpatched_error and row.error < 2 * row.unpatched_error
+    assert sorted(layer.name for layer in found.int8) == sorted(names)
+    assert all(0.001 < layer.error < 0.03 and layer.kept for layer in found.int8), found
+    errors = [layer.error for layer in found.int8]
+    assert errors == sorted(errors, reverse=True) and f"{errors[0]:8.2%}" in str(found)
+    assert found.to_dict()["int8"][0] == vars(found.int8[0])
+    assert [name for name, m in model.named_modules() if isinstance(m, fasttx.nn.Int8Linear)] == names
+    model.bert.encoder.layer[1].output.dense.weight_scale.mul_(1.5)
+    worst = fasttx.verify(model, inputs).int8[0]
+    assert worst.name == "bert.encoder.layer.1.output.dense" and 0.2 < worst.error < 0.6
+
+
+def test_int8_layers_whose_floats_are_gone() -> None:
+    model, inputs = zoo.tiny_model(zoo.BERT, "BertModel"), zoo.inputs_for(zoo.BERT, "BertModel")
+    fasttx.quantize(model)
+    found = fasttx.verify(model, inputs)
+    assert found.ok and all(0 < layer.error < 0.03 and not layer.kept for layer in found.int8)
+    assert "rounding inputs (keep_float=True" in str(found) and "and 4 more layers" in str(found)
+    fasttx.dequantize(model)
+    fasttx.patch(model)
+    assert fasttx.verify(model, inputs).int8 == []
 
 
 @pytest.mark.parametrize("cls", [HEAD, "BertLMHeadModel"])

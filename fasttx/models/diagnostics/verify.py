@@ -17,11 +17,13 @@ from ... import nn as fasttx_nn
 from ...functional._packing import first_tokens
 from ...ops.backends import backend
 from ...ops.decisions import recorded
+from ...quant import int8_layers, put_back
 from ...testing import compare
 from .. import layout
 from ..padding.lengths import checked_lengths
 from ..patch import _root, is_patched, unpatch
 from .batch import Arguments, arguments_of, call
+from .int8_errors import LayerError, layer_errors, lines_of
 from .step import loss_of, named_outputs, training_without_dropout, without_trace
 
 Results = dict[tuple[str, str], Tensor]
@@ -63,11 +65,13 @@ class Verification:
         model: the class of the model.
         reference: dtype of the reference, ``"float32"`` or ``"float64"``.
         rows: every tensor that was compared.
+        int8: the error of each int8 layer by itself, the largest first.
     """
 
     model: str
     reference: str
     rows: list[Compared] = field(default_factory=list)
+    int8: list[LayerError] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -77,7 +81,9 @@ class Verification:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         rows = [{**vars(row), "ok": row.ok} for row in self.rows]
-        return {"model": self.model, "reference": self.reference, "ok": self.ok, "rows": rows}
+        return {"model": self.model, "reference": self.reference, "ok": self.ok, "rows": rows} | {
+            "int8": [vars(layer) for layer in self.int8]
+        }
 
     def __str__(self) -> str:
         wrong = sum(not row.ok for row in self.rows)
@@ -91,7 +97,7 @@ class Verification:
         lines += layout.table(header, [_cells(row, wrong > 0) for row in shown])
         if len(gradients) > SHOWN:
             lines.append(f"and {len(gradients) - SHOWN} more gradients, nearer to the reference")
-        return "\n".join(lines)
+        return "\n".join([*lines, *lines_of(self.int8)])
 
     __repr__ = __str__
 
@@ -113,6 +119,10 @@ def verify(model: Any, batch: Any, *, tokenizer: Any = None) -> Verification:
     dropout at 0, both by transformers' definition (``loss="hf"``), as the copies have no other. The model, its
     gradients and the random generators are left as they were. Memory holds one more model at a time.
 
+    A model with int8 layers is compared with one in float, whose layers are those of ``Int8Config(keep_float=True)``,
+    else of the rounded weights; the unpatched copy has int8 layers too, and only outputs are compared, as int8 has no
+    gradients. ``int8`` tells the error of each layer by itself: those with the largest are the first to ``skip``.
+
     Args:
         model: a patched model, or one built on fasttx.nn. It may be a model of transformers, a module around one whose
             call returns its output, or one made of torch.nn's modules, whose output may be a tensor, a tuple or a
@@ -128,38 +138,35 @@ def verify(model: Any, batch: Any, *, tokenizer: Any = None) -> Verification:
         unpatched model's error, plus a floor.
 
     Raises:
-        ValueError: nothing of fasttx is in the model; it is in float32 with int8 layers, which take no float64; its
-            output holds no tensor; there are texts and no tokenizer; or the caller packed the batch
-            (``cu_seq_lens_q``), for which no copy has an attention.
+        ValueError: nothing of fasttx is in the model; its output holds no tensor; there are texts and no tokenizer; or
+            the caller packed the batch (``cu_seq_lens_q``), for which no copy has an attention.
         TypeError: `batch` is none of these.
     """
     root = _root(model)
     arguments = arguments_of(model, root, batch, tokenizer)
     dtype = next((p.dtype for p in root.parameters()), torch.float32)
     higher = torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32
-    if higher == torch.float64 and any(isinstance(module, fasttx_nn.Int8Linear) for module in root.modules()):
-        raise ValueError(
-            f"model: got {type(root).__name__} in float32 with int8 layers; allowed is float16 or bfloat16, as the "
-            "reference of float32 is in float64, which these layers do not take; or call fasttx.dequantize(model) first"
-        )
+    gradients = not int8_layers(root)
     copies = _for_copies(arguments)
     mask = copies.get("attention_mask") if isinstance(copies, Mapping) else None
     if not is_patched(root):
         _refuse_plain(root, arguments)
-    found = _results(root, arguments, mask)
+    found = _results(root, arguments, mask, gradients)
     if not found:
         raise ValueError(
             f"batch: got no floating tensor out of {type(root).__name__}; allowed is one whose output can be compared"
         )
     plain = _plain_copy(root)
     with contextlib.nullcontext() if is_patched(root) else backend("torch"):  # for functions of fasttx.nn
-        same = _results(plain, copies, mask)
+        same = _results(plain, copies, mask, gradients)
+        layers = layer_errors(plain, copies, mask)
+        put_back(plain)
         for module in plain.modules():
             if isinstance(module, PreTrainedModel):
                 module.set_attn_implementation("eager")
-        reference = _results(plain.to(higher), _as(copies, higher), mask)
+        reference = _results(plain.to(higher), _as(copies, higher), mask, gradients)
     del plain
-    return Verification(type(root).__name__, str(higher).removeprefix("torch."), _rows(found, same, reference))
+    return Verification(type(root).__name__, str(higher).removeprefix("torch."), _rows(found, same, reference), layers)
 
 
 def _refuse_plain(root: nn.Module, arguments: Arguments) -> None:
@@ -241,8 +248,8 @@ def _as(batch: Arguments, dtype: torch.dtype) -> Arguments:
     return tuple(map(cast, batch))
 
 
-def _results(model: nn.Module, batch: Arguments, mask: Any) -> Results:
-    """Outputs at the tokens of a mask, loss and gradients of one model, on the CPU."""
+def _results(model: nn.Module, batch: Arguments, mask: Any, gradients: bool) -> Results:
+    """Outputs at the tokens of a mask, and loss and `gradients` of one model, on the CPU."""
     found: Results = {}
     modes = [(module, module.training) for module in model.modules()]
     with without_trace(model):
@@ -255,6 +262,8 @@ def _results(model: nn.Module, batch: Arguments, mask: Any) -> Results:
                 module.training = training
         for name, value in named_outputs(output).items():
             found["output", name] = _real(value, mask).cpu()
+        if not gradients:
+            return found
         with training_without_dropout(model), _transformers_loss(model), torch.enable_grad():
             output = call(model, batch)
             loss = loss_of(output)
