@@ -9,6 +9,7 @@ import sys
 import cuda_build
 import pytest
 import sass
+from cuda import machine_code
 
 
 def run(*parts: str) -> subprocess.CompletedProcess[str]:
@@ -32,6 +33,14 @@ def test_what_is_counted() -> None:
     assert str(found).split() == ["32", "8", "1024", "18", "3", "1", "6", "kernel"]
     header = sass.COLUMNS.split()
     assert len(header) == len(str(found).split()) and header[0] == "registers" and header[-1] == "kernel"
+
+
+def test_a_file_is_asked_for_the_archs_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(machine_code, "kernels", lambda source, arch: asked.append((source.stem, arch)) or [])
+    assert list(sass.of_nvcc(["attention_fwd"])) == []
+    names = [("attention_fwd_sm80", "80"), ("attention_fwd_sm80", "90a"), ("attention_fwd_sm90", "90a")]
+    assert asked == names
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

@@ -64,7 +64,7 @@ def of_nvcc(parts: list[str]) -> Iterable[Row]:
     from cuda import machine_code
 
     for source in sorted(p for p in cuda_build.CSRC.glob("*/*.cu") if is_chosen(p.stem, parts)):
-        for arch in ("80", "90a"):
+        for arch in cuda_build.archs_of(source, ("80", "90a")):
             for k in sorted(machine_code.kernels(source, arch), key=lambda k: k.name):
                 heading = f"{source.relative_to(ROOT)} sm_{arch}"
                 yield row(heading, k.name, k.registers, k.stack_bytes, k.shared_bytes, k.instructions)
