@@ -16,6 +16,7 @@ from ..quant.layers import quantised
 from ..quant.measured import times_of
 from ..quant.seen import forget, seen_by
 from .checked import are_checked_later, check_kernels, measured_choices
+from .folded import fold_factors
 from .linears import candidates
 from .patch import _root
 from .report import Report, Row, expected_backend
@@ -92,6 +93,8 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
         else:
             report.rows.append(Row(each.name, each.before, None, "", reason))
         forget(each.layer)
+    if config.smooth is not None and not config.keep_float:  # a float layer that comes back wants its norm as it was
+        fold_factors(root, made)
     replace_layers(root, dict(made))
     mark(root, config)
     if not made:

@@ -42,7 +42,9 @@ class Int8Config:
                 x W^T = (x / s)\,(W \,\mathrm{diag}(s))^T
 
             s is rounded to powers of two, so that no float changes but by its exponent. It needs
-            :func:`fasttx.calibrate`. Layers where it does not lower the error on what was seen do without.
+            :func:`fasttx.calibrate`. Layers where it does not lower the error on what was seen do without. Where
+            nothing but such layers reads a norm (ViT, DeiT, ModernBERT), 1/s goes into the norm's weight and bias for
+            good, unless ``keep_float``; elsewhere a layer multiplies its input by it.
         measure: time each shape of a layer on the device where it is, as it is and int8, with as many rows as calls in
             :func:`fasttx.calibrate` had (the median; 512 without a calibration), and leave float what is faster so. The
             report has the times of those. It takes about a second for a model; under

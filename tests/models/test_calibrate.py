@@ -51,12 +51,40 @@ def test_smoothing_changes_no_float(family: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Seen, "errors", lambda self, weights, factor: (float(factor is None),) * 2)
     monkeypatch.setattr(int8, "quantize_per_channel", lambda weight: (weight.detach(), torch.ones(len(weight))))
     monkeypatch.setattr(int8, "int8_linear", lambda x, w, _, bias, **__: nn.functional.linear(x, w, bias))
-    report = fasttx.quantize(model, fasttx.Int8Config(smooth=0.5))
+    report = fasttx.quantize(model, fasttx.Int8Config(smooth=0.5, keep_float=True))
     factors = [layer.input_factor for layer in fasttx.quant.int8_layers(model).values()]
     assert factors and all(f is not None and torch.equal(f.log2().round().exp2(), f) for f in factors)
     assert max(float(f.max() / f.min()) for f in factors if f is not None) >= 4
     assert {row.reason for row in report.replaced} == {"activations by token, smoothed"}
     torch.testing.assert_close(last(model, family), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ViT", "DeiT", "ModernBERT", "BERT"])
+def test_factors_go_into_norms_that_feed_nothing_else(name: str, tmp_path: Path) -> None:
+    """The same bits as with factors in the layers; in post-norm layers, and where a reader stays float, none do."""
+    family = zoo.BY_NAME[name]
+    if family not in zoo.FAMILIES:
+        pytest.skip(zoo.BUILT_OTHERWISE)
+    config = fasttx.Int8Config(smooth=0.5)
+    model = calibrated(family)
+    apart, some = copy.deepcopy(model), copy.deepcopy(model)
+    norms = {n: m.weight.clone() for n, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
+    fasttx.quantize(apart, fasttx.Int8Config(smooth=0.5, keep_float=True))
+    fasttx.quantize(model, config)
+    want, found = last(apart, family), last(model, family)
+    assert torch.equal(found, want)
+    changed = {n for n, m in model.named_modules() if n in norms and not torch.equal(m.weight, norms[n])}
+    left = sum(layer.input_factor is not None for layer in fasttx.quant.int8_layers(model).values())
+    factors = sum(layer.input_factor is not None for layer in fasttx.quant.int8_layers(apart).values())
+    assert (len(changed) >= 2 and left < factors) if name != "BERT" else (not changed and left == factors > 0)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(last(type(model).from_pretrained(tmp_path), family), found)
+    fasttx.dequantize(model)
+    fasttx.dequantize(apart)
+    assert (last(model, family) - last(apart, family)).norm() < 0.1 * want.norm()
+    if name in ("ViT", "DeiT"):
+        fasttx.quantize(some, fasttx.Int8Config(smooth=0.5, skip=["*.v_proj"]))
+        assert all(torch.equal(m.weight, norms[n]) for n, m in some.named_modules() if "before" in n and n in norms)
 
 
 @pytest.mark.parametrize("family", zoo.FAMILIES, ids=lambda family: family.name)
@@ -80,7 +108,8 @@ def test_static_and_smoothed_in_every_family(family: Any, tmp_path: Path) -> Non
         "smooth": 0.5,
         "measure": False,
     }
-    assert len(saved["static"]) == len(saved["layers"]) >= len(saved["smoothed"]) > 0
+    assert len(saved["static"]) == len(saved["layers"]) >= len(saved["smoothed"])
+    assert saved["smoothed"] or family.norms  # which took all factors
     loaded = type(model).from_pretrained(tmp_path)
     fasttx.quantize(twin)  # neither static nor smoothed: what is loaded brings both
     twin.load_state_dict(model.state_dict())

@@ -46,6 +46,13 @@ MODELS = [
     ),
     Mutation("fasttx/models/capture/products.py", "if twice else out", "if False else out", CALIBRATE),
     Mutation("fasttx/models/capture/products.py", "read = x * self._factor.to(x.dtype)", "read = x", CALIBRATE),
+    Mutation("fasttx/models/folded.py", "or len(int8) < len(linears) ", "", CALIBRATE),
+    Mutation(
+        "fasttx/models/folded.py",
+        "for parameter in (norm.weight, norm.bias):",
+        "for parameter in (norm.weight,):",
+        CALIBRATE,
+    ),
     Mutation("fasttx/models/calibrate.py", "rows = rows[self._mask.bool()]", "pass", CALIBRATE),
     Mutation("fasttx/quant/seen.py", "alpha * x.log2() - (1", "alpha * x.log2() + (1", CALIBRATE),
     Mutation("fasttx/models/capture/frozen.py", "following.qkv.wanted if", "(False,) if", CAPTURE_INT8),

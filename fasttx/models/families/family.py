@@ -41,6 +41,8 @@ class Family:
         layer: one layer of its encoder.
         classes: class -> its roles, in the order of the report's rows. A class without any is known all the same: its
             models are of this family.
+        norms: of a layer, the path of a norm -> those of all that reads it, linear layers alone. Where the residual
+            takes what a norm gives, as in every post-norm layer, it is not here.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Family:
     bare: str
     layer: str
     classes: Mapping[str, tuple[Role, ...]] = field(hash=False)
+    norms: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def roles(self, kind: type[R]) -> dict[str, R]:
         """Class -> its role of this kind, where it has one."""

@@ -47,6 +47,7 @@ MODERNBERT = Family(
         "ModernBertMLP": (Stays("mlp", "product, activation, gate", "there is no kernel for a gated MLP"),),
         **heads(HEADS, "ModernBert", vocabulary=VOCABULARY),
     },
+    norms={"attn_norm": ("attn.Wqkv",), "mlp_norm": ("mlp.Wi",)},
 )
 FAMILIES = (MODERNBERT,)
 

@@ -37,6 +37,10 @@ def vit_like(name: str, model_type: str, prefix: str, without_loss: Sequence[str
             f"{prefix}ForMaskedImageModeling": (OtherHead(PIXELS),),
             **{prefix + head: (OtherHead(),) for head in without_loss},
         },
+        norms={
+            "layernorm_before": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+            "layernorm_after": ("mlp.fc1",),
+        },
     )
 
 
