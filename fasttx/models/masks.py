@@ -11,7 +11,6 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
@@ -21,8 +20,9 @@ KEY = "_fasttx_pruned"
 ALLOWED = "DDP and fully_shard for a model with masks"
 
 _live: dict[int, weakref.ref[Mask]] = {}
-"""Every mask of this process; its methods are single steps of the interpreter, so that threads need no lock."""
-_hook: Any = None
+"""Every mask of this process; it is read and changed by single steps of the interpreter, which need no lock."""
+_hooks: list[Any] = []
+"""The hook for optimizers, while there are masks."""
 
 
 class Mask:
@@ -39,12 +39,10 @@ class Mask:
         self._belong_to(layer)
 
     def _belong_to(self, layer: Any) -> None:
-        global _hook
         self._layer: weakref.ref[Any] = weakref.ref(layer)
         key = id(self)
         _live[key] = weakref.ref(self, lambda _: _live.pop(key, None))
-        if _hook is None:
-            _hook = register_optimizer_step_post_hook(_after_step)
+        _watch()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"layer": self._layer(), "pruned": self.pruned}
@@ -77,14 +75,14 @@ class Mask:
         if tuple(weight.shape) != tuple(self.pruned.shape):
             shapes = f"{tuple(weight.shape)} under a mask of {tuple(self.pruned.shape)}, as FSDP1 and ZeRO-3 make it"
             raise ValueError(wrong("weight", shapes, ALLOWED))
-        with torch.no_grad():
-            if not hasattr(weight, "placements"):
-                pruned = self.pruned = self.pruned.to(weight.device)
-                local = weight
-            else:
-                local, pruned = weight.to_local(), self._part_of(weight)
-            moved = int(local[pruned].count_nonzero()) if count else 0
-            local.masked_fill_(pruned, 0)
+        weight = weight.detach()  # the same memory and the same count of changes
+        if hasattr(weight, "placements"):
+            local, pruned = weight.to_local(), self._part_of(weight)
+        else:
+            pruned = self.pruned = self.pruned.to(weight.device)
+            local = weight
+        moved = int(local[pruned].count_nonzero()) if count else 0
+        local.masked_fill_(pruned, 0)
         return moved
 
     def _part_of(self, weight: Any) -> Tensor:
@@ -96,6 +94,11 @@ class Mask:
             whole = self.pruned.to(weight.device)  # the same in each process: nothing is sent
             self._part = layout, distribute_tensor(whole, *layout, src_data_rank=None).to_local()
         return self._part[1]
+
+
+def _watch() -> None:
+    if not _hooks:
+        _hooks.append(register_optimizer_step_post_hook(_after_step))
 
 
 def _after_step(optimizer: Optimizer, *_: Any) -> None:
@@ -124,14 +127,14 @@ def mask_of(layer: nn.Module) -> Mask | None:
     return found
 
 
-def set_mask(layer: nn.Module, pruned: Tensor) -> None:
-    """Prunes a linear layer: these weights are zero from now on."""
-    mask = mask_of(layer)
-    if mask is None:
-        mask = layer.__dict__[KEY] = Mask(layer, pruned)
-        layer.register_load_state_dict_post_hook(_after_loading)
-    mask.pruned, mask._part = pruned, None
-    mask.hold()
+def set_masks(chosen: list[tuple[nn.Module, Tensor]]) -> None:
+    """Prunes linear layers: these weights are zero from now on."""
+    for layer, pruned in chosen:
+        if mask_of(layer) is None:
+            layer.register_load_state_dict_post_hook(_after_loading)
+        layer.__dict__[KEY] = Mask(layer, pruned)  # a new one, so that an old one can be put back
+    for layer, _ in chosen:
+        hold(layer, count=False)
 
 
 def hold(layer: nn.Module, count: bool) -> tuple[int, Tensor]:
@@ -142,12 +145,15 @@ def hold(layer: nn.Module, count: bool) -> tuple[int, Tensor]:
 
 def drop_masks(layers: list[nn.Module]) -> None:
     """Takes the masks off; the last one of this process takes the optimizers' hook along."""
-    global _hook
     for layer in layers:
         layer.__dict__.pop(KEY, None)
         hooks = layer._load_state_dict_post_hooks
         for number in [number for number, hook in hooks.items() if hook is _after_loading]:
             del hooks[number]
-    if not _live and _hook is not None:
-        _hook.remove()
-        _hook = None
+    if not _live:
+        taken = list(_hooks)
+        for hook in taken:
+            hook.remove()
+        del _hooks[: len(taken)]
+        if _live:  # a thread has made one meanwhile
+            _watch()

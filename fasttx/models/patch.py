@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from ..ops import verdicts
+from .all_or_nothing import all_or_nothing
 from .attention.interface import IMPLEMENTATION
 from .capture.capture import FROZEN
 from .checked import are_checked_later, check_kernels, measured_choices
@@ -48,24 +49,17 @@ def _marks(root: nn.Module) -> list[tuple[nn.Module, ModulePatch]]:
 # ------------------------------------------------------------------------------------------------- doing and undoing
 
 
-def _carry_out(plan: Plan, options: Options) -> None:
-    done: list[nn.Module] = []
+def _carry_out(plan: Plan, options: Options) -> Report:
     plain = ModulePatch(options)
-    try:
-        for module, mark in plan.configs:
-            done.append(module)
-            module.__dict__.update(_fasttx=mark, config=mark.own_config)
-        for module in (*plan.attention, *(module for module, _ in plan.classes)):
-            done.append(module)
-            module.__dict__.setdefault("_fasttx", plain)
-        for module, cls in plan.classes:
-            become(module, cls)
-            if hasattr(cls, "_fasttx_begins"):
-                module.__dict__["_fasttx_places"] = places_of(module)
-    except BaseException:
-        for module in done:
-            _restore(module)
-        raise
+    for module, mark in plan.configs:
+        module.__dict__.update(_fasttx=mark, config=mark.own_config)
+    for module in (*plan.attention, *(module for module, _ in plan.classes)):
+        module.__dict__.setdefault("_fasttx", plain)
+    for module, cls in plan.classes:
+        become(module, cls)
+        if hasattr(cls, "_fasttx_begins"):
+            module.__dict__["_fasttx_places"] = places_of(module)
+    return plan.report
 
 
 def _restore(module: nn.Module) -> None:
@@ -80,6 +74,11 @@ def _restore(module: nn.Module) -> None:
     original = type(module).__dict__.get("_fasttx_original")
     if original is not None:
         become(module, original)
+
+
+def _restore_all(marks: list[tuple[nn.Module, ModulePatch]]) -> None:
+    for module, _ in marks:
+        _restore(module)
 
 
 def _carry_back(mark: ModulePatch) -> None:
@@ -170,17 +169,15 @@ def patch(
     """
     options = Options(attention, unpad, norm, mlp, qkv, mlm_head, loss, backend, deterministic, strict)
     root = _root(model)
-    before = _marks(root)
-    if before:
+    marks = _marks(root)
+    if marks:
         _refuse_wrapped(root)
-        old = before[0][1].options
-        unpatch(root)
-        try:
-            return _patch_plain(root, options)
-        except BaseException:
-            _carry_out(make_plan(root, old), old)
-            raise
-    return _patch_plain(root, options)
+
+    def change() -> Report:
+        _restore_all(marks)
+        return _patch_plain(root, options)
+
+    return all_or_nothing(root, change)
 
 
 def _patch_plain(root: nn.Module, options: Options) -> Report:
@@ -195,12 +192,11 @@ def _patch_plain(root: nn.Module, options: Options) -> Report:
         message = f"fasttx.patch replaced nothing in {type(root).__name__}: {reasons}"
         if options.strict:
             raise ValueError(message)
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=5)
     elif plan.unknown and all(row.after.startswith("fasttx.nn.") for row in plan.report.replaced if row.after):
         message = f"fasttx.patch replaced only torch.nn's modules in {type(root).__name__}"
-        warnings.warn(f"{message}: {'; '.join(plan.unknown)}", stacklevel=3)
-    _carry_out(plan, options)
-    return plan.report
+        warnings.warn(f"{message}: {'; '.join(plan.unknown)}", stacklevel=5)
+    return _carry_out(plan, options)
 
 
 def unpatch(model: Any) -> None:
@@ -218,8 +214,7 @@ def unpatch(model: Any) -> None:
             f"model: got a {type(root).__name__} that is not patched; allowed is one that fasttx.patch changed"
         )
     _refuse_wrapped(root)
-    for module, _ in marks:
-        _restore(module)
+    all_or_nothing(root, lambda: _restore_all(marks))
 
 
 def is_patched(model: Any) -> bool:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..nn.int8 import Int8Linear
 from ..ops.checks import FLOATS, is_number
 from ..quant.config import names_to_skip
+from .all_or_nothing import all_or_nothing
 from .linears import Candidate, candidates
-from .masks import drop_masks, hold, mask_of, set_mask
+from .masks import drop_masks, hold, mask_of, set_masks
 from .patch import _root
 from .report import Report, Row
 
@@ -103,12 +104,15 @@ def prune(
             _note(report, each, pruned, f"{what}; masked until finish=True")
         else:
             report.rows.append(Row(each.name, each.before, None, "", reason))
-    for layer, pruned in chosen:
-        set_mask(layer, pruned)
     _sum_up(report, [pruned for _, pruned in chosen])
     if not chosen:
         warnings.warn(f"fasttx.prune pruned nothing: {'; '.join(report.reasons())}", stacklevel=2)
-    return report
+
+    def change() -> PruningReport:
+        set_masks(chosen)
+        return report
+
+    return all_or_nothing(root, change)
 
 
 def _finish(root: nn.Module) -> PruningReport:

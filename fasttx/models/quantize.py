@@ -15,6 +15,7 @@ from ..quant import Int8Config, put_back, replace_layers
 from ..quant.layers import quantised
 from ..quant.measured import times_of
 from ..quant.seen import forget, seen_by
+from .all_or_nothing import all_or_nothing
 from .checked import are_checked_later, check_kernels, measured_choices
 from .folded import fold_factors
 from .linears import candidates
@@ -92,14 +93,21 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
             report.rows.append(Row(each.name, each.before, "Int8Linear", backend, how_rounded(made[each.layer])))
         else:
             report.rows.append(Row(each.name, each.before, None, "", reason))
-        forget(each.layer)
-    if config.smooth is not None and not config.keep_float:  # a float layer that comes back wants its norm as it was
-        fold_factors(root, made)
-    replace_layers(root, dict(made))
-    mark(root, config)
     if not made:
         warnings.warn(f"fasttx.quantize replaced nothing: {'; '.join(report.reasons())}", stacklevel=2)
-    return report
+
+    def change() -> Report:
+        for each in found:
+            forget(each.layer)
+        if (
+            config.smooth is not None and not config.keep_float
+        ):  # a float layer that comes back wants its norm as it was
+            fold_factors(root, made)
+        replace_layers(root, dict(made))
+        mark(root, config)
+        return report
+
+    return all_or_nothing(root, change)
 
 
 def _refuse_unseen(chosen: dict[str, nn.Module], config: Int8Config) -> None:
@@ -131,8 +139,12 @@ def dequantize(model: Any) -> None:
         ValueError: nothing in `model` is int8.
     """
     root = _root(model)
-    if not put_back(root):
-        raise ValueError(
-            f"model: got a {type(root).__name__} without an int8 layer; allowed is one that fasttx.quantize changed"
-        )
-    mark(root)
+
+    def change() -> None:
+        if not put_back(root):
+            raise ValueError(
+                f"model: got a {type(root).__name__} without an int8 layer; allowed is one that fasttx.quantize changed"
+            )
+        mark(root)
+
+    all_or_nothing(root, change)

@@ -20,6 +20,7 @@ from . import first_use
 
 _models: list[Waiting] = []
 _checking = threading.RLock()
+_listing = threading.RLock()  # not for long: a thread that patches a model does not wait for a check in another one
 
 
 class Waiting:
@@ -31,8 +32,9 @@ class Waiting:
         self.parameter: Callable[[], nn.Parameter | None] = _nothing
 
     def _drop(self, _: object) -> None:
-        if self in _models:
-            _models.remove(self)
+        with _listing:
+            if self in _models:
+                _models.remove(self)
 
     def ask(self, device: torch.device) -> None:
         """Checks the model if it is on this device now."""
@@ -63,9 +65,10 @@ def _ask(device: torch.device) -> None:
 
 def watch(root: nn.Module, ops: Sequence[str], check: Callable[[nn.Module], Any], done: Iterable[torch.device]) -> None:
     """Has these ops of a model checked when it first runs on a device that is none of `done`."""
-    _models[:] = [model for model in _models if model.root() is not root or model.ops != tuple(ops)]
     waiting = Waiting(root, ops, check)
     waiting.done.update(done)
-    _models.append(waiting)
-    if _ask not in verdicts.at_a_call:
-        verdicts.at_a_call.append(_ask)
+    with _listing:
+        others = [model for model in _models if model.root() is not root or model.ops != tuple(ops)]
+        _models[:] = [*(model for model in others if model.root() is not None), waiting]
+        if _ask not in verdicts.at_a_call:
+            verdicts.at_a_call.append(_ask)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...ops import decisions
 from ...ops.decisions import note
+from ..all_or_nothing import all_or_nothing
 from ..layout import heading, wrapped
 from ..tracing import graph_in_the_making
 from .frozen import FrozenEncoder
@@ -218,25 +219,27 @@ def capture(model: Any) -> Captured:
     from .. import patch as patching  # which imports the families, and they this
 
     root = patching._root(model)
+    return all_or_nothing(root, lambda: _captured(model, root))
+
+
+def _captured(model: Any, root: nn.Module) -> Captured:
+    from .. import patch as patching
+
     patched_here = not patching.is_patched(root)
     if patched_here:
         patching.patch(root)
     encoders: dict[str, nn.Module] = {}
     left: dict[str, str] = {}
-    try:
-        for name, module in root.named_modules():
-            parts: LayerParts | None = getattr(type(module), "_fasttx_parts", None)
-            if parts is None or "_fasttx" not in module.__dict__:
-                continue
-            try:
-                module.__dict__[FROZEN] = Frozen(module, parts)
-                encoders[name] = module
-            except FreezeError as reason:
-                left[name] = str(reason)
-        if not encoders:
-            reasons = "; ".join(dict.fromkeys(left.values())) or NONE_FOUND
-            raise ValueError(f"model: got {type(root).__name__}; allowed is one whose encoder can be frozen: {reasons}")
-    except BaseException:
-        Captured(root, encoders, left, patched_here).release()
-        raise
+    for name, module in root.named_modules():
+        parts: LayerParts | None = getattr(type(module), "_fasttx_parts", None)
+        if parts is None or "_fasttx" not in module.__dict__:
+            continue
+        try:
+            module.__dict__[FROZEN] = Frozen(module, parts)
+            encoders[name] = module
+        except FreezeError as reason:
+            left[name] = str(reason)
+    if not encoders:
+        reasons = "; ".join(dict.fromkeys(left.values())) or NONE_FOUND
+        raise ValueError(f"model: got {type(root).__name__}; allowed is one whose encoder can be frozen: {reasons}")
     return Captured(model, encoders, left, patched_here)
