@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .models.capture.capture import capture
     from .models.diagnostics.explain import explain
     from .models.diagnostics.verify import verify
+    from .models.lora import lora_on_int8
     from .models.patch import patch
     from .models.prune import prune
     from .models.quantize import dequantize, quantize
@@ -35,6 +36,7 @@ _FROM_MODELS = {
     **{name: f"diagnostics.{name}" for name in ("explain", "verify")},
     "calibrate": "calibrate",
     "capture": "capture.capture",
+    "lora_on_int8": "lora",
     "prune": "prune",
     "FastTxCallback": "trainer",
 }
@@ -49,6 +51,7 @@ __all__ = [
     "dequantize",
     "explain",
     "is_patched",
+    "lora_on_int8",
     "patch",
     "patch_transformers",
     "patched",

@@ -24,7 +24,7 @@ COMPLETE = ("docs/distributed.md", "docs/faq.md", "docs/export.md", "docs/migrat
 PAGES = (*COMPLETE, "README.md", "docs/data.md", "docs/patching.md", "docs/int8.md", "docs/ops.md")
 NAMES = ("sentence-transformers/all-MiniLM-L6-v2", "bert-base-uncased")
 SLOW = {("docs/export.md", heading) for heading in ("ONNX", "AOTInductor", "int8")}
-NEEDS = {"ONNX": ("onnx", "onnxscript", "onnxruntime")}
+NEEDS = {"ONNX": ("onnx", "onnxscript", "onnxruntime"), "LoRA on int8": ("peft",)}
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 
 

@@ -31,6 +31,39 @@ class Int8LinearFunction(torch.autograd.Function):
         raise RuntimeError(NO_GRADIENT.format("int8_linear"))
 
 
+class StraightThroughFunction(torch.autograd.Function):
+    """int8_linear with the gradients of the float layer that the integers stand for, as if inputs were not rounded."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight_int8: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        act_scale: Tensor | None,
+        factor: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(weight_int8, weight_scale, factor)
+        ctx.dtypes = input.dtype, None if bias is None else bias.dtype
+        x = input if factor is None else input * factor.to(input.dtype)
+        return int8_linear(x, weight_int8, weight_scale, bias, act_scale=act_scale)
+
+    @staticmethod
+    def backward(ctx: Any, *douts: Tensor) -> tuple[Tensor | None, ...]:
+        (dout,) = douts
+        weight_int8, weight_scale, factor = ctx.saved_tensors
+        dtype, bias_dtype = ctx.dtypes
+        dinput = dbias = None
+        if ctx.needs_input_grad[0]:
+            weight = weight_int8.float() * weight_scale[:, None]  # exists here alone
+            weight = weight if factor is None else weight * factor
+            dinput = (dout @ weight.to(dout.dtype)).to(dtype)
+        if ctx.needs_input_grad[3]:
+            dbias = dout.reshape(-1, dout.shape[-1]).float().sum(0).to(bias_dtype)
+        return dinput, None, None, dbias, None, None
+
+
 def _forward(
     input: Tensor,
     bias: Tensor | None,

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
-from ..functional._int8_linear import int8_linear
+from ..functional._int8_linear import StraightThroughFunction, int8_linear
 from ..functional._quantize import quantize_per_channel
+from ..functional._routing import records_gradients
 from ..ops.checks import FLOATS, described, wrong
 
 FLOATS_OF_IT = ("weight_scale", "input_scale", "input_factor")
@@ -30,7 +32,8 @@ class Int8Linear(nn.Module):
     ``state_dict()`` the integers are (out_features, 1, in_features) and the floats their bits as int32, so that no
     float layer loads them as its weight. A new module holds zeros, to load a state dictionary into, with which it gets
     or loses ``input_scale`` and ``input_factor``; :meth:`from_float` quantises a layer. There is no gradient: backward
-    raises RuntimeError.
+    raises RuntimeError, unless ``straight_through`` is set to True. Then input and bias get the gradients of the float
+    layer that the integers stand for, as if inputs were not rounded; the integers stay as they are.
 
     Args:
         in_features, out_features, bias, device: as in torch.nn.Linear.
@@ -42,6 +45,7 @@ class Int8Linear(nn.Module):
     input_scale: Tensor | None
     input_factor: Tensor | None
     bias: nn.Parameter | None
+    straight_through: bool = False
 
     def __init__(
         self,
@@ -119,6 +123,11 @@ class Int8Linear(nn.Module):
 
     def forward(self, input: Tensor, activation: str = "none") -> Tensor:
         """(..., in_features), in float32, float16 or bfloat16 -> (..., out_features). `activation`: of int8_linear."""
+        if self.straight_through and records_gradients(input, self.bias):
+            out: Tensor = StraightThroughFunction.apply(
+                input, self.weight, self.weight_scale, self.bias, self.input_scale, self.input_factor
+            )
+            return out if activation == "none" else gelu(out, approximate="tanh" if "tanh" in activation else "none")
         if self.input_factor is not None:
             input = input * self.input_factor.to(input.dtype)
         return int8_linear(

@@ -14,6 +14,7 @@ CAPTURE = ("tests/models/test_capture.py", "tests/models/test_capture_kept.py")
 DISTILLATION = ("tests/nn/test_distillation.py",)
 SAVED_INT8 = ("tests/models/test_saved_int8.py", "-k", "not process")
 PRUNE = ("tests/models/test_prune.py", "tests/models/test_prune_kept.py")
+INT8_LORA = ("tests/models/test_int8_lora.py",)
 CALIBRATE = ("tests/models/test_calibrate.py",)
 CAPTURE_INT8 = ("tests/models/test_capture_int8.py",)
 MODELS = [
@@ -46,6 +47,13 @@ MODELS = [
     ),
     Mutation("fasttx/models/capture/products.py", "if twice else out", "if False else out", CALIBRATE),
     Mutation("fasttx/models/capture/products.py", "read = x * self._factor.to(x.dtype)", "read = x", CALIBRATE),
+    Mutation("fasttx/models/lora.py", "layer.straight_through = True", "pass", INT8_LORA),
+    Mutation(
+        "fasttx/functional/_int8_linear.py",
+        "weight = weight if factor is None else weight * factor",
+        "weight = weight",
+        INT8_LORA,
+    ),
     Mutation("fasttx/models/folded.py", "or len(int8) < len(linears) ", "", CALIBRATE),
     Mutation(
         "fasttx/models/folded.py",
