@@ -17,6 +17,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 import make_notebooks
 from models.test_pretrained import directory
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -110,7 +111,8 @@ def run(name: str, folder: Path, *arguments: str) -> list[str]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "empty")}
     by = TORCHRUN if name == "distributed" else []
-    command = [sys.executable, *by, str(EXAMPLES / f"{name}.py"), *arguments]
+    path = EXAMPLES / f"{name}.py"
+    command = [sys.executable, *by, str(path if path.exists() else EXAMPLES / name / f"{name}.py"), *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     at_exit = name == "distributed" and AT_EXIT in done.stderr
     assert done.returncode == 0 or at_exit and "Traceback" not in done.stderr.split(AT_EXIT)[0], done.stderr[-4000:]
@@ -133,6 +135,35 @@ def test_the_distributed_example_shards(tmp_path: Path) -> None:
     last = run("distributed", tmp_path, "--tiny", "--fsdp")[-1]
     before, after, world = map(float, re.findall(r"\d[\d.]*", last))
     assert falls(before, after) and world == 2
+
+
+@pytest.mark.slow
+def test_compression_shrinks_a_classifier_and_says_so(tmp_path: Path) -> None:
+    """Each step's row in what is printed and in the model card; the saved model has the zeros, as integers."""
+    rows = [line.strip("| ").split(" | ") for line in run("compress", tmp_path, "small", "--tiny")]
+    assert [row[0] for row in rows] == ["teacher", "distil", "prune", "int8"]
+    size, packed, speed, right = (list(map(float, column)) for column in list(zip(*rows))[1:])
+    assert size[0] > size[1] == size[2] > size[3]
+    assert all(more > less for more, less in zip(packed, packed[1:]))
+    assert speed[1] > 1.2 * speed[0] and all(0 <= share <= 1 for share in right)
+    card = (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {' | '.join(row)} |" in card for row in rows) and "`import fasttx.models` before" in card
+    layers = load_file(tmp_path / "small" / "model.safetensors")
+    weights = [t for name, t in layers.items() if ".layer." in name and t.dim() == 3]
+    assert len(weights) == 3 * 6 and all(float((w == 0).float().mean()) > 0.499 for w in weights)
+    config = json.loads((tmp_path / "small" / "config.json").read_text(encoding="utf-8"))
+    assert config["num_hidden_layers"] == 3 and config["id2label"]["0"] == "debugger"
+
+
+@pytest.mark.slow
+def test_a_wrong_step_of_compression_is_refused(tmp_path: Path) -> None:
+    """In any other order a step would undo the one before, or fail: an int8 layer has no gradient."""
+    command = [sys.executable, str(EXAMPLES / "compress" / "compress.py"), "small", "--steps", "int8,prune"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert "--steps: got int8,prune; allowed are some of distil,prune,int8, in this order" in done.stderr
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

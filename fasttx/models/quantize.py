@@ -99,10 +99,8 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
     def change() -> Report:
         for each in found:
             forget(each.layer)
-        if (
-            config.smooth is not None and not config.keep_float
-        ):  # a float layer that comes back wants its norm as it was
-            fold_factors(root, made)
+        if config.smooth is not None and not config.keep_float:
+            fold_factors(root, made)  # a float layer that comes back would want its norm as it was
         replace_layers(root, dict(made))
         mark(root, config)
         return report
