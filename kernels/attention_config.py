@@ -148,7 +148,9 @@ def config(
         head_dim: the larger of head_dim and head_dim_v, at most 256.
         itemsize: bytes of an element of q.
         arch: compute capability, times ten.
-        max_seqlen_q, max_seqlen_k: blocks are no larger than these need (at least 16 rows; 32 keys, as dropout does).
+        max_seqlen_q, max_seqlen_k: blocks are no larger than these need (at least 16 rows; 32 keys, as dropout does);
+            but for the keys of "fwd": how many are summed at once decides about last bits, and a sequence's result
+            must not depend on the longest one beside it.
         masked: there is a window, or a mask; forward, dropout beside tiles that fill every register without it
             (backward: what costs_registers says).
     """
@@ -160,7 +162,7 @@ def config(
         key = kernel, row, 32 if head_dim <= 32 else 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
         found = (TABLE_MASKED.get(key) if masked else None) or TABLE[key]
     block_m = min(found.block_m, power_of_two(max_seqlen_q))
-    block_n = min(found.block_n, max(32, power_of_two(max_seqlen_k)))
+    block_n = found.block_n if kernel == "fwd" else min(found.block_n, max(32, power_of_two(max_seqlen_k)))
     # accumulators (block_m rows, or block_n keys in dkdv) keep the share of each warp; wgmma and tcgen05 want 4 warps
     shrunk = found.block_n // block_n if kernel == "dkdv" else found.block_m // block_m
     return found._replace(block_m=block_m, block_n=block_n, num_warps=max(4, found.num_warps // shrunk))

@@ -19,7 +19,15 @@ import fasttx
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTS = sorted(f"docs/start/{page.name}" for page in (ROOT / "docs" / "start").glob("*.md"))
-COMPLETE = ("docs/distributed.md", "docs/faq.md", "docs/export.md", "docs/migration.md", "docs/compression.md", *STARTS)
+COMPLETE = (
+    "docs/distributed.md",
+    "docs/faq.md",
+    "docs/export.md",
+    "docs/migration.md",
+    "docs/compression.md",
+    "docs/reproducible_embeddings.md",
+    *STARTS,
+)
 """Pages whose sections need nothing but the page's opening."""
 PAGES = (*COMPLETE, "README.md", "docs/data.md", "docs/patching.md", "docs/int8.md", "docs/ops.md")
 NAMES = ("sentence-transformers/all-MiniLM-L6-v2", "bert-base-uncased")
