@@ -56,6 +56,7 @@ def ways_of(alphas: Sequence[float]) -> Ways:
         ways[f"int8, smooth {alpha:g}"] = (fasttx.Int8Config(smooth=alpha), False)
     last = alphas[-1]
     ways[f"int8, static, smooth {last:g}"] = (fasttx.Int8Config(activation="static", smooth=last), False)
+    ways[f"int8, {CAPTURED}"] = (fasttx.Int8Config(), True)
     ways[f"int8, smooth {last:g}, {CAPTURED}"] = (fasttx.Int8Config(smooth=last), True)
     return ways
 

@@ -48,7 +48,7 @@ def test_the_command(
     assert set(written[0]) == {*int8.COLUMNS, *IDENTITY} and [row["way"] for row in written] == list(rows)
     assert "ranks 0.998: int8, smooth 0.6" in capsys.readouterr().out
     texts, _, ways, _ = given[0]
-    assert {text.kind for text in texts} == {"passage", "word", "language", "code"} and len(ways) == 6
+    assert {text.kind for text in texts} == {"passage", "word", "language", "code"} and len(ways) == 7
     rows = {name: row for name, row in rows.items() if name != SMOOTH}
     assert int8.main(["--quick", "--out", str(tmp_path / "int8.csv")]) == 1
 

@@ -265,3 +265,15 @@ def test_the_factor_is_smoothquants(monkeypatch: pytest.MonkeyPatch) -> None:
         ratio = (found / found[0]) / (want / want[0])
         assert torch.all(ratio.log2().abs() <= 1.0) and torch.equal(found.log2(), found.log2().round())
         assert alpha == 0.5 or torch.equal(ratio, torch.ones(3))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_verified_and_explained(keep: bool) -> None:
+    """The float layer beside an int8 one knows of the factor."""
+    model = calibrated()
+    fasttx.quantize(model, fasttx.Int8Config(activation="static", smooth=0.5, keep_float=keep))
+    fasttx.patch(model)
+    inputs = zoo.inputs_for(zoo.BERT, "BertModel")
+    found = fasttx.verify(model, inputs)
+    assert found.ok and len(found.int8) == 12 and all(0 < layer.error < 0.06 for layer in found.int8), found
+    assert "int8_linear" in str(fasttx.explain(model, inputs))
