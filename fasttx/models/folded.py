@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -17,13 +18,16 @@ from .subclass import key_of
 NORMS = {(family.source, family.layer): family.norms for family in FAMILIES if family.norms}
 
 
-def fold_factors(root: nn.Module, made: Mapping[nn.Module, Int8Linear]) -> None:
+def fold_factors(root: nn.Module, made: Mapping[nn.Module, Int8Linear], undo: ExitStack) -> None:
     """Multiply norms by the factors of the int8 layers that are to take the place of their readers, and drop these.
 
     .. math:: (\\hat x \\circ \\gamma + \\beta) \\circ f = \\hat x \\circ (\\gamma f) + \\beta f
 
     Factors are powers of two: what the layers read is the same to the bit. A norm stays as it is where not all that
     reads it becomes int8 with one factor, where it has no weight, or where it is not plain (hooks, a class of its own).
+
+    Args:
+        undo: gets what gives the norms their values back, before they change.
     """
     for layer in root.modules():
         for path, readers in NORMS.get(key_of(class_of(layer)), {}).items():
@@ -38,6 +42,7 @@ def fold_factors(root: nn.Module, made: Mapping[nn.Module, Int8Linear]) -> None:
             with torch.no_grad():
                 for parameter in (norm.weight, norm.bias):
                     if parameter is not None:
+                        undo.callback(parameter.data.copy_, parameter.clone())
                         parameter.mul_(factor.to(parameter))
             for each in int8:
                 each.input_factor = None

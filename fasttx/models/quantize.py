@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -99,10 +100,12 @@ def quantize(model: Any, config: Int8Config | None = None) -> Report:
     def change() -> Report:
         for each in found:
             forget(each.layer)
-        if config.smooth is not None and not config.keep_float:
-            fold_factors(root, made)  # a float layer that comes back would want its norm as it was
-        replace_layers(root, dict(made))
-        mark(root, config)
+        with contextlib.ExitStack() as undo:
+            if config.smooth is not None and not config.keep_float:
+                fold_factors(root, made, undo)  # a float layer that comes back would want its norm as it was
+            replace_layers(root, dict(made))
+            mark(root, config)
+            undo.pop_all()
         return report
 
     return all_or_nothing(root, change)

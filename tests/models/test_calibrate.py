@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -277,3 +278,18 @@ def test_verified_and_explained(keep: bool) -> None:
     found = fasttx.verify(model, inputs)
     assert found.ok and len(found.int8) == 12 and all(0 < layer.error < 0.06 for layer in found.int8), found
     assert "int8_linear" in str(fasttx.explain(model, inputs))
+
+
+def test_an_error_in_between_leaves_the_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = zoo.BY_NAME["ViT"]
+    model = calibrated(family)
+    before, want = {n: t.clone() for n, t in model.state_dict().items()}, last(model, family)
+
+    def fails(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("fasttx.models.quantize"), "mark", fails)
+    with pytest.raises(KeyboardInterrupt):
+        fasttx.quantize(model, fasttx.Int8Config(smooth=0.5))
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items()) and not int8_names(model)
+    assert torch.equal(last(model, family), want)
