@@ -86,6 +86,18 @@ def test_layers_stay_fused(patch_first: bool) -> None:
     assert same(zeros(model), gone) and said(model) == wanted
 
 
+def test_a_captured_model_answers_with_the_zeros() -> None:
+    model, plain, inputs = tiny(), tiny(), zoo.inputs_for(zoo.BERT, CLS, labels=False)
+    with fasttx.capture(model) as captured:
+        before = captured(**inputs).logits
+        for each in (model, plain):
+            fasttx.prune(each, 0.5)
+        after = captured(**inputs).logits
+        assert captured.stats["freezes"] == 2 and not captured.stats["fallbacks"]
+    torch.testing.assert_close(after, plain(**inputs).logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(after, before, atol=1e-2)
+
+
 def test_copies_pickles_and_loaded_weights() -> None:
     model, dense = tiny(), tiny().state_dict()
     fasttx.prune(model, 0.5)

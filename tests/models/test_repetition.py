@@ -53,7 +53,8 @@ def state_of(model: Any) -> Any:
 
 def process_state() -> dict[str, Any]:
     """What belongs to the process and not to a model."""
-    hooks = {name: list(found) for name, found in vars(every_module).items() if name.startswith("_global_") and found}
+    globally = {name: found for name, found in vars(every_module).items() if name.startswith("_global_")}
+    hooks = {name: list(found) if isinstance(found, dict) else found for name, found in globally.items()}
     ours = {name: vars(found) for name, found in list(sys.modules.items()) if name.split(".")[0] == "fasttx" and found}
     sizes = {(m, n): len(x) for m, names in ours.items() for n, x in names.items() if isinstance(x, (dict, list, set))}
     own = {f"{module}.{name}": size for (module, name), size in sizes.items() if not name.startswith("__")}

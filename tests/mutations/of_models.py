@@ -13,11 +13,14 @@ SURROUNDINGS = ("tests/trust/test_surroundings.py",)
 CAPTURE = ("tests/models/test_capture.py", "tests/models/test_capture_kept.py")
 DISTILLATION = ("tests/nn/test_distillation.py",)
 SAVED_INT8 = ("tests/models/test_saved_int8.py", "-k", "not process")
+REPETITION = ("tests/models/test_repetition.py", "-k", "exception")
 PRUNE = ("tests/models/test_prune.py", "tests/models/test_prune_kept.py")
 INT8_LORA = ("tests/models/test_int8_lora.py",)
 CALIBRATE = ("tests/models/test_calibrate.py",)
 CAPTURE_INT8 = ("tests/models/test_capture_int8.py",)
 MODELS = [
+    Mutation("fasttx/models/all_or_nothing.py", "            module.__class__ = cls\n", "", REPETITION),
+    Mutation("fasttx/models/all_or_nothing.py", "                own.update(before)\n", "", REPETITION),
     Mutation("fasttx/models/masks.py", "local.masked_fill_(pruned, 0)", "local.mul_(~pruned)", PRUNE),
     Mutation(
         "fasttx/models/masks.py", 'self._belong_to(state["layer"])', 'self._layer = lambda: state["layer"]', PRUNE
