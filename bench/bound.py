@@ -155,7 +155,7 @@ def attention_sm90_loop(dim: int, dropout: bool) -> Loop:
     """The forward by wgmma in bfloat16: the inner loop with both products."""
     from cuda.ways import named, shortest_way
 
-    kernel = _kernel("attention_fwd_sm90", f"bfloat16Li{dim}ELb{int(dropout)}E", "90")
+    kernel = _kernel("attention_fwd_sm90", f"bfloat16Li{dim}ELb{int(dropout)}ELb0E", "90")
     from_registers = re.compile(r"HGMMA\S* R\d+, R\d+,")
     loop = next(loop for loop in kernel.loops if any(from_registers.search(i.text) for i in loop))
     philox = [lambda i: re.search(r"0xd2511f53|-0x2daee0ad", i.text) is not None] if dropout else []

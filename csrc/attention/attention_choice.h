@@ -1,7 +1,7 @@
 // Which of attention's forward kernels a call takes: a pure function of its arguments and the arch.
 //
-// The one for 9.0 loads by TMA, whose maps ask for bases and strides at multiples of 16 bytes, and knows no masks but
-// windows and lengths. Whatever it does not take the one for 8.0 and later does.
+// The one for 9.0 loads by TMA, whose maps ask for bases and strides at multiples of 16 bytes, and knows no dropout
+// under a mask that is a tensor. Whatever it does not take the one for 8.0 and later does.
 #pragma once
 #include "attention.h"
 #include "attention_config.h"
@@ -27,16 +27,20 @@ inline void sizes_of(const AttentionShape& shape, bool keys, int64_t (&sizes)[3]
   sizes[2] = keys ? shape.num_heads_k : shape.num_heads;
 }
 
+// Whether scores have to be changed one by one: by a mask, or before they are compared (ScoreUnits).
+inline bool needs_masks_sm90(const AttentionShape& shape) {
+  return shape.attn_bias != nullptr || !(shape.softmax_scale > 0.0f);
+}
+
 // Why the kernel for 9.0 cannot run a call on a device of compute capability arch / 10, or nullptr. compiled:
 // has_attention_fwd_sm90().
 inline const char* why_not_fwd_sm90(const AttentionFwdParams& p, int arch, bool compiled) {
   const AttentionShape& shape = p.shape;
   if (!compiled) return "it was not compiled: FASTTX_CUDA_ARCHS lacks 90a";
   if (arch != 90) return "the device is no sm_90";
-  if (shape.attn_bias != nullptr) return "it takes no mask";
+  if (needs_masks_sm90(shape) && shape.rng_state != nullptr) return "it has no dropout under masks or scales up to 0";
   if (shape.head_dim > kSm90MaxHeadDim || shape.head_dim_v > kSm90MaxHeadDim) return "head_dim is above 128";
   if (shape.head_dim % 8 != 0 || shape.head_dim_v % 8 != 0) return "head_dim is no multiple of 8";
-  if (!(shape.softmax_scale > 0.0f)) return "softmax_scale is not above 0";
   int64_t queries[3], keys[3];
   sizes_of(shape, false, queries);
   sizes_of(shape, true, keys);

@@ -44,25 +44,29 @@ struct FwdSm90Tile {
 constexpr int kSm90MaxHeadDim = 128, kSm90Queries = 64, kSm90Keys = 128, kSm90QSlots = 2;
 constexpr size_t kSm90SharedBytes = 227 << 10;
 
-constexpr FwdSm90Tile fwd_sm90_tile(int head_dim) {
+// masks: tensors that hide keys, which take registers.
+constexpr FwdSm90Tile fwd_sm90_tile(int head_dim, bool masks) {
+  if (masks) return FwdSm90Tile{2, head_dim <= 64 ? 5 : 2, 216, 72};
   return head_dim <= 64 ? FwdSm90Tile{3, 5, 160, 32} : FwdSm90Tile{2, 2, 232, 40};
 }
 
 // Rows of 128 bytes, one or two for a token; an mbarrier has 8.
-constexpr size_t fwd_sm90_shared_bytes(int head_dim) {
-  const FwdSm90Tile tile = fwd_sm90_tile(head_dim);
+constexpr size_t fwd_sm90_shared_bytes(int head_dim, bool masks) {
+  const FwdSm90Tile tile = fwd_sm90_tile(head_dim, masks);
   const int slots = kSm90QSlots * tile.consumers;
   const int rows = (2 * tile.stages * kSm90Keys + slots * kSm90Queries) * (head_dim <= 64 ? 1 : 2);
   return static_cast<size_t>(rows) * 128 + 8 * (4 * tile.stages + 2 * slots + 1);
 }
 
-static_assert(fwd_sm90_shared_bytes(64) <= kSm90SharedBytes && fwd_sm90_shared_bytes(128) <= kSm90SharedBytes);
+static_assert(fwd_sm90_shared_bytes(64, false) <= kSm90SharedBytes &&
+              fwd_sm90_shared_bytes(128, false) <= kSm90SharedBytes);
 
 // Tiles of queries of one head that a block takes at a time: as many as it has consumers, or all of a head whose keys
 // stay in shared memory meanwhile. The latter loads them once, and may leave more multiprocessors without work: at the
 // end by up to an eighth.
-constexpr int64_t fwd_sm90_tiles(int head_dim, int64_t heads, int max_seqlen_q, int max_seqlen_k, int multiprocessors) {
-  const FwdSm90Tile tile = fwd_sm90_tile(head_dim);
+constexpr int64_t fwd_sm90_tiles(int head_dim, bool masks, int64_t heads, int max_seqlen_q, int max_seqlen_k,
+                                 int multiprocessors) {
+  const FwdSm90Tile tile = fwd_sm90_tile(head_dim, masks);
   const int64_t all = (static_cast<int64_t>(max_seqlen_q) + kSm90Queries - 1) / kSm90Queries;
   const int64_t rounds = (all + tile.consumers - 1) / tile.consumers,
                 at_once = multiprocessors > 0 ? multiprocessors : 1;

@@ -28,12 +28,12 @@ TensorMap map_of(const void* x, const int64_t (&strides)[3], const int64_t (&siz
                          {bytes(1), bytes(2), bytes(0)}, static_cast<uint32_t>(box_rows));
 }
 
-template <class T, int kDim, bool kDropout>
+template <class T, int kDim, bool kDropout, bool kMasks>
 void start(const AttentionFwdParams& call, Stream stream) {
   const AttentionShape& shape = call.shape;
   const int64_t heads = static_cast<int64_t>(shape.batch) * shape.num_heads;
   const int multiprocessors = current_device().multiprocessors;
-  const int64_t tiles = fwd_sm90_tiles(kDim, heads, shape.max_seqlen_q, shape.max_seqlen_k, multiprocessors);
+  const int64_t tiles = fwd_sm90_tiles(kDim, kMasks, heads, shape.max_seqlen_q, shape.max_seqlen_k, multiprocessors);
   const int64_t all_tiles = (static_cast<int64_t>(shape.max_seqlen_q) + kSm90Queries - 1) / kSm90Queries;
   const int64_t items_per_head = (all_tiles + tiles - 1) / tiles, items = heads * items_per_head;
   require(items <= INT32_MAX, "attention_fwd", "tiles of queries times heads must lie below 2^31");
@@ -48,8 +48,9 @@ void start(const AttentionFwdParams& call, Stream stream) {
                         static_cast<int>(items_per_head),
                         static_cast<int>(items)};
   const int64_t blocks = items < multiprocessors ? items : multiprocessors;
-  launch("attention_fwd", shape_of(shape), attention_fwd_sm90_kernel<T, kDim, kDropout>,
-         dim3(static_cast<unsigned>(blocks)), dim3(FwdSm90<kDim>::kThreads), stream, p, fwd_sm90_shared_bytes(kDim));
+  launch("attention_fwd", shape_of(shape), attention_fwd_sm90_kernel<T, kDim, kDropout, kMasks>,
+         dim3(static_cast<unsigned>(blocks)), dim3(FwdSm90<kDim, kMasks>::kThreads), stream, p,
+         fwd_sm90_shared_bytes(kDim, kMasks));
 }
 
 }  // namespace
@@ -62,9 +63,13 @@ void attention_fwd_sm90(const AttentionFwdParams& p, Stream stream) {
   const int head_dim = p.shape.head_dim > p.shape.head_dim_v ? p.shape.head_dim : p.shape.head_dim_v;
   dispatch_half(p.dtype, "attention_fwd", [&](auto type) {
     dispatch_at_least<32, 64, 96, kSm90MaxHeadDim>(head_dim, [&](auto dim) {
-      dispatch_bool(p.shape.rng_state != nullptr, [&](auto dropout) {
-        start<typename decltype(type)::type, decltype(dim)::value, decltype(dropout)::value>(p, stream);
-      });
+      using T = typename decltype(type)::type;
+      constexpr int kDim = decltype(dim)::value;
+      if (p.shape.rng_state != nullptr) {
+        start<T, kDim, true, false>(p, stream);
+      } else {
+        needs_masks_sm90(p.shape) ? start<T, kDim, false, true>(p, stream) : start<T, kDim, false, false>(p, stream);
+      }
     });
   });
 }

@@ -11,22 +11,22 @@
 
 namespace fasttx {
 
-template <int kDim, class F = FwdSm90<kDim>>
+template <int kDim, bool kMasks, class F = FwdSm90<kDim, kMasks>>
 class FwdProducer {
  public:
-  FTX_DEVICE FwdProducer(const FwdSm90Params& p, const SharedSm90<kDim>& shared)
+  FTX_DEVICE FwdProducer(const FwdSm90Params& p, const SharedSm90<F>& shared)
       : p_(p), shared_(shared), leads_(threadIdx.x % 32 == 0) {}
 
   FTX_DEVICE void run() {
 #pragma unroll 1
     for (int i = blockIdx.x; i < p_.items; i += gridDim.x) {
       const HeadWork work(p_.call.shape, i / p_.items_per_head);
-      const FwdItem item(p_, i, work);
+      const FwdItem<kMasks> item(p_, i, work);
       if (item.tiles == 0) continue;
       const int at_once = item.tiles < F::kConsumers ? item.tiles : F::kConsumers;
       load_queries(work, item.first_tile, item.first_tile + at_once);
 #pragma unroll 1
-      for (int j = item.first_block; j < item.end_block; j++) load_keys(work, j);
+      for (int j = item.first_block; j < item.end_block; j++) load_keys(work, item.n_k, j);
       load_queries(work, item.first_tile + at_once, item.first_tile + item.tiles);
     }
   }
@@ -44,10 +44,10 @@ class FwdProducer {
     }
   }
 
-  FTX_DEVICE void load_keys(const HeadWork& work, int block) {
+  FTX_DEVICE void load_keys(const HeadWork& work, int n_k, int block) {
     const AttentionShape& shape = p_.call.shape;
     const int first = block * kSm90Keys, token = work.k.first + first;
-    const int left = work.n_k - first;  // keys of the box that count
+    const int left = n_k - first;  // keys of the box that count
     const bool zeroes = left < kSm90Keys && left < stored(shape) - token;
     const int stage = at_.stage();
     if (leads_) {
@@ -97,7 +97,7 @@ class FwdProducer {
   }
 
   const FwdSm90Params& p_;
-  const SharedSm90<kDim>& shared_;
+  const SharedSm90<F>& shared_;
   const bool leads_;
   uint32_t tiles_ = 0, zeroed_ = 0;
   RingPosition<F::kStages> at_;

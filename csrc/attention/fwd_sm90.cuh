@@ -48,10 +48,10 @@ FTX_DEVICE void transpose_words(uint32_t (&w)[4]) {
   }
 }
 
-template <class T, int kDim, bool kDropout, class F = FwdSm90<kDim>>
+template <class T, int kDim, bool kDropout, bool kMasks, class F = FwdSm90<kDim, kMasks>>
 class FwdConsumer {
  public:
-  FTX_DEVICE FwdConsumer(const FwdSm90Params& p, const SharedSm90<kDim>& shared, int consumer, int warp)
+  FTX_DEVICE FwdConsumer(const FwdSm90Params& p, const SharedSm90<F>& shared, int consumer, int warp)
       : p_(p),
         shared_(shared),
         consumer_(consumer),
@@ -66,7 +66,7 @@ class FwdConsumer {
     for (int i = blockIdx.x; i < p_.items; i += gridDim.x) {
       // of the tiles counted over all items, those whose number is consumer_ modulo kConsumers
       int tile = (consumer_ + F::kConsumers - tiles_ % F::kConsumers) % F::kConsumers;
-      const FwdItem item(p_, i);
+      const Item item(p_, i);
       const int tiles = item.tiles;
       Position end = at_;
       if (tile >= tiles && tiles > 0) pass(end, item.end_block - item.first_block, true);
@@ -81,6 +81,7 @@ class FwdConsumer {
   }
 
  private:
+  using Item = FwdItem<kMasks>;
   using Position = RingPosition<F::kStages>;
   using Scores = float (&)[1][kSm90Keys / 8][4];
 
@@ -95,8 +96,9 @@ class FwdConsumer {
     for (; blocks > 0; blocks--) {
       if (last) {
         mbarrier_wait(shared_.k_full + 8 * at.stage(), at.parity());
-        give_back(shared_.k_empty + 8 * at.stage());
         mbarrier_wait(shared_.v_full + 8 * at.stage(), at.parity());
+        __syncwarp();  // all lanes have seen these phases: the next ones have the same parity again
+        give_back(shared_.k_empty + 8 * at.stage());
         give_back(shared_.v_empty + 8 * at.stage());
       }
       at.advance();
@@ -147,10 +149,10 @@ class FwdConsumer {
   // A tile of queries of item i; `at`: where the item's first block of keys is, afterwards what follows its last one.
   FTX_DEVICE void attend(int i, int tile, Position& at, bool last) const {
     const AttentionShape& shape = p_.call.shape;
-    const FwdItem item(p_, i);
+    const Item item(p_, i);
     const int m0 = (item.first_tile + tile) * kSm90Queries;
     const KeyRange keys = item.keys_of(shape, item.first_tile + tile);
-    const HeadBounds bounds(shape, keys.end, item.shift);
+    const auto mask = mask_of(item, keys.end);
     const uint32_t number = tiles_ + tile, slot = warp_uniform(number % F::kQSlots);
     const uint64_t q = q_ + slot * (F::kQueryBytes / 16);
     auto k = [&](const Position& of) { return k_ + warp_uniform(of.stage()) * (F::kKeyBytes / 16); };
@@ -173,8 +175,7 @@ class FwdConsumer {
       if constexpr (kDropout) draw(dropout, kept, m0, first * kSm90Keys);
       wgmma_wait<0>(s);
       if (last) give_back(shared_.k_empty + 8 * at.stage());
-      bounds.template apply<false>(tiles, m0 + warp_row_, first * kSm90Keys);
-      softmax.template add<true>(tiles, units_, alpha);
+      exponentials(tiles, softmax, alpha, mask, m0, first * kSm90Keys);
       pack_probabilities(p, tiles, kept);
       Position before = at;
       at.advance();
@@ -188,9 +189,9 @@ class FwdConsumer {
         if constexpr (kDropout) draw(dropout, kept, m0, j * kSm90Keys);
         wgmma_wait<1>(s);
         if (last) give_back(shared_.k_empty + 8 * at.stage());
-        bounds.template apply<false>(tiles, m0 + warp_row_, j * kSm90Keys);
-        softmax.template add<true>(tiles, units_, alpha);
-        wgmma_wait<0>(o, p);
+        if constexpr (kMasks) wgmma_wait<0>(o, p);  // else masks would find no registers
+        exponentials(tiles, softmax, alpha, mask, m0, j * kSm90Keys);
+        if constexpr (!kMasks) wgmma_wait<0>(o, p);
         if (last) give_back(shared_.v_empty + 8 * before.stage());
         if (__any_sync(0xffffffffu, alpha[0] != 1.0f || alpha[1] != 1.0f)) {
 #pragma unroll
@@ -206,13 +207,42 @@ class FwdConsumer {
       wgmma_wait<0>(o, p);
       if (last) give_back(shared_.v_empty + 8 * before.stage());
     }
+    __syncwarp();  // likewise, where there was no key
     give_back(shared_.q_empty + 8 * slot);
     // anew, because the registers are short meanwhile
-    const FwdItem again(p_, i);
+    const Item again(p_, i);
     const KeyRange seen = again.keys_of(shape, again.first_tile + tile);
     pass(at, again.end_block - (seen.end_block > seen.first_block ? seen.end_block : again.first_block), last);
     softmax.finish();
     store(HeadWork(shape, again.head), (again.first_tile + tile) * kSm90Queries, softmax, o);
+  }
+
+  FTX_DEVICE auto mask_of(const Item& item, int end) const {
+    const AttentionShape& shape = p_.call.shape;
+    if constexpr (kMasks) {
+      HeadMask mask(shape, HeadWork(shape, item.head));
+      mask.n_k = end;
+      return mask;
+    } else {
+      return HeadBounds(shape, end, item.shift);
+    }
+  }
+
+  // Of scores whose first query is `query` and first key `key`, with what hides some of them.
+  template <class Mask>
+  FTX_DEVICE void exponentials(Scores s, OnlineSoftmax<1>& softmax, float (&alpha)[2], const Mask& mask, int query,
+                               int key) const {
+    if constexpr (kMasks) {
+      if (!units_.folds) {
+#pragma unroll
+        for (int i = 0; i < kSm90Keys / 2; i++) s[0][i / 4][i % 4] *= units_.scale;
+      }
+    }
+    mask.template apply<false>(s, query + warp_row_, key);
+    if constexpr (kMasks) {
+      if (!units_.folds) return softmax.template add<false>(s, units_, alpha);
+    }
+    softmax.template add<true>(s, units_, alpha);
   }
 
   FTX_DEVICE AttentionDropout with_dropout(int head) const {
@@ -253,7 +283,7 @@ class FwdConsumer {
   }
 
   const FwdSm90Params& p_;
-  const SharedSm90<kDim>& shared_;
+  const SharedSm90<F>& shared_;
   const int consumer_, warp_row_;
   const ScoreUnits units_;
   const uint64_t q_, k_, v_;
@@ -261,26 +291,26 @@ class FwdConsumer {
   Position at_;
 };
 
-template <class T, int kDim, bool kDropout>
-__global__ void __launch_bounds__(FwdSm90<kDim>::kThreads, 1)
+template <class T, int kDim, bool kDropout, bool kMasks>
+__global__ void __launch_bounds__(FwdSm90<kDim, kMasks>::kThreads, 1)
     attention_fwd_sm90_kernel(const __grid_constant__ FwdSm90Params p) {
-  using F = FwdSm90<kDim>;
+  using F = FwdSm90<kDim, kMasks>;
   FTX_DYNAMIC_SHARED(memory, 1024);
-  const SharedSm90<kDim> shared(memory);
+  const SharedSm90<F> shared(memory);
   const int warp = warp_uniform(threadIdx.x / 32), group = warp / 4;
   if (threadIdx.x == 0) shared.init();
   __syncthreads();  // the mbarriers: made by one thread, used by all
   if (group == F::kConsumers) {
     registers_give<F::kTile.registers_of_producer>();
     if (warp % 4 == 0) {
-      FwdProducer<kDim>(p, shared).run();
+      FwdProducer<kDim, kMasks>(p, shared).run();
     } else if (p.call.shape.cu_seqlens_q != nullptr) {
       fill_uncovered_results<T>(p, {static_cast<int>(threadIdx.x) - 32 * (4 * F::kConsumers + 1), 96});
     }
     return;
   }
   registers_take<F::kTile.registers>();
-  FwdConsumer<T, kDim, kDropout>(p, shared, group, warp % 4).run();
+  FwdConsumer<T, kDim, kDropout, kMasks>(p, shared, group, warp % 4).run();
 }
 
 }  // namespace fasttx

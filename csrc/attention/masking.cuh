@@ -117,12 +117,12 @@ struct HeadMask {
 
   FTX_DEVICE bool is_key_mask() const { return bias != nullptr && shape.bias_strides[2] == 0; }
 
-  // One past the last key that a key mask leaves visible, at most n_k. All threads of the block call it; `partials`
-  // holds an int for each of its warps, and whoever uses that memory next needs a barrier before.
-  FTX_DEVICE int last_key(int* partials) const {
+  // One past the last key that a key mask leaves visible, at most n_k: of the keys that this warp looks at, as a part
+  // of the team.
+  FTX_DEVICE int last_key(const Team& team) const {
     int last = 0;
     with_bias(bias, shape.bias_dtype, [&](auto* all) {
-      for (int key = threadIdx.x; key < n_k; key += blockDim.x) {
+      for (int key = team.thread; key < n_k; key += team.threads) {
         if (shows(all[offset + key * shape.bias_strides[3]])) last = key + 1;
       }
     });
@@ -131,6 +131,13 @@ struct HeadMask {
       const int other = __shfl_xor_sync(0xffffffffu, last, lanes);
       last = other > last ? other : last;
     }
+    return last;
+  }
+
+  // Of all keys. All threads of the block call it; `partials` holds an int for each of its warps, and whoever uses that
+  // memory next needs a barrier before.
+  FTX_DEVICE int last_key(int* partials) const {
+    int last = last_key(Team::of_block());
     if (threadIdx.x % 32 == 0) partials[threadIdx.x / 32] = last;
     __syncthreads();  // partials: written by each warp, read by all
     for (unsigned warp = 0; warp < blockDim.x / 32; warp++) last = partials[warp] > last ? partials[warp] : last;

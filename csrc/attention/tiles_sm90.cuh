@@ -8,6 +8,7 @@
 #include "../arch/warp.cuh"
 #include "../arch/wgmma.cuh"
 #include "attention_config.h"
+#include "masking.cuh"
 #include "work.cuh"
 
 namespace fasttx {
@@ -20,9 +21,9 @@ struct FwdSm90Params {
 
 // Of kDim columns. A tile lies as panels of 64 columns, rows of 128 bytes with TMA's swizzle; columns from head_dim on
 // are zeros.
-template <int kDim>
+template <int kDim, bool kMasks>
 struct FwdSm90 {
-  static constexpr FwdSm90Tile kTile = fwd_sm90_tile(kDim);
+  static constexpr FwdSm90Tile kTile = fwd_sm90_tile(kDim, kMasks);
   static constexpr int kConsumers = kTile.consumers, kStages = kTile.stages, kThreads = 128 * (kConsumers + 1);
   static constexpr int kPanels = (kDim + 63) / 64, kKeyPanel = kSm90Keys * kTmaRowBytes,
                        kQueryPanel = kSm90Queries * kTmaRowBytes;
@@ -32,7 +33,7 @@ struct FwdSm90 {
 
 // Addresses. K and V have a ring of stages each; tile number n of Q, counted over all of the block's work, has slot
 // n % kQSlots and consumer n % kConsumers.
-template <int kDim, class F = FwdSm90<kDim>>
+template <class F>
 struct SharedSm90 {
   unsigned char* memory;
   uint32_t k, v, q;
@@ -99,7 +100,9 @@ struct KeyRange {
 };
 
 // Some tiles of queries of one head, and the blocks of keys that they see. No tiles: nothing is loaded. It is little,
-// because consumers hold it in registers while they compute; what else is to be known HeadWork tells.
+// because consumers hold it in registers while they compute; what else is to be known HeadWork tells. All lanes of a
+// warp make it. kMasks: a key mask may hide the last keys.
+template <bool kMasks>
 struct FwdItem {
   int head, n_q, n_k, shift, first_tile, tiles, first_block, end_block;
 
@@ -107,7 +110,10 @@ struct FwdItem {
       : FwdItem(p, item, HeadWork(p.call.shape, item / p.items_per_head)) {}
 
   FTX_DEVICE FwdItem(const FwdSm90Params& p, int item, const HeadWork& work)
-      : head(work.head), n_q(warp_uniform(work.n_q)), n_k(warp_uniform(work.n_k)), shift(warp_uniform(work.shift)) {
+      : head(work.head),
+        n_q(warp_uniform(work.n_q)),
+        n_k(warp_uniform(last_key(p.call.shape, work))),
+        shift(warp_uniform(work.shift)) {
     const AttentionShape& shape = p.call.shape;
     // under a causal mask the last rows have most keys: they start first
     const bool window = shape.window_left < kNoWindow || shape.window_right < kNoWindow;
@@ -125,6 +131,13 @@ struct FwdItem {
   }
 
  private:
+  FTX_DEVICE static int last_key(const AttentionShape& shape, const HeadWork& work) {
+    if constexpr (kMasks) {
+      const HeadMask mask(shape, work);
+      if (mask.is_key_mask()) return mask.last_key(Team::of_warp());
+    }
+    return work.n_k;
+  }
   FTX_DEVICE int end_query(int tile) const { return tile * kSm90Queries < n_q ? tile * kSm90Queries : n_q; }
 };
 

@@ -70,6 +70,7 @@ struct HeadWork {
 struct Team {
   int thread, threads;
 
+  FTX_DEVICE static Team of_warp() { return {static_cast<int>(threadIdx.x % 32), 32}; }
   FTX_DEVICE static Team of_block() { return {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)}; }
 };
 

@@ -17,7 +17,7 @@ needs_nvcc = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=str
 # instantiations of each file: dtypes x (lengths of a row) x (forward and backward)
 COUNT = {
     "attention_fwd_sm80": 2 * 6,  # of two dtypes, and head_dim to 32, 64, 96, 128, 192, 256
-    "attention_fwd_sm90": 2 * 2 * 4,  # with dropout and without, head_dim to 32, 64, 96, 128
+    "attention_fwd_sm90": 2 * 3 * 4,  # plain, with dropout, with masks; head_dim to 32, 64, 96, 128
     "attention_bwd_sm80": 2 * (1 + 7),  # delta; head_dim to 32, 64, 128 with dropout and without, to 256
     "attention_bwd_dq_sm80": 2 * 7,
     "attention_bwd_dbias_sm80": 2 * 4,

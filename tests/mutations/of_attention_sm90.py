@@ -21,8 +21,8 @@ ATTENTION_FWD_SM90 = [
     ),
     Mutation(
         CONSUMER,
-        "        mbarrier_wait(shared_.k_full + 8 * at.stage(), at.parity());\n        mbarrier_wait(",
-        "        mbarrier_wait(",
+        "before.stage(), before.parity());\n        wgmma_fence(s",
+        "before.stage(), before.parity() ^ 1);\n        wgmma_fence(s",
         RACES_OF_ATTENTION_SM90,
     ),
     Mutation(CONSUMER, "        wgmma_fence(s, o, p);\n", "", RACES_OF_ATTENTION_SM90),
@@ -37,8 +37,8 @@ ATTENTION_FWD_SM90 = [
     Mutation(CONSUMER, "keep_scale = 256.0f /", "keep_scale = 255.0f /", ATTENTION_SM90),
     Mutation(
         CONSUMER,
-        "apply<false>(tiles, m0 + warp_row_, j * kSm90Keys);",
-        "apply<false>(tiles, m0, j * kSm90Keys);",
+        "mask.template apply<false>(s, query + warp_row_, key);",
+        "mask.template apply<false>(s, query, key);",
         ATTENTION_SM90,
     ),
     Mutation(
@@ -54,6 +54,14 @@ ATTENTION_FWD_SM90 = [
         "",
         RACES_OF_ATTENTION_SM90,
     ),
+    Mutation(
+        CONSUMER,
+        "        __syncwarp();  // all lanes have seen",
+        "        // all lanes have seen",
+        RACES_OF_ATTENTION_SM90,
+    ),
+    Mutation(TILES, "if (mask.is_key_mask()) return", "if (false) return", ATTENTION_SM90),
+    Mutation(CONSUMER, "        if constexpr (kMasks) wgmma_wait<0>(o, p);", "", RACES_OF_ATTENTION_SM90),
     Mutation(CHOICE, "if (arch != 90)", "if (arch < 90)", RACES_OF_ATTENTION_SM90),
     Mutation(CHOICE, " || strides[i] % kWidth != 0", "", ATTENTION_SM90),
 ]

@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="the cases are those of the Triton kernels"
 
 from ops.attention_cases import Case, check_forward, make_inputs, poisoned, run_forward
 from ops.numpy_dropout import attention_keep
-from ops.test_attention_kernels import BF16, F16, PACKED
+from ops.test_attention_kernels import BF16, F16, MASKS, PACKED
 
 from fasttx.ops.attention import cuda as attention
 from fasttx.ops.attention.cuda import attention_fwd
@@ -49,6 +49,46 @@ def test_head_dims(device: torch.device, dim: int, dim_v: int, dtype: torch.dtyp
 @pytest.mark.parametrize("lengths", [(), ((250, 290), (0, 5), (170, 30), (5, 0), (20, 3))], ids=["padded", "packed"])
 def test_windows(device: torch.device, window: tuple[int, int], lengths: tuple[tuple[int, int], ...]) -> None:
     check(device, Case(250, 290, 1, dim=64, dim_v=64, lengths=lengths, window=window, dtype=BF16, aligned=True))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks(device: torch.device, mask: str) -> None:
+    dtype, dim = (F16, 128) if mask.endswith(("add", "lowest")) else (BF16, 64)
+    check(device, Case(70, 200, mask=mask, heads=2, heads_k=2, dim=dim, dim_v=dim, dtype=dtype, aligned=True))
+
+
+@pytest.mark.parametrize("mask", ["", "key-add"])
+@pytest.mark.parametrize("scale", [0.0, -0.3, 3.0])
+def test_scales(device: torch.device, scale: float, mask: str) -> None:
+    check(device, Case(20, 140, scale=scale, mask=mask, dim=64, dtype=BF16, aligned=True))
+
+
+@pytest.mark.parametrize("mask", ["key-bool", "full-add"])
+@pytest.mark.parametrize("lengths", [(), ((150, 170), (0, 5), (170, 30), (5, 0))], ids=["padded", "packed"])
+def test_windows_under_masks(device: torch.device, mask: str, lengths: tuple[tuple[int, int], ...]) -> None:
+    case = Case(150, 170, 1, dim=64, lengths=lengths, window=(40, 9), mask=mask, dtype=BF16, aligned=True)
+    check(device, case)
+
+
+@pytest.mark.parametrize(("keys", "hidden"), [(96, 8), (300, 172)])
+def test_padding_that_a_key_mask_hides_never_counts(device: torch.device, keys: int, hidden: int) -> None:
+    q, k, v = (torch.randn(1, n, 2, 64, device=device).to(BF16) for n in (20, keys, keys))
+    mask = torch.arange(keys, device=device)[None, None, None] < keys - hidden
+    results = []
+    for poison in (0.0, float("nan")):
+        k[:, keys - hidden :], v[:, keys - hidden :] = poison, poison
+        args = (mask, None, None, None, None, 20, keys, 0.2, 0.0, -1, -1)
+        results.append(run_forward(attention_fwd, q, k, v, args))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_nan_in_a_mask_is_seen(device: torch.device, rows: int) -> None:
+    q, k, v, _, args = make_inputs(Case(40, 140, dim=64, dtype=BF16, aligned=True), device)
+    bias = torch.zeros(2, 1, rows, 140, dtype=BF16, device=device)
+    bias[1, ..., -1] = float("nan")
+    for x in run_forward(attention_fwd, q, k, v, (bias, *args[1:])):
+        assert bool(x[1].isnan().all()) and bool(x[0].isfinite().all())
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
@@ -137,14 +177,28 @@ def test_padded_and_packed_drop_the_same_elements(device: torch.device) -> None:
     assert torch.equal(found, torch.cat([padded[b, :n] for b, n in enumerate(lengths)]))
 
 
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_strides_that_no_tensor_map_has(device: torch.device, which: int) -> None:
+    args = (None, None, None, None, None, 20, 20, 0.2, 0.0, -1, -1)
+    whole = [torch.randn(1, 20, 2, 64, device=device).to(BF16) for _ in range(3)]
+    odd = torch.randn(1, 20, 2, 68, device=device).to(BF16)[..., :64]
+    for other in (odd, whole[which][:, :, :1].expand(1, 20, 2, 64)):
+        given = [*whole[:which], other, *whole[which + 1 :]]
+        with pytest.raises(ValueError, match="rows that are not multiples of 16 bytes apart"):
+            run_forward(attention_fwd, *given, args)
+
+
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
-        (Case(dim=64, mask="key-bool", dtype=BF16, aligned=True), "it takes no mask"),
+        (Case(dim=64, mask="key-bool", dropout_p=0.1, dtype=BF16, aligned=True), "it has no dropout under masks"),
         (Case(dim=64, dtype=BF16), "multiples of 16 bytes"),
         (Case(dim=36, dtype=BF16, aligned=True), "head_dim is no multiple of 8"),
         (Case(dim=136, dtype=BF16, aligned=True), "head_dim is above 128"),
-        (Case(dim=64, scale=-0.3, dtype=BF16, aligned=True), "softmax_scale is not above 0"),
+        (
+            Case(dim=64, scale=-0.3, dropout_p=0.1, dtype=BF16, aligned=True),
+            "it has no dropout under .* scales up to 0",
+        ),
         (Case(sk=0, dim=64, dtype=BF16, aligned=True), "no elements"),
     ],
 )
