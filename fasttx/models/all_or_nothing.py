@@ -37,4 +37,5 @@ def all_or_nothing(root: nn.Module, change: Callable[[], T]) -> T:
 def _contents(module: nn.Module) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
     """The dictionaries of a module that a patch, a quantisation or a mask changes, with a copy of each."""
     state = module.__dict__
-    return [(own, dict(own)) for own in (state, state["_modules"], state["_load_state_dict_post_hooks"])]
+    within = (state[name] for name in ("_modules", "_load_state_dict_post_hooks") if name in state)  # not if traced
+    return [(own, dict(own)) for own in (state, *within)]

@@ -164,9 +164,9 @@ class Int8Quantizer(HfQuantizer):
             if linear.bias is not None:
                 made.bias = nn.Parameter(linear.bias.detach(), requires_grad=linear.bias.requires_grad)
             if name in self.quantization_config.static:
-                made.input_scale = torch.ones((), device="meta")
+                made.input_scale = torch.ones((), dtype=torch.float32, device="meta")
             if name in self.quantization_config.smoothed:
-                made.input_factor = torch.ones(linear.in_features, device="meta")
+                made.input_factor = torch.ones(linear.in_features, dtype=torch.float32, device="meta")
             found[linear] = made.train(linear.training)
         replace_layers(model, found)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

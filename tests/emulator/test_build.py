@@ -22,7 +22,7 @@ def test_what_the_tests_load_is_built_before_them(monkeypatch: pytest.MonkeyPatc
         raise AssertionError(f"within a test: {' '.join(command)}")
 
     monkeypatch.setattr(compiling, "run", compile_nothing)
-    others = ("faults", "cluster_faults", "int8_config")
+    others = ("faults", "cluster_faults", "int8_config", "attention_config")
     for variant in ("plain", "race"):
         host_build.build_module(variant)
         for name in instruction_library.SOURCES:
