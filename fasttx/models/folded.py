@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -24,11 +25,13 @@ def fold_factors(root: nn.Module, made: Mapping[nn.Module, Int8Linear], undo: Ex
     .. math:: (\\hat x \\circ \\gamma + \\beta) \\circ f = \\hat x \\circ (\\gamma f) + \\beta f
 
     Factors are powers of two: what the layers read is the same to the bit. A norm stays as it is where not all that
-    reads it becomes int8 with one factor, where it has no weight, or where it is not plain (hooks, a class of its own).
+    reads it becomes int8 with one factor, where it has no weight, where it is not plain (hooks, a class of its own), or
+    where it stands at several places of the model. It gets new parameters: the old ones may be others' too.
 
     Args:
-        undo: gets what gives the norms their values back, before they change.
+        undo: gets what gives the norms their parameters back, before they change.
     """
+    places = Counter(id(module) for _, module in root.named_modules(remove_duplicate=False))
     for layer in root.modules():
         for path, readers in NORMS.get(key_of(class_of(layer)), {}).items():
             norm, linears = _at(layer, path), [_at(layer, reader) for reader in readers]
@@ -37,13 +40,13 @@ def fold_factors(root: nn.Module, made: Mapping[nn.Module, Int8Linear], undo: Ex
             if factor is None or len(int8) < len(linears) or bypass_reason(norm, path, cls="LayerNorm") is not None:
                 continue
             same = all(each.input_factor is not None and torch.equal(each.input_factor, factor) for each in int8)
-            if norm.weight is None or not same:
+            if norm.weight is None or not same or places[id(norm)] > 1:
                 continue
-            with torch.no_grad():
-                for parameter in (norm.weight, norm.bias):
-                    if parameter is not None:
-                        undo.callback(parameter.data.copy_, parameter.clone())
-                        parameter.mul_(factor.to(parameter))
+            undo.callback(norm._parameters.update, dict(norm._parameters))
+            for name, parameter in norm._parameters.items():
+                if parameter is not None:
+                    product = parameter.detach() * factor.to(parameter)
+                    norm._parameters[name] = nn.Parameter(product, requires_grad=parameter.requires_grad)
             for each in int8:
                 each.input_factor = None
 

@@ -120,7 +120,8 @@ def test_race_checks_can_be_switched_off() -> None:
 def test_every_vector_is_asked_for_its_alignment() -> None:
     """A pointer to wider elements comes from `aligned_at` alone; registers may be grouped, as the same elements."""
     kernels = [p for p in (host_build.ROOT / "csrc").glob("*/*.cu*") if p.parent.name != "arch"]
-    casts = {p.name: re.findall(r"reinterpret_cast<(?!uintptr_t>|Scores>|uint32_t \(&\)\[4\]>).*", p.read_text()) for p in kernels}
+    cast = re.compile(r"reinterpret_cast<(?!uintptr_t>|Scores>|uint32_t \(&\)\[4\]>).*")
+    casts = {p.name: cast.findall(p.read_text()) for p in kernels}
     assert len(kernels) > 20 and not any(casts.values()), casts
 
 

@@ -280,6 +280,37 @@ def test_verified_and_explained(keep: bool) -> None:
     assert "int8_linear" in str(fasttx.explain(model, inputs))
 
 
+@pytest.mark.parametrize("shared", ["module", "weight"])
+def test_a_norm_at_several_places_gets_no_factor_twice(shared: str) -> None:
+    family = zoo.BY_NAME["ViT"]
+    model = zoo.tiny_model(family, family.bare)
+    layers = [m for m in model.modules() if hasattr(m, "layernorm_before")]
+    if shared == "module":
+        layers[1].layernorm_before = layers[0].layernorm_before
+    else:
+        layers[1].layernorm_before.weight = layers[0].layernorm_before.weight
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    given, want = model.state_dict(), last(model, family)
+    with fasttx.calibrate(model):
+        last(model, family)
+    fasttx.quantize(model, fasttx.Int8Config(smooth=0.5))
+    assert (last(model, family) - want).norm() < 0.1 * want.norm()
+    assert all(torch.equal(given[name], tensor) for name, tensor in state.items())  # the caller's tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_loaded_in_another_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = calibrated(zoo.BERT)
+    fasttx.quantize(model, BOTH)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=dtype)
+    want = last(model, zoo.BERT)
+    assert (last(loaded, zoo.BERT).float() - want).norm() < 0.2 * want.norm()  # bfloat16 moves roundings
+    for name, layer in fasttx.quant.int8_layers(loaded).items():
+        of_model = fasttx.quant.int8_layers(model)[name]
+        assert layer.input_scale is not None and torch.equal(layer.input_scale, of_model.input_scale)
+
+
 def test_an_error_in_between_leaves_the_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     family = zoo.BY_NAME["ViT"]
     model = calibrated(family)

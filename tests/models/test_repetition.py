@@ -200,6 +200,17 @@ def test_an_exception_at_a_step_leaves_the_model_as_before(name: str) -> None:
     assert same(process_state(), around)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_traced_part_is_no_obstacle() -> None:
+    whole = torch.nn.Module()
+    whole.model = zoo.tiny_model(zoo.BERT, zoo.BERT.bare)
+    whole.extra = torch.jit.trace(torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.zeros(1, 2))
+    assert fasttx.patch(whole).replaced
+    fasttx.quantize(whole)
+    fasttx.dequantize(whole)
+    fasttx.unpatch(whole)
+
+
 def test_threads() -> None:
     """Each with a model of its own, all at once."""
     models = [tiny(seed=seed) for seed in range(3)]
