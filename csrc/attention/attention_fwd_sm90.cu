@@ -36,7 +36,8 @@ void start(const AttentionFwdParams& call, Stream stream) {
   const int64_t tiles = fwd_sm90_tiles(kDim, kMasks, heads, shape.max_seqlen_q, shape.max_seqlen_k, multiprocessors);
   const int64_t all_tiles = (static_cast<int64_t>(shape.max_seqlen_q) + kSm90Queries - 1) / kSm90Queries;
   const int64_t items_per_head = (all_tiles + tiles - 1) / tiles, items = heads * items_per_head;
-  require(items <= INT32_MAX, "attention_fwd", "tiles of queries times heads must lie below 2^31");
+  // a block's next item is counted in 32 bits too
+  require(items <= INT32_MAX - multiprocessors, "attention_fwd", "tiles of queries times heads must lie below 2^31");
   int64_t queries[3], keys[3];
   sizes_of(shape, false, queries);
   sizes_of(shape, true, keys);

@@ -56,6 +56,9 @@ def lora_on_int8(model: Any, config: Any) -> Any:
     if config.init_lora_weights not in INITS:
         allowed = "True, False and 'gaussian', which ask for no float weight"
         raise ValueError(f"config: got init_lora_weights={config.init_lora_weights!r}; allowed are {allowed}")
+    if config.target_modules == "all-linear":
+        allowed = "names of layers: PEFT finds float layers alone by that word"
+        raise ValueError(f"config: got target_modules='all-linear'; allowed are {allowed}")
     if config.use_dora:
         raise ValueError("config: got use_dora=True; allowed is False, as DoRA computes with the float weight")
     config._register_custom_module({Int8Linear: int8_lora()})

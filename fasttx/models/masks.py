@@ -11,12 +11,15 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from ..ops.checks import wrong
 
 KEY = "_fasttx_pruned"
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of a weight -> the integers of as many."""
 ALLOWED = "DDP and fully_shard for a model with masks"
 
 _live: dict[int, weakref.ref[Mask]] = {}
@@ -36,6 +39,7 @@ class Mask:
     def __init__(self, layer: nn.Module, pruned: Tensor) -> None:
         self.pruned = pruned
         self._part: tuple[Any, Tensor] | None = None
+        self._kept: tuple[Tensor, Tensor] | None = None
         self._belong_to(layer)
 
     def _belong_to(self, layer: Any) -> None:
@@ -48,7 +52,7 @@ class Mask:
         return {"layer": self._layer(), "pruned": self.pruned}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.pruned, self._part = state["pruned"], None
+        self.pruned, self._part, self._kept = state["pruned"], None, None
         self._belong_to(state["layer"])
 
     @property
@@ -82,7 +86,13 @@ class Mask:
             pruned = self.pruned = self.pruned.to(weight.device)
             local = weight
         moved = int(local[pruned].count_nonzero()) if count else 0
-        local.masked_fill_(pruned, 0)
+        if local.device.type != "cpu" or local.element_size() not in INTEGERS:
+            local.masked_fill_(pruned, 0)
+            return moved
+        bits = INTEGERS[local.element_size()]  # PyTorch's masked_fill_ takes 20 times as long on a CPU
+        if self._kept is None or self._kept[0] is not pruned or self._kept[1].dtype != bits:
+            self._kept = pruned, pruned.to(bits).sub_(1)  # 0 where pruned, all bits elsewhere
+        local.view(bits).bitwise_and_(self._kept[1])
         return moved
 
     def _part_of(self, weight: Any) -> Tensor:

@@ -61,7 +61,7 @@ def prune(
     follow a deepcopy and a pickle, and are not in the ``state_dict()``: prune a loaded model again by the same amount.
 
     A second call with a larger amount keeps what was pruned, so that a schedule is a few calls: by Zhu and Gupta
-    (2017, arXiv:1710.01878) ``amount = final * (1 - (1 - t) ** 3)`` with t from 0 to 1.
+    (2017, arXiv:1710.01878) ``amount = final * (1 - (1 - t) ** 3)`` with t above 0, up to 1.
 
     Args:
         model: a transformers model, or anything that holds some (sentence-transformers, a pipeline, DDP).
@@ -120,6 +120,10 @@ def _finish(root: nn.Module) -> PruningReport:
     found = [each for each in candidates(root, ()) if mask_of(each.layer) is not None]
     if not found:
         raise ValueError(f"model: got a {type(root).__name__} without masks; allowed is one that fasttx.prune changed")
+    for each in found:
+        if each.layer._parameters.get("weight") is None:
+            got = f"{each.name}, whose weight something computes now (a parametrization, weight norm)"
+            raise ValueError(f"model: got {got}; allowed are weights that are parameters: take that off first")
     moved, pruned = 0, []
     for each in found:
         changed, zeros = hold(each.layer, count=True)

@@ -133,6 +133,7 @@ def test_the_gradients_of_one_layer() -> None:
     ("options", "error", "message"),
     [
         ({"init_lora_weights": "pissa"}, ValueError, "config: got init_lora_weights='pissa'; allowed are True"),
+        ({"target_modules": "all-linear"}, ValueError, "config: got target_modules='all-linear'; allowed are names"),
         ({"use_dora": True}, ValueError, "config: got use_dora=True; allowed is False"),
     ],
 )

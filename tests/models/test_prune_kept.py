@@ -119,6 +119,14 @@ def test_copies_pickles_and_loaded_weights() -> None:
     assert same(zeros(model), wanted)
 
 
+def test_a_weight_that_is_computed_now_is_no_finish() -> None:
+    model = tiny()
+    fasttx.prune(model, 0.5)
+    torch.nn.utils.parametrizations.weight_norm(model.bert.encoder.layer[0].output.dense)
+    with pytest.raises(ValueError, match=r"model: got bert\.encoder\.layer\.0\.output\.dense, whose weight"):
+        fasttx.prune(model, finish=True)
+
+
 def test_finished() -> None:
     model = tiny()
     fasttx.prune(model, 0.5)

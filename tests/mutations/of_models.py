@@ -21,7 +21,7 @@ CAPTURE_INT8 = ("tests/models/test_capture_int8.py",)
 MODELS = [
     Mutation("fasttx/models/all_or_nothing.py", "            module.__class__ = cls\n", "", REPETITION),
     Mutation("fasttx/models/all_or_nothing.py", "                own.update(before)\n", "", REPETITION),
-    Mutation("fasttx/models/masks.py", "local.masked_fill_(pruned, 0)", "local.mul_(~pruned)", PRUNE),
+    Mutation("fasttx/models/masks.py", "local.view(bits).bitwise_and_(self._kept[1])", "local.mul_(~pruned)", PRUNE),
     Mutation(
         "fasttx/models/masks.py", 'self._belong_to(state["layer"])', 'self._layer = lambda: state["layer"]', PRUNE
     ),
